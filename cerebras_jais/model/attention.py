@@ -1,0 +1,91 @@
+"""Self-attention with the Model Zoo's projections, through PyTorch's fused kernel.
+
+B batch, L query length, S key length, H query heads, G key/value heads, D head size, M hidden.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cerebras_jais.model.config import DecoderConfig
+from cerebras_jais.model.positions import rotate_BHLD
+
+
+@dataclass(frozen=True)
+class Positions:
+    """What attention needs to know of where tokens stand, made once per forward pass and shared by all layers.
+
+    bias: additive float mask [1 or B, 1 or H, L, S], or None for a plain causal mask.
+    cos, sin: rotary angles, or None under ALiBi.
+    """
+
+    bias: Tensor | None = None
+    cos: Tensor | None = None
+    sin: Tensor | None = None
+
+
+class KeyValueCache:
+    """Keys and values of one layer for generation, allocated once: [B, G, capacity, D] each."""
+
+    def __init__(self, batch: int, groups: int, capacity: int, head_dim: int, dtype: torch.dtype, device: torch.device):
+        self.k_BGSD = torch.zeros(batch, groups, capacity, head_dim, dtype=dtype, device=device)
+        self.v_BGSD = torch.zeros_like(self.k_BGSD)
+        self.length = 0
+
+    def extend(self, k_BGLD: Tensor, v_BGLD: Tensor) -> tuple[Tensor, Tensor]:
+        """Append L tokens in place and return all keys and values so far."""
+        end = self.length + k_BGLD.shape[2]
+        assert end <= self.k_BGSD.shape[2], "the cache is allocated for the whole generation"
+        self.k_BGSD[:, :, self.length : end] = k_BGLD
+        self.v_BGSD[:, :, self.length : end] = v_BGLD
+        self.length = end
+        return self.k_BGSD[:, :, :end], self.v_BGSD[:, :, :end]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head or grouped-query attention; the parameter names are the Model Zoo's."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.num_heads, self.num_groups = config.num_heads, config.num_kv_groups
+        self.head_dim = config.head_dim
+        self.scale = config.attention_scale
+        self.dropout = config.attention_dropout
+        hidden, kv_width = config.hidden_size, config.num_kv_groups * config.head_dim
+        bias = config.use_projection_bias_in_attention
+        self.proj_q_dense_layer = nn.Linear(hidden, hidden, bias=bias)
+        self.proj_k_dense_layer = nn.Linear(hidden, kv_width, bias=bias)
+        self.proj_v_dense_layer = nn.Linear(hidden, kv_width, bias=bias)
+        self.proj_output_dense_layer = nn.Linear(hidden, hidden, bias=config.use_ffn_bias_in_attention)
+
+    def forward(self, x_BLM: Tensor, positions: Positions, cache: KeyValueCache | None = None) -> Tensor:
+        q_BHLD = self._heads(self.proj_q_dense_layer(x_BLM))
+        k_BGSD = self._heads(self.proj_k_dense_layer(x_BLM))
+        v_BGSD = self._heads(self.proj_v_dense_layer(x_BLM))
+        if positions.cos is not None and positions.sin is not None:
+            q_BHLD = rotate_BHLD(q_BHLD, positions.cos, positions.sin)
+            k_BGSD = rotate_BHLD(k_BGSD, positions.cos, positions.sin)
+        if cache is not None:
+            k_BGSD, v_BGSD = cache.extend(k_BGSD, v_BGSD)
+        if self.num_groups != self.num_heads:
+            # The fused kernels of the oldest supported PyTorch want as many key heads as query heads.
+            k_BGSD = k_BGSD.repeat_interleave(self.num_heads // self.num_groups, dim=1)
+            v_BGSD = v_BGSD.repeat_interleave(self.num_heads // self.num_groups, dim=1)
+        bias = positions.bias
+        out_BHLD = F.scaled_dot_product_attention(
+            q_BHLD,
+            k_BGSD,
+            v_BGSD,
+            attn_mask=None if bias is None else bias.to(q_BHLD.dtype),
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=bias is None,
+            scale=self.scale,
+        )
+        return self.proj_output_dense_layer(out_BHLD.transpose(1, 2).flatten(2))
+
+    def _heads(self, x_BLE: Tensor) -> Tensor:
+        return x_BLE.unflatten(2, (-1, self.head_dim)).transpose(1, 2)

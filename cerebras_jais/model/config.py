@@ -1,0 +1,349 @@
+"""What one decoder is: the `model:` section of a Model Zoo trainer YAML as a frozen dataclass.
+
+The fields are the keys of the Model Zoo's `jais` and `llama` models with the Model Zoo's own defaults
+(GPT2LMHeadModelConfig and GPT2ModelConfig of release 2.10). A Jais model is ALiBi + LayerNorm + biases, an adapted
+(Llama) model is rotary + RMSNorm + no biases; nothing but these fields tells them apart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cerebras_jais.errors import UserError
+
+
+class ModelConfigError(UserError):
+    """A `model:` section that does not describe a model of the family."""
+
+
+@dataclass(frozen=True)
+class Initializer:
+    """The distribution a weight is drawn from; `a` and `b` are absolute bounds of the truncated normal."""
+
+    name: str = "truncated_normal"
+    mean: float = 0.0
+    std: float = 0.05
+    a: float | None = None
+    b: float | None = None
+
+    @classmethod
+    def from_section(cls, section: Mapping[str, Any] | str, key: str) -> Initializer:
+        """Read one initializer of the YAML: a name, or a mapping with `name`, `mean`, `std`, `a`, `b`."""
+        section = {"name": section} if isinstance(section, str) else dict(section)
+        name = str(section.get("name", "")).lower()
+        if name not in ("normal", "truncated_normal"):
+            raise ModelConfigError(
+                f"model.{key}: initializer {section.get('name')!r} is not one that muP can scale; "
+                "use normal or truncated_normal"
+            )
+        unknown = set(section) - {"name", "mean", "std", "a", "b"}
+        if unknown:
+            raise ModelConfigError(f"model.{key}: unknown key {sorted(unknown)[0]!r}; known: name, mean, std, a, b")
+        std = float(section.get("std", 0.05))
+        truncated = name == "truncated_normal"
+        bound = {side: section.get(side) for side in ("a", "b")}
+        # The Model Zoo's default bounds are two standard deviations where the keys are absent, and +-0.1 where null.
+        for side, sign in (("a", -1.0), ("b", 1.0)):
+            if truncated and bound[side] is None:
+                bound[side] = sign * (0.1 if side in section else 2 * std)
+        return cls(name, float(section.get("mean", 0.0)), std, bound["a"], bound["b"])
+
+    def scaled(self, factor: float) -> Initializer:
+        """The same distribution with its spread and bounds times `factor`, as muP scales it."""
+        return dataclasses.replace(
+            self,
+            std=self.std * factor,
+            a=None if self.a is None else self.a * factor,
+            b=None if self.b is None else self.b * factor,
+        )
+
+
+_INITIALIZERS = (
+    "embedding_initializer",
+    "initializer",
+    "output_layer_initializer",
+    "ffn_initializer",
+    "ffn_output_layer_initializer",
+)
+
+# Keys of the Model Zoo's GPT-2 class that no model of the family uses: accepted at the Model Zoo's default only.
+_ONLY_AT_DEFAULT: dict[str, Any] = {
+    "num_extra_input_vocab_tokens": 0,
+    "constant_pos_embedding": None,
+    "position_embedding_offset": 0,
+    "embedding_layer_norm": False,
+    "num_relative_attention_buckets": 32,
+    "attention_type": "scaled_dot_product",
+    "attention_sliding_window_length": None,
+    "sliding_window_every_other_decoder_layer": False,
+    "sliding_window_every_other_decoder_layer_pattern": "full_attention_first",
+    "attention_sink_tokens": None,
+    "attention_vertical_column_spacing": None,
+    "attention_vertical_column_width": None,
+    "attention_chunk_size": None,
+    "attention_qk_norm_layer": None,
+    "attention_qk_norm_eps": 1e-5,
+    "extra_ffn_params": {},
+    "attention_inner_dim": None,
+    "attention_logit_softcapping": None,
+    "fixed_sparse_attention": None,
+    "memory_tokens_config": None,
+    "memory_tokens": None,
+    "use_experimental_flex_api": False,
+    "use_sink_token": False,
+    "lr_adjustment_groups": None,
+    "alibi_trainable_slopes": False,
+    "pos_scaling_type": "linear",
+    "pos_scaling_extra_args": None,
+    "cross_attention_layers": [],
+    "rel_distance_mode": "default",
+    "rel_distance_extra_args": None,
+    "scale_qk_dot_by_layer_idx": False,
+    "norm_first_sandwich": False,
+    "final_logit_softcapping": None,
+    "moe_params": None,
+    "moe": None,
+    "dtype": None,
+    "start_token": None,
+    "loop_dim": 1,
+    "stop_sequences": None,
+    "max_tokens": None,
+    "temperature": None,
+    "top_k": None,
+    "top_p": None,
+}
+
+# Keys that steer a CS system or the Model Zoo's own logging and change no number here.
+NO_EFFECT_HERE = ("attention_kernel", "boundary_casting", "compute_eval_metrics", "fold_rope_consts")
+
+_ALIASES = {"model_name": "name", "embedding_dropout_rate": "embd_pdrop"}
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """A decoder-only language model of the family; every field is a key of the YAML's `model:` section."""
+
+    name: str = "jais"
+    vocab_size: int = 50257
+    max_position_embeddings: int = 1024
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_heads: int = 12
+    filter_size: int = 3072
+
+    position_embedding_type: str = "alibi"
+    pos_scaling_factor: float = 1.0
+    rotary_dim: int | None = None
+    rope_theta: float = 10000.0
+    fold_rope_consts: bool = False
+
+    nonlinearity: str = "swiglu"
+    norm_type: str = "layernorm"
+    layer_norm_epsilon: float = 1e-5
+    share_embedding_weights: bool = True
+    use_bias_in_output: bool = False
+    use_ffn_bias: bool = True
+    use_projection_bias_in_attention: bool = True
+    use_ffn_bias_in_attention: bool = True
+    attention_module: str = "aiayn_attention"
+    extra_attention_params: Mapping[str, Any] = field(default_factory=dict)
+    attention_softmax_fp32: bool = True
+    attention_kernel: str | None = None
+
+    embd_pdrop: float | None = None
+    dropout_rate: float = 0.1
+    attention_dropout_rate: float | None = 0.1
+
+    initializer_range: float = 0.02
+    embedding_initializer: Initializer | None = None
+    initializer: Initializer | None = None
+    output_layer_initializer: Initializer | None = None
+    ffn_initializer: Initializer | None = None
+    ffn_output_layer_initializer: Initializer | None = None
+
+    mup_base_hidden_size: float | None = None
+    mup_base_filter_size: float | None = None
+    embeddings_scale: float = 1.0
+    scale_qk_dot_by_d: bool | None = None
+    attention_logits_alpha: float = 1.0
+    scale_output_logits_by_d: bool = True
+    output_logits_alpha: float | None = None
+    output_logits_scale: float | None = None
+
+    loss_scaling: str = "num_tokens"
+    loss_weight: float = 1.0
+    boundary_casting: bool = False
+    compute_eval_metrics: bool = True
+
+    @classmethod
+    def from_section(cls, section: Mapping[str, Any]) -> DecoderConfig:
+        """Read and check the `model:` section of a trainer YAML.
+
+        Raises:
+            ModelConfigError: an unknown key, a value the family does not have, or values that do not fit together.
+        """
+        values: dict[str, Any] = {}
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        for given, value in section.items():
+            key = _ALIASES.get(given, given)
+            if key in fields:
+                values[key] = _coerced(key, value, fields[key])
+            elif key in _ONLY_AT_DEFAULT:
+                if value != _ONLY_AT_DEFAULT[key]:
+                    raise ModelConfigError(
+                        f"model.{given}: {value!r} is not supported; no model of the family uses it "
+                        f"(remove the key, its default is {_ONLY_AT_DEFAULT[key]!r})"
+                    )
+            else:
+                near = difflib.get_close_matches(str(given), [*fields, *_ONLY_AT_DEFAULT], n=1)
+                raise ModelConfigError(
+                    f"model.{given}: unknown key" + (f"; did you mean {near[0]!r}?" if near else "; remove it")
+                )
+        for key in _INITIALIZERS:
+            if values.get(key) is not None and not isinstance(values[key], Initializer):
+                values[key] = Initializer.from_section(values[key], key)
+        config = cls(**values)
+        config.check()
+        return config
+
+    def to_section(self) -> dict[str, Any]:
+        """The `model:` section that describes this model: `name` and every value that is not the default."""
+        section: dict[str, Any] = {"name": self.name}
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            default = {} if f.name == "extra_attention_params" else f.default
+            if f.name == "name" or value == default:
+                continue
+            if isinstance(value, Initializer):
+                value = {k: v for k, v in dataclasses.asdict(value).items() if v is not None}
+            section[f.name] = dict(value) if isinstance(value, Mapping) else value
+        return section
+
+    def check(self) -> None:
+        """Refuse values outside the family or that contradict one another."""
+
+        def demand(holds: bool, key: str, what: str) -> None:
+            if not holds:
+                raise ModelConfigError(f"model.{key}: {what} (got {getattr(self, key)!r})")
+
+        demand(self.name in ("jais", "llama", "gpt2", "jais_family", "jais_adapted"), "name", "use 'jais' or 'llama'")
+        for key in ("vocab_size", "max_position_embeddings", "hidden_size", "num_hidden_layers", "num_heads"):
+            demand(getattr(self, key) > 0, key, "must be positive")
+        demand(self.filter_size > 0, "filter_size", "must be positive")
+        demand(self.hidden_size % self.num_heads == 0, "num_heads", f"must divide hidden_size {self.hidden_size}")
+        demand(
+            self.position_embedding_type in ("alibi", "rotary"),
+            "position_embedding_type",
+            "must be 'alibi' (Jais) or 'rotary' (Llama)",
+        )
+        demand(self.nonlinearity == "swiglu", "nonlinearity", "must be 'swiglu', as in the whole family")
+        demand(self.norm_type in ("layernorm", "rmsnorm"), "norm_type", "must be 'layernorm' or 'rmsnorm'")
+        demand(self.loss_scaling in ("num_tokens", "batch_size"), "loss_scaling", "must be 'num_tokens' or 'batch_size'")
+        demand(self.pos_scaling_factor > 0, "pos_scaling_factor", "must be positive")
+        demand(
+            self.attention_module in ("aiayn_attention", "multiquery_attention"),
+            "attention_module",
+            "must be 'aiayn_attention' or 'multiquery_attention'",
+        )
+        unknown = set(self.extra_attention_params) - {"num_kv_groups", "attention_kernel"}
+        demand(not unknown, "extra_attention_params", f"unknown key {sorted(unknown)[:1]}; known: num_kv_groups")
+        demand(
+            self.num_heads % self.num_kv_groups == 0,
+            "extra_attention_params",
+            f"num_kv_groups must divide num_heads {self.num_heads}",
+        )
+        for key in ("dropout_rate", "embd_pdrop", "attention_dropout_rate"):
+            demand(getattr(self, key) is None or 0 <= getattr(self, key) < 1, key, "must be in [0, 1)")
+        if self.position_embedding_type == "rotary":
+            dim = self.effective_rotary_dim
+            demand(dim % 2 == 0 and 0 < dim <= self.head_dim, "rotary_dim", f"must be even and at most {self.head_dim}")
+        base = [self.mup_base_hidden_size is not None, self.mup_base_filter_size is not None]
+        demand(all(base) or not any(base), "mup_base_filter_size", "give both mup_base_* sizes or neither")
+        demand(
+            not (self.is_mup and self.output_logits_scale),
+            "output_logits_scale",
+            "is the deprecated form of output_logits_alpha and the mup_base_* sizes: remove one of the two forms",
+        )
+
+    # ---- what follows from the fields -------------------------------------------------------------------------------
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def num_kv_groups(self) -> int:
+        """Number of key and value heads; fewer than `num_heads` in grouped-query attention."""
+        if self.attention_module == "multiquery_attention":
+            return int(self.extra_attention_params.get("num_kv_groups", 1))
+        return self.num_heads
+
+    @property
+    def is_mup(self) -> bool:
+        """Whether the model is parametrised by muP (maximal update parametrisation)."""
+        return self.mup_base_hidden_size is not None
+
+    @property
+    def effective_rotary_dim(self) -> int:
+        """Dimensions of each head that rotate; a quarter of the head where the YAML says nothing (Model Zoo rule)."""
+        return self.rotary_dim if self.rotary_dim is not None else int(self.head_dim * 0.25)
+
+    @property
+    def attention_scale(self) -> float:
+        """Factor on q.k: 1/d under muP (`scale_qk_dot_by_d`), 1/sqrt(d) otherwise, times `attention_logits_alpha`."""
+        by_d = self.is_mup if self.scale_qk_dot_by_d is None else self.scale_qk_dot_by_d
+        return self.attention_logits_alpha / (self.head_dim if by_d else math.sqrt(self.head_dim))
+
+    @property
+    def logits_scale(self) -> float:
+        """Factor on the logits: `output_logits_alpha` over the width multiplier (or its root) under muP."""
+        if self.is_mup:
+            assert self.mup_base_hidden_size is not None
+            multiplier = self.hidden_size / self.mup_base_hidden_size
+            if not self.scale_output_logits_by_d:
+                multiplier = math.sqrt(multiplier)
+            return (self.output_logits_alpha or 1.0) / multiplier
+        return self.output_logits_scale or 1.0
+
+    @property
+    def embedding_dropout(self) -> float:
+        """Dropout on the embeddings; `dropout_rate` where not given."""
+        return self.dropout_rate if self.embd_pdrop is None else self.embd_pdrop
+
+    @property
+    def attention_dropout(self) -> float:
+        """Dropout on the attention weights; `dropout_rate` where null."""
+        return self.dropout_rate if self.attention_dropout_rate is None else self.attention_dropout_rate
+
+
+def _coerced(key: str, value: Any, f: dataclasses.Field) -> Any:
+    """`value` in the field's type, refusing what is plainly another kind of thing."""
+    wanted = str(f.type)
+    if value is None:
+        if "None" not in wanted and key not in ("embeddings_scale", "attention_logits_alpha", "boundary_casting"):
+            raise ModelConfigError(f"model.{key}: must not be null; remove the key to use its default {f.default!r}")
+        return value if "None" in wanted else f.default
+    if wanted.startswith("bool"):
+        if not isinstance(value, bool):
+            raise ModelConfigError(f"model.{key}: must be true or false (got {value!r})")
+    elif wanted.startswith("int"):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or int(value) != value:
+            raise ModelConfigError(f"model.{key}: must be a whole number (got {value!r})")
+        return int(value)
+    elif wanted.startswith("float"):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ModelConfigError(f"model.{key}: must be a number (got {value!r})")
+        return float(value)
+    elif wanted.startswith("str"):
+        if not isinstance(value, str):
+            raise ModelConfigError(f"model.{key}: must be a string (got {value!r})")
+        return value if key in ("name", "attention_kernel") else value.lower()
+    elif wanted.startswith("Mapping") and not isinstance(value, Mapping):
+        raise ModelConfigError(f"model.{key}: must be a mapping (got {value!r})")
+    return value

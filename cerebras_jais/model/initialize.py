@@ -1,0 +1,83 @@
+"""Weights as the Model Zoo draws them, with muP's scaling of their spread.
+
+Source: Model Zoo models/nlp/gpt2/gpt2_model.py (choice of initializer) and common/utils/model/mup_utils.py (scaling).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from cerebras_jais.model.config import DecoderConfig, Initializer
+
+if TYPE_CHECKING:
+    from cerebras_jais.model.decoder import Decoder
+
+
+def weight_initializers(config: DecoderConfig) -> dict[str, Initializer]:
+    """The distribution of each kind of weight: embedding, attention, attention_output, ffn_input, ffn_output, head.
+
+    Under muP, with m_d = hidden / base hidden, m_f = filter / base filter and n layers, the spread of attention and
+    ffn_input is multiplied by m_d^-1/2, of attention_output by (2 n m_d)^-1/2 and of ffn_output by (2 n m_f)^-1/2.
+    """
+    default = Initializer(
+        "truncated_normal",
+        0.0,
+        config.initializer_range,
+        -2 * config.initializer_range,
+        2 * config.initializer_range,
+    )
+    depth = (2 * config.num_hidden_layers) ** -0.5
+    attention = config.initializer or default
+    ffn_input = config.ffn_initializer or config.initializer or default
+    attention_output = config.output_layer_initializer
+    ffn_output = config.ffn_output_layer_initializer
+    if config.mup_base_hidden_size and config.mup_base_filter_size:
+        width = (config.hidden_size / config.mup_base_hidden_size) ** -0.5
+        attention, ffn_input = attention.scaled(width), ffn_input.scaled(width)
+        attention_output = (attention_output or default).scaled(width * depth)
+        filter_width = (config.filter_size / config.mup_base_filter_size) ** -0.5
+        ffn_output = (ffn_output or default).scaled(filter_width * depth)
+    elif attention_output is None and config.initializer is None:
+        attention_output = default.scaled(depth)
+    # Where nothing says otherwise the output projections follow the initializer of their block.
+    ffn_output = ffn_output or attention_output or ffn_input
+    attention_output = attention_output or attention
+    return {
+        "embedding": config.embedding_initializer or default,
+        "attention": attention,
+        "attention_output": attention_output,
+        "ffn_input": ffn_input,
+        "ffn_output": ffn_output,
+        "head": Initializer("normal", 0.0, config.initializer_range),
+    }
+
+
+@torch.no_grad()
+def initialize_weights(decoder: Decoder, config: DecoderConfig) -> None:
+    """Draw every weight in place from torch's global generator; biases become zero, norms one."""
+    draws = weight_initializers(config)
+    for module in decoder.modules():
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            module.bias.zero_()
+    _draw(decoder.embedding_layer.word_embeddings.weight, draws["embedding"])
+    for layer in decoder.transformer_decoder.layers:
+        attention, (gated, output) = layer.self_attn, layer.ffn.ffn
+        for projection in (attention.proj_q_dense_layer, attention.proj_k_dense_layer, attention.proj_v_dense_layer):
+            _draw(projection.weight, draws["attention"])
+        _draw(attention.proj_output_dense_layer.weight, draws["attention_output"])
+        _draw(gated.linear_layer.weight, draws["ffn_input"])
+        _draw(gated.linear_layer_for_glu.weight, draws["ffn_input"])
+        _draw(output.linear_layer.weight, draws["ffn_output"])
+    if not config.share_embedding_weights:
+        _draw(decoder.lm_head.weight, draws["head"])
+
+
+def _draw(weight: Tensor, initializer: Initializer) -> None:
+    if initializer.name == "normal":
+        nn.init.normal_(weight, initializer.mean, initializer.std)
+    else:
+        assert initializer.a is not None and initializer.b is not None
+        nn.init.trunc_normal_(weight, initializer.mean, initializer.std, initializer.a, initializer.b)

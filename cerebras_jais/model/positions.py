@@ -1,0 +1,81 @@
+"""Where a token stands: ALiBi slopes and biases, rotary angles, and the masks of plain and packed sequences.
+
+B batch, L query length, S key length, H heads, D head size, R rotary size.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def alibi_slopes(num_heads: int) -> list[float]:
+    """Slopes of ALiBi for any number of heads, steepest first within each of the two series.
+
+    A power of two n gives 2^(-8(i+1)/n). Any other n takes the series of the power of two below it, then every
+    second slope of the power of two above it (Press et al. 2022, arXiv 2108.12409, section 3 and reference code;
+    Model Zoo: layers/AlibiPositionEmbeddingLayer.py). The list is not sorted: 12 heads give 8 slopes and then 4.
+    """
+
+    def series(power: int) -> list[float]:
+        ratio = 2.0 ** (-8.0 / power)
+        return [ratio**i * ratio for i in range(power)]
+
+    power = 2 ** int(math.log2(num_heads))
+    return series(power) + series(2 * power)[0::2][: num_heads - power]
+
+
+def alibi_bias_HLS(slopes_H1: Tensor, query_positions_L: Tensor, key_positions_S: Tensor, factor: float) -> Tensor:
+    """ALiBi bias -slope / factor * |i - j| for every head, [H, L, S] in float32.
+
+    Distances are whole numbers taken in float32, exact up to 2^24 tokens, whatever the precision of the model.
+    `factor` is `pos_scaling_factor`: position interpolation divides the slopes by it.
+    """
+    distance_LS = (query_positions_L[:, None] - key_positions_S[None, :]).abs().to(torch.float32)
+    return (slopes_H1.to(torch.float32) / -factor)[:, :, None] * distance_LS
+
+
+def causal_mask_LS(length: int, device: torch.device) -> Tensor:
+    """True where a query may look: at itself and at what came before, bool [L, L]."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()
+
+
+def packed_mask_B1LS(attention_span_BL: Tensor) -> Tensor:
+    """True where a query of a packed (variable sequence length) batch may look, bool [B, 1, L, L].
+
+    Key j may be seen by query i when 0 <= i - j <= attention_span[j]: `attention_span` counts how many later tokens
+    of the same document may attend to a key (Model Zoo: create_vsl_mask).
+    """
+    length = attention_span_BL.shape[1]
+    position_L = torch.arange(length, device=attention_span_BL.device)
+    ahead_LS = position_L[:, None] - position_L[None, :]
+    return ((ahead_LS >= 0) & (ahead_LS <= attention_span_BL[:, None, :]))[:, None]
+
+
+def rotary_angles(positions: Tensor, rotary_dim: int, theta: float, factor: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of position * theta^(-2i/R), float32, shape of `positions` + [R / 2].
+
+    The frequency is computed as exp(-2i/R * ln theta) in float32, the form the Model Zoo uses when it does not fold
+    constants (layers/RotaryPositionEmbeddingHelper.py); `factor` is `pos_scaling_factor` and divides positions.
+    """
+    pair = torch.arange(rotary_dim // 2, device=positions.device, dtype=torch.float32)
+    log_theta = torch.log(torch.tensor(theta, device=positions.device, dtype=torch.float32))
+    frequency = torch.exp(pair * (-log_theta * 2 / rotary_dim))
+    angle = (positions.to(torch.float32) / factor)[..., None] * frequency
+    return angle.cos(), angle.sin()
+
+
+def rotate_BHLD(x_BHLD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate neighbouring pairs (2i, 2i + 1) of the first R of D dimensions by the given angles.
+
+    `cos` and `sin` are [L, R/2] or [B, 1, L, R/2]. The Model Zoo pairs neighbours; Hugging Face pairs halves, which
+    is why conversion interleaves the rows of the query and key projections.
+    """
+    rotary_dim = 2 * cos.shape[-1]
+    turning, still = x_BHLD[..., :rotary_dim], x_BHLD[..., rotary_dim:]
+    even, odd = turning[..., 0::2], turning[..., 1::2]
+    cos, sin = cos.to(x_BHLD.dtype), sin.to(x_BHLD.dtype)
+    turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
+    return turned if still.shape[-1] == 0 else torch.cat((turned, still), dim=-1)

@@ -1,0 +1,160 @@
+"""The reference model is the Model Zoo's model: same names, same loss, same gradients, same training.
+
+Contract: with the same weights and batch, fp32 on the CPU, the loss of `LanguageModel` and of the Model Zoo's own
+`JAISModel` or `LlamaModel` (release 2.10) agree, every gradient agrees, and 20 optimizer steps trace one loss curve;
+for both families, plain and packed batches, head counts that are no power of two, grouped queries, tied and untied
+heads, both loss scalings. Weights are drawn larger than at initialisation so that attention is far from uniform.
+"""
+
+import copy
+
+import pytest
+import torch
+
+from cerebras_jais.model.config import DecoderConfig
+from cerebras_jais.model.decoder import LanguageModel
+from tests import tolerances
+from tests.cerebras_jais.model.examples import batch_of, jais_section, llama_section
+
+pytestmark = pytest.mark.modelzoo
+
+VARIANTS = {
+    "jais-12-heads": jais_section(num_heads=12, hidden_size=48),
+    "jais-20-heads": jais_section(num_heads=20, hidden_size=80),
+    "jais-40-heads": jais_section(num_heads=40, hidden_size=80),
+    "jais-56-heads": jais_section(num_heads=56, hidden_size=112),
+    "jais-untied": jais_section(num_heads=12, hidden_size=48, share_embedding_weights=False),
+    "jais-interpolated": jais_section(num_heads=12, hidden_size=48, pos_scaling_factor=4.0),
+    "jais-batch-size-loss": jais_section(num_heads=12, hidden_size=48, loss_scaling="batch_size", loss_weight=1 / 24),
+    "jais-deprecated-mup": jais_section(
+        num_heads=12,
+        hidden_size=48,
+        mup_base_hidden_size=None,
+        mup_base_filter_size=None,
+        output_logits_alpha=None,
+        output_logits_scale=0.365,
+    ),
+    "llama-12-heads": llama_section(num_heads=12, hidden_size=48),
+    "llama-20-heads": llama_section(num_heads=20, hidden_size=80),
+    "llama-40-heads": llama_section(num_heads=40, hidden_size=160),
+    "llama-56-heads-grouped": llama_section(num_heads=56, hidden_size=224, kv_groups=8),
+    "llama-grouped": llama_section(num_heads=12, hidden_size=48, kv_groups=4),
+    "llama-one-group": llama_section(num_heads=12, hidden_size=48, kv_groups=1),
+    "llama-tied": llama_section(num_heads=12, hidden_size=48, share_embedding_weights=True),
+    "llama-partial-rotary": llama_section(num_heads=4, hidden_size=64, rotary_dim=8),
+}
+
+
+def modelzoo_model(section):
+    pytest.importorskip("cerebras.modelzoo")
+    if section["name"] == "jais":
+        from cerebras.modelzoo.models.nlp.jais.model import JAISModel as Model
+        from cerebras.modelzoo.models.nlp.jais.model import JAISModelConfig as Config
+    else:
+        from cerebras.modelzoo.models.nlp.llama.model import LlamaModel as Model
+        from cerebras.modelzoo.models.nlp.llama.model import LlamaModelConfig as Config
+    return Model(Config(**copy.deepcopy(section)))
+
+
+def both_models(section, seed=0):
+    torch.manual_seed(seed)
+    theirs = modelzoo_model(section)
+    ours = LanguageModel(DecoderConfig.from_section(section))
+    with torch.no_grad():
+        for name, parameter in ours.named_parameters():
+            if parameter.requires_grad:
+                spread = 0.5 if parameter.dim() == 1 else 1.5 * parameter.shape[1] ** -0.5
+                parameter.copy_(torch.randn(parameter.shape) * spread + (1.0 if "norm" in name else 0.0))
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    return ours, theirs
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_names_order_and_shapes_of_parameters_are_those_of_the_model_zoo(variant):
+    theirs = modelzoo_model(VARIANTS[variant])
+    ours = LanguageModel(DecoderConfig.from_section(VARIANTS[variant]))
+    # The order counts: optimizer state in a checkpoint is numbered by it.
+    assert [(n, p.shape, p.requires_grad) for n, p in ours.named_parameters()] == [
+        (n, p.shape, p.requires_grad) for n, p in theirs.named_parameters()
+    ]
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_loss_and_every_gradient_agree(variant, packed):
+    ours, theirs = both_models(VARIANTS[variant])
+    batch = batch_of(ours.config, packed=packed)
+    loss, expected = ours(batch), theirs(batch)
+    loss.backward()
+    expected.backward()
+    assert abs(loss.item() - expected.item()) <= tolerances.MODELZOO_LOSS
+    gradients = dict(theirs.named_parameters())
+    for name, parameter in ours.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        reference = gradients[name].grad
+        # The key bias shifts every score of a query alike, so its gradient is zero but for rounding.
+        floor = 1e-6 if name.endswith("proj_k_dense_layer.bias") else 0.0
+        difference = (parameter.grad - reference).norm().item()
+        assert difference <= tolerances.MODELZOO_GRADIENT_RELATIVE * reference.norm().item() + floor, name
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_agree(variant):
+    ours, theirs = both_models(VARIANTS[variant])
+    batch = batch_of(ours.config, packed=False)
+    with torch.no_grad():
+        _, expected = theirs(batch, output_logits=True)
+        torch.testing.assert_close(
+            ours.eval().logits(batch["input_ids"]), expected, atol=tolerances.MODELZOO_LOGITS, rtol=0
+        )
+
+
+@pytest.mark.parametrize("variant", ["jais-12-heads", "jais-untied", "llama-grouped"])
+def test_weights_are_drawn_with_the_same_spread(variant):
+    section = dict(VARIANTS[variant], hidden_size=384, filter_size=1024, vocab_size=512)
+    if "rotary_dim" in section:
+        section["rotary_dim"] = 32
+    theirs = dict(modelzoo_model(section).named_parameters())
+    for name, parameter in LanguageModel(DecoderConfig.from_section(section)).named_parameters():
+        other = theirs[name]
+        if parameter.dim() == 2 and parameter.requires_grad:
+            assert parameter.std().item() == pytest.approx(other.std().item(), rel=tolerances.DRAWN_SPREAD), name
+            assert parameter.abs().max().item() == pytest.approx(other.abs().max().item(), rel=0.15), name
+        else:
+            assert torch.equal(parameter, other), name
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
+@pytest.mark.parametrize("variant", ["jais-12-heads", "jais-untied", "llama-grouped", "llama-tied"])
+def test_twenty_steps_trace_the_same_loss_curve(variant, packed):
+    cstorch = pytest.importorskip("cerebras.pytorch")
+    from cerebras.modelzoo.common.optim_utils import configure_param_groups
+
+    from cerebras_jais.train.optimizer import build_optimizer
+
+    settings = {"betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "correct_bias": True}
+    torch.manual_seed(1)
+    theirs = modelzoo_model(VARIANTS[variant])
+    ours = LanguageModel(DecoderConfig.from_section(VARIANTS[variant]))
+    ours.load_state_dict(theirs.state_dict())
+    groups = configure_param_groups(theirs, dict(settings))
+    their_optimizer = cstorch.optim.AdamW(groups, lr=0.02, **settings)
+    our_optimizer = build_optimizer(ours, settings)
+    for group in their_optimizer.param_groups:
+        group["lr"] = 0.02 * group.get("adjust_learning_rate", 1.0)
+    for step in range(20):
+        batch = batch_of(ours.config, packed=packed, seed=step % 4)
+        for optimizer, model in ((their_optimizer, theirs), (our_optimizer, ours)):
+            optimizer.zero_grad()
+            loss = model(batch)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            if model is theirs:
+                expected = loss.item()
+            else:
+                our_optimizer.set_learning_rate(0.02)
+            optimizer.step()
+        assert abs(loss.item() - expected) <= tolerances.MODELZOO_LOSS_CURVE, f"step {step}"
+    assert loss.item() < 4.0  # it did learn something: ln(97) is 4.57
