@@ -6,3 +6,11 @@ MODELZOO_GRADIENT_RELATIVE = 1e-4  # norm of the difference over norm of the gra
 MODELZOO_LOGITS = 1e-4  # absolute; logits of these models reach several units
 MODELZOO_LOSS_CURVE = 1e-3  # absolute, each of 20 steps
 DRAWN_SPREAD = 0.02  # relative; statistical: two draws of over 10^5 values each
+
+# The Hugging Face code.
+HF_LOGITS = 5e-6  # of the largest entry; fp32 against the formula in float64, or one path of a model against another
+HF_HALF_LOGITS = {"float16": 0.01, "bfloat16": 0.06}  # absolute, for logits that reach 1; some roundings of the dtype
+HF_GRADIENT = 1e-5  # absolute; gradients of the tiny models reach about 1
+HF_LOSS = 1e-5  # absolute, nats per token
+
+SAME_IN_FLOAT32 = 2e-5  # absolute; two orders of summing the same float32 terms, values of a few units

@@ -243,7 +243,9 @@ class DecoderConfig:
         )
         demand(self.nonlinearity == "swiglu", "nonlinearity", "must be 'swiglu', as in the whole family")
         demand(self.norm_type in ("layernorm", "rmsnorm"), "norm_type", "must be 'layernorm' or 'rmsnorm'")
-        demand(self.loss_scaling in ("num_tokens", "batch_size"), "loss_scaling", "must be 'num_tokens' or 'batch_size'")
+        demand(
+            self.loss_scaling in ("num_tokens", "batch_size"), "loss_scaling", "must be 'num_tokens' or 'batch_size'"
+        )
         demand(self.pos_scaling_factor > 0, "pos_scaling_factor", "must be positive")
         demand(
             self.attention_module in ("aiayn_attention", "multiquery_attention"),

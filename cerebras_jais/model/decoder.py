@@ -214,6 +214,14 @@ class LanguageModel(nn.Module):
             batch: `input_ids`, `labels` and `attention_mask` (which only masks the loss), whole numbers [B, L]; for
                 packed batches also `attention_span` and `position_ids`.
         """
+        return self._loss(batch, self.config.loss_scaling)
+
+    def mean_loss(self, batch: Mapping[str, Tensor]) -> float:
+        """Mean loss of the unmasked tokens of a batch in nats, whatever the loss scaling; no gradient."""
+        with torch.no_grad():
+            return self._loss(batch, "num_tokens").item()
+
+    def _loss(self, batch: Mapping[str, Tensor], loss_scaling: str) -> Tensor:
         x_BLM = self.model(batch["input_ids"], batch.get("attention_span"), batch.get("position_ids"))
         return next_token_loss(
             x_BLM,
@@ -222,8 +230,8 @@ class LanguageModel(nn.Module):
             batch["labels"],
             batch["attention_mask"],
             logits_scale=self.config.logits_scale,
-            loss_scaling=self.config.loss_scaling,
-            loss_weight=self.config.loss_weight if self.config.loss_scaling == "batch_size" else 1.0,
+            loss_scaling=loss_scaling,
+            loss_weight=self.config.loss_weight,
         )
 
     def logits(

@@ -1,0 +1,45 @@
+"""`cerebras-jais VERB`: text to tokens, tokens to a trained model, a model to text."""
+
+from __future__ import annotations
+
+import click
+
+from cerebras_jais import __version__
+from cerebras_jais.commandline import LazyGroup, completion_command, run
+
+VERBS = {
+    "data": ("cerebras_jais.data.cli:data", "Turn text into a tokenizer and packed training data."),
+    "fit": ("cerebras_jais.train.cli:fit", "Train a model from a Model Zoo trainer YAML on a CPU or GPU."),
+    "generate": ("cerebras_jais.evaluate.cli:generate", "Continue a prompt with a trained checkpoint."),
+    "score": ("cerebras_jais.evaluate.cli:score", "Loss and bits per byte of a checkpoint on text."),
+}
+
+
+@click.group(
+    cls=LazyGroup, verbs=VERBS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(__version__, prog_name="cerebras-jais")
+def cli() -> None:
+    """Train and run the Jais family of Arabic-English language models.
+
+    \b
+    A whole run in miniature, from text to an answer:
+      cerebras-jais data tokenizer --text TEXT --vocab-size 4096 --output tokenizer
+      cerebras-jais data pack --text TEXT --tokenizer tokenizer --max-sequence-length 512 --output data
+      cerebras-jais fit configs/tiny/jais.yaml --model-dir model
+      cerebras-jais generate model/checkpoint_200.mdl --tokenizer tokenizer --prompt "ما هي عاصمة الإمارات؟"
+
+    Checkpoints are Cerebras checkpoints (.mdl). `checkpoint-convert` makes Hugging Face releases of them.
+    """
+
+
+cli.add_command(completion_command("cerebras-jais"))
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    run(cli, "cerebras-jais")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""The verbs `generate` and `score`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+_CHECKPOINT = click.argument("checkpoint", type=click.Path(path_type=Path))
+_TOKENIZER = click.option(
+    "--tokenizer", required=True, type=click.Path(path_type=Path), help="Folder of the tokenizer."
+)
+_CONFIG = click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="Trainer YAML of the model, where the checkpoint does not record it.",
+)
+
+
+@click.command()
+@_CHECKPOINT
+@_TOKENIZER
+@_CONFIG
+@click.option("--prompt", required=True, multiple=True, help="Text to continue; may be given several times.")
+@click.option("--max-new-tokens", default=64, show_default=True, help="Tokens to add at most.")
+@click.option("--temperature", default=0.0, show_default=True, help="0 takes the likeliest token each time.")
+@click.option("--top-p", default=1.0, show_default=True, help="Sample from the likeliest tokens of this total.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the sampling.")
+def generate(
+    checkpoint: Path,
+    tokenizer: Path,
+    config: Path | None,
+    prompt: tuple[str, ...],
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+) -> None:
+    """Continue prompts with a trained checkpoint.
+
+    \b
+      cerebras-jais generate model/checkpoint_200.mdl --tokenizer tokenizer --prompt "الشمس"
+    """
+    import torch
+
+    from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer
+    from cerebras_jais.model.generate import generate as continue_ids
+
+    model, encoder = _load(checkpoint, config), load_tokenizer(tokenizer)
+    eos = end_of_text_id(encoder, tokenizer)
+    generator = torch.Generator().manual_seed(seed)
+    for text in prompt:
+        ids = torch.tensor([encoder.encode(text).ids or [eos]])
+        out = continue_ids(
+            model,
+            ids,
+            max_new_tokens,
+            eos_token_id=eos,
+            temperature=temperature,
+            top_p=top_p,
+            generator=generator,
+        )
+        click.echo(encoder.decode(out[0].tolist()))
+
+
+@click.command()
+@_CHECKPOINT
+@_TOKENIZER
+@_CONFIG
+@click.option(
+    "--text",
+    required=True,
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A folder or file of .txt, .jsonl or SQuAD .json; may be given several times.",
+)
+@click.option(
+    "--held-out", default=0, help="Score only every N-th document of each language, as `data pack` sets aside."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def score(
+    checkpoint: Path, tokenizer: Path, config: Path | None, text: tuple[Path, ...], held_out: int, as_json: bool
+) -> None:
+    """Loss and bits per byte of a checkpoint on text, language by language.
+
+    \b
+      cerebras-jais score model/checkpoint_200.mdl --tokenizer tokenizer --text TEXT --held-out 10
+    """
+    from cerebras_jais.data.text import read_documents, split_held_out
+    from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer
+    from cerebras_jais.evaluate.score import score_documents
+
+    model, encoder = _load(checkpoint, config), load_tokenizer(tokenizer)
+    eos = end_of_text_id(encoder, tokenizer)
+    documents = [document for path in text for document in read_documents(path)]
+    if held_out:
+        documents = split_held_out(documents, held_out)[1]
+    scores = score_documents(model, documents, lambda t: encoder.encode(t).ids, eos)
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    s.language: {
+                        "documents": s.documents,
+                        "tokens": s.tokens,
+                        "bytes": s.n_bytes,
+                        "loss": s.loss,
+                        "bits_per_byte": s.bits_per_byte,
+                    }
+                    for s in scores
+                }
+            )
+        )
+        return
+    click.echo(f"{'language':<10}{'documents':>10}{'tokens':>10}{'bytes':>10}{'loss':>8}{'bits/byte':>11}")
+    for s in scores:
+        click.echo(
+            f"{s.language:<10}{s.documents:>10}{s.tokens:>10}{s.n_bytes:>10}{s.loss:>8.3f}{s.bits_per_byte:>11.3f}"
+        )
+
+
+def _load(checkpoint: Path, config: Path | None):
+    """The model of a checkpoint, by the config it records or by the YAML given."""
+    from cerebras_jais.model.weights import load_model
+    from cerebras_jais.recipes.schema import read_trainer_yaml
+
+    return load_model(checkpoint, read_trainer_yaml(config)[-1].model if config else None)

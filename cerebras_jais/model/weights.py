@@ -1,0 +1,135 @@
+"""From a checkpoint to a model: which config it was trained with, and its weights, every one accounted for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cerebras_jais.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from cerebras_jais.errors import UserError
+from cerebras_jais.model.config import DecoderConfig
+from cerebras_jais.model.decoder import LanguageModel
+
+
+class WeightsError(UserError):
+    """Weights that do not fit the model they are loaded into."""
+
+
+def load_model(path: str | Path, config: DecoderConfig | None = None) -> LanguageModel:
+    """The model of a checkpoint in eval mode, float32, on the CPU.
+
+    Args:
+        path: a .mdl file of the Model Zoo or of this project.
+        config: what the model is; by default the one recorded in the checkpoint by its trainer.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+        WeightsError: no config is recorded, or the tensors are not those the config demands.
+    """
+    with open_checkpoint(path) as checkpoint:
+        config = config or recorded_config(checkpoint)
+        with torch.device("meta"):
+            model = LanguageModel(config)
+        model.to_empty(device="cpu")
+        if config.share_embedding_weights:
+            model.model.lm_head.weight = model.model.embedding_layer.word_embeddings.weight
+        fill_model(model, checkpoint)
+    return model.eval()
+
+
+def recorded_config(checkpoint: Checkpoint) -> DecoderConfig:
+    """The `model:` section that the checkpoint's trainer recorded in `__metadata__`."""
+    for record in reversed(checkpoint.metadata):
+        section = model_section(record.get("params", {}))
+        if section is not None:
+            return DecoderConfig.from_section(section)
+    raise WeightsError(f"{checkpoint.path}: does not say which model it holds; give its trainer YAML with --config")
+
+
+def model_section(params: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The `model:` section of a trainer YAML read into mappings (the last trainer of a list), or None."""
+    trainer = params.get("trainer") if isinstance(params, Mapping) else None
+    if isinstance(trainer, list):
+        trainer = trainer[-1].get("trainer") if trainer else None
+    init = trainer.get("init") if isinstance(trainer, Mapping) else None
+    section = init.get("model") if isinstance(init, Mapping) else None
+    return section if isinstance(section, Mapping) else None
+
+
+def fill_model(model: LanguageModel, checkpoint: Checkpoint) -> None:
+    """Copy a checkpoint's weights into a model of any device and floating dtype, all of them or none.
+
+    A tied head may be stored, linked or absent; names may lack the leading `model.` (files of the Model Zoo's own
+    converter). Raises WeightsError that groups what is missing, left over or of another shape by layer pattern.
+    """
+    stored = stored_weights(checkpoint)
+    targets = model.state_dict()
+    head = "model.lm_head.weight"
+    if head not in stored and model.config.share_embedding_weights and head in targets:
+        stored[head] = stored["model.embedding_layer.word_embeddings.weight"]
+    problems = [
+        *describe(targets.keys() - stored.keys(), "missing"),
+        *describe(stored.keys() - targets.keys(), "not part of the model"),
+        *describe(
+            (k for k in targets.keys() & stored.keys() if tuple(targets[k].shape) != stored[k].shape),
+            "of another shape",
+            lambda k: f"{list(stored[k].shape)} stored, {list(targets[k].shape)} in the config",
+        ),
+    ]
+    if problems:
+        raise WeightsError(f"{checkpoint.path}: does not fit the config: {'; '.join(problems)}")
+    with torch.no_grad():
+        done: dict[int, str] = {}
+        for name, target in targets.items():
+            if done.setdefault(target.data_ptr(), name) == name or target.is_meta:
+                target.copy_(to_torch(stored[name]))
+
+
+def stored_weights(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
+    """The tensors under the checkpoint's `model` by name, each with its leading `model.`."""
+    tree = checkpoint.tree.get("model") if isinstance(checkpoint.tree, Mapping) else None
+    if not isinstance(tree, Mapping):
+        raise WeightsError(f"{checkpoint.path}: has no 'model' in it; it is not a checkpoint of a trainer")
+    found = {name: leaf for name, leaf in tree.items() if isinstance(leaf, StoredTensor)}
+    return {name if name.startswith("model.") else f"model.{name}": leaf for name, leaf in found.items()}
+
+
+def to_torch(tensor: StoredTensor) -> torch.Tensor:
+    """Read a stored tensor into torch, bfloat16 included."""
+    array = tensor.read()
+    if tensor.dtype == "bfloat16":
+        return torch.from_numpy(array.view("int16")).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def describe(names: Iterable[str], what: str, detail=None) -> list[str]:
+    """One phrase per name pattern: "layers.{0-17}.norm1.weight missing" for eighteen names of one kind."""
+    by_pattern: dict[str, list[tuple[int, str]]] = {}
+    for name in sorted(names):
+        layer = re.search(r"layers\.(\d+)\.", name)
+        pattern = re.sub(r"layers\.\d+\.", "layers.*.", name)
+        by_pattern.setdefault(pattern, []).append((int(layer[1]) if layer else -1, name))
+    phrases = []
+    for pattern, members in by_pattern.items():
+        members.sort()
+        shown = pattern
+        if members[0][0] >= 0:
+            shown = pattern.replace("layers.*", f"layers.{_ranges([number for number, _ in members])}")
+        phrases.append(f"{shown} {what}" + (f" ({detail(members[0][1])})" if detail else ""))
+    return phrases
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Numbers as ranges: [0, 1, 2, 5] is "{0-2,5}"; one number stands alone."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number - 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    text = ",".join(f"{a}-{b}" if b > a else str(a) for a, b in runs)
+    return text if len(numbers) == 1 else "{" + text + "}"

@@ -1,0 +1,46 @@
+"""A `model:` section is read whole, or refused with the key and the remedy."""
+
+import pytest
+
+from cerebras_jais.model.config import DecoderConfig, ModelConfigError
+from tests.cerebras_jais.model.examples import jais_section, llama_section
+
+
+@pytest.mark.parametrize("section", [jais_section(), llama_section(kv_groups=4), jais_section(pos_scaling_factor=2.0)])
+def test_a_section_written_back_describes_the_same_model(section):
+    config = DecoderConfig.from_section(section)
+    assert DecoderConfig.from_section(config.to_section()) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hiden_size": 4}, "model.hiden_size: unknown key; did you mean 'hidden_size'"),
+        ({"vocab_size": "many"}, "model.vocab_size: must be a whole number"),
+        ({"num_heads": 7}, "model.num_heads: must divide hidden_size 48"),
+        ({"nonlinearity": "gelu"}, "model.nonlinearity: must be 'swiglu'"),
+        ({"position_embedding_type": "learned"}, "model.position_embedding_type: must be 'alibi'"),
+        ({"mup_base_filter_size": None}, "give both mup_base_"),
+        ({"output_logits_scale": 0.3}, "model.output_logits_scale: is the deprecated form"),
+        ({"use_sink_token": True}, "model.use_sink_token: True is not supported"),
+        ({"initializer": {"name": "xavier_uniform"}}, "model.initializer: initializer 'xavier_uniform'"),
+        ({"share_embedding_weights": 1}, "model.share_embedding_weights: must be true or false"),
+        ({"dropout_rate": 1.5}, "model.dropout_rate: must be in"),
+    ],
+)
+def test_what_does_not_describe_the_family_is_refused_by_name(change, message):
+    with pytest.raises(ModelConfigError) as caught:
+        DecoderConfig.from_section(jais_section(**change))
+    assert message in str(caught.value)
+
+
+def test_attention_scale_is_one_over_d_under_mup_and_its_root_otherwise():
+    assert DecoderConfig.from_section(jais_section()).attention_scale == pytest.approx(1 / 4)
+    assert DecoderConfig.from_section(llama_section()).attention_scale == pytest.approx(1 / 2)
+    assert DecoderConfig.from_section(jais_section(scale_qk_dot_by_d=False)).attention_scale == pytest.approx(1 / 2)
+
+
+def test_logits_scale_of_jais_30b_is_the_published_product():
+    # alpha 2.22 at width multiplier 7168 / 256; HF writes it as mup_output_alpha * mup_width_scale.
+    section = jais_section(hidden_size=7168, num_heads=56, mup_base_hidden_size=256, output_logits_alpha=2.22)
+    assert DecoderConfig.from_section(section).logits_scale == pytest.approx(2.22 / 28)

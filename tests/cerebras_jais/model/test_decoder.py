@@ -1,0 +1,137 @@
+"""The decoder keeps the promises that need no Model Zoo to check.
+
+Contract: attention looks back only; packed documents do not see one another; activation checkpointing changes no
+gradient; generation with a cache is generation without; scales stand where muP puts them.
+"""
+
+import pytest
+import torch
+
+from cerebras_jais.errors import UserError
+from cerebras_jais.model.config import DecoderConfig
+from cerebras_jais.model.decoder import LanguageModel
+from cerebras_jais.model.generate import generate
+from tests import tolerances
+from tests.cerebras_jais.model.examples import batch_of, jais_section, llama_section
+
+SECTIONS = {
+    "jais": jais_section(),
+    "jais-untied": jais_section(share_embedding_weights=False),
+    "llama": llama_section(),
+    "llama-grouped": llama_section(kv_groups=4),
+}
+
+
+@pytest.fixture(params=SECTIONS)
+def model(request):
+    torch.manual_seed(0)
+    model = LanguageModel(DecoderConfig.from_section(SECTIONS[request.param]))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad and parameter.dim() == 2:
+                parameter.mul_(4)  # far from uniform attention
+    return model.eval()
+
+
+def test_a_token_does_not_see_what_comes_after_it(model):
+    ids = batch_of(model.config, packed=False)["input_ids"]
+    changed = ids.clone()
+    changed[:, 10:] = (changed[:, 10:] + 1) % model.config.vocab_size
+    before, after = model.logits(ids), model.logits(changed)
+    torch.testing.assert_close(before[:, :10], after[:, :10], atol=tolerances.SAME_IN_FLOAT32, rtol=0)
+    assert not torch.allclose(before[:, 10:], after[:, 10:])
+
+
+def test_packed_documents_give_the_logits_they_give_alone(model):
+    batch = batch_of(model.config, packed=True)
+    packed = model.logits(batch["input_ids"], batch["attention_span"], batch["position_ids"])
+    for start, size in ((0, 9), (9, 8), (17, 5)):
+        alone = model.logits(batch["input_ids"][:1, start : start + size])
+        torch.testing.assert_close(packed[:1, start : start + size], alone, atol=tolerances.SAME_IN_FLOAT32, rtol=0)
+
+
+def test_activation_checkpointing_gives_the_same_gradients(model):
+    batch = batch_of(model.config, packed=True)
+    gradients = []
+    for checkpointing in (False, True):
+        model.train().zero_grad()
+        model.model.activation_checkpointing = checkpointing
+        model(batch).backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_loss_is_the_masked_mean_of_cross_entropy(model):
+    batch = batch_of(model.config, packed=False)
+    logits = model.logits(batch["input_ids"])
+    each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten().long(), reduction="none")
+    mask = batch["attention_mask"].flatten()
+    expected = (each * mask).sum() / mask.sum()
+    torch.testing.assert_close(model(batch), expected, atol=tolerances.SAME_IN_FLOAT32, rtol=0)
+
+
+def test_batch_size_scaling_divides_by_rows_and_multiplies_by_the_weight():
+    section = jais_section(loss_scaling="batch_size", loss_weight=1 / 24)
+    torch.manual_seed(0)
+    by_rows = LanguageModel(DecoderConfig.from_section(section))
+    torch.manual_seed(0)
+    by_tokens = LanguageModel(DecoderConfig.from_section(jais_section()))
+    batch = batch_of(by_rows.config, packed=False)
+    tokens, rows = batch["attention_mask"].sum(), batch["attention_mask"].shape[0]
+    torch.testing.assert_close(
+        by_rows(batch), by_tokens(batch) * tokens / rows / 24, atol=tolerances.SAME_IN_FLOAT32, rtol=0
+    )
+
+
+def test_cached_greedy_generation_is_uncached_greedy_generation(model):
+    prompt = batch_of(model.config, packed=False)["input_ids"][:, :7]
+    ids = prompt.long()
+    for _ in range(12):
+        ids = torch.cat((ids, model.logits(ids)[:, -1:].argmax(-1)), 1)
+    assert torch.equal(generate(model, prompt, 12), ids)
+
+
+def test_generation_stops_at_the_end_token_and_fills_with_it(model):
+    prompt = batch_of(model.config, packed=False)["input_ids"][:, :7]
+    free = generate(model, prompt, 12)
+    eos = int(free[0, 9])  # whatever the first row says third ends it
+    stopped = generate(model, prompt, 12, eos_token_id=eos)
+    first = free[0, 7:].tolist().index(eos)
+    row = stopped[0, 7:].tolist()
+    assert row[: first + 1] == free[0, 7 : 7 + first + 1].tolist()
+    assert set(row[first:]) == {eos}
+
+
+def test_nucleus_sampling_never_leaves_the_nucleus_and_repeats_by_seed(model):
+    prompt = batch_of(model.config, packed=False)["input_ids"][:1, :7]
+
+    def draw(seed, top_p):
+        return generate(model, prompt, 8, temperature=1.0, top_p=top_p, generator=torch.Generator().manual_seed(seed))
+
+    assert torch.equal(draw(3, 1.0), draw(3, 1.0))
+    assert torch.equal(draw(3, 1e-6), generate(model, prompt, 8))  # a nucleus of one token is greedy
+    assert len({tuple(draw(seed, 1.0)[0].tolist()) for seed in range(8)}) > 1
+
+
+def test_a_prompt_outside_the_vocabulary_is_refused(model):
+    with pytest.raises(UserError, match="token id 97"):
+        generate(model, torch.tensor([[97]]), 1)
+
+
+def test_embedding_and_logit_scales_multiply_where_mup_puts_them():
+    torch.manual_seed(0)
+    scaled = LanguageModel(DecoderConfig.from_section(jais_section()))
+    plain = LanguageModel(
+        DecoderConfig.from_section(
+            jais_section(
+                embeddings_scale=None, output_logits_alpha=None, mup_base_hidden_size=None, mup_base_filter_size=None
+            )
+        )
+    )
+    plain.load_state_dict(scaled.state_dict())
+    with torch.no_grad():
+        embedding = plain.model.embedding_layer.word_embeddings
+        plain.model.lm_head.weight = torch.nn.Parameter(embedding.weight * (1.0951835 * 16 / 48))
+        embedding.weight.mul_(9.1705785)
+    ids = batch_of(scaled.config, packed=False)["input_ids"]
+    torch.testing.assert_close(plain.logits(ids), scaled.logits(ids), atol=tolerances.SAME_IN_FLOAT32, rtol=1e-5)

@@ -1,0 +1,66 @@
+"""A checkpoint fills a model completely or not at all, and what does not fit is said by layer pattern."""
+
+from collections import OrderedDict
+
+import pytest
+import torch
+
+from cerebras_jais.checkpoint import save_checkpoint
+from cerebras_jais.model.config import DecoderConfig
+from cerebras_jais.model.decoder import LanguageModel
+from cerebras_jais.model.weights import WeightsError, describe, load_model
+from tests.cerebras_jais.model.examples import jais_section
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return LanguageModel(DecoderConfig.from_section(jais_section()))
+
+
+def write(path, model, *, drop=(), rename=lambda name: name, metadata=True):
+    arrays = {k: v.detach().numpy() for k, v in model.state_dict().items()}
+    state = {"model": OrderedDict((rename(k), v) for k, v in arrays.items() if k not in drop)}
+    if metadata:
+        params = {"trainer": {"init": {"model": model.config.to_section()}}}
+        state["__metadata__"] = [{"version": "2.10.0", "model_name": "JAISModel", "params": params}]
+    save_checkpoint(path, state)
+    return path
+
+
+def same(a, b):
+    return all(torch.equal(x, b.state_dict()[name]) for name, x in a.state_dict().items())
+
+
+def test_a_model_comes_back_by_the_config_its_checkpoint_records(tmp_path, model):
+    loaded = load_model(write(tmp_path / "m.mdl", model))
+    assert loaded.config == model.config
+    assert same(model, loaded)
+    assert loaded.model.lm_head.weight is loaded.model.embedding_layer.word_embeddings.weight
+
+
+def test_names_without_the_leading_model_and_without_the_tied_head_are_read(tmp_path, model):
+    path = write(tmp_path / "m.mdl", model, drop={"model.lm_head.weight"}, rename=lambda n: n.removeprefix("model."))
+    assert same(model, load_model(path))
+
+
+def test_a_checkpoint_that_records_no_config_asks_for_one(tmp_path, model):
+    path = write(tmp_path / "m.mdl", model, metadata=False)
+    with pytest.raises(WeightsError, match="--config"):
+        load_model(path)
+    assert same(model, load_model(path, model.config))
+
+
+def test_what_does_not_fit_is_grouped_by_layers(tmp_path, model):
+    path = write(tmp_path / "m.mdl", model)
+    other = DecoderConfig.from_section(jais_section(num_hidden_layers=4, filter_size=64))
+    with pytest.raises(WeightsError) as caught:
+        load_model(path, other)
+    message = str(caught.value)
+    assert "layers.{2-3}.norm1.weight missing" in message
+    assert "layers.{0-1}.ffn.ffn.1.linear_layer.weight of another shape ([48, 128] stored, [48, 64]" in message
+
+
+def test_ranges_of_layers_are_written_shortly():
+    names = [f"model.layers.{n}.x" for n in (0, 1, 2, 5)] + ["head"]
+    assert describe(names, "missing") == ["head missing", "model.layers.{0-2,5}.x missing"]
