@@ -1,0 +1,111 @@
+"""From documents to a folder of packed data: held-out split, tokens, rows, files."""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cerebras_jais.data.hdf5 import SAMPLES_PER_FILE, DataParameters, write_hdf5
+from cerebras_jais.data.pack import PackingReport, pack_stream, pack_vsl
+from cerebras_jais.data.text import DataError, Document, count_bytes, language_of, split_held_out
+from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer
+
+# Documents tokenised at once: enough to keep all cores busy.
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class PackedSplit:
+    """One packed data directory: "train", or "held_out/ar" and the like, with what went into it."""
+
+    name: str
+    directory: Path
+    documents: int
+    n_bytes: int
+    report: PackingReport
+
+
+def pack_documents(
+    documents: Iterable[Document],
+    tokenizer: str | Path,
+    max_sequence_length: int,
+    output: str | Path,
+    *,
+    vsl: bool = False,
+    held_out: int = 10,
+    seed: int = 0,
+    samples_per_file: int = SAMPLES_PER_FILE,
+    progress: Callable[[Iterable[Document], str], Iterable[Document]] | None = None,
+) -> list[PackedSplit]:
+    """Pack documents into `output`/train and `output`/held_out/LANGUAGE and return what each holds, train first.
+
+    Every `held_out`-th document of each language is held out (0: none). The training documents are shuffled by
+    `seed`, or a corpus sorted by language would be trained on language by language. The held-out data stays apart by
+    language for a loss and bits per byte of each; the Model Zoo reads several of them as one when `data_dir` is a
+    list. `tokenizer` is a folder with tokenizer.json. `progress(documents, name)` may wrap the documents of a split.
+    All or nothing: `output` appears when everything is written. Raises DataError if it exists and is not empty.
+    """
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise DataError(f"{output}: exists and is not an empty folder; remove it or choose another --output")
+    encoder = load_tokenizer(tokenizer)
+    eos_id = end_of_text_id(encoder, tokenizer)
+    training, kept = split_held_out(documents, held_out) if held_out else (list(documents), [])
+    if not training:
+        raise DataError("no document is left to train on; give more text or a larger --held-out")
+    order = np.random.default_rng(seed).permutation(len(training))
+    splits = {"train": [training[i] for i in order]}
+    for document in kept:
+        splits.setdefault(f"held_out/{language_of(document)}", []).append(document)
+
+    partial = output.parent / f".{output.name}.partial-{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)
+    packed = []
+    try:
+        for name, members in splits.items():
+            watched = progress(members, name) if progress else members
+            token_docs = _encode(encoder, watched)
+            rows = (
+                pack_vsl(token_docs, max_sequence_length, eos_id, eos_id, seed=seed)
+                if vsl
+                else pack_stream(token_docs, max_sequence_length, eos_id)
+            )
+            metadata = DataParameters(
+                vocab_size=encoder.get_vocab_size(),
+                eos_id=eos_id,
+                pad_id=eos_id,
+                tokenizer=str(tokenizer),
+                output_dir=str(output / name),
+                source=_common_source(members),
+                documents=len(members),
+                raw_bytes=count_bytes(members),
+                raw_characters=sum(len(document.text) for document in members),
+            )
+            write_hdf5(partial / name, rows, metadata=metadata, samples_per_file=samples_per_file)
+            packed.append(PackedSplit(name, output / name, len(members), metadata.raw_bytes, rows.report))
+        if output.exists():
+            output.rmdir()
+        partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return packed
+
+
+def _encode(tokenizer, documents: Iterable[Document]) -> Iterator[Sequence[int]]:
+    batch: list[str] = []
+    for document in documents:
+        batch.append(document.text)
+        if len(batch) == _BATCH:
+            yield from (encoding.ids for encoding in tokenizer.encode_batch(batch, add_special_tokens=False))
+            batch = []
+    yield from (encoding.ids for encoding in tokenizer.encode_batch(batch, add_special_tokens=False))
+
+
+def _common_source(documents: Sequence[Document]) -> str:
+    # A line of a .jsonl file is named FILE:LINE.
+    files = sorted({re.sub(r":\d+$", "", document.source) for document in documents})
+    return files[0] if len(files) == 1 else os.path.commonpath(files) or files[0]

@@ -1,0 +1,178 @@
+"""One data directory (or several read as one) of Model Zoo HDF5 files, read by sample index."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cerebras_jais.data.pack import STREAM_FEATURES, VSL_FEATURES
+from cerebras_jais.data.text import DataError
+
+if TYPE_CHECKING:
+    import h5py
+
+# Beyond this many open files the oldest is closed.
+_OPEN_FILES = 64
+
+
+class HDF5Source:
+    """The *.h5 files of one or more directories as one sequence of samples, files in sorted order.
+
+    Samples are stored [N, 3 or 5, length] (`by_sample`), or cut at reading time out of a corpus: rank 1 tokens of all
+    files joined, sample i being tokens i L to i L + L inclusive. Integers of any width are read as int32.
+    """
+
+    def __init__(
+        self,
+        data_dirs: str | Path | Sequence[str | Path],
+        max_sequence_length: int | None = None,
+        use_vsl: bool = False,
+        sort_files: bool = True,
+    ):
+        directories = [data_dirs] if isinstance(data_dirs, str | Path) else list(data_dirs)
+        self.files = _find_files([Path(directory) for directory in directories], sort_files)
+        shapes = _read_shapes(self.files)
+        self.by_sample = len(shapes[0]) > 1
+        self.n_features = len(STREAM_FEATURES)
+        counts = np.cumsum([shape[0] for shape in shapes])
+        if self.by_sample:
+            _check_features(self.files[0], shapes[0], use_vsl)
+            if max_sequence_length is not None:
+                raise DataError(
+                    f"{self.files[0]}: holds whole samples of {shapes[0][2]} tokens; leave max_sequence_length out "
+                    f"of the data section (it is for corpus files only)"
+                )
+            self.n_features, self.sequence_length = shapes[0][1:]
+            self._length = int(counts[-1])
+        else:
+            if max_sequence_length is None:
+                raise DataError(
+                    f"{self.files[0]}: holds a corpus (rank 1); set max_sequence_length in the data section"
+                )
+            if use_vsl:
+                raise DataError(f"{self.files[0]}: holds a corpus (rank 1), which has no VSL features; drop use_vsl")
+            self.sequence_length = max_sequence_length
+            self._length = max(0, (int(counts[-1]) - 1) // max_sequence_length)
+        # VSL data read without use_vsl was refused above, so every stored feature is wanted.
+        self._ends = counts
+        self._open: dict[int, h5py.Dataset] = {}
+        self._process = os.getpid()
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def tokens_per_sample(self) -> int:
+        """Integers read per sample."""
+        return self.n_features * self.sequence_length
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """Return the samples at `indices` (int64 [n]) as int32 [n, 3 or 5, length], labels already shifted."""
+        if not self.by_sample:
+            return self._read_corpus(indices)
+        out = np.empty((len(indices), self.n_features, self.sequence_length), dtype=np.int32)
+        files = np.searchsorted(self._ends, indices, side="right")
+        # Neighbours on disk are read in one go.
+        breaks = np.flatnonzero((np.diff(indices) != 1) | (np.diff(files) != 0)) + 1
+        for start, stop in zip([0, *breaks.tolist()], [*breaks.tolist(), len(indices)], strict=True):
+            if stop > start:
+                file = int(files[start])
+                first = int(indices[start]) - self._start_of(file)
+                out[start:stop] = self._dataset(file)[first : first + stop - start]
+        return out
+
+    def file_of(self, index: int) -> Path:
+        """Return the file that sample `index` begins in."""
+        position = index if self.by_sample else index * self.sequence_length
+        return self.files[int(np.searchsorted(self._ends, position, side="right"))]
+
+    def close(self) -> None:
+        """Close every open file."""
+        for dataset in self._open.values():
+            dataset.file.close()
+        self._open.clear()
+
+    def _read_corpus(self, indices: np.ndarray) -> np.ndarray:
+        length = self.sequence_length
+        out = np.ones((len(indices), self.n_features, length), dtype=np.int32)
+        for i, index in enumerate(indices.tolist()):
+            tokens = self._read_tokens(index * length, index * length + length + 1)
+            out[i, 0] = tokens[:-1]
+            out[i, 2] = tokens[1:]
+        return out
+
+    def _read_tokens(self, start: int, stop: int) -> np.ndarray:
+        parts = []
+        while start < stop:
+            file = int(np.searchsorted(self._ends, start, side="right"))
+            end = min(stop, int(self._ends[file]))
+            offset = self._start_of(file)
+            parts.append(self._dataset(file)[start - offset : end - offset])
+            start = end
+        return np.concatenate(parts)
+
+    def _start_of(self, file: int) -> int:
+        return int(self._ends[file - 1]) if file else 0
+
+    def _dataset(self, file: int) -> Any:
+        import h5py
+
+        if self._process != os.getpid():  # handles do not survive a fork
+            self._open, self._process = {}, os.getpid()
+        if file not in self._open:
+            if len(self._open) >= _OPEN_FILES:
+                self._open.pop(next(iter(self._open))).file.close()
+            self._open[file] = h5py.File(self.files[file], "r")["data"]
+        return self._open[file]
+
+
+def _find_files(directories: Sequence[Path], sort_files: bool) -> list[Path]:
+    files: list[Path] = []
+    for directory in directories:
+        if not directory.is_dir():
+            raise DataError(f"{directory}: no such data directory; make it with `cerebras-jais data pack`")
+        files.extend(directory.glob("*.h5"))
+    if not files:
+        names = ", ".join(map(str, directories))
+        raise DataError(f"{names}: no *.h5 files in it; make them with `cerebras-jais data pack`")
+    return sorted(files) if sort_files else files
+
+
+def _read_shapes(files: Sequence[Path]) -> list[tuple[int, ...]]:
+    import h5py
+
+    shapes: list[tuple[int, ...]] = []
+    dtype = None
+    for file in files:
+        try:
+            with h5py.File(file, "r") as opened:
+                data = opened.get("data")
+                if not isinstance(data, h5py.Dataset):
+                    raise DataError(f'{file}: no dataset "data"; not a Model Zoo data file')
+                if data.dtype.kind not in "iu" or data.ndim not in (1, 3):
+                    raise DataError(
+                        f"{file}: `data` is {data.dtype} of shape {data.shape}; expected integers of shape "
+                        f"[samples, 3 or 5, length] or [tokens]"
+                    )
+                dtype = dtype or data.dtype
+                if data.dtype != dtype or (shapes and data.shape[1:] != shapes[0][1:]):
+                    raise DataError(
+                        f"{file}: `data` is {data.dtype} of shape {data.shape}, but {files[0]} has {dtype} of shape "
+                        f"{shapes[0]}; files of one data set must agree, so remove the one that does not belong"
+                    )
+                shapes.append(data.shape)
+        except OSError as error:
+            raise DataError(f"{file}: not a readable HDF5 file ({error}); pack the data again") from error
+    return shapes
+
+
+def _check_features(file: Path, shape: tuple[int, ...], use_vsl: bool) -> None:
+    found = shape[1]
+    if found not in (len(STREAM_FEATURES), len(VSL_FEATURES)):
+        raise DataError(f"{file}: {found} features per sample; expected 3, or 5 for VSL data")
+    if use_vsl and found != len(VSL_FEATURES):
+        raise DataError(f"{file}: 3 features per sample, but use_vsl needs 5; pack with --vsl or drop use_vsl")
+    if not use_vsl and found != len(STREAM_FEATURES):
+        raise DataError(f"{file}: 5 features per sample (VSL data); set use_vsl: True in the data section")

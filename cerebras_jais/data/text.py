@@ -1,0 +1,193 @@
+"""Documents from the user's files: .txt, .jsonl and SQuAD-style .json, their language, and what is held out."""
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cerebras_jais.errors import UserError
+
+TEXT_SUFFIXES = (".txt", ".jsonl", ".json")
+
+# Languages name folders of held-out data, so they must be plain.
+_LANGUAGE_TAG = re.compile(r"[A-Za-z0-9_-]{1,32}")
+
+# Arabic, Arabic Supplement, Arabic Extended-B and -A, the two presentation-form blocks.
+_ARABIC_BLOCKS = ((0x0600, 0x06FF), (0x0750, 0x077F), (0x0870, 0x08FF), (0xFB50, 0xFDFF), (0xFE70, 0xFEFF))
+
+
+class DataError(UserError):
+    """Text, tokens or packed data that cannot be used; names the file (and line, key or token id) and the remedy."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text with its language ("ar", "en", "code" or any other tag; None if not known) and where it came from."""
+
+    text: str
+    language: str | None
+    source: str
+
+
+def sample_corpus_path() -> Path:
+    """Return the folder of the Arabic-English sample corpus that comes with the package."""
+    return Path(__file__).parent / "sample"
+
+
+def detect_language(text: str) -> str:
+    """Return "ar" if at least half of the letters are Arabic, else "en" (also for a text without letters)."""
+    arabic = letters = 0
+    for char in text:
+        if not char.isalpha():
+            continue
+        letters += 1
+        code = ord(char)
+        if code >= 0x0600 and any(low <= code <= high for low, high in _ARABIC_BLOCKS):
+            arabic += 1
+    return "ar" if letters and 2 * arabic >= letters else "en"
+
+
+def language_of(document: Document) -> str:
+    """Return the document's own language tag, or the detected one when it has none."""
+    return document.language or detect_language(document.text)
+
+
+def read_documents(path: str | Path) -> Iterator[Document]:
+    """Yield the documents of a file, or of every .txt, .jsonl and .json file below a folder in sorted order.
+
+    A .txt file is one document. A .jsonl file holds one object per line with the key "text" and optionally
+    "language". A .json file must be in SQuAD format (see `documents_from_squad`). Names that begin with a dot and
+    files with other endings inside a folder are passed over; empty texts are skipped. Text is UTF-8, with or without
+    a byte order mark, and is otherwise left exactly as it is: no normalisation, so tashkeel survives.
+
+    Raises DataError for a missing path, a folder without such files or without any text, bytes that are not UTF-8,
+    a line that is not a JSON object and a missing or wrong key, naming the file and the line.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = _files_below(path)
+        if not files:
+            raise DataError(f"{path}: no .txt, .jsonl or .json file in this folder; put the text there or name a file")
+    elif path.is_file():
+        if path.suffix not in TEXT_SUFFIXES:
+            raise DataError(f"{path}: expected a .txt, .jsonl or SQuAD .json file, or a folder of them")
+        files = [path]
+    else:
+        raise DataError(f"{path}: no such file or folder")
+    found = False
+    for file in files:
+        for document in _read_file(file):
+            found = True
+            yield document
+    if not found:
+        raise DataError(f"{path}: every document is empty; nothing to train on")
+
+
+def documents_from_squad(path: str | Path, language: str | None = None) -> Iterator[Document]:
+    """Yield the contexts of a question-answering file in SQuAD or XQuAD JSON format, each distinct one once.
+
+    Questions and answers are not used. The language is the one given, else the file name's (`name.ar.json`), else
+    it is detected text by text. Raises DataError if the file is not in that format.
+    """
+    path = Path(path)
+    if language is None:
+        tag = Path(path.stem).suffix.lstrip(".")
+        language = tag if len(tag) == 2 and tag.isalpha() else None
+    try:
+        tree = json.loads(_decode(path.read_bytes(), path))
+        contexts = [paragraph["context"] for article in tree["data"] for paragraph in article["paragraphs"]]
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: not in SQuAD format (data -> paragraphs -> context); give other text as .txt or .jsonl"
+        ) from error
+    for context in dict.fromkeys(contexts):
+        if not isinstance(context, str):
+            raise DataError(f"{path}: a context is {type(context).__name__}, expected text")
+        if context.strip():
+            yield Document(context, language or detect_language(context), str(path))
+
+
+def split_held_out(documents: Iterable[Document], every: int = 10) -> tuple[list[Document], list[Document]]:
+    """Split into (training, held out): every `every`-th document of each language is held out, by order alone.
+
+    The 10th, 20th, ... document of a language is held out for every=10, so the same input always splits the same
+    way and a language with fewer than `every` documents gives none. Raises DataError for every < 2.
+    """
+    if every < 2:
+        raise DataError(f"held-out every {every}: must be 2 or more, or nothing is left to train on")
+    seen: dict[str, int] = {}
+    training: list[Document] = []
+    held_out: list[Document] = []
+    for document in documents:
+        language = language_of(document)
+        seen[language] = seen.get(language, 0) + 1
+        (held_out if seen[language] % every == 0 else training).append(document)
+    return training, held_out
+
+
+def count_bytes(documents: Sequence[Document]) -> int:
+    """Return the number of UTF-8 bytes of all texts: the denominator of bits per byte."""
+    return sum(len(document.text.encode("utf-8")) for document in documents)
+
+
+def count_words(text: str) -> int:
+    """Return the number of white-space separated words that hold at least one letter or digit."""
+    return sum(any(unicodedata.category(char)[0] in "LN" for char in word) for word in text.split())
+
+
+def _files_below(folder: Path) -> list[Path]:
+    files = [
+        file
+        for file in folder.rglob("*")
+        if file.suffix in TEXT_SUFFIXES
+        and file.is_file()
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    ]
+    # By the path's text, so that the order does not depend on the file system or on the Python version.
+    return sorted(files, key=lambda file: file.relative_to(folder).as_posix())
+
+
+def _read_file(file: Path) -> Iterator[Document]:
+    if file.suffix == ".jsonl":
+        yield from _read_jsonl(file)
+    elif file.suffix == ".json":
+        yield from documents_from_squad(file)
+    else:
+        text = _decode(file.read_bytes(), file).replace("\r\n", "\n")
+        if text.strip():
+            yield Document(text, detect_language(text), str(file))
+
+
+def _read_jsonl(file: Path) -> Iterator[Document]:
+    # Split at line feeds only: U+2028 and its like are legal inside a JSON string.
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            text = _decode(line, file, number)
+            if not text.strip():
+                continue
+            source = f"{file}:{number}"
+            try:
+                entry = json.loads(text)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{source}: not valid JSON ({error.msg}); one object per line is expected") from error
+            if not isinstance(entry, dict):
+                raise DataError(f'{source}: expected an object such as {{"text": "..."}}, got {type(entry).__name__}')
+            if not isinstance(entry.get("text"), str):
+                raise DataError(f'{source}: the key "text" is missing or not a string')
+            language = entry.get("language")
+            if language is not None and not (isinstance(language, str) and _LANGUAGE_TAG.fullmatch(language)):
+                raise DataError(f'{source}: the key "language" must be a tag such as "ar" or "en", got {language!r}')
+            if entry["text"].strip():
+                yield Document(entry["text"], language or detect_language(entry["text"]), source)
+
+
+def _decode(content: bytes, file: Path, line: int | None = None) -> str:
+    try:
+        return content.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        at = line if line is not None else content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{file}:{at}: not UTF-8 ({error.reason}); save the file as UTF-8") from error

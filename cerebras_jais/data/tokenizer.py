@@ -1,0 +1,128 @@
+"""A byte-level BPE tokenizer in the way of Jais, trained on documents and saved as Hugging Face expects it."""
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cerebras_jais.data.text import DataError, Document, count_words
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+END_OF_TEXT = "<|endoftext|>"
+EOS_ID = 0
+# One special token and the 256 bytes; a smaller vocabulary could not spell every text.
+SMALLEST_VOCABULARY = 257
+
+
+def train_tokenizer(documents: Iterable[Document], vocab_size: int, eos: str = END_OF_TEXT) -> "Tokenizer":
+    """Train a byte-level BPE tokenizer of at most `vocab_size` entries; the end-of-text token has id 0.
+
+    As the Jais family's: GPT-2's pre-tokenising pattern, no normaliser (tashkeel, tatweel and presentation forms
+    stay as written), no leading space added, no special token put in by encoding. Every text round-trips. A small
+    corpus can give fewer entries than asked for: use `tokenizer.get_vocab_size()`.
+    Raises DataError for a vocab_size under 257.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise DataError(f"vocabulary of {vocab_size}: must be at least {SMALLEST_VOCABULARY} (256 bytes, end of text)")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[eos],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((document.text for document in documents), trainer)
+    assert tokenizer.token_to_id(eos) == EOS_ID
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: "Tokenizer", directory: str | Path, model_max_length: int) -> Path:
+    """Write the three files that `transformers.AutoTokenizer.from_pretrained(directory)` loads; return the folder.
+
+    tokenizer.json, tokenizer_config.json (PreTrainedTokenizerFast) and special_tokens_map.json. The token with id 0
+    serves as bos, eos, pad and unk, as in the Jais family. Files of these names are replaced.
+    """
+    directory = Path(directory)
+    eos = tokenizer.id_to_token(EOS_ID)
+    special = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), eos)
+    added = {"content": eos, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+    config = {
+        "added_tokens_decoder": {str(EOS_ID): {**added, "special": True}},
+        "add_prefix_space": False,
+        # True would delete spaces before punctuation when decoding, and break the round trip.
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": model_max_length,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **special,
+    }
+    contents = {
+        "tokenizer.json": tokenizer.to_str(pretty=True),
+        "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n",
+        "special_tokens_map.json": json.dumps(special, indent=2, ensure_ascii=False) + "\n",
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        partial = directory / f".{name}.partial-{os.getpid()}"
+        partial.write_text(content, encoding="utf-8")
+        partial.replace(directory / name)
+    return directory
+
+
+def load_tokenizer(directory: str | Path) -> "Tokenizer":
+    """Load tokenizer.json from a folder (or the file itself); DataError if it is not there or cannot be read."""
+    from tokenizers import Tokenizer
+
+    path = Path(directory)
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(f"{file}: no such file; make one with `cerebras-jais data tokenizer` or name its folder")
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise DataError(f"{file}: not a readable tokenizer ({error})") from error
+
+
+def end_of_text_id(tokenizer: "Tokenizer", directory: str | Path | None = None) -> int:
+    """Return the id of the tokenizer's end-of-text token.
+
+    `<|endoftext|>` or `</s>` (Llama) when the vocabulary has it, unless `directory` has a tokenizer_config.json that
+    names another `eos_token`. Raises DataError when there is none.
+    """
+    names = [END_OF_TEXT, "</s>"]
+    config_file = Path(directory) / "tokenizer_config.json" if directory is not None else None
+    if config_file is not None and config_file.is_file():
+        declared = json.loads(config_file.read_text(encoding="utf-8")).get("eos_token")
+        declared = declared.get("content") if isinstance(declared, dict) else declared
+        names = [declared] if declared else names
+    for name in names:
+        token_id = tokenizer.token_to_id(name)
+        if token_id is not None:
+            return token_id
+    raise DataError(f"{directory or 'tokenizer'}: no end-of-text token ({' or '.join(names)}) in the vocabulary")
+
+
+def tokens_per_word(tokenizer: "Tokenizer", documents: Iterable[Document]) -> float:
+    """Return the fertility: tokens per white-space separated word over all documents (nan without words)."""
+    tokens = words = 0
+    for document in documents:
+        tokens += len(tokenizer.encode(document.text, add_special_tokens=False).ids)
+        words += count_words(document.text)
+    return tokens / words if words else math.nan
+
+
+def bits_per_byte(total_nats: float, n_bytes: int) -> float:
+    """Return total_nats / (n_bytes ln 2): a loss summed over tokens, in nats, per UTF-8 byte of the text it predicts.
+
+    Unlike the loss per token it can be compared between tokenizers.
+    """
+    if n_bytes <= 0:
+        raise ValueError(f"n_bytes must be positive, got {n_bytes}")
+    return total_nats / (n_bytes * math.log(2))

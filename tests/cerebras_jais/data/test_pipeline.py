@@ -1,0 +1,117 @@
+"""Contract: the verbs turn text into a tokenizer and packed data that decodes back to that text, all or nothing."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from cerebras_jais.data.cli import data
+from cerebras_jais.data.hdf5 import HDF5Samples
+from cerebras_jais.data.pipeline import pack_documents
+from cerebras_jais.data.text import DataError, Document, read_documents, sample_corpus_path, split_held_out
+from cerebras_jais.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def documents():
+    return list(read_documents(sample_corpus_path()))
+
+
+@pytest.fixture(scope="module")
+def tokenizer_dir(documents, tmp_path_factory):
+    return save_tokenizer(train_tokenizer(documents, 600), tmp_path_factory.mktemp("tokenizer"), 64)
+
+
+def run(*arguments):
+    return CliRunner().invoke(data, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def texts_of(directory, tokenizer, use_vsl):
+    """The documents of packed data, put together again from its rows."""
+    samples = HDF5Samples(directory, 1, use_vsl=use_vsl)
+    rows = samples.read(np.arange(len(samples)))
+    if not use_vsl:
+        used = rows["attention_mask"] == 1
+        stream = [int(rows["input_ids"][0, 0]), *rows["labels"][used].tolist()]
+        ends = [i for i, token in enumerate(stream) if token == 0]
+        return [tokenizer.decode(stream[a:b]) for a, b in zip([0, *[e + 1 for e in ends]], ends, strict=False)]
+    texts = []
+    for ids, mask, position in zip(rows["input_ids"], rows["attention_mask"], rows["position_ids"], strict=True):
+        starts = [*np.flatnonzero((position == 0) & (mask == 1)).tolist(), int(mask.sum())]
+        texts += [tokenizer.decode(ids[a:b].tolist()) for a, b in itertools.pairwise(starts)]
+    return texts
+
+
+@pytest.mark.parametrize("vsl", [False, True])
+def test_packed_data_holds_every_document(documents, tokenizer_dir, tmp_path, vsl):
+    splits = pack_documents(documents, tokenizer_dir, 2048, tmp_path / "packed", vsl=vsl, held_out=10)
+    assert [split.name for split in splits] == ["train", "held_out/ar", "held_out/en"]
+    training, held_out = split_held_out(documents, 10)
+    tokenizer = load_tokenizer(tokenizer_dir)
+    assert sorted(texts_of(tmp_path / "packed/train", tokenizer, vsl)) == sorted(d.text for d in training)
+    for split in splits[1:]:
+        own = [d.text for d in held_out if d.language == split.name[-2:]]
+        assert sorted(texts_of(split.directory, tokenizer, vsl)) == sorted(own)
+        assert (split.documents, split.n_bytes) == (len(own), sum(len(t.encode()) for t in own))
+    assert [p.name for p in tmp_path.iterdir()] == ["packed"]
+    params = json.loads((tmp_path / "packed/train/data_params.json").read_text(encoding="utf-8"))
+    assert params["setup"]["output_dir"] == str(tmp_path / "packed/train")
+    assert params["setup"]["data"]["source"] == str(sample_corpus_path())
+
+
+def test_training_documents_of_all_languages_are_mixed(documents, tokenizer_dir, tmp_path):
+    pack_documents(documents, tokenizer_dir, 64, tmp_path / "packed")
+    texts = texts_of(tmp_path / "packed/train", load_tokenizer(tokenizer_dir), False)
+    language = {d.text: d.language for d in documents}
+    changes = sum(language[a] != language[b] for a, b in itertools.pairwise(texts))
+    assert changes > 10
+
+
+def test_the_two_verbs_make_usable_data(tmp_path):
+    result = run("tokenizer", "--vocab-size", 500, "--output", tmp_path / "t")
+    assert result.exit_code == 0
+    assert "500 entries" in result.output
+    assert "ar: " in result.output
+    text = tmp_path / "mine.txt"
+    text.write_text("هذا نصٌّ قصير. And a short one. " * 30, encoding="utf-8")
+    common = ("--tokenizer", tmp_path / "t", "--max-sequence-length", 32)
+    result = run("pack", *common, "--text", text, "--text", sample_corpus_path(), "--output", tmp_path / "p", "--vsl")
+    assert result.exit_code == 0
+    assert "train: " in result.output
+    samples = HDF5Samples([tmp_path / "p/held_out/ar", tmp_path / "p/held_out/en"], 1, use_vsl=True)
+    samples.check_vocabulary(500)
+    assert samples.sequence_length == 32
+
+
+def test_a_tokenizer_is_not_replaced_unasked(tmp_path, tokenizer_dir):
+    with pytest.raises(DataError, match="--overwrite"):
+        run("tokenizer", "--vocab-size", 500, "--output", tokenizer_dir)
+
+
+def test_failed_packing_leaves_nothing(tmp_path, tokenizer_dir):
+    one = [Document("x", "en", "here")] * 3
+    with pytest.raises(DataError, match="no such file"):
+        pack_documents(one, tmp_path / "none", 8, tmp_path / "p")
+    with pytest.raises(DataError, match="no document is left"):
+        pack_documents([], tokenizer_dir, 8, tmp_path / "p")
+
+    def broken(documents, name):
+        yield from documents
+        raise DataError("broken off")
+
+    with pytest.raises(DataError, match="broken off"):
+        pack_documents(one, tokenizer_dir, 8, tmp_path / "p", progress=broken)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "kept").touch()
+    with pytest.raises(DataError, match="not an empty folder"):
+        pack_documents(one, tokenizer_dir, 8, tmp_path / "p")
+    assert [p.name for p in (tmp_path / "p").iterdir()] == ["kept"]
+
+
+def test_help_teaches():
+    for verb in ((), ("tokenizer",), ("pack",)):
+        assert run(*verb, "--help").exit_code == 0
+    assert "--held-out" in run("pack", "--help").output
