@@ -1,0 +1,607 @@
+"""The Jais decoder for Hugging Face transformers, 4.57 or newer (5.x included), with torch 2.4 or newer.
+
+Mathematics, for token ids t with hidden size M and head size D:
+
+    h = wte[t] * mup_embeddings_scale
+    h = h + c_proj(softmax(q.k * s + bias) v)   with q, k, v = split(c_attn(ln_1(h))), s = 1/D under muP, else 1/sqrt(D)
+    h = h + c_proj(c_fc(x) * silu(c_fc2(x)))    with x = ln_2(h)
+    logits = lm_head(ln_f(h)) * mup_output_alpha * mup_width_scale
+
+bias is ALiBi (Press et al., arXiv 2108.12409), -slope[head] * |key position - query position|, and the most negative
+number where a query may not look. It is built once per forward pass, in float32, for all layers.
+It depends on distances only, so left padding needs no positions and position_ids have no effect.
+
+Shape suffixes: B batch, L query length, S key length, H heads, D head size, M hidden size, F filter size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from transformers import GenerationMixin
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    SequenceClassifierOutputWithPast,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from .configuration_jais import JAISConfig, check_config
+
+
+def alibi_slopes(n_head: int) -> list[float]:
+    """The ALiBi slope of each head, in head order.
+
+    With n a power of two, 2^(-8/n), 2^(-16/n) ... 2^-8. Otherwise those of the next lower power of two, then every
+    other one of the next higher (arXiv 2108.12409, section 3, and its published code).
+    """
+
+    def geometric(n: int) -> list[float]:
+        return [2.0 ** (-8.0 * (i + 1) / n) for i in range(n)]
+
+    below = 2 ** (n_head.bit_length() - 1)
+    return geometric(below) + geometric(2 * below)[::2][: n_head - below]
+
+
+def eager_attention(module, q_BHLD, k_BHSD, v_BHSD, bias_BHLS, scaling, dropout=0.0, **_):
+    """Plain attention with a float32 softmax; the scale is put on q, so that q.k stays in the range of float16.
+
+    Returns (output [B, L, H, D], weights [B, H, L, S]), both in the dtype of v.
+    """
+    scores_BHLS = torch.matmul(q_BHLD * scaling, k_BHSD.transpose(2, 3)).float() + bias_BHLS.float()
+    weights_BHLS = nn.functional.softmax(scores_BHLS, dim=-1).to(v_BHSD.dtype)
+    weights_BHLS = nn.functional.dropout(weights_BHLS, p=dropout, training=module.training)
+    return torch.matmul(weights_BHLS, v_BHSD).transpose(1, 2), weights_BHLS
+
+
+class JAISRelativePositions(nn.Module):
+    """Holds the ALiBi slopes ([H, 1], as in every Jais checkpoint) and turns positions into a float32 bias."""
+
+    def __init__(self, config: JAISConfig):
+        super().__init__()
+        scaling = config.alibi_scaling or {}
+        self.factor = scaling.get("factor")
+        self.train_seq_len = scaling.get("train_seq_len")
+        self.trainable = config.alibi_trainable_slopes
+        self.standard = alibi_slopes(config.n_head)
+        self.slopes = nn.Parameter(self.standard_slopes().unsqueeze(1))
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Keeps fixed slopes fixed: from_pretrained of transformers 5 puts a trainable parameter in their place."""
+        if param is not None and not self.trainable:
+            param.requires_grad_(False)
+        super().register_parameter(name, param)
+
+    def standard_slopes(self, device: torch.device | None = None) -> torch.Tensor:
+        return torch.tensor(self.standard, dtype=torch.float32, device=device)
+
+    def exact_slopes(self) -> torch.Tensor:
+        """The slopes [H] in float32, undoing what a half precision did to them.
+
+        Slopes that are the standard ones rounded to bfloat16 or float16 give way to the standard ones: an error
+        in a slope grows with the distance that it multiplies. All other stored values are taken as they are.
+        """
+        stored_H = self.slopes[:, 0].float()
+        if self.trainable:
+            return stored_H
+        stored_H = stored_H.detach()
+        standard_H = self.standard_slopes(stored_H.device)
+        bfloat16_H, float16_H = standard_H.bfloat16(), standard_H.half()
+        rounded = (bfloat16_H, float16_H, float16_H.bfloat16())
+        is_rounded = torch.stack([(stored_H == candidate_H.float()).all() for candidate_H in rounded]).any()
+        return torch.where(is_rounded, standard_H, stored_H)  # a tensor choice: no synchronisation, no graph break
+
+    def forward(self, positions_L: torch.Tensor, positions_S: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+        """The bias [B or 1, H, L, S], float32, of integer positions; lengths_B: tokens each row has so far."""
+        slopes_BH = self.exact_slopes().unsqueeze(0)
+        if self.factor is not None:
+            slopes_BH = slopes_BH / self.factor
+        elif self.train_seq_len is not None:
+            slopes_BH = slopes_BH / (lengths_B.float() / self.train_seq_len).clamp(min=1.0).unsqueeze(1)
+        distances_LS = (positions_S.unsqueeze(0) - positions_L.unsqueeze(1)).abs().float()
+        return -slopes_BH[:, :, None, None] * distances_LS
+
+
+class JAISAttention(nn.Module):
+    """Causal self-attention; c_attn makes q | k | v as three contiguous blocks of M."""
+
+    def __init__(self, config: JAISConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.n_embd // config.n_head
+        self.dropout = config.attn_pdrop
+        self.is_causal = True
+        self.scaling = 1.0
+        if config.scale_attn_weights:
+            self.scaling = 1.0 / self.head_dim if config.mup_scale_qk_dot_by_d else self.head_dim**-0.5
+        if config.scale_attn_by_inverse_layer_idx:
+            self.scaling /= layer_idx + 1
+        self.c_attn = Conv1D(3 * config.n_embd, config.n_embd)
+        self.c_proj = Conv1D(config.n_embd, config.n_embd)
+        self.c_proj.ends_residual_branch = True  # type: ignore[assignment]
+        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(
+        self,
+        x_BLM: torch.Tensor,
+        bias_BHLS: torch.Tensor,
+        past_key_values: Cache | None,
+        positions_L: torch.Tensor,
+        output_attentions: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        heads = (*x_BLM.shape[:2], -1, self.head_dim)
+        q_BHLD, k_BHSD, v_BHSD = (
+            part.view(heads).transpose(1, 2) for part in self.c_attn(x_BLM).split(self.config.n_embd, dim=2)
+        )
+        if past_key_values is not None:
+            # The last argument places the new keys in a static cache of transformers 4; version 5 counts by itself.
+            k_BHSD, v_BHSD = past_key_values.update(k_BHSD, v_BHSD, self.layer_idx, {"cache_position": positions_L})
+
+        attend = eager_attention  # the fused kernels return no weights
+        if self.config._attn_implementation != "eager" and not output_attentions:
+            attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+            bias_BHLS = bias_BHLS.to(q_BHLD.dtype)
+        out_BLHD, weights_BHLS = attend(
+            self,
+            q_BHLD,
+            k_BHSD,
+            v_BHSD,
+            bias_BHLS,
+            scaling=self.scaling,
+            dropout=self.dropout if self.training else 0.0,
+        )
+        out_BLM = out_BLHD.reshape(*x_BLM.shape[:2], -1)
+        return self.resid_dropout(self.c_proj(out_BLM)), weights_BHLS
+
+
+class JAISMLP(nn.Module):
+    """SwiGLU: c_proj(c_fc(x) * silu(c_fc2(x)))."""
+
+    def __init__(self, config: JAISConfig):
+        super().__init__()
+        n_inner = 4 * config.n_embd if config.n_inner is None else config.n_inner
+        self.c_fc = Conv1D(n_inner, config.n_embd)
+        self.c_fc2 = Conv1D(n_inner, config.n_embd)
+        self.c_proj = Conv1D(config.n_embd, n_inner)
+        self.c_proj.ends_residual_branch = True  # type: ignore[assignment]
+        self.dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, x_BLM: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.c_proj(self.c_fc(x_BLM) * nn.functional.silu(self.c_fc2(x_BLM))))
+
+
+class JAISBlock(GradientCheckpointingLayer):
+    """One pre-norm decoder block; returns (hidden states, attention weights or None)."""
+
+    def __init__(self, config: JAISConfig, layer_idx: int):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = JAISAttention(config, layer_idx)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = JAISMLP(config)
+
+    def forward(
+        self,
+        h_BLM: torch.Tensor,
+        bias_BHLS: torch.Tensor,
+        past_key_values: Cache | None = None,
+        positions_L: torch.Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        attended_BLM, weights_BHLS = self.attn(
+            self.ln_1(h_BLM), bias_BHLS, past_key_values, positions_L, output_attentions
+        )
+        h_BLM = h_BLM + attended_BLM
+        return h_BLM + self.mlp(self.ln_2(h_BLM)), weights_BHLS
+
+
+class JAISPreTrainedModel(PreTrainedModel):
+    """What transformers needs to know about every Jais class: initialisation, loading, placement, kernels."""
+
+    config_class = JAISConfig
+    base_model_prefix = "transformer"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["JAISBlock"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_cache_class = True
+    _supports_static_cache = True
+    _can_compile_fullgraph = True
+    # Slopes are computed where a checkpoint has none; old files carry causal masks that nobody needs.
+    _keys_to_ignore_on_load_missing = [r"relative_pe\.slopes$"]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [r"\.attn\.(masked_)?bias$"]  # noqa: RUF012
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Matrices get initializer_range * sqrt(mup_width_scale), the last of a branch also / sqrt(2 * n_layer)."""
+        config = self.config
+        if isinstance(module, (nn.Linear, Conv1D)):
+            std = config.initializer_range * math.sqrt(config.mup_width_scale)
+            if getattr(module, "ends_residual_branch", False):
+                std /= math.sqrt(2 * config.n_layer)
+            nn.init.normal_(module.weight, mean=0.0, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, mean=0.0, std=config.initializer_range)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, JAISRelativePositions) and not getattr(module.slopes, "_is_hf_initialized", False):
+            module.slopes.copy_(module.standard_slopes(module.slopes.device).unsqueeze(1))
+
+
+class JAISModel(JAISPreTrainedModel):
+    """The decoder without a head."""
+
+    def __init__(self, config: JAISConfig):
+        super().__init__(config)
+        check_config(config)  # keys may have been set after the configuration was made
+        self.wte: nn.Module = nn.Embedding(config.vocab_size, config.n_embd)
+        self.relative_pe = JAISRelativePositions(config)
+        self.drop = nn.Dropout(config.embd_pdrop)
+        self.h = nn.ModuleList([JAISBlock(config, layer_idx) for layer_idx in range(config.n_layer)])
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.wte
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.wte = value
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast | tuple:
+        """Hidden states after the last LayerNorm.
+
+        Args:
+            input_ids: [B, L] integers; or inputs_embeds: [B, L, M], rows of the embedding, not yet scaled.
+            attention_mask: [B, S] with 0 for padding; or [B, 1, L, S], boolean (True: may look) or additive.
+            position_ids: accepted for the sake of callers; without effect.
+            past_key_values: a Cache (or the (key, value) pairs of each layer) of the tokens before these.
+        """
+        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = (
+            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        )
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.wte(input_ids)
+        past_key_values = self._prepare_cache(past_key_values, use_cache)
+
+        # Not in place: the embeddings may be a leaf that requires a gradient, or belong to the caller.
+        h_BLM = self.drop(inputs_embeds * self.config.mup_embeddings_scale)
+        positions_L = self._query_positions(h_BLM, past_key_values, kwargs.get("cache_position"))
+        bias_BHLS = self._attention_bias(h_BLM, attention_mask, past_key_values, positions_L, output_attentions)
+
+        all_hidden_states = [h_BLM]
+        all_attentions = []
+        for block in self.h:
+            # The bias goes by position, as does all that may need a gradient: re-entrant checkpointing wants it so.
+            h_BLM, weights_BHLS = block(
+                h_BLM,
+                bias_BHLS,
+                past_key_values=past_key_values,
+                positions_L=positions_L,
+                output_attentions=output_attentions,
+            )
+            if output_attentions:
+                all_attentions.append(weights_BHLS)
+            if output_hidden_states:
+                all_hidden_states.append(h_BLM)
+        h_BLM = self.ln_f(h_BLM)
+        all_hidden_states[-1] = h_BLM  # the last entry is normalised, as in GPT-2
+
+        output = BaseModelOutputWithPast(
+            last_hidden_state=h_BLM,
+            past_key_values=past_key_values if use_cache else None,
+            hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
+            attentions=tuple(all_attentions) if output_attentions else None,
+        )
+        return output if return_dict else output.to_tuple()
+
+    def _prepare_cache(self, past_key_values, use_cache: bool) -> Cache | None:
+        if past_key_values is not None and not isinstance(past_key_values, Cache):
+            pairs, past_key_values = past_key_values, DynamicCache()
+            for layer_idx, (keys_BHSD, values_BHSD) in enumerate(pairs):
+                past_key_values.update(keys_BHSD, values_BHSD, layer_idx)
+        if self.gradient_checkpointing and self.training:
+            if past_key_values is not None and past_key_values.get_seq_length() > 0:
+                raise ValueError("gradient checkpointing runs each block twice and cannot use a filled past_key_values")
+            return None
+        if past_key_values is None and use_cache:
+            past_key_values = DynamicCache()
+        return past_key_values
+
+    @staticmethod
+    def _query_positions(h_BLM, past_key_values: Cache | None, cache_position: torch.Tensor | None) -> torch.Tensor:
+        if cache_position is not None:
+            return cache_position
+        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+        return torch.arange(h_BLM.shape[1], device=h_BLM.device) + past_length
+
+    def _attention_bias(
+        self,
+        h_BLM: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+        positions_L: torch.Tensor,
+        output_attentions: bool,
+    ) -> torch.Tensor:
+        """ALiBi and every mask in one tensor [B or 1, H, L, S], in the dtype that the attention will add it in."""
+        key_length = _key_length(past_key_values, h_BLM.shape[1])
+        positions_S = torch.arange(key_length, device=h_BLM.device)
+        allowed_BHLS, additive_BHLS = _read_mask(attention_mask, positions_L, positions_S)
+
+        bias_BHLS = self.relative_pe(positions_L, positions_S, lengths_B=allowed_BHLS[:, 0, -1].sum(-1))
+        bias_BHLS = bias_BHLS.to(h_BLM.device)
+        if additive_BHLS is not None:
+            bias_BHLS = bias_BHLS + additive_BHLS
+
+        dtype = torch.float32
+        if self.config._attn_implementation != "eager" and not output_attentions:
+            dtype = _compute_dtype(h_BLM)
+        lowest = torch.finfo(dtype).min
+        bias_BHLS = bias_BHLS.clamp(min=lowest).to(dtype)
+
+        # A query that may look nowhere, such as left padding, looks at itself: its output is never read, but a softmax
+        # over nothing is NaN, and NaN spreads through the values. With it every row has a score that is not masked.
+        nowhere_BHL1 = ~allowed_BHLS.any(-1, keepdim=True)
+        allowed_BHLS = allowed_BHLS | (nowhere_BHL1 & (positions_S == positions_L.unsqueeze(1)))
+        return bias_BHLS.masked_fill(~allowed_BHLS, lowest)
+
+
+class JAISLMHeadModel(JAISPreTrainedModel, GenerationMixin):
+    """The decoder with its language model head, tied to the embedding if tie_word_embeddings."""
+
+    _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}  # noqa: RUF012
+
+    def __init__(self, config: JAISConfig):
+        super().__init__(config)
+        self.transformer = JAISModel(config)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.transformer.wte
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.transformer.wte = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.lm_head = new_embeddings
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> CausalLMOutputWithPast | tuple:
+        """Logits [B, L, V], and the loss if labels are given.
+
+        Args:
+            labels: [B, L], usually the input_ids; shifted in here; -100 counts nothing.
+            logits_to_keep: 0 for logits of all positions, n for the last n, or the indices of the wanted positions.
+            num_items_in_batch (keyword): the loss is the sum over tokens divided by it; without it, the mean.
+        The other arguments are those of JAISModel.
+        """
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        logits_to_keep = kwargs.pop("num_logits_to_keep", logits_to_keep)
+        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
+        outputs = self.transformer(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+            **kwargs,
+        )
+        h_BLM = outputs.last_hidden_state
+        keeps_all = isinstance(logits_to_keep, int) and logits_to_keep == 0
+        if not keeps_all:
+            if labels is not None:
+                raise ValueError("labels need the logits of all positions: leave logits_to_keep at 0")
+            h_BLM = h_BLM[:, -logits_to_keep:] if isinstance(logits_to_keep, int) else h_BLM[:, logits_to_keep]
+        logits_BLV = self.lm_head(h_BLM) * self.config.logits_scale
+
+        loss = None if labels is None else _causal_loss(logits_BLV, labels, num_items_in_batch)
+        output = CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits_BLV,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        return output if return_dict else output.to_tuple()
+
+
+class JAISForSequenceClassification(JAISPreTrainedModel):
+    """The decoder with a linear classifier on the last token of each row that is not padding.
+
+    The scores carry the same muP factor as the logits of the language model.
+    """
+
+    def __init__(self, config: JAISConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels or 2
+        self.transformer = JAISModel(config)
+        self.score = nn.Linear(config.n_embd, self.num_labels, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.transformer.wte
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.transformer.wte = value
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> SequenceClassifierOutputWithPast | tuple:
+        """Scores [B, num_labels], and the loss if labels are given; the arguments are those of JAISModel.
+
+        Padding is what pad_token_id says; without input_ids it is what attention_mask says.
+        labels: [B] class indices, [B, num_labels] for several labels, or [B] numbers if num_labels is 1.
+        """
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        outputs = self.transformer(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+            **kwargs,
+        )
+        h_BLM = outputs.last_hidden_state
+        last_B = self._last_tokens(input_ids, attention_mask, h_BLM)
+        h_BM = h_BLM[torch.arange(h_BLM.shape[0], device=h_BLM.device), last_B]
+        scores_BN = self.score(h_BM) * self.config.logits_scale
+
+        output = SequenceClassifierOutputWithPast(
+            loss=None if labels is None else self._loss(scores_BN, labels),
+            logits=scores_BN,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        return output if return_dict else output.to_tuple()
+
+    def _last_tokens(self, input_ids, attention_mask, h_BLM: torch.Tensor) -> torch.Tensor:
+        length = h_BLM.shape[1]
+        if input_ids is not None and self.config.pad_token_id is not None:
+            is_token_BL = input_ids != self.config.pad_token_id
+        elif input_ids is None and attention_mask is not None and attention_mask.dim() == 2:
+            is_token_BL = attention_mask[:, -length:] != 0
+        elif h_BLM.shape[0] == 1 or input_ids is None:
+            return torch.full((h_BLM.shape[0],), length - 1, device=h_BLM.device)
+        else:
+            raise ValueError("a batch of several rows needs config.pad_token_id, to find the last token of each")
+        positions_L = torch.arange(length, device=h_BLM.device)
+        return (is_token_BL.to(h_BLM.device) * positions_L).argmax(-1)
+
+    def _loss(self, scores_BN: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        problem = self.config.problem_type
+        if problem is None:
+            is_class = self.num_labels > 1 and labels.dtype in (torch.long, torch.int)
+            problem = "regression" if self.num_labels == 1 else "multi_label_classification"
+            problem = "single_label_classification" if is_class else problem
+            self.config.problem_type = problem
+        scores_BN, labels = scores_BN.float(), labels.to(scores_BN.device)
+        if problem == "regression":
+            return nn.functional.mse_loss(scores_BN.squeeze(), labels.squeeze().float())
+        if problem == "single_label_classification":
+            return nn.functional.cross_entropy(scores_BN, labels.view(-1).long())
+        return nn.functional.binary_cross_entropy_with_logits(scores_BN, labels.float())
+
+
+def _causal_loss(logits_BLV: torch.Tensor, labels_BL: torch.Tensor, num_items_in_batch) -> torch.Tensor:
+    """Cross entropy of the next token, in float32."""
+    logits_NV = logits_BLV[:, :-1].float().flatten(0, 1)
+    labels_N = labels_BL[:, 1:].to(logits_NV.device).flatten()
+    if num_items_in_batch is None:
+        return nn.functional.cross_entropy(logits_NV, labels_N, ignore_index=-100)
+    if torch.is_tensor(num_items_in_batch):
+        num_items_in_batch = num_items_in_batch.to(logits_NV.device)
+    return nn.functional.cross_entropy(logits_NV, labels_N, ignore_index=-100, reduction="sum") / num_items_in_batch
+
+
+def _key_length(past_key_values: Cache | None, query_length: int) -> int:
+    """How many keys the attention will see: a static cache hands out all its slots, used or not."""
+    if past_key_values is None:
+        return query_length
+    if past_key_values.is_compileable:
+        renamed_in_5 = "get_max_length" if hasattr(past_key_values, "get_max_length") else "get_max_cache_shape"
+        return getattr(past_key_values, renamed_in_5)()
+    return past_key_values.get_seq_length() + query_length
+
+
+def _read_mask(
+    attention_mask: torch.Tensor | None, positions_L: torch.Tensor, positions_S: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Where a query may look, [B or 1, 1, L, S] booleans, and what a 4-D additive mask adds there (or None)."""
+    if attention_mask is None or (attention_mask.dim() == 2 and _masks_nothing(attention_mask, positions_L)):
+        return (positions_S <= positions_L.unsqueeze(1))[None, None], None
+    key_length = positions_S.shape[0]
+    if attention_mask.dim() == 2:
+        is_token_BS = attention_mask[:, :key_length].to(positions_S.device) != 0
+        missing = key_length - is_token_BS.shape[1]  # slots of a static cache that nothing has been written to
+        is_token_BS = nn.functional.pad(is_token_BS, (0, missing), value=False)
+        causal_LS = positions_S <= positions_L.unsqueeze(1)
+        return causal_LS & is_token_BS[:, None, None, :], None
+    if attention_mask.dim() != 4:
+        raise ValueError(f"attention_mask must have shape [B, S] or [B, 1, L, S], got {tuple(attention_mask.shape)}")
+    mask_BHLS = attention_mask[..., :key_length].to(positions_S.device)
+    if not mask_BHLS.is_floating_point():
+        return mask_BHLS != 0, None
+    # Half of the lowest number is far below any real bias, and above the sum of a lowest number and some score.
+    return mask_BHLS > torch.finfo(mask_BHLS.dtype).min / 2, mask_BHLS
+
+
+def _masks_nothing(attention_mask: torch.Tensor, positions_L: torch.Tensor) -> bool:
+    """Whether a 2-D mask is all ones, in which case one bias serves all rows of the batch: that saves B times its size.
+
+    Asked only where it pays: it waits for the device, and a compiled graph cannot branch on values.
+    """
+    if positions_L.shape[0] == 1 or attention_mask.device.type == "meta" or torch.compiler.is_compiling():
+        return False
+    return bool((attention_mask != 0).all())
+
+
+def _compute_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """The dtype that a matrix product of `tensor` comes out in, autocast considered."""
+    device_type = tensor.device.type
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return tensor.dtype
