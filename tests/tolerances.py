@@ -14,3 +14,4 @@ HF_GRADIENT = 1e-5  # absolute; gradients of the tiny models reach about 1
 HF_LOSS = 1e-5  # absolute, nats per token
 
 SAME_IN_FLOAT32 = 2e-5  # absolute; two orders of summing the same float32 terms, values of a few units
+SAME_IN_BFLOAT16 = 2e-2  # two orders of rounding to 8 bits of mantissa (a unit in the last place is 2^-8)

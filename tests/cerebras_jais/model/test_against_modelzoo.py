@@ -132,29 +132,35 @@ def test_twenty_steps_trace_the_same_loss_curve(variant, packed):
     cstorch = pytest.importorskip("cerebras.pytorch")
     from cerebras.modelzoo.common.optim_utils import configure_param_groups
 
-    from cerebras_jais.train.optimizer import build_optimizer
+    from cerebras_jais.train.groups import named_tensors, parameter_groups
+    from cerebras_jais.train.optimizer import build_adamw
 
-    settings = {"betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "correct_bias": True}
+    if cstorch.current_backend(raise_exception=False) is None:
+        cstorch.backend("CPU")  # their optimizer asks which is active
+    settings = {"betas": (0.9, 0.95), "eps": 1e-8, "correct_bias": True}
     torch.manual_seed(1)
     theirs = modelzoo_model(VARIANTS[variant])
     ours = LanguageModel(DecoderConfig.from_section(VARIANTS[variant]))
     ours.load_state_dict(theirs.state_dict())
-    groups = configure_param_groups(theirs, dict(settings))
-    their_optimizer = cstorch.optim.AdamW(groups, lr=0.02, **settings)
-    our_optimizer = build_optimizer(ours, settings)
-    for group in their_optimizer.param_groups:
-        group["lr"] = 0.02 * group.get("adjust_learning_rate", 1.0)
+    their_groups = configure_param_groups(theirs, {**settings, "weight_decay": 0.1})
+    their_optimizer = cstorch.optim.AdamW(their_groups, lr=0.02, weight_decay=0.1, **settings)
+    our_groups = parameter_groups(ours, ours.config, weight_decay=0.1)
+    our_optimizer = build_adamw(our_groups, named_tensors(ours), learning_rate=0.02, **settings)
+    for optimizer in (their_optimizer, our_optimizer):
+        for group, ours_of_it in zip(optimizer.param_groups, our_groups, strict=True):
+            scale = group.get("adjust_learning_rate", 1.0) if optimizer is their_optimizer else None
+            group["lr"] = 0.02 * (scale if scale is not None else ours_of_it.adjust_learning_rate or 1.0)
+    curve = []
     for step in range(20):
         batch = batch_of(ours.config, packed=packed, seed=step % 4)
+        losses = []
         for optimizer, model in ((their_optimizer, theirs), (our_optimizer, ours)):
             optimizer.zero_grad()
             loss = model(batch)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            if model is theirs:
-                expected = loss.item()
-            else:
-                our_optimizer.set_learning_rate(0.02)
             optimizer.step()
-        assert abs(loss.item() - expected) <= tolerances.MODELZOO_LOSS_CURVE, f"step {step}"
-    assert loss.item() < 4.0  # it did learn something: ln(97) is 4.57
+            losses.append(loss.item())
+        curve.append(losses)
+    assert max(abs(a - b) for a, b in curve) <= tolerances.MODELZOO_LOSS_CURVE
+    assert curve[-1][0] < curve[0][0] - 0.3  # it did learn something
