@@ -1,0 +1,257 @@
+"""Contract: a damaged, incomplete or hostile file ends in one CheckpointError of one line that names the file."""
+
+import contextlib
+import json
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cerebras_jais.checkpoint import CheckpointError, open_checkpoint, save_checkpoint
+from tests.cerebras_jais.checkpoint import handmade, written_by_cerebras
+
+GOOD = np.arange(6, dtype=np.float32).reshape(2, 3)
+ABOUT = handmade.tensor_metadata(GOOD)
+
+
+def read_all(path: Path) -> None:
+    """Open the file and read every tensor."""
+    with open_checkpoint(path) as checkpoint:
+        for tensor in checkpoint.tensors.values():
+            tensor.read()
+
+
+def refusal(path: Path) -> str:
+    """Open the file and read every tensor; return the message of the error that must come."""
+    with pytest.raises(CheckpointError) as caught:
+        read_all(path)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "x.mdl"
+
+
+def test_a_missing_file_a_directory_and_other_formats_are_named(tmp_path: Path) -> None:
+    assert "no such file" in refusal(tmp_path / "none.mdl")
+    assert "is a directory" in refusal(tmp_path)
+    other = tmp_path / "other"
+    other.write_bytes(b"PK\x03\x04 not this")
+    assert "not an HDF5 file" in refusal(other)
+    with h5py.File(tmp_path / "data.h5", "w") as file:
+        file["data"] = GOOD
+    assert "not a Cerebras checkpoint" in refusal(tmp_path / "data.h5")
+    with pytest.raises(CheckpointError, match="local files"):
+        open_checkpoint("s3://bucket/x.mdl")
+
+
+@pytest.mark.parametrize("origin", ["ours", "packed", "cerebras"])
+def test_a_file_cut_anywhere_is_refused(path: Path, origin: str) -> None:
+    if origin == "cerebras":
+        path.write_bytes(written_by_cerebras.PATH.read_bytes())
+    else:
+        state = {"model": {f"w{i}": np.full((40, 40), i, np.float32) for i in range(4)}, "step": 3}
+        save_checkpoint(path, state, compression="lz4" if origin == "packed" else None)
+    data = path.read_bytes()
+    for size in sorted({0, 1, 8, 100, len(data) - 1, *range(1, len(data), len(data) // 40)}):
+        path.write_bytes(data[:size])
+        refusal(path)
+
+
+def _heap_headers(content: bytes | bytearray) -> set[int]:
+    """Return the places of the headers in HDF5's heaps of texts: HDF5 itself can loop for ever when one is damaged."""
+    places: set[int] = set()
+    start = content.find(b"GCOL")
+    while start >= 0:
+        end = start + int.from_bytes(content[start + 8 : start + 16], "little")
+        header, used = start, 0
+        while header + 16 <= end:
+            places.update(range(header, header + 16))
+            index, size = int.from_bytes(content[header : header + 2], "little"), content[header + 8 : header + 16]
+            if header != start:
+                if index == 0:
+                    break
+                used = -(-int.from_bytes(size, "little") // 8) * 8
+            header += 16 + used
+        start = content.find(b"GCOL", start + 4)
+    return places
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_flipped_bytes_are_refused_or_read_but_never_another_error(tmp_path: Path, data: st.DataObject) -> None:
+    path = tmp_path / "flipped.mdl"
+    if not (original := tmp_path / "original.mdl").exists():
+        save_checkpoint(original, {"model": {"w": GOOD, "tied": GOOD}, "list": [1, "x", None]})
+    content = bytearray(original.read_bytes())
+    safe = sorted({place for place, byte in enumerate(content) if byte} - _heap_headers(content))
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.sampled_from(safe))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    with contextlib.suppress(CheckpointError):
+        read_all(path)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"__SUCCESS__": None}, "only partly written"),
+        ({"__SUCCESS__": False}, "only partly written"),
+        ({"__version__": 0.4}, "old format 0.4"),
+        ({"__version__": None}, "old format"),
+        ({"__version__": "80049"}, "old format"),
+        ({"__version__": 0.6}, "format 0.6"),
+        ({"__version__": np.arange(3.0)}, "neither a text nor a number"),
+        ({"__spec__": np.zeros(4)}, "neither a text nor a number"),
+        ({"__spec__": "{"}, "reading its structure"),
+        ({"__spec__": "[1]"}, "reading its structure"),
+        ({"__spec__": "[" * 100_000}, "reading its structure"),
+        ({"__spec__": json.dumps([None, json.dumps([1, handmade.LEAF])])}, "single value"),
+        ({"spec": handmade.tree_spec(["a", "ghost"])}, "says nothing about 'ghost'"),
+        ({"a.__metadata__": "[]"}, "reading the description of 'a'"),
+        ({"a.__metadata__": "{}"}, "reading the description of 'a'"),
+        ({"a.__metadata__": 3.0}, "says nothing about 'a'"),
+    ],
+)
+def test_a_damaged_description_is_refused(path: Path, attributes: dict, message: str) -> None:
+    assert message in refusal(handmade.write(path, {"a": GOOD}, **attributes))
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        (ABOUT | {"shapes": [[3, 2]]}, "float32 [3, 2] but its data is float32 [2, 3]"),
+        (ABOUT | {"dtypes": ["torch.float16"]}, "float16 [2, 3] but its data is float32 [2, 3]"),
+        (ABOUT | {"dtypes": ["torch.complex64"]}, "unknown element type"),
+        (ABOUT | {"dtypes": []}, "description of 'bad'"),
+        (ABOUT | {"shapes": [[-1, 6]]}, "impossible shape"),
+        (ABOUT | {"shapes": [[True, 6]]}, "impossible shape"),
+        (ABOUT | {"shapes": [[2**40, 2**40]]}, "impossible shape"),
+        (ABOUT | {"shapes": []}, "description of 'bad'"),
+        ({"__TYPE__": "LinkedObject", "key": "none"}, "'none', which does not exist"),
+        ({"__TYPE__": "LinkedObject", "key": "bad"}, "links back to itself"),
+        ({"__TYPE__": "ScalarSerializer", "scalar_value": "7"}, "does not belong"),
+        ({"__TYPE__": "ScalarSerializer"}, "description of 'bad'"),
+        ({"__TYPE__": "StringSerializer", "string_value": 7}, "does not belong"),
+        ({"__TYPE__": "DeferredFullTensor", "shape": [2**50], "dtype": "torch.float32", "fill_value": 1}, "in rows"),
+        ({"__TYPE__": "DeferredFullTensor", "shape": [2], "dtype": "torch.uint8", "fill_value": 1e300}, "cannot hold"),
+    ],
+)
+def test_metadata_that_does_not_fit_is_refused(path: Path, about: dict, message: str) -> None:
+    assert message in refusal(handmade.write_one(path, lambda file: file.create_dataset("bad", data=GOOD), about))
+
+
+def _soft(file: h5py.File) -> None:
+    file["bad"] = h5py.SoftLink("/good")
+
+
+def _dangling(file: h5py.File) -> None:
+    file["bad"] = h5py.SoftLink("/nowhere")
+
+
+def _external_link(file: h5py.File) -> None:
+    file["bad"] = h5py.ExternalLink("/etc/passwd", "/good")
+
+
+def _group(file: h5py.File) -> None:
+    file.create_group("bad")
+
+
+def _empty(file: h5py.File) -> None:
+    file.create_dataset("bad", data=h5py.Empty("f"))
+
+
+def _external_storage(file: h5py.File) -> None:
+    file.create_dataset("bad", GOOD.shape, GOOD.dtype, external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)])
+
+
+def _virtual(file: h5py.File) -> None:
+    layout = h5py.VirtualLayout(GOOD.shape, GOOD.dtype)
+    layout[:] = h5py.VirtualSource(file["good"])
+    file.create_virtual_dataset("bad", layout)
+
+
+def _unknown_filter(file: h5py.File) -> None:
+    file.create_dataset("bad", data=GOOD, compression="lzf")
+
+
+def _never_written(file: h5py.File) -> None:
+    file.create_dataset("bad", GOOD.shape, GOOD.dtype)
+
+
+def _chunk_missing(file: h5py.File) -> None:
+    file.create_dataset("bad", GOOD.shape, GOOD.dtype, chunks=(1, 3))[:1] = GOOD[:1]
+
+
+def _big_endian(file: h5py.File) -> None:
+    file.create_dataset("bad", data=GOOD.astype(">f4"))
+
+
+def _objects(file: h5py.File) -> None:
+    file.create_dataset("bad", (2, 3), h5py.ref_dtype)[:] = file["good"].ref
+
+
+def _nothing(file: h5py.File) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("create", "message"),
+    [
+        (_soft, "soft or external link"),
+        (_dangling, "soft or external link"),
+        (_external_link, "soft or external link"),
+        (_group, "has no data"),
+        (_empty, "has no data"),
+        (_external_storage, "in another file"),
+        (_virtual, "in another file"),
+        (_unknown_filter, "unknown filter 32000"),
+        (_never_written, "never written"),
+        (_chunk_missing, "1 of 2 chunks"),
+        (_big_endian, "should be float32"),
+        (_objects, "should be float32"),
+        (_nothing, "is missing"),
+    ],
+)
+def test_data_that_is_not_plainly_in_the_file_is_refused(
+    path: Path, create: Callable[[h5py.File], None], message: str
+) -> None:
+    assert message in refusal(handmade.write_one(path, create, ABOUT))
+
+
+@pytest.mark.parametrize("options", [{}, {"chunks": (1 << 10, 1 << 10)}, {"chunks": (1, 1), "compression": "gzip"}])
+def test_a_shape_that_the_file_cannot_hold_is_refused_at_once(path: Path, options: dict) -> None:
+    huge = (1 << 24, 1 << 24)
+    handmade.write_one(
+        path, lambda file: file.create_dataset("bad", huge, "f4", **options), ABOUT | {"shapes": [list(huge)]}
+    )
+    with pytest.raises(CheckpointError, match="more than"):
+        open_checkpoint(path)
+
+
+def test_a_chunk_that_claims_to_unpack_to_more_is_refused(path: Path) -> None:
+    handmade.write(path, {"a": np.zeros((64, 64))})
+    with h5py.File(path) as file:
+        where = file["a"].id.get_chunk_info(0).byte_offset
+    with open(path, "r+b") as raw:
+        raw.seek(where)
+        raw.write(struct.pack(">Q", 1 << 40))
+    assert "damaged chunk" in refusal(path)
+
+
+def test_an_unreadable_file_is_named(path: Path) -> None:
+    handmade.write(path, {"a": GOOD})
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        pytest.skip("this user may read everything")
+    assert "Permission denied" in refusal(path)
