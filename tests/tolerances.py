@@ -15,3 +15,12 @@ HF_LOSS = 1e-5  # absolute, nats per token
 
 SAME_IN_FLOAT32 = 2e-5  # absolute; two orders of summing the same float32 terms, values of a few units
 SAME_IN_BFLOAT16 = 2e-2  # two orders of rounding to 8 bits of mantissa (a unit in the last place is 2^-8)
+
+# A release in transformers against the reference path of the checkpoint that it was made of.
+RELEASE_LOGITS = 1e-4  # absolute, fp32; logits of these models reach several units
+
+# The reference trainer.
+OPTIMIZER_STEPS = 2e-6  # absolute, weights of order 1 after 30 steps of AdamW against Cerebras' own, float32
+LEARNING_RATE_RELATIVE = 1e-6  # Cerebras computes it in float32
+LOSS_ACROSS_PROCESSES = 1e-5  # absolute, nats per token, each of 6 steps; sums in another order
+EXCHANGED_FIRST_LOSS = 1e-4  # absolute; the first loss after a checkpoint goes from one trainer to the other

@@ -70,10 +70,10 @@ def generate(
 @_CONFIG
 @click.option(
     "--text",
-    required=True,
     multiple=True,
     type=click.Path(path_type=Path),
-    help="A folder or file of .txt, .jsonl or SQuAD .json; may be given several times.",
+    metavar="PATH",
+    help="Folder or file of .txt, .jsonl or SQuAD .json; repeatable. Default: the bundled sample.",
 )
 @click.option(
     "--held-out", default=0, help="Score only every N-th document of each language, as `data pack` sets aside."
@@ -87,13 +87,13 @@ def score(
     \b
       cerebras-jais score model/checkpoint_200.mdl --tokenizer tokenizer --text TEXT --held-out 10
     """
-    from cerebras_jais.data.text import read_documents, split_held_out
+    from cerebras_jais.data.text import read_documents, sample_corpus_path, split_held_out
     from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer
     from cerebras_jais.evaluate.score import score_documents
 
     model, encoder = _load(checkpoint, config), load_tokenizer(tokenizer)
     eos = end_of_text_id(encoder, tokenizer)
-    documents = [document for path in text for document in read_documents(path)]
+    documents = [document for path in text or [sample_corpus_path()] for document in read_documents(path)]
     if held_out:
         documents = split_held_out(documents, held_out)[1]
     scores = score_documents(model, documents, lambda t: encoder.encode(t).ids, eos)
@@ -125,4 +125,4 @@ def _load(checkpoint: Path, config: Path | None):
     from cerebras_jais.model.weights import load_model
     from cerebras_jais.recipes.schema import read_trainer_yaml
 
-    return load_model(checkpoint, read_trainer_yaml(config)[-1].model if config else None)
+    return load_model(checkpoint, read_trainer_yaml(config)[-1].init.model if config else None)

@@ -78,7 +78,7 @@ def _pieces(ids: list[int], length: int) -> Iterator[list[int]]:
 
 
 def _nats(model: LanguageModel, ids: list[int]) -> float:
-    device = model.model.ln_f.weight.device
+    device = model.model.embedding_layer.word_embeddings.weight.device
     row = torch.tensor([ids], device=device)
     batch = {"input_ids": row[:, :-1], "labels": row[:, 1:], "attention_mask": torch.ones_like(row[:, 1:])}
     model.check_token_ids(row)

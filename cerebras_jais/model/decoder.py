@@ -257,7 +257,7 @@ class LanguageModel(nn.Module):
 
     def new_caches(self, batch: int, capacity: int) -> list[KeyValueCache]:
         """Empty caches for `batch` sequences of at most `capacity` tokens, one per layer."""
-        weight = self.model.ln_f.weight
+        weight = self.model.embedding_layer.word_embeddings.weight
         c = self.config
         return [
             KeyValueCache(batch, c.num_kv_groups, capacity, c.head_dim, weight.dtype, weight.device)

@@ -5,7 +5,8 @@ Source: Model Zoo models/nlp/gpt2/gpt2_model.py (choice of initializer) and comm
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +64,8 @@ def initialize_weights(decoder: Decoder, config: DecoderConfig) -> None:
         if isinstance(module, nn.Linear) and module.bias is not None:
             module.bias.zero_()
     _draw(decoder.embedding_layer.word_embeddings.weight, draws["embedding"])
-    for layer in decoder.transformer_decoder.layers:
+    layers: Iterable[Any] = decoder.transformer_decoder.layers
+    for layer in layers:
         attention, (gated, output) = layer.self_attn, layer.ffn.ffn
         for projection in (attention.proj_q_dense_layer, attention.proj_k_dense_layer, attention.proj_v_dense_layer):
             _draw(projection.weight, draws["attention"])

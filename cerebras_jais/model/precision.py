@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,18 +29,12 @@ _PRODUCTS = {
 
 
 def cpu_multiplies_bfloat16() -> bool:
-    """Whether this processor has instructions for bfloat16 products."""
-    import subprocess
-
-    probes = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
-    if all(probes):
-        return any(probe() for probe in probes if probe is not None)
-    try:  # the oldest supported PyTorch has no such probe
-        with open("/proc/cpuinfo") as file:
-            flags = file.read()
+    """Whether this processor has instructions for bfloat16 products, as Linux lists them; elsewhere taken for granted."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
     except OSError:
-        flags = subprocess.run(["sysctl", "-a"], capture_output=True, text=True, check=False).stdout
-    return any(flag in flags for flag in ("avx512_bf16", "amx_bf16", "FEAT_BF16"))
+        return True
+    return any(flag in flags for flag in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 class _ProductsInFloat32(TorchDispatchMode):
@@ -54,7 +49,7 @@ class _ProductsInFloat32(TorchDispatchMode):
         out = func(*wide[0], **wide[1])
         if isinstance(out, torch.Tensor):
             return out.bfloat16()
-        count = len(out) if _PRODUCTS[func] is None else _PRODUCTS[func]
+        count = _PRODUCTS[func] or len(out)
         return tuple(o.bfloat16() if i < count and o is not None else o for i, o in enumerate(out))
 
 

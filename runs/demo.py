@@ -1,0 +1,122 @@
+"""The whole line in miniature, for one model of each family, on a CPU.
+
+Text becomes a tokenizer and packed tokens; a Model Zoo trainer YAML trains a model on them; its Cerebras checkpoint
+becomes a Hugging Face release that transformers loads and generates from; the release becomes a checkpoint again, bit
+for bit. Every command is printed as it is run, so this file is also the manual.
+
+    python runs/demo.py [--text PATH] [--output DIR]
+"""
+
+import argparse
+import csv
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FAMILIES = {"jais-family": "jais", "jais-adapted": "adapted"}
+PROMPTS = {"Arabic": "في صباح يوم", "English": "In the morning"}
+
+
+def command(*words: str, output: Path) -> str:
+    """Run one of the project's commands in the output folder, showing it; its standard output."""
+    print(f"\n$ {shlex.join(words)}", flush=True)
+    module = {"cerebras-jais": "cerebras_jais.cli", "checkpoint-convert": "checkpoint_convert.cli"}[words[0]]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run(
+        [sys.executable, "-m", module, *words[1:]], cwd=output, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    sys.stdout.write(run.stdout)
+    if run.returncode:
+        sys.exit(f"demo: the command above failed with status {run.returncode}")
+    return run.stdout
+
+
+def make_data(text: list[str], output: Path) -> None:
+    """A tokenizer and packed training and held-out data."""
+    command("cerebras-jais", "data", "tokenizer", *text, "--vocab-size", "2048", "--output", "tokenizer", output=output)
+    sequences = ["--tokenizer", "tokenizer", "--max-sequence-length", "128"]
+    command("cerebras-jais", "data", "pack", *text, *sequences, "--output", "data", output=output)
+
+
+def run_family(name: str, text: list[str], output: Path) -> dict[str, str]:
+    """Train, release, take back and compare one model; the rows of its table."""
+    folder = FAMILIES[name]
+    config = ROOT / "configs" / "tiny" / f"{folder}.yaml"
+    command("cerebras-jais", "fit", str(config), "--model-dir", folder, output=output)
+    checkpoint = max((output / folder).glob("checkpoint_*.mdl"), key=lambda p: p.stat().st_mtime)
+    mdl, release, back = str(checkpoint.relative_to(output)), f"{folder}-release", f"{folder}-back.mdl"
+    command("checkpoint-convert", "to-hf", mdl, "--tokenizer", "tokenizer", "--output", release, output=output)
+    command("checkpoint-convert", "to-cerebras", release, "--output", back, output=output)
+    same = json.loads(command("checkpoint-convert", "compare", mdl, back, "--json", output=output))
+    logits = json.loads(command("checkpoint-convert", "verify", mdl, release, "--json", output=output))
+    held_out = ["--tokenizer", "tokenizer", *(text or []), "--held-out", "10", "--json"]
+    scores = json.loads(command("cerebras-jais", "score", mdl, *held_out, output=output))
+    with (output / folder / "losses.csv").open() as file:
+        steps = list(csv.DictReader(file))
+    tokens = sum(score["tokens"] for score in scores.values())
+    loss = sum(score["loss"] * score["tokens"] for score in scores.values()) / tokens
+    by_language = ", ".join(
+        f"{lang} {s['loss']:.3f} ({s['bits_per_byte']:.2f} bits/byte)" for lang, s in scores.items()
+    )
+    return {
+        "tokens trained on": f"{sum(int(step['tokens']) for step in steps):,}",
+        "steps": str(len(steps)),
+        "first and last loss": f"{float(steps[0]['loss']):.3f} to {float(steps[-1]['loss']):.3f}",
+        "held-out loss": f"{loss:.3f} ({by_language})",
+        "checkpoint": f"{checkpoint.stat().st_size / 1e6:.1f} MB, with optimizer state",
+        "identical after the round trip": f"{same['identical']} of {same['tensors']} tensors",
+        "largest logit difference": f"{logits['largest_difference']:.1e} (reference path against transformers, "
+        f"logits up to {logits['largest_logit']:.1f})",
+        **{f"{language} sample": text for language, text in samples(output / release).items()},
+        "loss curve": os.path.relpath(output / folder / "loss_curve.png"),
+        "release": os.path.relpath(output / release),
+    }
+
+
+def samples(release: Path) -> dict[str, str]:
+    """What transformers generates from the release for each prompt."""
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(release)
+    model = AutoModelForCausalLM.from_pretrained(release, trust_remote_code=True).eval()
+    texts = {}
+    for language, prompt in PROMPTS.items():
+        ids = tokenizer(prompt, return_tensors="pt")
+        out = model.generate(**ids, max_new_tokens=40, do_sample=False, pad_token_id=0)
+        texts[language] = " ".join(tokenizer.decode(out[0], skip_special_tokens=True).split())
+    return texts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", action="append", default=[], help="your own text: a folder or file of .txt or .jsonl")
+    parser.add_argument("--output", type=Path, default=ROOT / "demo_output", help="where everything goes, made anew")
+    options = parser.parse_args()
+    output, started = options.output.resolve(), time.monotonic()
+    marker = output / ".cerebras_jais_demo"
+    if output.exists() and any(output.iterdir()) and not marker.exists():
+        sys.exit(f"demo: {output} is not empty and was not made by this demo; choose another --output")
+    if output.exists():
+        shutil.rmtree(output)
+    output.mkdir(parents=True)
+    marker.touch()
+    text = [word for path in options.text for word in ("--text", str(Path(path).resolve()))]
+
+    make_data(text, output)
+    tables = {name: run_family(name, text, output) for name in FAMILIES}
+    for name, rows in tables.items():
+        print(f"\n{name} (tiny)\n{'-' * 100}")
+        for what, value in rows.items():
+            print(f"{what:<32}{value}")
+    print(f"\nDone in {time.monotonic() - started:.0f} s.")
+
+
+if __name__ == "__main__":
+    main()

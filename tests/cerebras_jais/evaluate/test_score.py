@@ -1,0 +1,66 @@
+"""Scores are the log-probabilities the model gives, over every token once, and bits per byte follow from them."""
+
+import math
+
+import pytest
+import torch
+
+from cerebras_jais.data.text import Document
+from cerebras_jais.evaluate.score import score_documents
+from cerebras_jais.model.config import DecoderConfig
+from cerebras_jais.model.decoder import LanguageModel
+from tests import tolerances
+from tests.cerebras_jais.model.examples import jais_section
+
+EOS = 0
+
+
+def encode(text):
+    return [1 + byte % 90 for byte in text.encode()]
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return LanguageModel(DecoderConfig.from_section(jais_section())).eval()
+
+
+def documents():
+    return [
+        Document("a short one", "en", "memory"),
+        Document("نص قصير بالعربية", "ar", "memory"),
+        Document("another, long enough to be cut into several pieces of the context", "en", "memory"),
+    ]
+
+
+def test_nats_are_the_log_probabilities_of_all_tokens_and_the_end(model):
+    scores = {s.language: s for s in score_documents(model, documents()[:2], encode, EOS)}
+    for document in documents()[:2]:
+        ids = torch.tensor([[EOS, *encode(document.text), EOS]])
+        if document.language == "ar":  # 30 bytes: longer than the context of 24, cut after it
+            pieces = [ids[:, :25], ids[:, 24:]]
+        else:
+            pieces = [ids]
+        nats = 0.0
+        for piece in pieces:
+            log_p = model.logits(piece[:, :-1]).log_softmax(-1)
+            nats -= log_p.gather(-1, piece[:, 1:, None]).sum().item()
+        score = scores[document.language]
+        assert score.nats == pytest.approx(nats, rel=tolerances.SAME_IN_FLOAT32)
+        assert score.tokens == ids.shape[1] - 1
+        assert score.bits_per_byte == pytest.approx(nats / math.log(2) / len(document.text.encode()), rel=1e-4)
+
+
+def test_documents_of_a_language_add_up(model):
+    each = [score_documents(model, [d], encode, EOS)[0] for d in documents()]
+    both = {s.language: s for s in score_documents(model, documents(), encode, EOS)}
+    assert both["en"].documents == 2
+    assert both["en"].nats == pytest.approx(each[0].nats + each[2].nats, rel=1e-6)
+    assert both["en"].n_bytes == each[0].n_bytes + each[2].n_bytes
+
+
+def test_a_uniform_model_needs_log2_of_the_vocabulary_per_token(model):
+    with torch.no_grad():
+        model.model.embedding_layer.word_embeddings.weight.zero_()
+    score = score_documents(model, documents()[:1], encode, EOS)[0]
+    assert score.loss == pytest.approx(math.log(97), rel=1e-5)
