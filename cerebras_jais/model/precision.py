@@ -29,7 +29,7 @@ _PRODUCTS = {
 
 
 def cpu_multiplies_bfloat16() -> bool:
-    """Whether this processor has instructions for bfloat16 products, as Linux lists them; elsewhere taken for granted."""
+    """Whether this processor has instructions for bfloat16 products, as Linux lists them (elsewhere: yes)."""
     try:
         flags = Path("/proc/cpuinfo").read_text().split()
     except OSError:
