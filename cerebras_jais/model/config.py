@@ -212,12 +212,14 @@ class DecoderConfig:
         return config
 
     def to_section(self) -> dict[str, Any]:
-        """The `model:` section that describes this model: `name` and every value that is not the default."""
+        """The `model:` section that describes this model, here and in the Model Zoo: every value but its defaults."""
         section: dict[str, Any] = {"name": self.name}
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             default = {} if f.name == "extra_attention_params" else f.default
-            if f.name == "name" or value == default:
+            # The Model Zoo's defaults of these two are no model of the family, so they are always written.
+            always = f.name in ("position_embedding_type", "nonlinearity")
+            if f.name == "name" or (value == default and not always):
                 continue
             if isinstance(value, Initializer):
                 value = {k: v for k, v in dataclasses.asdict(value).items() if v is not None}

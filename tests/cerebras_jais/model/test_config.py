@@ -44,3 +44,8 @@ def test_logits_scale_of_jais_30b_is_the_published_product():
     # alpha 2.22 at width multiplier 7168 / 256; HF writes it as mup_output_alpha * mup_width_scale.
     section = jais_section(hidden_size=7168, num_heads=56, mup_base_hidden_size=256, output_logits_alpha=2.22)
     assert DecoderConfig.from_section(section).logits_scale == pytest.approx(2.22 / 28)
+
+
+def test_what_the_model_zoo_defaults_otherwise_is_always_written():
+    section = DecoderConfig.from_section(jais_section()).to_section()
+    assert (section["position_embedding_type"], section["nonlinearity"]) == ("alibi", "swiglu")

@@ -1,0 +1,238 @@
+"""A release directory: what lies in it besides the weights, and how it appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cerebras_jais.model.config import DecoderConfig
+from checkpoint_convert.errors import ConversionError
+from checkpoint_convert.model_config import SpecialTokens, default_special_tokens
+from checkpoint_convert.plan import Plan
+from checkpoint_convert.rules import JAIS, architecture_of
+from checkpoint_convert.safetensors_files import read_json, write_json, write_text
+
+_CODE = Path(__file__).parent / "hf_code"
+_CODE_FILES = ("configuration_jais.py", "modeling_jais.py")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+@contextmanager
+def directory_appearing(output: Path, nbytes: int) -> Iterator[Path]:
+    """Yield a hidden directory beside `output`; when the block ends well it becomes `output`, else nothing is left.
+
+    Args:
+        output: the directory to appear; it must not exist, its parent must.
+        nbytes: bytes about to be written; a disk without that much room is refused beforehand.
+
+    Raises:
+        ConversionError: as above, or the system refuses to write.
+    """
+    if os.path.lexists(output):
+        raise ConversionError(f"{output}: exists already; choose another name or delete it")
+    parent = output.absolute().parent
+    if not parent.is_dir():
+        raise ConversionError(f"{output}: the directory {parent} does not exist; create it first")
+    free = shutil.disk_usage(parent).free
+    if nbytes > free:
+        raise ConversionError(
+            f"{output}: needs {nbytes / 1e9:.2f} GB but the disk has {free / 1e9:.2f} GB free; make room"
+        )
+    partial = parent / f".{output.name}.{secrets.token_hex(4)}.partial"
+    try:
+        partial.mkdir()
+        yield partial
+        _sync(partial)
+        os.rename(partial, output)
+        _sync(parent)
+    except OSError as error:
+        raise ConversionError(f"{output}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """The files of a tokenizer and what was found in them."""
+
+    files: tuple[Path, ...]
+    tokens: SpecialTokens
+
+
+def read_tokenizer(path: Path | None, config: DecoderConfig) -> Tokenizer:
+    """Find the files of a tokenizer and check them against the model.
+
+    Args:
+        path: its directory; None for no tokenizer, which gives the special tokens of the published models.
+        config: the model whose vocabulary must hold the tokenizer's.
+
+    Raises:
+        ConversionError: no tokenizer there, ids beyond the model's vocabulary, or a special token without an id.
+    """
+    default = default_special_tokens(config)
+    if path is None:
+        return Tokenizer((), default)
+    if not path.is_dir():
+        raise ConversionError(f"{path}: is not a directory; give the directory that holds tokenizer.json")
+    files = tuple(path / name for name in _TOKENIZER_FILES if (path / name).is_file())
+    if not {"tokenizer.json", "tokenizer.model", "vocab.json"} & {file.name for file in files}:
+        raise ConversionError(f"{path}: has no tokenizer.json, tokenizer.model or vocab.json")
+    if path / "tokenizer.json" not in files:
+        return Tokenizer(files, default)
+    ids = _token_ids(path / "tokenizer.json")
+    if max(ids.values(), default=0) >= config.vocab_size:
+        raise ConversionError(
+            f"{path}: its ids go up to {max(ids.values())} but the model's vocab_size is {config.vocab_size}: "
+            "the tokenizer does not belong to this model"
+        )
+    declared = _declared_tokens(path, ids)
+    tokens = SpecialTokens(*(declared.get(name) for name in ("bos", "eos", "pad"))) if declared else default
+    return Tokenizer(files, tokens)
+
+
+def _token_ids(file: Path) -> dict[str, int]:
+    content = read_json(file)
+    try:
+        vocabulary = content["model"]["vocab"]
+        if isinstance(vocabulary, list):  # Unigram: [[token, score], ...]
+            vocabulary = {entry[0]: number for number, entry in enumerate(vocabulary)}
+        return {**vocabulary, **{token["content"]: token["id"] for token in content.get("added_tokens") or []}}
+    except (KeyError, TypeError, IndexError) as error:
+        raise ConversionError(f"{file}: has no vocabulary that can be read") from error
+
+
+def _declared_tokens(path: Path, ids: Mapping[str, int]) -> dict[str, int]:
+    declared: dict[str, int] = {}
+    for file in (path / "special_tokens_map.json", path / "tokenizer_config.json"):
+        content = read_json(file) if file.is_file() else {}
+        for kind in ("bos", "eos", "pad"):
+            token = content.get(f"{kind}_token")
+            token = token.get("content") if isinstance(token, Mapping) else token
+            if token is None:
+                continue
+            if token not in ids:
+                raise ConversionError(f"{file}: {kind}_token is {token!r}, which tokenizer.json does not have")
+            declared[kind] = ids[token]
+    return declared
+
+
+def write_companions(
+    directory: Path,
+    config: DecoderConfig,
+    config_json: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    plan: Plan,
+    origin: Mapping[str, str],
+) -> None:
+    """Write everything of a release but its weights: configs, code, tokenizer, model card.
+
+    `origin` is what the card says of where the weights come from: label -> text.
+    """
+    write_json(directory / "config.json", config_json)
+    ids = {key: value for key, value in tokenizer.tokens.keys().items() if value is not None}
+    write_json(directory / "generation_config.json", ids)
+    copied = list(tokenizer.files)
+    if architecture_of(config) is JAIS:
+        copied += [_CODE / name for name in _CODE_FILES]
+    for file in copied:
+        _copy(file, directory / file.name)
+    write_text(directory / "README.md", model_card(directory, config, config_json, tokenizer, plan, origin))
+
+
+def _copy(source: Path, target: Path) -> None:
+    with open(target, "xb") as file:
+        file.write(source.read_bytes())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def model_card(
+    directory: Path,
+    config: DecoderConfig,
+    config_json: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    plan: Plan,
+    origin: Mapping[str, str],
+) -> str:
+    """The README.md of a release: only what the files themselves say."""
+    jais = architecture_of(config) is JAIS
+    trust = ", trust_remote_code=True" if jais else ""
+    positions = "ALiBi" if jais else f"rotary, theta {config.rope_theta:g}"
+    if config.pos_scaling_factor != 1:
+        positions += f", interpolated by {config.pos_scaling_factor:g}"
+    rows = {
+        "Class": config_json["architectures"][0] + (", code in this directory" if jais else " of transformers"),
+        "Parameters": f"{plan.parameters:,}",
+        "Element type": ", ".join(plan.dtypes),
+        "Layers, hidden, feed-forward": f"{config.num_hidden_layers}, {config.hidden_size}, {config.filter_size}",
+        "Heads, key-value heads, head size": f"{config.num_heads}, {config.num_kv_groups}, {config.head_dim}",
+        "Vocabulary": f"{config.vocab_size:,}",
+        "Context": f"{config.max_position_embeddings:,} tokens",
+        "Positions": positions,
+        "Output head": "tied to the embedding" if config.share_embedding_weights else "its own",
+    }
+    if jais:
+        rows["muP"] = ", ".join(
+            f"{key} {config_json[f'mup_{key}']:.8g}" for key in ("embeddings_scale", "output_alpha", "width_scale")
+        )
+    rows["Tokenizer"] = "included" if tokenizer.files else "not included"
+    rows |= origin
+    table = "\n".join(f"| {label} | {value} |" for label, value in rows.items())
+    load_tokenizer = "tokenizer = AutoTokenizer.from_pretrained(path)\n" if tokenizer.files else ""
+    use = (
+        'inputs = tokenizer("اللغة العربية", return_tensors="pt")\n'
+        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))\n"
+        if tokenizer.files
+        else ""
+    )
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+---
+
+# A {"Jais" if jais else "Llama"} model of {_short(plan.parameters)} parameters
+
+| | |
+|---|---|
+{table}
+
+This card was written by the conversion. It says what the files hold; it says nothing of training data, evaluation,
+licence or intended use, which whoever publishes the model must add.
+
+```python
+from transformers import AutoModelForCausalLM{", AutoTokenizer" if tokenizer.files else ""}
+
+path = "."  # this directory
+model = AutoModelForCausalLM.from_pretrained(path{trust})
+{load_tokenizer}{use}```
+"""
+
+
+def _short(count: int) -> str:
+    for unit, letter in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if count >= unit:
+            return f"{count / unit:.3g}{letter}"
+    return str(count)

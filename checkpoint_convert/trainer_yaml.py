@@ -1,0 +1,145 @@
+"""The trainer YAML: the `model:` section out of one, and one that trains a converted checkpoint on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cerebras_jais.model.config import DecoderConfig
+from checkpoint_convert.errors import ConversionError
+from checkpoint_convert.rules import JAIS, architecture_of
+
+_HEAD = """\
+# Trains {name} on. Written beside it by checkpoint-convert; `model:` is what the release says of itself.
+#
+# Before the first run choose:
+#   fit.train_dataloader.data_dir  your data, packed to {length} tokens (Model Zoo HDF5); likewise val_dataloader
+#   batch_size, max_steps and the learning rates: no release says how to train it on; a cautious start
+#   backend_type                   CPU, GPU or CSX
+#   fit.ckpt_path                  the checkpoint, relative to where the run is started; remove it to resume a run that
+#                                  has written checkpoints of its own
+# {mup}
+# The checkpoint holds weights only: the optimizer starts anew, at step 0.
+{notes}"""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as safe_load reads it, except that 1e-5 is a number, as YAML 1.2 and the Model Zoo have it."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def read_model_section(path: Path) -> dict[str, Any]:
+    """The `model:` section of a trainer YAML; of the last trainer where the file lists several.
+
+    Raises:
+        ConversionError: the file cannot be read, is no YAML, or has no such section.
+    """
+    try:
+        params = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader: builds plain values only
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConversionError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except yaml.YAMLError as error:
+        raise ConversionError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from error
+    return model_section_of(params, str(path))
+
+
+def model_section_of(params: Any, where: str) -> dict[str, Any]:
+    """The `model:` section of the params of a run: `trainer` (one or a list), or `model` at the top in the older form.
+
+    Args:
+        params: the YAML as Python values.
+        where: what to call it in an error.
+    """
+    found = params
+    if isinstance(found, Mapping) and "trainer" in found:
+        found = found["trainer"]
+        if isinstance(found, (list, tuple)) and found:
+            found = found[-1]
+            found = found.get("trainer") if isinstance(found, Mapping) else None
+        found = found.get("init") if isinstance(found, Mapping) else None
+    section = found.get("model") if isinstance(found, Mapping) else None
+    if not isinstance(section, Mapping) or not section:
+        raise ConversionError(f"{where}: has no section trainer.init.model")
+    return _plain(section)
+
+
+def _plain(value: Any) -> Any:
+    """Nested mappings and sequences as dict and list, so that the section can be written as JSON."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def trainer_params(section: Mapping[str, Any], checkpoint: str) -> dict[str, Any]:
+    """Params that train a converted checkpoint on, in the Model Zoo and on the reference path alike.
+
+    Args:
+        section: the `model:` section.
+        checkpoint: what `fit.ckpt_path` names.
+    """
+    config = DecoderConfig.from_section(section)
+    # Under muP this is the rate of the base model; the groups that mup_base_* imply scale it matrix by matrix.
+    peak, last = (1.5e-3, 1.5e-4) if config.is_mup else (2e-5, 2e-6)
+    warmup, steps = 100, 1000
+    data = {"data_processor": "GptHDF5MapDataProcessor", "batch_size": 8, "num_workers": 0}
+    return {
+        "trainer": {
+            "init": {
+                "backend": {"backend_type": "CPU"},
+                "model_dir": "./model_dir",
+                "seed": 1,
+                "model": _plain(section),
+                "optimizer": {"AdamW": {"betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "correct_bias": True}},
+                "schedulers": [
+                    {
+                        "SequentialLR": {
+                            "schedulers": [
+                                _schedule("LinearLR", 0.0, peak, warmup),
+                                _schedule("CosineDecayLR", peak, last, steps - warmup),
+                            ]
+                        }
+                    }
+                ],
+                "precision": {"enabled": False, "max_gradient_norm": 1.0},
+                "loop": {"max_steps": steps, "eval_frequency": 200, "eval_steps": 10},
+                "checkpoint": {"steps": 200},
+                "logging": {"log_steps": 10},
+            },
+            "fit": {
+                "train_dataloader": {**data, "data_dir": "./data/train", "shuffle": True, "shuffle_seed": 1},
+                "val_dataloader": {**data, "data_dir": "./data/validation", "shuffle": False},
+                "ckpt_path": checkpoint,
+            },
+        }
+    }
+
+
+def _schedule(kind: str, start: float, end: float, steps: int) -> dict[str, Any]:
+    return {kind: {"initial_learning_rate": start, "end_learning_rate": end, "total_iters": steps}}
+
+
+def yaml_text(params: Mapping[str, Any], notes: list[str]) -> str:
+    """The params as YAML under a comment that says what is left to choose, followed by the notes of the conversion."""
+    fit = params["trainer"]["fit"]
+    config = DecoderConfig.from_section(params["trainer"]["init"]["model"])
+    kind = "Jais" if architecture_of(config) is JAIS else "Llama"
+    mup = f"{kind} without muP groups: one learning rate for all weights."
+    if config.is_mup:
+        mup = (
+            "mup_base_hidden_size and mup_base_filter_size imply the muP learning-rate groups; nothing else is needed."
+        )
+    head = _HEAD.format(
+        name=Path(fit["ckpt_path"]).name,
+        length=config.max_position_embeddings,
+        mup=mup,
+        notes="".join(f"# Note: {note}\n" for note in notes),
+    )
+    return head + yaml.safe_dump(dict(params), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,121 @@
+"""Tiny checkpoints of both families, as a trainer would write them, and the published dimensions of all models."""
+
+import ml_dtypes
+import numpy as np
+import torch
+
+from cerebras_jais.checkpoint import save_checkpoint
+from cerebras_jais.model.config import DecoderConfig
+from cerebras_jais.model.decoder import LanguageModel
+from tests.cerebras_jais.model.examples import jais_section, llama_section
+
+VARIANTS = {
+    "jais-12-heads": jais_section(),
+    "jais-20-heads-untied": jais_section(num_heads=20, hidden_size=80, share_embedding_weights=False),
+    "jais-40-heads": jais_section(num_heads=40, hidden_size=80, pos_scaling_factor=2.0),
+    "jais-56-heads": jais_section(num_heads=56, hidden_size=112),
+    "jais-no-mup": jais_section(
+        mup_base_hidden_size=None,
+        mup_base_filter_size=None,
+        output_logits_alpha=None,
+        embeddings_scale=None,
+        scale_qk_dot_by_d=None,
+    ),
+    "jais-deprecated-mup": jais_section(
+        mup_base_hidden_size=None, mup_base_filter_size=None, output_logits_alpha=None, output_logits_scale=0.365
+    ),
+    "llama-12-heads": llama_section(),
+    "llama-20-heads-tied": llama_section(num_heads=20, hidden_size=80, share_embedding_weights=True),
+    "llama-40-heads-grouped": llama_section(num_heads=40, hidden_size=160, kv_groups=8, rope_theta=500000.0),
+    "llama-56-heads-grouped-tied": llama_section(
+        num_heads=56, hidden_size=224, kv_groups=7, share_embedding_weights=True
+    ),
+    "llama-one-group": llama_section(kv_groups=1),
+    "llama-biases": llama_section(
+        use_ffn_bias=True, use_projection_bias_in_attention=True, use_ffn_bias_in_attention=True, pos_scaling_factor=4.0
+    ),
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def random_model(section, seed=0):
+    """A model whose every weight is random: no norm is 1 and no bias is 0, so that an ignored tensor is noticed."""
+    torch.manual_seed(seed)
+    model = LanguageModel(DecoderConfig.from_section(section)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not name.endswith("slopes"):
+                centre = 1.0 if ("norm" in name or "ln_f" in name) and name.endswith("weight") else 0.0
+                parameter.copy_(centre + 0.2 * torch.randn_like(parameter))
+    return model
+
+
+def to_numpy(tensor):
+    """A tensor as numpy, bfloat16 as ml_dtypes.bfloat16."""
+    tensor = tensor.detach().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+def state_of(model, dtype=torch.float32):
+    """The state dict as numpy in an element type; slopes stay float32, as trainers leave them."""
+    return {
+        name: to_numpy(tensor if name.endswith("slopes") else tensor.to(dtype))
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def write_checkpoint(path, section, state, *, with_metadata=True):
+    """A checkpoint such as a trainer leaves behind: model, optimizer state, step, metadata."""
+    rest = {"optimizer": {"state": {"0": {"exp_avg": np.ones(3, np.float32)}}}, "global_step": 20}
+    if with_metadata:
+        params = {"trainer": {"init": {"model": section}}}
+        rest["__metadata__"] = [{"version": "2.10.0", "model_name": "JAISModel", "params": params}]
+    save_checkpoint(path, {"model": state, **rest})
+    return path
+
+
+def _jais(H, L, heads, F, length, embeddings_scale, alpha):
+    return jais_section(
+        vocab_size=84992,
+        hidden_size=H,
+        num_hidden_layers=L,
+        num_heads=heads,
+        filter_size=F,
+        max_position_embeddings=length,
+        embeddings_scale=embeddings_scale,
+        output_logits_alpha=alpha,
+        mup_base_hidden_size=256,
+        mup_base_filter_size=F * 256 / H,
+    )
+
+
+def _adapted(H, L, heads, kv, F):
+    return llama_section(
+        kv_groups=None if kv == heads else kv,
+        vocab_size=64000,
+        hidden_size=H,
+        num_hidden_layers=L,
+        num_heads=heads,
+        filter_size=F,
+        max_position_embeddings=4096,
+    )
+
+
+_B = (9.1705785388303, 1.09518349815769)  # muP set of the family up to 13b
+_A = (14.6, 2.22)  # muP set of 30b
+_BASES = {
+    "jais-family-590m": (_jais(1536, 18, 12, 4096, 2048, *_B), 640_555_020),
+    "jais-family-1p3b": (_jais(2048, 24, 16, 5472, 2048, *_B), 1_384_305_168),
+    "jais-family-2p7b": (_jais(2560, 32, 20, 6832, 2048, *_B), 2_736_652_308),
+    "jais-family-6p7b": (_jais(4096, 32, 32, 10928, 2048, *_B), 6_794_562_592),
+    "jais-family-13b": (_jais(5120, 40, 40, 13664, 2048, *_B), 13_027_571_240),
+    "jais-family-30b-8k": (_jais(7168, 48, 56, 19114, 8192, *_A), 30_208_489_464),
+    "jais-family-30b-16k": (_jais(7168, 48, 56, 19114, 16384, *_A), 30_208_489_464),
+    "jais-adapted-7b": (_adapted(4096, 32, 32, 32, 11008), 7_000_559_616),
+    "jais-adapted-13b": (_adapted(5120, 40, 40, 40, 13824), 13_343_544_320),
+    "jais-adapted-70b": (_adapted(8192, 80, 64, 8, 28672), 69_500_936_192),
+}
+PUBLISHED = {f"{name}{kind}": row for name, row in _BASES.items() for kind in ("", "-chat")}
+"""Name -> (`model:` section, parameters with ALiBi slopes counted and a tied head counted once)."""

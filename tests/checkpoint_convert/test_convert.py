@@ -1,0 +1,418 @@
+"""A checkpoint becomes a release and comes back bit for bit, and the release computes what the checkpoint computes.
+
+Contract: both families, head counts 12, 20, 40 and 56, grouped queries, tied and untied, fp32 and bf16: all tensors
+identical after the round trip, the `model:` section equal, logits of transformers equal to the reference path's. Input
+that does not fit is one clear error and leaves nothing behind.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+from cerebras_jais.checkpoint import open_checkpoint, save_checkpoint
+from cerebras_jais.errors import UserError
+from cerebras_jais.model.config import DecoderConfig
+from cerebras_jais.model.decoder import LanguageModel
+from checkpoint_convert.convert import cerebras_tensors, compare, convert_to_cerebras, convert_to_hf
+from checkpoint_convert.safetensors_files import open_model
+from checkpoint_convert.trainer_yaml import read_model_section
+from tests import tolerances
+from tests.checkpoint_convert.examples import (
+    DTYPES,
+    VARIANTS,
+    jais_section,
+    llama_section,
+    random_model,
+    state_of,
+    write_checkpoint,
+)
+
+
+def load_release(directory, monkeypatch, cache):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_MODULES_CACHE", str(cache))
+    from transformers import AutoModelForCausalLM, dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(cache))
+    own_code = json.loads((directory / "config.json").read_text())["model_type"] == "jais"
+    keys = {"trust_remote_code": True} if own_code else {}
+    path = sys.path.copy()
+    model, info = AutoModelForCausalLM.from_pretrained(
+        directory, torch_dtype=torch.float32, output_loading_info=True, **keys
+    )
+    sys.path[:] = path
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    return model.eval()
+
+
+def jais_checkpoint(directory, **changes):
+    section = jais_section(**changes)
+    return write_checkpoint(directory / "c.mdl", section, state_of(random_model(section)))
+
+
+def listing(directory):
+    return sorted(p.name for p in directory.iterdir())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_checkpoint_comes_back_bit_for_bit(tmp_path, name, dtype):
+    section = VARIANTS[name]
+    state = state_of(random_model(section), DTYPES[dtype])
+    checkpoint = write_checkpoint(tmp_path / "there.mdl", section, state)
+    convert_to_hf(checkpoint, tmp_path / "release", max_shard_size=20_000)
+    convert_to_cerebras(tmp_path / "release", tmp_path / "back.mdl")
+
+    with open_checkpoint(tmp_path / "back.mdl") as back:
+        came = {key: tensor.read() for key, tensor in back.tree["model"].items()}
+        assert back.metadata[-1]["version"] == "2.10.0"
+        assert back.metadata[-1]["params"]["trainer"]["init"]["model"] == section
+    assert came.keys() == state.keys()
+    for key, values in state.items():
+        assert (came[key].dtype, came[key].shape) == (values.dtype, values.shape)
+        assert came[key].tobytes() == values.tobytes(), key
+    assert read_model_section(tmp_path / "back.yaml") == section
+    for pair in (("there.mdl", "back.mdl"), ("there.mdl", "release"), ("release", "back.mdl")):
+        result = compare(*(tmp_path / path for path in pair))
+        assert result.identical == result.total > 20
+    assert listing(tmp_path) == ["back.mdl", "back.yaml", "release", "there.mdl"]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_transformers_computes_the_logits_of_the_reference_path(tmp_path, name, monkeypatch):
+    model = random_model(VARIANTS[name])
+    checkpoint = write_checkpoint(tmp_path / "c.mdl", VARIANTS[name], state_of(model))
+    convert_to_hf(checkpoint, tmp_path / "release")
+    loaded = load_release(tmp_path / "release", monkeypatch, tmp_path / "modules")
+    expected_class = "JAISLMHeadModel" if name.startswith("jais") else "LlamaForCausalLM"
+    assert type(loaded).__name__ == expected_class
+    ids = torch.randint(0, 97, (2, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert (loaded(ids).logits - model.logits(ids)).abs().max() < tolerances.RELEASE_LOGITS
+
+
+@pytest.mark.parametrize("name", ["jais-12-heads", "llama-12-heads", "llama-20-heads-tied"])
+def test_what_transformers_saves_comes_back(tmp_path, name, monkeypatch):
+    """save_pretrained drops tied heads and rewrites config.json; both must still give the checkpoint."""
+    section = VARIANTS[name]
+    checkpoint = write_checkpoint(tmp_path / "c.mdl", section, state_of(random_model(section)))
+    convert_to_hf(checkpoint, tmp_path / "release")
+    load_release(tmp_path / "release", monkeypatch, tmp_path / "modules").save_pretrained(tmp_path / "saved")
+    convert_to_cerebras(tmp_path / "saved", tmp_path / "back.mdl")
+    result = compare(checkpoint, tmp_path / "back.mdl")
+    assert result.identical == result.total
+    assert read_model_section(tmp_path / "back.yaml") == section
+    assert not compare(checkpoint, tmp_path / "saved").differences
+
+
+def test_a_converted_release_loads_into_the_reference_model(tmp_path):
+    section = llama_section(kv_groups=4)
+    model = random_model(section)
+    convert_to_hf(write_checkpoint(tmp_path / "c.mdl", section, state_of(model)), tmp_path / "release")
+    convert_to_cerebras(tmp_path / "release", tmp_path / "back.mdl")
+    fresh = LanguageModel(DecoderConfig.from_section(read_model_section(tmp_path / "back.yaml"))).eval()
+    with open_checkpoint(tmp_path / "back.mdl") as back:
+        fresh.load_state_dict({key: torch.from_numpy(tensor.read()) for key, tensor in back.tree["model"].items()})
+    ids = torch.arange(20)[None]
+    assert torch.equal(fresh.logits(ids), model.logits(ids))
+
+
+def test_the_release_is_complete_and_loads_as_other_loaders_expect(tmp_path):
+    convert_to_hf(jais_checkpoint(tmp_path), tmp_path / "release", max_shard_size=30_000)
+    names = listing(tmp_path / "release")
+    assert {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors.index.json",
+        "configuration_jais.py",
+        "modeling_jais.py",
+        "README.md",
+    } <= set(names)
+    assert any(name.startswith("model-00002-of-") for name in names)
+    tensors = open_model(tmp_path / "release")
+    assert tensors["lm_head.weight"].shape == (97, 48)
+    assert tensors["transformer.relative_pe.slopes"].shape == (12, 1)
+    config = json.loads((tmp_path / "release" / "config.json").read_text())
+    assert config["auto_map"]["AutoModelForCausalLM"] == "modeling_jais.JAISLMHeadModel"
+    assert config["torch_dtype"] == "float32"
+
+
+def test_training_state_is_left_out_and_said_so(tmp_path):
+    report = convert_to_hf(jais_checkpoint(tmp_path), tmp_path / "release")
+    assert any("optimizer" in note and "global_step" in note for note in report.notes)
+    assert report.parameters == 61436
+
+
+def test_a_checkpoint_without_the_leading_name_and_without_tied_names_converts(tmp_path):
+    section = jais_section()
+    state = state_of(random_model(section))
+    bare = {k.removeprefix("model."): v for k, v in state.items() if not k.startswith(("model.ln_f", "model.lm_head"))}
+    checkpoint = write_checkpoint(tmp_path / "bare.mdl", section, bare, with_metadata=False)
+    convert_to_hf(checkpoint, tmp_path / "release", config=section)
+    convert_to_cerebras(tmp_path / "release", tmp_path / "back.mdl")
+    with open_checkpoint(tmp_path / "back.mdl") as back:
+        assert {k: t.read().tobytes() for k, t in back.tree["model"].items()} == {
+            k: v.tobytes() for k, v in state.items()
+        }
+
+
+def test_the_config_of_a_yaml_comes_before_the_checkpoints_own(tmp_path):
+    checkpoint = jais_checkpoint(tmp_path)
+    (tmp_path / "c.yaml").write_text(json.dumps({"trainer": {"init": {"model": jais_section(pos_scaling_factor=2.0)}}}))
+    convert_to_hf(checkpoint, tmp_path / "release", config=tmp_path / "c.yaml")
+    assert json.loads((tmp_path / "release" / "config.json").read_text())["alibi_scaling"]["factor"] == 2.0
+
+
+def test_float16_and_mixed_types_keep_their_types(tmp_path):
+    section = llama_section()
+    state = state_of(random_model(section), torch.float16)
+    key = "model.transformer_decoder.layers.0.norm1.weight"
+    state[key] = state[key].astype(np.float32)
+    convert_to_hf(write_checkpoint(tmp_path / "c.mdl", section, state), tmp_path / "release")
+    types = {name: tensor.dtype for name, tensor in open_model(tmp_path / "release").items()}
+    assert types.pop("model.layers.0.input_layernorm.weight") == "float32"
+    assert set(types.values()) == {"float16"}
+
+
+# ---- refused input ---------------------------------------------------------------------------------------------------
+
+
+def without(key):
+    return lambda state: state.pop(key)
+
+
+def also(key):
+    return lambda state: state.update({key: np.zeros(3, np.float32)})
+
+
+def with_values(key, change):
+    return lambda state: state.update({key: change(state[key].copy())})
+
+
+def other_head(values):
+    values[0, 0] += 1
+    return values
+
+
+LAYER = "model.transformer_decoder.layers"
+
+
+def without_glu_bias(state):
+    for layer in (0, 1):
+        del state[f"{LAYER}.{layer}.ffn.ffn.0.linear_layer_for_glu.bias"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (without(f"{LAYER}.1.norm1.weight"), r"missing: layer 1: norm1\.weight"),
+        (without_glu_bias, r"missing: layers 0-1: ffn\.ffn\.0\.linear_layer_for_glu\.bias"),
+        (without("model.embedding_layer.position_embed_helper.slopes"), "missing: embedding_layer.position_embed"),
+        (also(f"{LAYER}.2.norm1.weight"), r"not in such a model: layer 2: norm1\.weight"),
+        (also("model.extra"), "not in such a model: extra"),
+        (with_values("model.lm_head.weight", other_head), "share_embedding_weights: false"),
+        (with_values("model.ln_f.bias", lambda v: v + 1), "ln_f.bias and transformer_decoder.norm.bias"),
+        (with_values("model.embedding_layer.position_embed_helper.slopes", lambda v: v[::-1]), "ALiBi's slopes"),
+        (with_values("model.embedding_layer.position_embed_helper.slopes", lambda v: v * np.nan), "ALiBi's slopes"),
+        (with_values(f"{LAYER}.0.self_attn.proj_q_dense_layer.bias", lambda v: v[:-1]), r"\[47\] where .* \[48\]"),
+        (
+            with_values(f"{LAYER}.0.self_attn.proj_q_dense_layer.bias", lambda v: v.astype(np.float16)),
+            "several types",
+        ),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_its_config_is_one_error_and_leaves_nothing(tmp_path, damage, said):
+    section = jais_section()
+    state = state_of(random_model(section))
+    damage(state)
+    checkpoint = write_checkpoint(tmp_path / "c.mdl", section, state)
+    with pytest.raises(UserError, match=said) as caught:
+        convert_to_hf(checkpoint, tmp_path / "release")
+    assert "\n" not in str(caught.value)
+    assert listing(tmp_path) == ["c.mdl"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_hidden_layers": 3}, "missing: layer 2: "),
+        ({"num_hidden_layers": 1}, "not in such a model: layer 1: "),
+        ({"vocab_size": 100}, r"\[97, 48\] where the config demands \[100, 48\]"),
+        ({"filter_size": 64}, r"layers 0-1: .*\[128, 48\] where the config demands \[64, 48\]"),
+        ({"num_heads": 8}, r"\[12, 1\] where the config demands \[8, 1\]"),
+        ({"hidden_sise": 48}, "hidden_sise"),
+    ],
+)
+def test_a_config_that_does_not_fit_the_checkpoint_is_one_error_and_leaves_nothing(tmp_path, changes, said):
+    checkpoint = jais_checkpoint(tmp_path)
+    with pytest.raises(UserError, match=said):
+        convert_to_hf(checkpoint, tmp_path / "release", config=jais_section(**changes))
+    assert listing(tmp_path) == ["c.mdl"]
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.999])
+def test_a_truncated_checkpoint_is_one_error_and_leaves_nothing(tmp_path, share):
+    checkpoint = jais_checkpoint(tmp_path)
+    content = checkpoint.read_bytes()
+    checkpoint.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(UserError, match=r"c\.mdl"):
+        convert_to_hf(checkpoint, tmp_path / "release")
+    assert listing(tmp_path) == ["c.mdl"]
+
+
+def test_a_checkpoint_that_says_nothing_of_its_config_asks_for_it(tmp_path):
+    section = jais_section()
+    checkpoint = write_checkpoint(tmp_path / "c.mdl", section, state_of(random_model(section)), with_metadata=False)
+    with pytest.raises(UserError, match="--config"):
+        convert_to_hf(checkpoint, tmp_path / "release")
+
+
+def test_a_file_without_a_model_is_refused(tmp_path):
+    save_checkpoint(tmp_path / "c.mdl", {"optimizer": {"step": 1}})
+    with pytest.raises(UserError, match="no model"):
+        convert_to_hf(tmp_path / "c.mdl", tmp_path / "release", config=jais_section())
+
+
+def test_an_existing_output_is_never_touched(tmp_path):
+    checkpoint = jais_checkpoint(tmp_path)
+    convert_to_hf(checkpoint, tmp_path / "release")
+    before = (tmp_path / "release" / "config.json").stat().st_mtime_ns
+    with pytest.raises(UserError, match="exists"):
+        convert_to_hf(checkpoint, tmp_path / "release")
+    assert (tmp_path / "release" / "config.json").stat().st_mtime_ns == before
+    (tmp_path / "back.yaml").write_text("mine")
+    with pytest.raises(UserError, match=r"back\.yaml: exists"):
+        convert_to_cerebras(tmp_path / "release", tmp_path / "back.mdl")
+    assert (tmp_path / "back.yaml").read_text() == "mine"
+    (tmp_path / "other.mdl").write_text("mine")
+    with pytest.raises(UserError, match=r"other\.mdl: exists"):
+        convert_to_cerebras(tmp_path / "release", tmp_path / "other.mdl")
+    assert listing(tmp_path) == ["back.yaml", "c.mdl", "other.mdl", "release"]
+
+
+def test_an_output_in_a_directory_that_is_not_there_is_refused(tmp_path):
+    checkpoint = jais_checkpoint(tmp_path)
+    with pytest.raises(UserError, match="does not exist"):
+        convert_to_hf(checkpoint, tmp_path / "no" / "release")
+
+
+def test_an_error_while_writing_leaves_nothing(tmp_path):
+    checkpoint = jais_checkpoint(tmp_path)
+
+    def interrupted(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert_to_hf(checkpoint, tmp_path / "release", progress=interrupted)
+    assert listing(tmp_path) == ["c.mdl"]
+    convert_to_hf(checkpoint, tmp_path / "release")
+    with pytest.raises(KeyboardInterrupt):
+        convert_to_cerebras(tmp_path / "release", tmp_path / "back.mdl", progress=interrupted)
+    assert listing(tmp_path) == ["c.mdl", "release"]
+
+
+def test_a_full_disk_is_refused_before_writing(tmp_path, monkeypatch):
+    checkpoint = jais_checkpoint(tmp_path)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(UserError, match="make room"):
+        convert_to_hf(checkpoint, tmp_path / "release")
+    assert listing(tmp_path) == ["c.mdl"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda d: (d / "config.json").unlink(), "config.json"),
+        (lambda d: (d / "config.json").write_text("{"), "config.json"),
+        (lambda d: (d / "model-00001-of-00001.safetensors").unlink(), "model-00001"),
+        (lambda d: (d / "model.safetensors.index.json").unlink(), "neither"),
+        (lambda d: os.truncate(d / "model-00001-of-00001.safetensors", 5000), "truncated"),
+    ],
+)
+def test_a_damaged_release_is_one_error_and_leaves_nothing(tmp_path, damage, said):
+    convert_to_hf(jais_checkpoint(tmp_path), tmp_path / "release")
+    damage(tmp_path / "release")
+    with pytest.raises(UserError, match=said):
+        convert_to_cerebras(tmp_path / "release", tmp_path / "back.mdl")
+    assert listing(tmp_path) == ["c.mdl", "release"]
+
+
+# ---- compare ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_flipped_bit_is_found(tmp_path, dtype):
+    section = jais_section()
+    state = state_of(random_model(section), DTYPES[dtype])
+    checkpoint = write_checkpoint(tmp_path / "c.mdl", section, state)
+    convert_to_hf(checkpoint, tmp_path / "release")
+    key = f"{LAYER}.1.self_attn.proj_v_dense_layer.weight"
+    values = state[key].copy()
+    values.reshape(-1).view(np.uint8)[17] ^= 1
+    changed = write_checkpoint(tmp_path / "changed.mdl", section, state | {key: values})
+
+    assert compare(checkpoint, changed).differences == {key.removeprefix("model."): "other values"}
+    result = compare(changed, tmp_path / "release")
+    assert result.differences == {"transformer.h.1.attn.c_attn.weight": "other values"}
+    assert (result.identical, result.total) == (32, 33)
+
+
+def test_missing_names_and_other_types_are_differences(tmp_path):
+    section = llama_section()
+    state = state_of(random_model(section))
+    one = write_checkpoint(tmp_path / "one.mdl", section, state)
+    two = {k: v for k, v in state.items() if k != "model.lm_head.weight"}
+    two["model.ln_f.weight"] = two["model.ln_f.weight"].astype(ml_dtypes.bfloat16)
+    other = write_checkpoint(tmp_path / "two.mdl", section, two)
+    assert compare(one, other).differences == {
+        "lm_head.weight": "only in the first",
+        "ln_f.weight": "float32 [48] and bfloat16 [48]",
+    }
+
+
+# ---- the core stays light --------------------------------------------------------------------------------------------
+
+
+def test_conversion_imports_neither_torch_nor_transformers(tmp_path):
+    checkpoint = jais_checkpoint(tmp_path)
+    script = (
+        "import sys\n"
+        "from checkpoint_convert.convert import compare, convert_to_cerebras, convert_to_hf\n"
+        f"convert_to_hf({str(checkpoint)!r}, {str(tmp_path / 'r')!r})\n"
+        f"convert_to_cerebras({str(tmp_path / 'r')!r}, {str(tmp_path / 'b.mdl')!r})\n"
+        f"assert not compare({str(checkpoint)!r}, {str(tmp_path / 'b.mdl')!r}).differences\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.modelzoo
+@pytest.mark.parametrize("name", ["jais-12-heads", "jais-20-heads-untied", "llama-56-heads-grouped-tied"])
+def test_the_model_zoo_loads_a_converted_checkpoint_with_the_same_loss(tmp_path, name):
+    pytest.importorskip("cerebras.modelzoo")
+    import cerebras.pytorch as cstorch
+
+    from tests.cerebras_jais.model.examples import batch_of
+    from tests.cerebras_jais.model.test_against_modelzoo import modelzoo_model
+
+    model = random_model(VARIANTS[name])
+    convert_to_hf(write_checkpoint(tmp_path / "c.mdl", VARIANTS[name], state_of(model)), tmp_path / "release")
+    convert_to_cerebras(tmp_path / "release", tmp_path / "back.mdl")
+    theirs = modelzoo_model(read_model_section(tmp_path / "back.yaml")).eval()
+    theirs.load_state_dict(cstorch.load(tmp_path / "back.mdl")["model"])
+    batch = batch_of(model.config, packed=False)
+    with torch.no_grad():
+        assert abs(float(theirs(batch)) - float(model(batch))) < tolerances.MODELZOO_LOSS
+
+
+def test_tensors_of_a_checkpoint_lose_their_leading_name(tmp_path):
+    with open_checkpoint(jais_checkpoint(tmp_path)) as opened:
+        assert "embedding_layer.word_embeddings.weight" in cerebras_tensors(opened)
