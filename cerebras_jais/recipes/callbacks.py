@@ -1,0 +1,70 @@
+"""What each callback and logger of the Model Zoo 2.10 means on a CPU or GPU: honoured, without effect, or refused.
+
+The names and argument names are those of Model Zoo trainer/callbacks, trainer/extensions and trainer/loggers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+# Change what is trained or kept: done here too.
+HONOURED: Mapping[str, tuple[str, ...]] = {
+    "CheckLoss": (),
+    "KeepNCheckpoints": ("n",),
+    "LoadCheckpointStates": ("load_checkpoint_states",),
+}
+
+# Concern a CS system, profile it, or only report; None stands for arguments of any name.
+WITHOUT_EFFECT: Mapping[str, tuple[str, ...] | None] = {
+    "ScopedTrainFlags": None,
+    "ScopedValidateFlags": None,
+    "GlobalFlags": None,
+    "DebugArgsPath": ("debug_args_path",),
+    "ComputeNorm": (),
+    "CountParams": ("search_and_replace", "order_by", "descending"),
+    "DumpActivations": ("outdir", "buffer_steps"),
+    "DumpAvailableTensorNames": (),
+    "DurationProfiler": (),
+    "EmailNotification": ("mailto", "mailfrom", "server_name", "port", "notification_endpoint", "subject"),
+    "EleutherEvalHarness": None,
+    "BigCodeEvalHarness": None,
+    "ScopedEleutherEvalHarnessFlags": None,
+    "ScopedBigCodeEvalHarnessFlags": None,
+    "FlopUtilization": (),
+    "HFCacheDir": ("cache_dir",),
+    "LogInputSummaries": (),
+    "LogOptimizerParamGroup": ("keys",),
+    "LogSparsity": (),
+    "ModelEvalMetrics": (),
+    "ModelZooParamsMetadata": ("params",),
+    "NaNChecker": ("num_steps",),
+    "NormTensorListener": ("listener_name", "tensor_names"),
+    "OpProfiler": ("start_step", "end_step", "host_activities"),
+    "RateProfiler": (),
+    "SamplesStreamedInfo": (),
+    "SavePerformanceData": (),
+    "SlackNotification": ("channels",),
+    "SummaryTensorListener": ("listener_name", "tensor_names"),
+}
+
+# Would change what is trained, and are not done here: a run that left them out would be another run.
+REFUSED: Mapping[str, str] = {
+    "ComputeNormGNS": "gradient-noise norms are not computed",
+    "Lora": "LoRA is not done",
+    "SaveCheckpointState": "partial checkpoints are not written; use checkpoint.steps",
+    "SelectiveGrad": "selective gradients are not done",
+    "SkipSamples": "samples cannot be skipped; use data_subset",
+    "WeightCompression": "weights are not compressed",
+}
+
+LOGGERS: Mapping[str, tuple[str, ...]] = {
+    "ProgressLogger": (),
+    "TensorBoardLogger": ("summary_dir", "legacy_event_dirs"),
+}
+LOGGERS_WITHOUT_EFFECT: Mapping[str, tuple[str, ...]] = {
+    "TelemetryLogger": ("max_buffer_size", "max_buffer_seconds"),
+    "WandbLogger": ("project", "group", "run_id", "run_name", "job_type", "tags", "resume", "entity"),
+}
+
+# Callbacks whose arguments are paths of flags under cerebras.pytorch's backends.
+FLAG_CALLBACKS = ("ScopedTrainFlags", "ScopedValidateFlags", "GlobalFlags")

@@ -1,0 +1,273 @@
+"""The sections of a Model Zoo 2.10 trainer YAML as frozen pydantic models, with the Model Zoo's defaults.
+
+Source: Model Zoo trainer/validate.py and the constructors it reads (trainer/callbacks/{loop,checkpoint,precision,
+logging,autorestart}.py, data/common/h5_map_dataset/dataset.py), cerebras.pytorch optim/AdamBase.py.
+`without_effect` names the keys of a section that only concern CS systems.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, Field, model_validator
+
+from cerebras_jais.recipes.callbacks import (
+    FLAG_CALLBACKS,
+    HONOURED,
+    LOGGERS,
+    LOGGERS_WITHOUT_EFFECT,
+    REFUSED,
+    WITHOUT_EFFECT,
+)
+from cerebras_jais.recipes.section import Section, refuse
+from cerebras_jais.recipes.yaml_source import suggestion
+
+
+class TaggedParams(Section):
+    """Parameters that glob patterns pick out, for schedulers that name the tag."""
+
+    params: str | list[str]
+    tag: str
+
+
+class AdamW(Section):
+    """AdamW as Cerebras defines it (decoupled weight decay, optional bias correction)."""
+
+    learning_rate: float | None = Field(default=None, ge=0, validation_alias=AliasChoices("learning_rate", "lr"))
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    eps: float = Field(default=1e-6, ge=0)
+    weight_decay: float = 0.0
+    correct_bias: bool = True
+    amsgrad: Literal[False] = False
+    params: list[TaggedParams] = Field(default_factory=list)
+    adjust_learning_rate: dict[str, float] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_params_may_stand_alone(cls, value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("params"), dict):
+            value = {**value, "params": [value["params"]]}
+        return value
+
+
+class Precision(Section):
+    """Mixed precision and gradient clipping."""
+
+    without_effect = frozenset({"precision_opt_level", "log_loss_scale", "min_loss_scale", "max_loss_scale"})
+
+    enabled: bool = True
+    fp16_type: Literal["float16", "bfloat16", "cbfloat16"] = "bfloat16"
+    precision_opt_level: Literal[0, 1, 2] | None = None
+    loss_scaling_factor: float | Literal["dynamic"] | None = 1.0
+    initial_loss_scale: float | None = None
+    steps_per_increase: int = 2000
+    min_loss_scale: float | None = None
+    max_loss_scale: float | None = None
+    max_gradient_norm: float | None = Field(default=None, gt=0)
+    max_gradient_value: float | None = Field(default=None, gt=0)
+    log_loss_scale: bool | None = None
+
+    @model_validator(mode="after")
+    def _one_way_of_clipping(self) -> Precision:
+        if self.max_gradient_norm is not None and self.max_gradient_value is not None:
+            raise refuse(
+                "gradients are clipped by norm or by value: remove max_gradient_norm or this", "max_gradient_value"
+            )
+        return self
+
+
+class Loop(Section):
+    """How long to train and when to evaluate; a step is one optimizer step of `grad_accum_steps` batches."""
+
+    num_steps: int | None = Field(default=None, gt=0)
+    max_steps: int | None = Field(default=None, gt=0)
+    num_epochs: int | None = Field(default=None, gt=0)
+    steps_per_epoch: int | None = Field(default=None, gt=0)
+    eval_frequency: int | float | None = 1.0
+    eval_steps: int | None = Field(default=None, gt=0)
+    grad_accum_steps: int = Field(default=1, gt=0)
+
+    @model_validator(mode="after")
+    def _lengths_that_fit_together(self) -> Loop:
+        if self.num_steps is not None and self.num_epochs is not None:
+            raise refuse("give num_steps or num_epochs, not both", "num_epochs")
+        if self.num_steps is None and self.num_epochs is None and self.max_steps is None:
+            raise refuse("give one of max_steps, num_steps and num_epochs")
+        frequency = self.eval_frequency
+        if frequency and (frequency < 0 or (isinstance(frequency, float) and frequency > 1)):
+            raise refuse(
+                f"a whole number of steps, or a fraction in (0, 1] of the run (got {frequency})", "eval_frequency"
+            )
+        return self
+
+
+class CheckpointSection(Section):
+    """When checkpoints are written, how they are named, and whether the last one is taken up."""
+
+    steps: int | None = Field(default=None, ge=0)
+    autoload_last_checkpoint: bool = True
+    disable_strict_checkpoint_loading: bool = False
+    save_initial_checkpoint: bool = False
+    checkpoint_root: str | None = None
+    checkpoint_name: str = "checkpoint_{step}.mdl"
+    strict_version: bool = True
+
+    @model_validator(mode="after")
+    def _names_and_places(self) -> CheckpointSection:
+        from string import Formatter
+
+        if {name for _, name, _, _ in Formatter().parse(self.checkpoint_name) if name} != {"step"}:
+            raise refuse("must hold {step} and no other field in braces", "checkpoint_name")
+        if self.checkpoint_root and self.checkpoint_root.startswith("s3://"):
+            raise refuse("object storage is not written from here; give a folder", "checkpoint_root")
+        return self
+
+
+class Logging(Section):
+    """How often progress is reported."""
+
+    without_effect = frozenset({"log_level", "wsc_log_level", "enable_act_frequency"})
+
+    log_steps: int = Field(default=1, ge=0)
+    log_level: str | int = "INFO"
+    wsc_log_level: dict[str, Any] | None = None
+    enable_act_frequency: bool = False
+
+
+class AutoRestart(Section):
+    """Restarts of a run on a cluster."""
+
+    max_num_restarts: int | None = None
+    min_num_csx: int = 1
+
+
+class Backend(Section):
+    """Where the run goes; here CPU or GPU."""
+
+    without_effect = frozenset(
+        {"artifact_dir", "compile_dir", "compile_only", "validate_only", "cluster_config", "enable_distributed"}
+        | {"main_process_id", "dist_backend", "init_method", "sync_batchnorm"}
+    )
+
+    backend_type: Literal["CSX", "CPU", "GPU"] | None = None
+    artifact_dir: str | None = None
+    compile_dir: str | None = None
+    compile_only: bool = False
+    validate_only: bool = False
+    cluster_config: dict[str, Any] | None = None
+    enable_distributed: bool = False
+    main_process_id: int = 0
+    dist_backend: str = "nccl"
+    init_method: str | None = None
+    sync_batchnorm: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _any_case(cls, value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("backend_type"), str):
+            value = {**value, "backend_type": value["backend_type"].upper()}
+        return value
+
+
+class MixturePart(Section):
+    """One data set of a mixture and the share of samples drawn from it."""
+
+    data_dir: str | list[str]
+    weight: float = Field(ge=0)
+    data_subset: str | None = None
+
+
+class DataLoader(Section):
+    """Where samples come from and in which order; the keys of GptHDF5MapDataProcessor."""
+
+    without_effect = frozenset(
+        {"num_workers", "prefetch_factor", "persistent_workers", "use_worker_cache", "vocab_size", "repeat"}
+    )
+
+    data_processor: str
+    data_dir: str | list[str] | None = None
+    mixture: list[MixturePart] | None = None
+    batch_size: int = Field(gt=0)
+    shuffle: bool = False
+    shuffle_seed: int = 0
+    use_worker_cache: bool = False
+    max_sequence_length: int | None = Field(default=None, gt=0)
+    data_subset: str | None = None
+    drop_last: bool = True
+    num_samples: int | None = Field(default=None, gt=0)
+    sort_files: bool = True
+    use_vsl: bool = False
+    pad_last: bool = False
+    num_workers: int = 0
+    prefetch_factor: int | None = 10
+    persistent_workers: bool = True
+    dataset_map_fn: None = None
+    data_transforms: None = None
+    vocab_size: Any = None
+    repeat: Any = None
+
+    @model_validator(mode="after")
+    def _readable_here(self) -> DataLoader:
+        if self.data_processor != "GptHDF5MapDataProcessor":
+            raise refuse(f"{self.data_processor!r} is not read here; use GptHDF5MapDataProcessor", "data_processor")
+        if (self.data_dir is None) == (self.mixture is None):
+            raise refuse("give exactly one of data_dir and mixture")
+        return self
+
+    def reader_keys(self) -> dict[str, Any]:
+        """The keyword arguments of `data.hdf5.HDF5Samples`."""
+        names = {"data_dir", "batch_size", "shuffle", "shuffle_seed", "drop_last", "use_vsl", "num_samples"}
+        names |= {"max_sequence_length", "data_subset", "sort_files", "pad_last", "use_worker_cache"}
+        keys = {name: getattr(self, name) for name in names}
+        parts = self.mixture
+        keys["mixture"] = None if parts is None else [p.model_dump(exclude_unset=True) for p in parts]
+        return keys
+
+
+class Named(Section):
+    """A callback or logger by its name, with its arguments; `arguments` is None where the YAML switches it off."""
+
+    name: str
+    arguments: dict[str, Any] | None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_yaml(cls, value: Any) -> Any:
+        if isinstance(value, dict) and set(value) == {"name", "arguments"}:
+            return value
+        if not isinstance(value, dict) or len(value) != 1:
+            raise refuse(f"expected one mapping from a name to its arguments (got {value!r})")
+        ((given, arguments),) = value.items()
+        known: dict[str, Any] = cls._known()
+        name = {k.lower(): k for k in known}.get(str(given).lower())
+        if name is None:
+            refused = {k.lower(): why for k, why in REFUSED.items()}.get(str(given).lower())
+            why = f"not supported here: {refused}" if refused else f"unknown; {suggestion(str(given), known)}"
+            raise refuse(why, str(given))
+        allowed = known[name]
+        for key in arguments or {}:
+            if allowed is not None and key not in allowed:
+                raise refuse(f"unknown key {key!r}; {suggestion(str(key), allowed)}", str(given))
+            if name in FLAG_CALLBACKS and not str(key).startswith("csx."):
+                raise refuse(f"flag {key!r} is not one of a CS system (csx.…); remove it", str(given))
+        return {"name": name, "arguments": arguments}
+
+    @classmethod
+    def _known(cls) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class CallbackSection(Named):
+    """One entry of `callbacks`."""
+
+    @classmethod
+    def _known(cls) -> dict[str, Any]:
+        return {**HONOURED, **WITHOUT_EFFECT}
+
+
+class LoggerSection(Named):
+    """One entry of `loggers`."""
+
+    @classmethod
+    def _known(cls) -> dict[str, Any]:
+        return {**LOGGERS, **LOGGERS_WITHOUT_EFFECT}

@@ -1,0 +1,118 @@
+"""A YAML file read so that every key knows its line: duplicate keys refused, `1e-5` a number as in YAML 1.2."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cerebras_jais.errors import UserError
+
+
+class RecipeError(UserError):
+    """A trainer YAML that cannot be used; the message gives file, line and key."""
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that also takes 1e-5 for a number, which PyYAML's YAML 1.1 rule does not."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+@dataclass(frozen=True)
+class YamlSource:
+    """A parsed YAML file: `data` as plain Python values, `lines` from the path of each key or item to its line."""
+
+    path: Path
+    data: Any
+    lines: dict[tuple[str | int, ...], int]
+
+    def place(self, keys: Sequence[str | int]) -> str:
+        """`file, line n: a.b[0].c`, with the line of the deepest key that the file has."""
+        known = tuple(keys)
+        while known and known not in self.lines:
+            known = known[:-1]
+        line = f", line {self.lines[known]}" if known else ""
+        return f"{self.path}{line}: {dotted(keys)}".rstrip(": ")
+
+
+def dotted(keys: Iterable[str | int]) -> str:
+    """`trainer.init.schedulers[0].LinearLR` for the path of a key."""
+    text = ""
+    for key in keys:
+        text += f"[{key}]" if isinstance(key, int) else (f".{key}" if text else str(key))
+    return text
+
+
+def suggestion(key: str, known: Iterable[str]) -> str:
+    """A phrase naming the known key that is closest to an unknown one, or listing the known ones if they are few."""
+    known = sorted(known)
+    # Underscores and case are the usual slips: compare without them first.
+    plain = {k.replace("_", "").lower(): k for k in known}
+    near = difflib.get_close_matches(key.replace("_", "").lower(), plain, n=1)
+    if near:
+        return f"did you mean {plain[near[0]]!r}?"
+    if 0 < len(known) <= 12:
+        return f"known here: {', '.join(known)}"
+    return "remove it"
+
+
+def read_yaml(path: str | Path) -> YamlSource:
+    """Parse a YAML file with the line of every key.
+
+    Raises RecipeError for a missing or unreadable file, broken YAML, or a key given twice in one mapping.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read as text: {error}") from error
+    lines: dict[tuple[str | int, ...], int] = {}
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            raise RecipeError(f"{path}: the file is empty")
+        _record_lines(path, node, (), lines)
+        data = loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f", line {mark.line + 1}" if mark else ""
+        raise RecipeError(f"{path}{where}: not valid YAML: {error.problem or error.context}") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not valid YAML: {error}".replace("\n", " ")) from error
+    finally:
+        loader.dispose()
+    return YamlSource(path, data, lines)
+
+
+def _record_lines(path: Path, node: yaml.Node, keys: tuple[str | int, ...], lines: dict) -> None:
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key_node, value in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key, line = str(key_node.value), key_node.start_mark.line + 1
+            if key in seen:
+                raise RecipeError(
+                    f"{path}, line {line}: {dotted((*keys, key))} is given twice, on line {seen[key]} too; remove one"
+                )
+            seen[key] = line
+            lines[*keys, key] = line
+            _record_lines(path, value, (*keys, key), lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            lines[*keys, index] = item.start_mark.line + 1
+            _record_lines(path, item, (*keys, index), lines)

@@ -1,0 +1,103 @@
+"""When a run ends, evaluates and writes checkpoints, and whether its data fits its model; all known before it begins.
+
+Source: cerebras.pytorch utils/data/utils.py (compute_num_steps), Model Zoo trainer/callbacks/run_schedule.py of 2.10.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cerebras_jais.data.hdf5 import HDF5Samples
+from cerebras_jais.errors import UserError
+from cerebras_jais.model.config import DecoderConfig
+from cerebras_jais.recipes.sections import CheckpointSection, Loop
+
+
+class PlanError(UserError):
+    """Data, model and length of a run that do not fit together."""
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Steps done before (`start`) and after (`end`) the run; the steps after which it saves and evaluates."""
+
+    start: int
+    end: int
+    batches_per_step: int
+    checkpoint_steps: frozenset[int]
+    evaluation_steps: frozenset[int]
+
+
+def plan_training(
+    loop: Loop,
+    checkpoint: CheckpointSection,
+    data: HDF5Samples,
+    start: int,
+    max_steps: int | None,
+    source: str,
+) -> TrainingPlan:
+    """The plan of a run that begins after `start` steps; `max_steps` replaces the YAML's own length.
+
+    A step is an optimizer step of `grad_accum_steps` batches. (The Model Zoo's CPU and GPU loop counts batches against
+    max_steps and so makes fewer optimizer steps than it was told; here they are what they say.) Checkpoints and
+    evaluations are counted from `start`, as there. Raises PlanError when nothing is left to do.
+    """
+    if max_steps is not None:
+        loop = Loop.model_construct(**{**dict(loop), "max_steps": max_steps, "num_steps": None, "num_epochs": None})
+    steps = _steps(loop, data, start, source)
+    end = start + steps
+    saves: set[int] = set()
+    if checkpoint.steps:
+        every = min(checkpoint.steps, steps)
+        saves = {*range(start + every, end + 1, every), end}
+    evaluations: set[int] = set()
+    if loop.eval_frequency:
+        frequency = loop.eval_frequency
+        every = math.ceil(frequency * steps) if isinstance(frequency, float) else min(frequency, steps)
+        evaluations = {*range(start + every, end + 1, every), end}
+    return TrainingPlan(start, end, loop.grad_accum_steps, frozenset(saves), frozenset(evaluations))
+
+
+def _steps(loop: Loop, data: HDF5Samples, start: int, source: str) -> int:
+    limits = [] if loop.num_steps is None else [loop.num_steps]
+    if loop.num_epochs is not None:
+        batches = loop.steps_per_epoch or data.batches_per_epoch
+        if batches > data.batches_per_epoch:
+            raise PlanError(
+                f"{source}: loop.steps_per_epoch {batches} is more than the data's {data.batches_per_epoch} batches"
+            )
+        if batches < loop.grad_accum_steps:
+            raise PlanError(
+                f"{source}: an epoch has {batches} batches, fewer than loop.grad_accum_steps {loop.grad_accum_steps}; "
+                "lower that or the batch size, or give max_steps"
+            )
+        limits.append(loop.num_epochs * (batches // loop.grad_accum_steps))
+    if loop.max_steps is not None:
+        if loop.max_steps <= start:
+            raise PlanError(
+                f"{source}: the checkpoint is at step {start} and max_steps is {loop.max_steps}: nothing is left to "
+                "train; raise max_steps or use another model_dir"
+            )
+        limits.append(loop.max_steps - start)
+    return min(limits)
+
+
+def check_data(data: HDF5Samples, model: DecoderConfig, where: str, world_size: int) -> None:
+    """Raise PlanError or DataError when samples are not of the model's length or hold ids outside its vocabulary."""
+    if data.sequence_length != model.max_position_embeddings:
+        raise PlanError(
+            f"{where}: its samples have {data.sequence_length} tokens, model.max_position_embeddings is "
+            f"{model.max_position_embeddings}; pack the text again with --max-sequence-length "
+            f"{model.max_position_embeddings}, or change the model"
+        )
+    if data.batch_size % world_size:
+        raise PlanError(f"{where}: batch_size {data.batch_size} cannot be divided among {world_size} processes")
+    data.check_vocabulary(model.vocab_size)
+
+
+def say_to(aloud: bool) -> Callable[[str], None]:
+    """A function that prints one line to standard error, or does nothing."""
+    return (lambda line: print(line, file=sys.stderr, flush=True)) if aloud else (lambda line: None)

@@ -1,0 +1,221 @@
+"""The run in a checkpoint and back: weights, optimizer, schedules, step and data position, as in the Model Zoo.
+
+Source: Model Zoo trainer/callbacks/{checkpoint,model,optimizer,schedulers,dataloader,loop,precision,metadata}.py.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from cerebras_jais.checkpoint import Checkpoint, LazyTensor, StoredTensor, open_checkpoint, save_checkpoint
+from cerebras_jais.data.hdf5 import HDF5Samples
+from cerebras_jais.errors import UserError
+from cerebras_jais.model.decoder import LanguageModel
+from cerebras_jais.model.weights import fill_model, stored_weights, to_torch
+from cerebras_jais.recipes.schema import TrainerConfig
+from cerebras_jais.train.groups import ParameterGroup
+from cerebras_jais.train.optimizer import AdamW, load_optimizer_state, optimizer_state
+from cerebras_jais.train.parallel import Processes
+from cerebras_jais.train.schedule import learning_rates, scheduler_states
+
+# The Model Zoo release whose format this is; its trainer refuses files of another major or minor version.
+VERSION = "2.10.0"
+_CLASS_NAMES = {"jais": "JAISModel", "llama": "LlamaModel", "gpt2": "Gpt2Model"}
+
+
+class ResumeError(UserError):
+    """A checkpoint that this run cannot go on from."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything of a run that a checkpoint holds, but the step."""
+
+    config: TrainerConfig
+    model: LanguageModel
+    optimizer: AdamW
+    groups: Sequence[ParameterGroup]
+    data: HDF5Samples
+    scaler: torch.amp.GradScaler | None
+    processes: Processes
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands: optimizer steps done, and samples consumed since the very first."""
+
+    step: int = 0
+    samples: int = 0
+
+
+def write_checkpoint(path: Path, run: Run, position: Position) -> None:
+    """Write the run's state; all processes call it together, the first writes.
+
+    The file holds `model`, `optimizer`, `schedulers` (where there are any), `dataloader`, `global_step`,
+    `grad_scaler` (float16) and `__metadata__`. It appears whole or not at all.
+    """
+    init = run.config.init
+    assert init.optimizer is not None
+    rates = learning_rates(init.schedulers, run.groups, init.optimizer.learning_rate, position.step)
+    arrays = _Arrays(run.processes)
+    model = OrderedDict((name, arrays(t)) for name, t in run.model.state_dict(keep_vars=True).items())
+    optimizer = optimizer_state(run.optimizer, run.groups, rates, scheduled=bool(init.schedulers), to_array=arrays)
+    if run.processes.is_first:
+        state: dict[str, Any] = {
+            "model": model,
+            "dataloader": run.data.dataloader_state(position.samples),
+            "optimizer": optimizer,
+        }
+        if init.schedulers:
+            state["schedulers"] = scheduler_states(init.schedulers, run.groups, position.step)
+        if run.scaler is not None:
+            state["grad_scaler"] = run.scaler.state_dict()
+        state["global_step"] = position.step
+        name = _CLASS_NAMES.get(init.model.name, init.model.name)
+        state["__metadata__"] = [{"version": VERSION, "model_name": name, "params": run.config.to_dict()}]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(path, state)
+    run.processes.wait()
+
+
+class _Arrays:
+    """Tensors to what save_checkpoint takes, the same object for the same tensor, so that tied weights are linked."""
+
+    def __init__(self, processes: Processes):
+        self.processes = processes
+        self.made: dict[int, Any] = {}
+
+    def __call__(self, tensor: Tensor) -> Any:
+        if id(tensor) not in self.made:
+            self.made[id(tensor)] = (tensor, self._array(tensor))  # holding the tensor keeps its id its own
+        return self.made[id(tensor)][1]
+
+    def _array(self, tensor: Tensor) -> Any:
+        whole = self.processes.whole(tensor.detach())
+        if not self.processes.is_first:
+            return None
+        if whole is not tensor and hasattr(tensor, "full_tensor"):
+            return whole.cpu().numpy()  # gathered by all processes at once: cannot wait until the file wants it
+        if whole.device.type == "cpu":
+            return whole.numpy()
+        return LazyTensor(tuple(whole.shape), str(whole.dtype).removeprefix("torch."), lambda: whole.cpu().numpy())
+
+
+def check_checkpoint(checkpoint: Checkpoint, config: TrainerConfig) -> set[str]:
+    """The names of the states to load; raises ResumeError for another release's file or states that are not in it."""
+    tree = checkpoint.tree
+    if not isinstance(tree, Mapping) or "model" not in tree:
+        raise ResumeError(f"{checkpoint.path}: has no 'model' in it; it is not a checkpoint of a trainer")
+    metadata = checkpoint.metadata
+    version = metadata[-1].get("version") if metadata and isinstance(metadata[-1], Mapping) else None
+    own = version is None or "+" in str(version) or str(version).split(".")[:2] == VERSION.split(".")[:2]
+    if config.init.checkpoint.strict_version and not own:
+        raise ResumeError(
+            f"{checkpoint.path}: written by release {version}, not {VERSION}; if the file is good nevertheless set "
+            "init.checkpoint.strict_version to false"
+        )
+    present = {name for name in tree if not name.startswith("__")}
+    arguments = config.callback("LoadCheckpointStates")
+    wanted = (arguments or {}).get("load_checkpoint_states", "all")
+    if isinstance(wanted, str):
+        if wanted.lower() == "all":
+            return present
+        wanted = [name.strip() for name in wanted.split(",")]
+    absent = sorted(set(wanted) - set(tree))
+    if absent:
+        raise ResumeError(
+            f"{checkpoint.path}: LoadCheckpointStates names {', '.join(absent)}, which it does not hold; "
+            f"it holds {', '.join(sorted(present))}"
+        )
+    return set(wanted) & present
+
+
+def load_weights(checkpoint: Checkpoint, model: LanguageModel, states: set[str], *, strict: bool) -> None:
+    """Take the weights; not strict, those that fit by name and shape. Raises WeightsError naming what does not fit."""
+    if "model" not in states:
+        return
+    if strict:
+        fill_model(model, checkpoint)
+        return
+    stored = stored_weights(checkpoint)
+    with torch.no_grad():
+        for name, target in model.state_dict().items():
+            if name in stored and stored[name].shape == tuple(target.shape):
+                target.copy_(to_torch(stored[name]))
+
+
+def load_position(checkpoint: Checkpoint, run: Run, states: set[str]) -> Position:
+    """Take optimizer, scaler, step and data position, as far as the file and `states` have them."""
+    tree = checkpoint.tree
+    step = int(tree["global_step"]) if "global_step" in states else 0
+
+    def place(leaf: StoredTensor, parameter: Tensor) -> Tensor:
+        return run.processes.like(to_torch(leaf), parameter.detach()).clone()
+
+    if "optimizer" in states:
+        load_optimizer_state(
+            run.optimizer, run.groups, tree["optimizer"], step, source=str(checkpoint.path), place=place
+        )
+    if run.scaler is not None and "grad_scaler" in states and tree["grad_scaler"]:
+        run.scaler.load_state_dict(dict(tree["grad_scaler"]))
+    samples = 0
+    if "dataloader" in states and not run.config.init.checkpoint.disable_strict_checkpoint_loading:
+        samples = run.data.start_sample_from(tree["dataloader"])
+    elif "dataloader" in states:
+        samples = int(tree["dataloader"].get("samples_streamed", 0))
+    return Position(step, samples)
+
+
+# ---- names of checkpoints -----------------------------------------------------------------------------------------
+
+
+def checkpoint_path(config: TrainerConfig, model_dir: Path, step: int) -> Path:
+    """The path of a new checkpoint; a name already taken gets the time appended, as in the Model Zoo."""
+    section = config.init.checkpoint
+    root = Path(section.checkpoint_root or model_dir)
+    path = root / section.checkpoint_name.format(step=step)
+    if path.exists():
+        path = root / section.checkpoint_name.format(step=f"{step}_{datetime.datetime.now():%Y%m%d_%H%M%S}")
+    return path
+
+
+def latest_checkpoint(config: TrainerConfig, model_dir: Path) -> Path | None:
+    """The checkpoint of the highest step (then the latest time) in the run's folder, None without one."""
+    section = config.init.checkpoint
+    head, tail = section.checkpoint_name.split("{step}", 1)
+    name = re.compile(re.escape(head) + r"(\d+)(?:_(\d{8}_\d{6}))?" + re.escape(tail.replace("{step}", "")))
+    found = []
+    for folder in {Path(section.checkpoint_root or model_dir), model_dir}:
+        for path in folder.glob("*") if folder.is_dir() else ():
+            match = name.fullmatch(path.name)
+            if match and path.is_file():
+                found.append((int(match[1]), match[2] or "", path))
+    return max(found)[2] if found else None
+
+
+def note_in_index(model_dir: Path, written: Path, removed: Path | None = None) -> None:
+    """Keep `checkpoints_index.yaml` true: the Model Zoo's trainer takes up only checkpoints that it lists."""
+    index = model_dir / "checkpoints_index.yaml"
+    listed = yaml.safe_load(index.read_text()) if index.exists() else None
+    gone = removed.resolve() if removed else None
+    kept = [p for p in listed or [] if Path(p).resolve() != gone and Path(p).resolve() != written.resolve()]
+    partial = index.with_suffix(".yaml.partial")
+    partial.write_text(yaml.safe_dump([*kept, str(written.resolve())]))
+    partial.replace(index)
+
+
+def open_for_resume(path: str | Path) -> Checkpoint:
+    """Open the checkpoint a run begins from."""
+    if not Path(path).exists():
+        raise ResumeError(f"{path}: no such checkpoint")
+    return open_checkpoint(path)

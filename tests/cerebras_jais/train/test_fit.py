@@ -1,0 +1,343 @@
+"""`fit` trains as the YAML says, resumes exactly, and refuses what does not fit before it writes a file.
+
+Contract: the loss falls on learnable data; a run stopped at any moment and started again gives, bit for bit, the losses
+of a run never stopped, with dropout, packed rows and gradient accumulation too; accumulated batches count like one;
+checkpoints, evaluations and files come when and where the YAML says; every wrong input ends in one UserError and leaves
+no model directory behind.
+"""
+
+import copy
+import csv
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from cerebras_jais.checkpoint import open_checkpoint, save_checkpoint
+from cerebras_jais.errors import UserError
+from cerebras_jais.model.decoder import LanguageModel
+from cerebras_jais.model.weights import load_model
+from cerebras_jais.recipes.schema import parse_trainer
+from cerebras_jais.train import loop as loop_module
+from cerebras_jais.train.cli import fit as fit_command
+from cerebras_jais.train.loop import fit
+from cerebras_jais.train.state import latest_checkpoint
+from tests import tolerances
+from tests.cerebras_jais.train.examples import JAIS, LLAMA, config_of, trainer_section, write_data, write_yaml
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_data(tmp_path / "train")
+    write_data(tmp_path / "held_out", samples=10, seed=1)
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def no_curve(request, monkeypatch):
+    """Drawing takes longer than these runs do; the test that looks at the picture draws it."""
+    if "left_where" not in request.node.name:
+        monkeypatch.setattr("cerebras_jais.train.progress.draw_curve", lambda rows, path: None)
+
+
+def train(config, **options):
+    return fit(config, progress=False, **options)
+
+
+@pytest.mark.parametrize("model", [JAIS, LLAMA], ids=["jais", "llama"])
+def test_the_loss_falls_and_everything_is_left_where_it_says(folder, model):
+    config = config_of(
+        folder, model, loop={"max_steps": 30, "eval_frequency": 15}, checkpoint={"steps": 20}, loggers=[]
+    )
+    result = train(config)
+    run = folder / "run"
+    assert result.steps == 30
+    assert result.last_loss < 0.7 * result.first_loss
+    assert result.eval_loss < 0.8 * result.first_loss
+    assert result.evaluations[0].perplexity == pytest.approx(np.exp(result.eval_loss))
+    assert sorted(p.name for p in run.glob("*.mdl")) == ["checkpoint_20.mdl", "checkpoint_30.mdl"]
+    assert result.checkpoint_path == run / "checkpoint_30.mdl"
+    assert (run / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert list((run / "events").glob("events.out.tfevents.*"))
+    rows = list(csv.DictReader((run / "losses.csv").open()))
+    assert [int(row["step"]) for row in rows] == list(range(1, 31))
+    assert [float(row["loss"]) for row in rows] == result.losses
+    assert [row["step"] for row in rows if row["eval_loss"]] == ["15", "30"]
+
+
+def test_the_checkpoint_holds_the_trained_model_and_says_what_it_is(folder):
+    config = config_of(folder)
+    result = train(config)
+    with open_checkpoint(result.checkpoint_path) as checkpoint:
+        assert list(checkpoint.tree) == [
+            "model",
+            "dataloader",
+            "optimizer",
+            "schedulers",
+            "global_step",
+            "__metadata__",
+        ]
+        (metadata,) = checkpoint.metadata
+        assert metadata["version"] == "2.10.0"
+        assert metadata["model_name"] == "JAISModel"
+        assert metadata["params"] == config.to_dict()
+        assert checkpoint.tree["dataloader"]["samples_streamed"] == 6 * 4
+        assert checkpoint.tree["model"]["model.lm_head.weight"].linked_to is not None
+    model = load_model(result.checkpoint_path)
+    assert model.config == config.init.model
+
+
+class Killed(BaseException):
+    pass
+
+
+def stop_after(monkeypatch, steps):
+    """Make the loop die in the middle of the step after `steps`."""
+    real, done = loop_module._Trainer._update, []
+
+    def dying(self, optimizer):
+        if len(done) == steps:
+            raise Killed
+        done.append(1)
+        real(self, optimizer)
+
+    monkeypatch.setattr(loop_module._Trainer, "_update", dying)
+    return lambda: monkeypatch.setattr(loop_module._Trainer, "_update", real)
+
+
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        (JAIS, {}),
+        ({**JAIS, "dropout_rate": 0.1, "attention_dropout_rate": 0.1}, {}),
+        (LLAMA, {"packed": True, "grad_accum_steps": 2}),
+        (LLAMA, {"fp16_type": "bfloat16"}),
+    ],
+    ids=["plain", "dropout", "packed-accumulated", "bfloat16"],
+)
+def test_a_run_killed_and_started_again_has_the_losses_of_one_never_killed(tmp_path, monkeypatch, model, changes):
+    packed = changes.get("packed", False)
+    write_data(tmp_path / "train", packed=packed, samples=20)
+    section = trainer_section(tmp_path, model)
+    section["init"]["loop"] = {"max_steps": 8, "grad_accum_steps": changes.get("grad_accum_steps", 1)}
+    if "fp16_type" in changes:
+        section["init"]["precision"] = {"fp16_type": changes["fp16_type"]}
+    section["fit"]["train_dataloader"]["use_vsl"] = packed
+    del section["fit"]["val_dataloader"]
+    config = parse_trainer(section)
+    whole = train(config, model_dir=tmp_path / "whole")
+    mend = stop_after(monkeypatch, 5)
+    with pytest.raises(Killed):
+        train(config, model_dir=tmp_path / "killed")
+    mend()
+    resumed = train(config, model_dir=tmp_path / "killed")
+    assert resumed.start_step == 3
+    assert resumed.losses == whole.losses[3:]
+    one = load_model(whole.checkpoint_path).state_dict()
+    other = load_model(resumed.checkpoint_path).state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    losses = [float(row["loss"]) for row in csv.DictReader((tmp_path / "killed" / "losses.csv").open())]
+    assert losses == whole.losses
+
+
+def test_accumulated_batches_count_like_one_large_batch(folder):
+    # With loss_scaling batch_size every row weighs the same, so two batches of 2 are one of 4.
+    model = {**JAIS, "loss_scaling": "batch_size", "loss_weight": 1 / 32}
+    one = train(config_of(folder, model), model_dir=folder / "one")
+    section = trainer_section(folder, model, loop={"max_steps": 6, "grad_accum_steps": 2})
+    section["fit"]["train_dataloader"]["batch_size"] = 2
+    two = train(parse_trainer(section), model_dir=folder / "two")
+    np.testing.assert_allclose(one.losses, two.losses, atol=tolerances.SAME_IN_FLOAT32)
+
+
+def test_activation_checkpointing_changes_no_loss(folder):
+    plain = train(config_of(folder), model_dir=folder / "a")
+    saving = train(config_of(folder), model_dir=folder / "b", activation_checkpointing=True)
+    assert plain.losses == saving.losses
+
+
+@pytest.mark.parametrize("fp16_type", ["bfloat16", "float16", "cbfloat16"])
+def test_half_precision_on_a_cpu_is_bfloat16_and_trains(folder, fp16_type, capsys):
+    config = config_of(folder, precision={"fp16_type": fp16_type}, loop={"max_steps": 20, "eval_frequency": None})
+    result = fit(config)
+    assert result.last_loss < 0.8 * result.first_loss
+    said = capsys.readouterr().err
+    assert "in bfloat16" in said
+    assert (f"precision: {fp16_type}" in said) == (fp16_type != "bfloat16")
+
+
+def test_evaluation_weighs_every_token_alike(folder):
+    config = config_of(folder, loop={"max_steps": 1, "eval_frequency": 1})
+    result = train(config)
+    # Two batches of 4 of the ten rows; drop_last leaves the others out.
+    model = load_model(result.checkpoint_path)
+    import h5py
+
+    with h5py.File(folder / "held_out" / "a.h5") as file:
+        ids, mask, labels = (torch.from_numpy(file["data"][:8, i]) for i in range(3))
+    with torch.no_grad():
+        logits = model.logits(ids)
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten().long(), reduction="none")
+    expected = (losses * mask.flatten()).sum() / mask.sum()
+    assert result.eval_loss == pytest.approx(float(expected), abs=tolerances.SAME_IN_FLOAT32)
+    right = ((logits.argmax(-1) == labels) * mask).sum() / mask.sum()
+    assert result.evaluations[0].accuracy == pytest.approx(float(right))
+
+
+@pytest.mark.parametrize(
+    ("loop", "checkpoint", "saved", "steps"),
+    [
+        ({"num_steps": 4}, {"steps": 3}, ["3", "4"], 4),
+        ({"num_epochs": 1}, {"steps": 100}, ["16"], 16),
+        ({"num_epochs": 2, "steps_per_epoch": 3}, {"steps": 0}, [], 6),
+        ({"max_steps": 3, "num_steps": 9}, {"steps": 2, "save_initial_checkpoint": True}, ["0", "2", "3"], 3),
+        ({"max_steps": 2}, {}, [], 2),
+    ],
+)
+def test_a_run_is_as_long_and_saves_as_often_as_the_yaml_says(folder, loop, checkpoint, saved, steps):
+    result = train(config_of(folder, loop={"eval_frequency": None, **loop}, checkpoint=checkpoint))
+    assert result.steps == steps
+    names = {p.name for p in (folder / "run").glob("*.mdl")}
+    assert names == {f"checkpoint_{s}.mdl" for s in saved}
+
+
+def test_only_the_last_checkpoints_are_kept_where_the_yaml_says_so(folder):
+    config = config_of(folder, checkpoint={"steps": 1}, callbacks=[{"KeepNCheckpoints": {"n": 2}}])
+    train(config)
+    assert sorted(p.name for p in (folder / "run").glob("*.mdl")) == ["checkpoint_5.mdl", "checkpoint_6.mdl"]
+
+
+def test_the_latest_checkpoint_is_the_one_of_the_highest_step_then_time(folder):
+    config, run = config_of(folder), folder / "run"
+    run.mkdir()
+    for name in ("checkpoint_9.mdl", "checkpoint_10.mdl", "checkpoint_10_20250101_000000.mdl", "model_99.mdl"):
+        (run / name).touch()
+    assert latest_checkpoint(config, run).name == "checkpoint_10_20250101_000000.mdl"
+
+
+def test_weights_alone_begin_a_new_run(folder):
+    first = train(config_of(folder))
+    section = trainer_section(folder, callbacks=[{"LoadCheckpointStates": {"load_checkpoint_states": "model"}}])
+    section["fit"]["ckpt_path"] = str(first.checkpoint_path)
+    again = train(parse_trainer(section), model_dir=folder / "again")
+    assert (again.start_step, again.steps) == (0, 6)
+    assert again.first_loss < first.first_loss
+
+
+def test_a_checkpoint_of_weights_alone_begins_a_new_run(folder):
+    config = config_of(folder)
+    torch.manual_seed(5)
+    model = LanguageModel(config.init.model)
+    save_checkpoint(folder / "w.mdl", {"model": {k: v.numpy() for k, v in model.state_dict().items()}})
+    result = train(config, checkpoint=folder / "w.mdl")
+    assert (result.start_step, result.steps) == (0, 6)
+
+
+# ---- wrong input ---------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(folder, monkeypatch):
+    real = LanguageModel.forward
+    monkeypatch.setattr(LanguageModel, "forward", lambda self, batch: real(self, batch) * float("nan"))
+    with pytest.raises(UserError, match="loss is nan at step 1;"):
+        train(config_of(folder))
+    assert not list((folder / "run").glob("*.mdl"))
+
+
+def broken(folder, change):
+    section = trainer_section(folder)
+    change(section)
+    return parse_trainer(section)
+
+
+def change_model(**values):
+    return lambda section: section["init"]["model"].update(values)
+
+
+WRONG = {
+    "missing-data": (
+        lambda s: s["fit"]["train_dataloader"].update(data_dir="nowhere"),
+        "nowhere",
+    ),
+    "missing-held-out-data": (lambda s: s["fit"]["val_dataloader"].update(data_dir="nowhere"), "nowhere"),
+    "small-vocabulary": (change_model(vocab_size=60), "vocabulary of 60"),
+    "wrong-length": (change_model(max_position_embeddings=64), "32 tokens, model.max_position_embeddings is 64"),
+    "packed-data-wanted": (lambda s: s["fit"]["train_dataloader"].update(use_vsl=True), "use_vsl"),
+    "no-optimizer": (lambda s: s["init"].pop("optimizer"), "no trainer.init.optimizer"),
+    "no-data": (lambda s: s.pop("fit"), "no trainer.fit"),
+    "unknown-scale": (
+        lambda s: s["init"]["optimizer"]["AdamW"].update(adjust_learning_rate={"head": 0.5}),
+        "no such group",
+    ),
+    "missing-checkpoint": (lambda s: s["fit"].update(ckpt_path="nowhere.mdl"), "no such checkpoint"),
+    "batches-beyond-the-epoch": (
+        lambda s: s["init"].update(loop={"num_epochs": 1, "grad_accum_steps": 99}),
+        "grad_accum_steps 99",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_one_line_and_leaves_nothing(folder, case):
+    change, words = WRONG[case]
+    with pytest.raises(UserError) as caught:
+        train(broken(folder, change))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (folder / "run").exists()
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_what_differs(folder):
+    path = train(config_of(folder)).checkpoint_path
+    for change, words in (
+        (change_model(hidden_size=48, mup_base_hidden_size=16), "of another shape"),
+        (change_model(num_hidden_layers=3), "layers.2"),
+    ):
+        with pytest.raises(UserError, match="does not fit the config") as caught:
+            train(broken(folder, change), checkpoint=path, model_dir=folder / "other")
+        assert words in str(caught.value)
+        assert not (folder / "other").exists()
+
+
+def test_a_truncated_checkpoint_is_refused(folder):
+    path = train(config_of(folder)).checkpoint_path
+    cut = folder / "cut.mdl"
+    cut.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError) as caught:
+        train(config_of(folder), checkpoint=cut, model_dir=folder / "other")
+    assert str(cut) in str(caught.value)
+    assert not (folder / "other").exists()
+
+
+def test_other_data_other_release_and_a_finished_run_are_refused(folder):
+    config = config_of(folder)
+    path = train(config).checkpoint_path
+    with pytest.raises(UserError, match="nothing is left to train"):
+        train(config)
+    other = broken(folder, lambda s: s["fit"]["train_dataloader"].update(shuffle_seed=9))
+    with pytest.raises(UserError, match="shuffle_seed"):
+        train(other, max_steps=9)
+    with open_checkpoint(path) as checkpoint:
+        state = copy.copy(checkpoint.tree)
+        state = {key: state[key] for key in state}
+        state["__metadata__"] = [{**state["__metadata__"][0], "version": "2.9.0"}]
+        save_checkpoint(folder / "old.mdl", state)
+    with pytest.raises(UserError, match=r"release 2\.9\.0"):
+        train(config, checkpoint=folder / "old.mdl", max_steps=9)
+    states = {"load_checkpoint_states": "model,grad_scaler"}
+    wrong = config_of(folder, callbacks=[{"LoadCheckpointStates": states}])
+    with pytest.raises(UserError, match="names grad_scaler"):
+        train(wrong, max_steps=9)
+
+
+def test_the_command_trains_and_prints_what_came_of_it(folder, monkeypatch):
+    path = write_yaml(folder / "a.yaml", trainer_section(folder))
+    result = CliRunner().invoke(fit_command, [str(path), "--model-dir", str(folder / "out"), "--max-steps", "3"])
+    assert result.exit_code == 0, result.output
+    assert "steps 3  loss" in result.output
+    assert (folder / "out" / "checkpoint_3.mdl").exists()
+    section = trainer_section(folder, backend={"backend_type": "CSX"})
+    result = CliRunner().invoke(fit_command, [str(write_yaml(path, section))])
+    assert isinstance(result.exception, UserError)
+    assert "--backend cpu" in str(result.exception)

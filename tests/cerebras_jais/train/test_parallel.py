@@ -1,0 +1,75 @@
+"""Several processes train what one process trains.
+
+Contract: under torchrun with two gloo processes on the CPU, DDP and FSDP give the losses of one process for the same
+global batch within float tolerance, with masks of different lengths, gradient accumulation and clipping; the checkpoint
+one kind of run writes continues in the other.
+"""
+
+import csv
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from cerebras_jais.errors import UserError
+from cerebras_jais.model.weights import load_model
+from cerebras_jais.recipes.schema import read_trainer_yaml
+from cerebras_jais.train.loop import fit
+from tests import tolerances
+from tests.cerebras_jais.train.examples import JAIS, LLAMA, trainer_section, write_data, write_yaml
+
+has_fsdp = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 6)
+
+
+def torchrun(yaml_path, model_dir, *options):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "cerebras_jais.cli", "fit", str(yaml_path), "--model-dir", str(model_dir), *options]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [float(row["loss"]) for row in csv.DictReader((model_dir / "losses.csv").open())]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sharding", "model"),
+    [
+        ("ddp", JAIS),
+        pytest.param("fsdp", LLAMA, marks=pytest.mark.skipif(not has_fsdp, reason="needs PyTorch 2.6")),
+    ],
+    ids=["ddp-jais", "fsdp-llama"],
+)
+def test_two_processes_train_what_one_trains(tmp_path, sharding, model):
+    write_data(tmp_path / "train")
+    write_data(tmp_path / "held_out", samples=10, seed=1)
+    section = trainer_section(tmp_path, model, loop={"max_steps": 6, "eval_frequency": 6, "grad_accum_steps": 2})
+    path = write_yaml(tmp_path / "a.yaml", section)
+    (config,) = read_trainer_yaml(path)
+    alone = fit(config, model_dir=tmp_path / "alone", progress=False)
+    together = torchrun(path, tmp_path / "together", "--sharding", sharding)
+    np.testing.assert_allclose(together, alone.losses, atol=tolerances.LOSS_ACROSS_PROCESSES, rtol=0)
+    # What two wrote one continues, and what one wrote two continue.
+    continued = fit(
+        config, model_dir=tmp_path / "a", checkpoint=tmp_path / "together" / "checkpoint_3.mdl", progress=False
+    )
+    np.testing.assert_allclose(continued.losses, alone.losses[3:], atol=tolerances.LOSS_ACROSS_PROCESSES, rtol=0)
+    checkpoint = tmp_path / "alone" / "checkpoint_3.mdl"
+    continued = torchrun(path, tmp_path / "b", "--sharding", sharding, "--checkpoint", str(checkpoint))
+    np.testing.assert_allclose(continued, alone.losses[3:], atol=tolerances.LOSS_ACROSS_PROCESSES, rtol=0)
+    assert load_model(tmp_path / "b" / "checkpoint_6.mdl").config == config.init.model
+
+
+def test_sharding_among_one_process_and_an_absent_gpu_are_refused(tmp_path, monkeypatch):
+    write_data(tmp_path / "train")
+    write_data(tmp_path / "held_out", samples=10, seed=1)
+    (config,) = read_trainer_yaml(write_yaml(tmp_path / "a.yaml", trainer_section(tmp_path)))
+    with pytest.raises(UserError, match="torchrun"):
+        fit(config, sharding="fsdp")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="no GPU"):
+        fit(config, backend="gpu")
+    assert not (tmp_path / "run").exists()
