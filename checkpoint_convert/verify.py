@@ -49,9 +49,12 @@ def compare_logits(checkpoint: str | Path, release: str | Path, config: Any = No
     """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
     from cerebras_jais.model.weights import load_model
 
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     ours = load_model(checkpoint, config)
     theirs = AutoModelForCausalLM.from_pretrained(release, trust_remote_code=True, local_files_only=True)
     theirs = theirs.float().eval()
@@ -71,9 +74,9 @@ def compare_logits(checkpoint: str | Path, release: str | Path, config: Any = No
 
 def _prompt_ids(release: Path, vocab_size: int, longest: int) -> list[list[int]]:
     if (release / "tokenizer.json").exists():
-        from transformers import AutoTokenizer
+        from tokenizers import Tokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(release, local_files_only=True)
-        return [tokenizer(text)["input_ids"][:longest] for text in PROMPTS]
+        tokenizer = Tokenizer.from_file(str(release / "tokenizer.json"))
+        return [tokenizer.encode(text).ids[:longest] for text in PROMPTS]
     step = max(1, vocab_size // 64)
     return [[(start + i * step) % vocab_size for i in range(min(64, longest))] for start in range(len(PROMPTS))]

@@ -74,22 +74,32 @@ def run_family(name: str, text: list[str], output: Path) -> dict[str, str]:
         "largest logit difference": f"{logits['largest_difference']:.1e} (reference path against transformers, "
         f"logits up to {logits['largest_logit']:.1f})",
         **{f"{language} sample": text for language, text in samples(output / release).items()},
-        "loss curve": os.path.relpath(output / folder / "loss_curve.png"),
-        "release": os.path.relpath(output / release),
+        "loss curve": shown(output / folder / "loss_curve.png"),
+        "release": shown(output / release),
     }
 
 
-def samples(release: Path) -> dict[str, str]:
-    """What transformers generates from the release for each prompt."""
-    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def shown(path: Path) -> str:
+    """A path for people: relative where it lies below the working directory."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
-    tokenizer = AutoTokenizer.from_pretrained(release)
+
+def samples(release: Path) -> dict[str, str]:
+    """What transformers generates from the release for each prompt, sampled with the settings of the family's card."""
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(release, trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(release, trust_remote_code=True).eval()
     texts = {}
     for language, prompt in PROMPTS.items():
         ids = tokenizer(prompt, return_tensors="pt")
-        out = model.generate(**ids, max_new_tokens=40, do_sample=False, pad_token_id=0)
+        torch.manual_seed(0)
+        settings = {"do_sample": True, "temperature": 0.3, "top_p": 0.9, "repetition_penalty": 1.2}
+        out = model.generate(**ids, max_new_tokens=40, pad_token_id=0, **settings)
         texts[language] = " ".join(tokenizer.decode(out[0], skip_special_tokens=True).split())
     return texts
 

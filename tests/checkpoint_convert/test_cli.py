@@ -22,12 +22,6 @@ def checkpoint(tmp_path):
     return write_checkpoint(tmp_path / "c.mdl", section, state_of(random_model(section)))
 
 
-@pytest.fixture(autouse=True)
-def _offline(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-
-
 def program(*words):
     command = [sys.executable, "-m", "checkpoint_convert.cli", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True)

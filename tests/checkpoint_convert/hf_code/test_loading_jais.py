@@ -3,7 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, dynamic_module_utils
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from checkpoint_convert.hf_code.modeling_jais import JAISLMHeadModel
 from tests.checkpoint_convert.hf_code.examples import random_ids, slopes_by_hand, tiny_model, write_release_code
@@ -11,12 +11,6 @@ from tests.checkpoint_convert.hf_code.test_modeling_jais import assert_same
 
 TYING = pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 HEAD, EMBEDDING, SLOPES = "lm_head.weight", "transformer.wte.weight", "transformer.relative_pe.slopes"
-
-
-@pytest.fixture(autouse=True)
-def _modules_cache(tmp_path_factory, monkeypatch):
-    """Copies of the remote code go to a directory of this test run, not to the user's."""
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.getbasetemp() / "modules"))
 
 
 def assert_equal_states(result, expected):
