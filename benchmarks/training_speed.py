@@ -189,8 +189,10 @@ def main() -> None:
     if options.modelzoo_python:
         rows["modelzoo fp32"] = (options.modelzoo_python, "modelzoo fp32")
         rows["reference fp32, the Model Zoo's torch"] = (options.modelzoo_python, "reference fp32")
-    processes = {row: start(*how) for row, how in rows.items()}
-    versions = {row: answer(process)["torch"] for row, process in processes.items()}
+    processes, versions = {}, {}
+    for row, how in rows.items():  # one after another: warming up side by side would take minutes
+        processes[row] = start(*how)
+        versions[row] = answer(processes[row])["torch"]
     seconds: dict[str, list[float]] = {row: [] for row in rows}
     for _ in range(options.rounds):
         for row, process in processes.items():

@@ -24,3 +24,4 @@ OPTIMIZER_STEPS = 2e-6  # absolute, weights of order 1 after 30 steps of AdamW a
 LEARNING_RATE_RELATIVE = 1e-6  # Cerebras computes it in float32
 LOSS_ACROSS_PROCESSES = 1e-5  # absolute, nats per token, each of 6 steps; sums in another order
 EXCHANGED_FIRST_LOSS = 1e-4  # absolute; the first loss after a checkpoint goes from one trainer to the other
+DRAWN_EXTREME = 0.15  # relative; statistical: the largest of over 10^5 values

@@ -51,7 +51,7 @@ def generate(
     eos = end_of_text_id(encoder, tokenizer)
     generator = torch.Generator().manual_seed(seed)
     for text in prompt:
-        ids = torch.tensor([encoder.encode(text).ids or [eos]])
+        ids = torch.tensor([encoder.encode(text, add_special_tokens=False).ids or [eos]])
         out = continue_ids(
             model,
             ids,
@@ -89,6 +89,7 @@ def score(
     """
     from cerebras_jais.data.text import read_documents, sample_corpus_path, split_held_out
     from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer
+    from cerebras_jais.errors import UserError
     from cerebras_jais.evaluate.score import score_documents
 
     model, encoder = _load(checkpoint, config), load_tokenizer(tokenizer)
@@ -96,7 +97,9 @@ def score(
     documents = [document for path in text or [sample_corpus_path()] for document in read_documents(path)]
     if held_out:
         documents = split_held_out(documents, held_out)[1]
-    scores = score_documents(model, documents, lambda t: encoder.encode(t).ids, eos)
+    if not documents:
+        raise UserError(f"no document is held out with --held-out {held_out}; give more text or a smaller number")
+    scores = score_documents(model, documents, lambda t: encoder.encode(t, add_special_tokens=False).ids, eos)
     if as_json:
         click.echo(
             json.dumps(

@@ -75,16 +75,17 @@ class SelfAttention(nn.Module):
             # The fused kernels of the oldest supported PyTorch want as many key heads as query heads.
             k_BGSD = k_BGSD.repeat_interleave(self.num_heads // self.num_groups, dim=1)
             v_BGSD = v_BGSD.repeat_interleave(self.num_heads // self.num_groups, dim=1)
-        bias = positions.bias
-        out_BHLD = F.scaled_dot_product_attention(
-            q_BHLD,
-            k_BGSD,
-            v_BGSD,
-            attn_mask=None if bias is None else bias.to(q_BHLD.dtype),
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=bias is None,
-            scale=self.scale,
-        )
+        # Autocast would cast the shared bias anew in every layer; queries, keys and values are 16-bit already.
+        with torch.autocast(x_BLM.device.type, enabled=False):
+            out_BHLD = F.scaled_dot_product_attention(
+                q_BHLD,
+                k_BGSD,
+                v_BGSD,
+                attn_mask=positions.bias,
+                dropout_p=self.dropout if self.training else 0.0,
+                is_causal=positions.bias is None,
+                scale=self.scale,
+            )
         return self.proj_output_dense_layer(out_BHLD.transpose(1, 2).flatten(2))
 
     def _heads(self, x_BLE: Tensor) -> Tensor:

@@ -34,7 +34,9 @@ class Initializer:
     @classmethod
     def from_section(cls, section: Mapping[str, Any] | str, key: str) -> Initializer:
         """Read one initializer of the YAML: a name, or a mapping with `name`, `mean`, `std`, `a`, `b`."""
-        section = {"name": section} if isinstance(section, str) else dict(section)
+        section = {"name": section} if isinstance(section, str) else section
+        if not isinstance(section, Mapping):
+            raise ModelConfigError(f"model.{key}: must be a name or a mapping with a name (got {section!r})")
         name = str(section.get("name", "")).lower()
         if name not in ("normal", "truncated_normal"):
             raise ModelConfigError(
@@ -44,6 +46,10 @@ class Initializer:
         unknown = set(section) - {"name", "mean", "std", "a", "b"}
         if unknown:
             raise ModelConfigError(f"model.{key}: unknown key {sorted(unknown)[0]!r}; known: name, mean, std, a, b")
+        for part in ("mean", "std", "a", "b"):
+            value = section.get(part, 0.0)
+            if not (isinstance(value, int | float) or (value is None and part in ("a", "b"))):
+                raise ModelConfigError(f"model.{key}.{part}: must be a number (got {value!r})")
         std = float(section.get("std", 0.05))
         truncated = name == "truncated_normal"
         bound = {side: section.get(side) for side in ("a", "b")}
@@ -256,16 +262,29 @@ class DecoderConfig:
         )
         unknown = set(self.extra_attention_params) - {"num_kv_groups", "attention_kernel"}
         demand(not unknown, "extra_attention_params", f"unknown key {sorted(unknown)[:1]}; known: num_kv_groups")
+        groups = self.extra_attention_params.get("num_kv_groups", 1)
         demand(
-            self.num_heads % self.num_kv_groups == 0,
+            isinstance(groups, int) and groups > 0 and self.num_heads % groups == 0,
             "extra_attention_params",
-            f"num_kv_groups must divide num_heads {self.num_heads}",
+            f"num_kv_groups must be a whole number that divides num_heads {self.num_heads}",
+        )
+        demand(
+            self.attention_module == "multiquery_attention" or "num_kv_groups" not in self.extra_attention_params,
+            "attention_module",
+            "must be 'multiquery_attention' for num_kv_groups to have an effect",
         )
         for key in ("dropout_rate", "embd_pdrop", "attention_dropout_rate"):
             demand(getattr(self, key) is None or 0 <= getattr(self, key) < 1, key, "must be in [0, 1)")
         if self.position_embedding_type == "rotary":
             dim = self.effective_rotary_dim
             demand(dim % 2 == 0 and 0 < dim <= self.head_dim, "rotary_dim", f"must be even and at most {self.head_dim}")
+        for key in ("mup_base_hidden_size", "mup_base_filter_size"):
+            demand(getattr(self, key) is None or getattr(self, key) > 0, key, "must be positive")
+        demand(
+            self.is_mup or self.output_logits_alpha is None,
+            "output_logits_alpha",
+            "has an effect only with the mup_base_* sizes: give them, or remove it",
+        )
         base = [self.mup_base_hidden_size is not None, self.mup_base_filter_size is not None]
         demand(all(base) or not any(base), "mup_base_filter_size", "give both mup_base_* sizes or neither")
         demand(
@@ -337,11 +356,11 @@ def _coerced(key: str, value: Any, f: dataclasses.Field) -> Any:
         if not isinstance(value, bool):
             raise ModelConfigError(f"model.{key}: must be true or false (got {value!r})")
     elif wanted.startswith("int"):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or int(value) != value:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value % 1 != 0:
             raise ModelConfigError(f"model.{key}: must be a whole number (got {value!r})")
         return int(value)
     elif wanted.startswith("float"):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ModelConfigError(f"model.{key}: must be a number (got {value!r})")
         return float(value)
     elif wanted.startswith("str"):

@@ -190,7 +190,15 @@ class Decoder(nn.Module):
             bias = alibi_bias_HLS(slopes_H1, here_L, all_S, config.pos_scaling_factor)[None]
         else:
             bias = torch.zeros((), device=device)
-        return Positions(torch.where(visible, bias, float("-inf")), cos, sin)
+        bias = torch.where(visible, bias, float("-inf"))
+        # A CPU's fused kernel adds a float32 bias to 16-bit scores; a GPU's wants the scores' own type. It is cast once
+        # here, and not in each layer, which would keep one mask per layer for the backward pass.
+        return Positions(bias if device.type == "cpu" else bias.to(self._compute_dtype(device)), cos, sin)
+
+    def _compute_dtype(self, device: torch.device) -> torch.dtype:
+        if torch.is_autocast_enabled(device.type):
+            return torch.get_autocast_dtype(device.type)
+        return self.lm_head.weight.dtype
 
 
 class LanguageModel(nn.Module):

@@ -30,7 +30,8 @@ def alibi_slopes(num_heads: int) -> list[float]:
 def alibi_bias_HLS(slopes_H1: Tensor, query_positions_L: Tensor, key_positions_S: Tensor, factor: float) -> Tensor:
     """ALiBi bias -slope / factor * |i - j| for every head, [H, L, S] in float32.
 
-    Distances are whole numbers taken in float32, exact up to 2^24 tokens, whatever the precision of the model.
+    Distances are whole numbers taken in float32, exact up to 2^24 tokens, whatever the precision of the model; where a
+    kernel wants the bias in 16 bits, the finished product is rounded once.
     `factor` is `pos_scaling_factor`: position interpolation divides the slopes by it.
     """
     distance_LS = (query_positions_L[:, None] - key_positions_S[None, :]).abs().to(torch.float32)

@@ -63,14 +63,16 @@ def model_section(params: Mapping[str, Any]) -> Mapping[str, Any] | None:
 def fill_model(model: LanguageModel, checkpoint: Checkpoint) -> None:
     """Copy a checkpoint's weights into a model of any device and floating dtype, all of them or none.
 
-    A tied head may be stored, linked or absent; names may lack the leading `model.` (files of the Model Zoo's own
-    converter). Raises WeightsError that groups what is missing, left over or of another shape by layer pattern.
+    What the model holds under two names (a tied head, the last norm) may be stored twice, linked, or once; names may
+    lack the leading `model.` (files of the Model Zoo's own converter). Raises WeightsError that groups what is missing,
+    left over or of another shape by layer pattern, or names two stored tensors that the config ties but that differ.
     """
     stored = stored_weights(checkpoint)
     targets = model.state_dict()
-    head = "model.lm_head.weight"
-    if head not in stored and model.config.share_embedding_weights and head in targets:
-        stored[head] = stored["model.embedding_layer.word_embeddings.weight"]
+    aliases = _names_by_tensor(targets)
+    for names in aliases:
+        known = [name for name in names if name in stored]
+        stored.update({name: stored[known[0]] for name in names if known and name not in stored})
     problems = [
         *describe(targets.keys() - stored.keys(), "missing"),
         *describe(stored.keys() - targets.keys(), "not part of the model"),
@@ -83,10 +85,23 @@ def fill_model(model: LanguageModel, checkpoint: Checkpoint) -> None:
     if problems:
         raise WeightsError(f"{checkpoint.path}: does not fit the config: {'; '.join(problems)}")
     with torch.no_grad():
-        done: dict[int, str] = {}
-        for name, target in targets.items():
-            if done.setdefault(target.data_ptr(), name) == name or target.is_meta:
-                target.copy_(to_torch(stored[name]))
+        for first, *others in aliases:
+            value = to_torch(stored[first])
+            for other in others:
+                if stored[other].key != stored[first].key and not torch.equal(to_torch(stored[other]), value):
+                    raise WeightsError(
+                        f"{checkpoint.path}: {first} and {other} differ, but the config makes them one tensor; "
+                        "for an untied head set share_embedding_weights: false"
+                    )
+            targets[first].copy_(value)
+
+
+def _names_by_tensor(state: Mapping[str, torch.Tensor]) -> list[list[str]]:
+    """The names of a state dict, those of one tensor together."""
+    by_tensor: dict[int, list[str]] = {}
+    for name, tensor in state.items():
+        by_tensor.setdefault(tensor.data_ptr(), []).append(name)
+    return list(by_tensor.values())
 
 
 def stored_weights(checkpoint: Checkpoint) -> dict[str, StoredTensor]:

@@ -26,6 +26,17 @@ def test_a_section_written_back_describes_the_same_model(section):
         ({"initializer": {"name": "xavier_uniform"}}, "model.initializer: initializer 'xavier_uniform'"),
         ({"share_embedding_weights": 1}, "model.share_embedding_weights: must be true or false"),
         ({"dropout_rate": 1.5}, "model.dropout_rate: must be in"),
+        ({"initializer": 0.02}, "model.initializer: must be a name or a mapping"),
+        ({"initializer": {"name": "normal", "std": None}}, "model.initializer.std: must be a number"),
+        ({"hidden_size": float("inf")}, "model.hidden_size: must be a whole number"),
+        ({"rope_theta": float("nan")}, "model.rope_theta: must be a number"),
+        ({"mup_base_hidden_size": 0}, "model.mup_base_hidden_size: must be positive"),
+        ({"mup_base_hidden_size": None, "mup_base_filter_size": None}, "model.output_logits_alpha: has an effect only"),
+        ({"extra_attention_params": {"num_kv_groups": 4}}, "model.attention_module: must be 'multiquery_attention'"),
+        (
+            {"attention_module": "multiquery_attention", "extra_attention_params": {"num_kv_groups": 2.5}},
+            "num_kv_groups must be a whole number",
+        ),
     ],
 )
 def test_what_does_not_describe_the_family_is_refused_by_name(change, message):

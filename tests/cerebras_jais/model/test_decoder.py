@@ -11,6 +11,7 @@ from cerebras_jais.errors import UserError
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.generate import generate
+from cerebras_jais.model.precision import forward_precision
 from tests import tolerances
 from tests.cerebras_jais.model.examples import batch_of, jais_section, llama_section
 
@@ -59,6 +60,21 @@ def test_activation_checkpointing_gives_the_same_gradients(model):
         model(batch).backward()
         gradients.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_all_layers_share_one_mask(model, dtype):
+    length, kept = model.config.max_position_embeddings, set()
+
+    def note(tensor):
+        if tensor.shape[-2:] == (length, length):
+            kept.add(tensor.data_ptr())
+        return tensor
+
+    batch = batch_of(model.config, packed=True)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), forward_precision("cpu", dtype):
+        model.train()(batch)
+    assert len(kept) == 1
 
 
 def test_loss_is_the_masked_mean_of_cross_entropy(model):

@@ -64,3 +64,15 @@ def test_what_does_not_fit_is_grouped_by_layers(tmp_path, model):
 def test_ranges_of_layers_are_written_shortly():
     names = [f"model.layers.{n}.x" for n in (0, 1, 2, 5)] + ["head"]
     assert describe(names, "missing") == ["head missing", "model.layers.{0-2,5}.x missing"]
+
+
+def test_a_norm_stored_under_one_of_its_two_names_is_enough(tmp_path, model):
+    path = write(tmp_path / "m.mdl", model, drop={"model.ln_f.weight", "model.transformer_decoder.norm.bias"})
+    assert same(model, load_model(path))
+
+
+def test_an_untied_head_is_not_dropped_under_a_tied_config(tmp_path, model):
+    untied = LanguageModel(DecoderConfig.from_section(jais_section(share_embedding_weights=False)))
+    path = write(tmp_path / "m.mdl", untied)
+    with pytest.raises(WeightsError, match="share_embedding_weights: false"):
+        load_model(path, model.config)
