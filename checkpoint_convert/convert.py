@@ -31,6 +31,7 @@ Progress = Callable[[int, int], object]
 """Called with (bytes just written, bytes in all)."""
 
 DEFAULT_SHARD_SIZE = 5 * 10**9
+_SHOWN = 6
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,18 @@ def convert_to_cerebras(release: Path_, output: Path_, *, progress: Progress = l
     beside = output.with_suffix(".yaml")
     if beside == output:
         raise ConversionError(f"{output}: a checkpoint must not end in .yaml; that name is its YAML's")
-    with replacing(beside) as yaml_file:
-        yaml_file.write_text(yaml_text(params, notes), encoding="utf-8")
-        save_checkpoint(output, state)
+    saved = False
+    try:
+        with replacing(beside) as yaml_file:
+            yaml_file.write_text(yaml_text(params, notes), encoding="utf-8")
+            save_checkpoint(output, state)
+            saved = True
+    except BaseException as error:
+        if saved:  # the checkpoint is in its place, the YAML could not be put into its own: both or neither
+            output.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise ConversionError(f"{output}: cannot be written: {error.strerror or error}") from error
+        raise
     return _report(output, model, plan, total, notes)
 
 
@@ -179,8 +189,13 @@ def cerebras_tensors(opened: Checkpoint) -> dict[str, StoredTensor]:
     """The model's tensors in a checkpoint, by their names without the leading `model.`.
 
     Raises:
-        ConversionError: the checkpoint holds no model, or something that is not a tensor among its tensors.
+        ConversionError: the checkpoint holds no model, or something that is not a tensor among its tensors, or a tensor
+            stored in a way that is not read.
     """
+    for key in opened.skipped_objects:
+        if key.startswith("model."):
+            reason = opened.leaves[key].reason
+            raise ConversionError(f"{opened.path}: '{key}' is {reason}; save the model's tensors as plain tensors")
     model = opened.tree.get("model") if isinstance(opened.tree, Mapping) else None
     if not isinstance(model, Mapping) or not model:
         raise ConversionError(f"{opened.path}: holds no model (no entry 'model' in its state)")
@@ -209,7 +224,12 @@ def _section_for(opened: Checkpoint, config: Path_ | Mapping[str, Any] | None) -
 
 def _left_out(opened: Checkpoint) -> list[str]:
     others = [str(key) for key in opened.tree if key not in ("model", "__metadata__")]
-    return [f"left out of the release: {', '.join(others)}"] if others else []
+    notes = [f"left out of the release: {', '.join(others)}"] if others else []
+    skipped = opened.skipped_objects
+    if skipped:
+        more = f" and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
+        notes.append(f"not read, because they are pickled or stored elsewhere: {', '.join(skipped[:_SHOWN])}{more}")
+    return notes
 
 
 def _origin(opened: Checkpoint) -> dict[str, str]:

@@ -12,6 +12,7 @@ mup_output_alpha * mup_width_scale.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,15 @@ from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.rules import JAIS, architecture_of
 
 RELEASE = "2.10.0"
+# What the factor on the logits comes from.
+_LOGITS_KEYS = {
+    "mup_base_hidden_size",
+    "mup_base_filter_size",
+    "output_logits_alpha",
+    "output_logits_scale",
+    "scale_output_logits_by_d",
+}
+_OLD_NAMES = {"embedding_dropout_rate": "embd_pdrop", "model_name": "name"}
 _AUTO_MAP = {
     "AutoConfig": "configuration_jais.JAISConfig",
     "AutoModel": "modeling_jais.JAISModel",
@@ -56,18 +66,24 @@ def to_config_json(section: Mapping[str, Any], dtype: str, tokens: SpecialTokens
         tokens: ids of the special tokens.
 
     Raises:
-        ConversionError: the model has something that Hugging Face's class cannot express.
+        ConversionError: the model has something that Hugging Face's class cannot express, or the section holds a value
+            that JSON cannot (NaN, a date).
         ModelConfigError: the section does not describe a model.
     """
     config = DecoderConfig.from_section(section)
     refuse_inexpressible(config)
-    return {
+    found = {
         **_public_keys(config),
         **tokens.keys(),
         "use_cache": True,
         "torch_dtype": dtype,
         "cerebras": {"release": RELEASE, "model": dict(section)},
     }
+    try:
+        json.dumps(found, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConversionError(f"the `model:` section cannot be written as JSON: {error}") from error
+    return found
 
 
 def to_model_section(config_json: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -77,6 +93,13 @@ def to_model_section(config_json: Mapping[str, Any]) -> tuple[dict[str, Any], li
         ConversionError: the config describes a model outside the family, or one that the Model Zoo cannot express.
         ModelConfigError: the section kept in the config does not describe a model.
     """
+    try:
+        return _to_model_section(config_json)
+    except OverflowError as error:
+        raise ConversionError(f"config.json: has a number beyond any size: {error}") from error
+
+
+def _to_model_section(config_json: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     now, notes = _section_of(config_json)
     if "cerebras" not in config_json:
         notes.append("config.json carries no `model:` section; initializers, loss scaling and the like are defaults")
@@ -89,8 +112,47 @@ def to_model_section(config_json: Mapping[str, Any]) -> tuple[dict[str, Any], li
     if not changed:
         return dict(kept), []
     notes.append(f"config.json was edited since the release was made; taken over: {', '.join(changed)}")
-    section = {key: value for key, value in kept.items() if key not in changed}
-    return section | {key: now[key] for key in changed if key in now}, notes
+    return _merged(kept, now, changed), notes
+
+
+def _merged(kept: Mapping[str, Any], now: Mapping[str, Any], changed: list[str]) -> dict[str, Any]:
+    """The kept section with what changed; ConversionError when the result does not say what the public keys say."""
+    taken = set(changed)
+    if taken & _LOGITS_KEYS:
+        # The two forms of muP exclude one another, and alpha means something else without scale_output_logits_by_d; so
+        # all of it is taken anew, but for a base filter size that still holds (a public config does not carry it).
+        taken |= _LOGITS_KEYS | {"scale_qk_dot_by_d"}
+        if "mup_base_filter_size" in kept and "mup_base_filter_size" in now:
+            taken -= {"mup_base_filter_size"} - set(changed)
+    section = _with_keys_of(kept, now, taken)
+    # What followed from a default that has changed meanwhile, such as an absent embd_pdrop from dropout_rate.
+    section = _with_keys_of(section, now, set(_differing(section, now)))
+    left = _differing(section, now)
+    if left:
+        raise ConversionError(
+            f"config.json: {', '.join(left)} was edited, but the section under `cerebras` cannot follow; change "
+            "`cerebras.model` in the same way, or remove `cerebras` to go by the public keys alone"
+        )
+    return section
+
+
+def _with_keys_of(section: Mapping[str, Any], now: Mapping[str, Any], taken: set[str]) -> dict[str, Any]:
+    dropped = taken | {alias for alias, key in _OLD_NAMES.items() if key in taken}
+    return {key: value for key, value in section.items() if key not in dropped} | {
+        key: value for key, value in now.items() if key in taken
+    }
+
+
+def _differing(section: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Keys in which the public form of a section is not what `now` says, rounding aside."""
+    again, _ = _section_of(_public_keys(DecoderConfig.from_section(section)))
+
+    def same(a: Any, b: Any) -> bool:
+        if isinstance(a, float) and isinstance(b, float):
+            return math.isclose(a, b, rel_tol=1e-9)
+        return a == b
+
+    return [key for key in {**again, **now} if not same(again.get(key), now.get(key))]
 
 
 def refuse_inexpressible(config: DecoderConfig) -> None:
@@ -392,7 +454,22 @@ def _rope_of(keys: _Keys) -> tuple[float, float]:
     for key, value in (("rope_parameters", parameters), ("rope_scaling", scaling)):
         if not isinstance(value, Mapping):
             raise ConversionError(f"config.json: {key} must be a mapping (got {value!r})")
-    theta = _Keys({**keys.values, **parameters}).number("rope_theta", default=10000.0)
+    places = {
+        "rope_theta": keys.values,
+        "rope_parameters.rope_theta": parameters,
+        "rope_scaling.rope_theta": keys.get("rope_scaling", default={}),
+    }
+    thetas = {
+        place: _Keys(values).number("rope_theta", default=10000.0)
+        for place, values in places.items()
+        if values.get("rope_theta") is not None
+    }
+    if len(set(thetas.values())) > 1:
+        raise ConversionError(
+            f"config.json: {' and '.join(f'{place} {value:g}' for place, value in thetas.items())} are one thing but "
+            "differ; make them equal or remove one"
+        )
+    theta = next(iter(thetas.values()), 10000.0)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in ("default", "linear"):
         raise ConversionError(

@@ -21,6 +21,7 @@ from checkpoint_convert.safetensors_files import TensorToWrite, np_dtype
 
 _BLOCK_BYTES = 64 << 20
 _SHOWN = 6
+_WEIGHT_TYPES = ("float16", "bfloat16", "float32", "float64")
 # What rounding to an element type may do to an ALiBi slope, relative.
 _SLOPE_ROUNDING = {"float64": 1e-6, "float32": 1e-6, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
@@ -110,13 +111,14 @@ def make_plan(config: DecoderConfig, side: Side, tensors: Mapping[str, Source]) 
         tensors: by name; on the Cerebras side without the leading `model.`.
 
     Raises:
-        ConversionError: tensors missing or left over, another shape, mixed element types in one projection, a tied head
-            that is not the embedding, slopes that are not ALiBi's.
+        ConversionError: tensors missing or left over, another shape, weights that are no floating-point numbers, mixed
+            element types in one projection, a tied head that is not the embedding, slopes that are not ALiBi's.
     """
     expected = expected_tensors(config, side)
     tied = ties(config, side)
     ignored = _check_names(config, side, tensors, expected, tied)
     _check_shapes(tensors, expected)
+    _check_types(tensors, expected)
     _check_ties(config, tensors, tied)
     sources = dict(tensors)
     for name, first in tied.items():  # either name may be the only one
@@ -197,6 +199,16 @@ def _check_shapes(tensors: Mapping[str, Source], expected: Mapping[str, Shape]) 
         raise ConversionError(f"the config does not fit the tensors: {_first(texts)}")
 
 
+def _check_types(tensors: Mapping[str, Source], expected: Mapping[str, Shape]) -> None:
+    by_type: dict[str, list[str]] = {}
+    for name in expected:
+        if name in tensors and tensors[name].dtype not in _WEIGHT_TYPES:
+            by_type.setdefault(tensors[name].dtype, []).append(name)
+    if by_type:
+        texts = [f"{_listed(names)}: {dtype}" for dtype, names in by_type.items()]
+        raise ConversionError(f"weights must be of the type {', '.join(_WEIGHT_TYPES)}; {_first(texts)}")
+
+
 def _check_ties(config: DecoderConfig, tensors: Mapping[str, Source], tied: Mapping[str, str]) -> None:
     for name, first in tied.items():
         if name in tensors and first in tensors and not same_values(tensors[name], tensors[first]):
@@ -241,8 +253,6 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
 
 
 def _check_slopes(config: DecoderConfig, name: str, slopes: Source) -> None:
-    if slopes.dtype not in _SLOPE_ROUNDING:
-        raise ConversionError(f"{name} is of the type {slopes.dtype}; slopes are floating-point numbers")
     wanted = alibi_slopes(config.num_heads)
     found = slopes.read().astype(np.float64).reshape(-1)
     off = ~(np.abs(found - wanted) <= _SLOPE_ROUNDING[slopes.dtype] * wanted)

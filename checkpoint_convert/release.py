@@ -119,9 +119,13 @@ def _token_ids(file: Path) -> dict[str, int]:
         vocabulary = content["model"]["vocab"]
         if isinstance(vocabulary, list):  # Unigram: [[token, score], ...]
             vocabulary = {entry[0]: number for number, entry in enumerate(vocabulary)}
-        return {**vocabulary, **{token["content"]: token["id"] for token in content.get("added_tokens") or []}}
+        ids = {**vocabulary, **{token["content"]: token["id"] for token in content.get("added_tokens") or []}}
     except (KeyError, TypeError, IndexError) as error:
         raise ConversionError(f"{file}: has no vocabulary that can be read") from error
+    for token, number in ids.items():
+        if not isinstance(token, str) or type(number) is not int or number < 0:
+            raise ConversionError(f"{file}: has the id {number!r} for the token {token!r}; the file is damaged")
+    return ids
 
 
 def _declared_tokens(path: Path, ids: Mapping[str, int]) -> dict[str, int]:
@@ -133,7 +137,7 @@ def _declared_tokens(path: Path, ids: Mapping[str, int]) -> dict[str, int]:
             token = token.get("content") if isinstance(token, Mapping) else token
             if token is None:
                 continue
-            if token not in ids:
+            if not isinstance(token, str) or token not in ids:
                 raise ConversionError(f"{file}: {kind}_token is {token!r}, which tokenizer.json does not have")
             declared[kind] = ids[token]
     return declared

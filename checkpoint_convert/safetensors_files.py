@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,15 +71,18 @@ class SafetensorsTensor:
     def _read(self, offset: int, shape: Shape) -> np.ndarray:
         values = np.empty(shape, np_dtype(self.dtype))
         left = values.reshape(-1).view(np.uint8).data
-        with open(self.path, "rb", buffering=0) as file:
-            file.seek(offset)
-            while left:
-                count = file.readinto(left)
-                if not count:
-                    raise ConversionError(
-                        f"{self.path}: ends inside tensor {self.name!r}; it changed while it was read"
-                    )
-                left = left[count:]
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                file.seek(offset)
+                while left:
+                    count = file.readinto(left)
+                    if not count:
+                        raise ConversionError(
+                            f"{self.path}: ends inside tensor {self.name!r}; it changed while it was read"
+                        )
+                    left = left[count:]
+        except OSError as error:
+            raise ConversionError(f"{self.path}: cannot be read: {error.strerror or error}") from error
         return values
 
 
@@ -131,14 +135,17 @@ def read_header(path: Path) -> dict[str, SafetensorsTensor]:
         ConversionError: the file is missing, truncated or damaged.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # asked before opening: opening a pipe waits for its other end
+            raise ConversionError(f"{path}: is not a regular file")
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, _LARGEST_HEADER):
                 raise ConversionError(f"{path}: is not a safetensors file, or only a part of one")
             header = _parsed(path, file.read(length))
-    except OSError as error:
-        raise ConversionError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = getattr(error, "strerror", None) or error
+        raise ConversionError(f"{str(path)!r}: cannot be read: {reason}") from error
     header.pop("__metadata__", None)
     tensors: dict[str, SafetensorsTensor] = {}
     ranges: list[tuple[int, int, str]] = []

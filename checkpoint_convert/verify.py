@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from checkpoint_convert.errors import ConversionError
+
 # Text of both languages, digits, tashkeel and code, of different lengths; short enough for the smallest context.
 PROMPTS = (
     "ما هي عاصمة الإمارات العربية المتحدة؟",
@@ -45,7 +47,8 @@ def compare_logits(checkpoint: str | Path, release: str | Path, config: Any = No
         config: DecoderConfig, where the checkpoint does not record it.
 
     Raises:
-        UserError: a file that cannot be read or does not fit.
+        UserError: a file that cannot be read or does not fit, or logits that are not finite: a difference from NaN says
+            nothing.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -65,6 +68,9 @@ def compare_logits(checkpoint: str | Path, release: str | Path, config: Any = No
         for ids in prompts:
             row = torch.tensor([ids])
             mine, other = ours.logits(row)[0], theirs(input_ids=row).logits[0].float()
+            for path, logits in ((checkpoint, mine), (release, other)):
+                if not torch.isfinite(logits).all():
+                    raise ConversionError(f"{path}: its logits are not all finite; look for NaN or inf in its weights")
             difference = max(difference, (mine - other).abs().max().item())
             largest = max(largest, mine.abs().max().item())
             positions += len(ids)

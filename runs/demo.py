@@ -37,26 +37,55 @@ def command(*words: str, output: Path) -> str:
     return run.stdout
 
 
-def make_data(text: list[str], output: Path) -> None:
+def choose_held_out(paths: list[str]) -> int:
+    """Every how many documents one is held out: ten, or two where no language has ten."""
+    from collections import Counter
+
+    from cerebras_jais.data.text import language_of, read_documents, sample_corpus_path
+    from cerebras_jais.errors import UserError
+
+    try:
+        documents = [document for path in paths or [sample_corpus_path()] for document in read_documents(path)]
+    except UserError as error:
+        sys.exit(f"demo: {error}")
+    largest = max(Counter(map(language_of, documents)).values(), default=0)
+    if largest < 2:
+        sys.exit("demo: --text must hold at least two documents of one language, one to learn from and one to test on")
+    return 10 if largest >= 10 else 2
+
+
+def make_data(text: list[str], held_out: str, output: Path) -> None:
     """A tokenizer and packed training and held-out data."""
-    command("cerebras-jais", "data", "tokenizer", *text, "--vocab-size", "2048", "--output", "tokenizer", output=output)
+    words = [*text, "--held-out", held_out]
+    command(
+        "cerebras-jais", "data", "tokenizer", *words, "--vocab-size", "2048", "--output", "tokenizer", output=output
+    )
     sequences = ["--tokenizer", "tokenizer", "--max-sequence-length", "128"]
-    command("cerebras-jais", "data", "pack", *text, *sequences, "--output", "data", output=output)
+    command("cerebras-jais", "data", "pack", *words, *sequences, "--output", "data", output=output)
 
 
-def run_family(name: str, text: list[str], output: Path) -> dict[str, str]:
+def write_config(folder: str, output: Path) -> str:
+    """The family's YAML with the held-out data there is (one folder per language); its name."""
+    found = sorted(str(path.relative_to(output)) for path in (output / "data" / "held_out").iterdir())
+    recipe = (ROOT / "configs" / "tiny" / f"{folder}.yaml").read_text(encoding="utf-8")
+    shipped = "data_dir: [data/held_out/ar, data/held_out/en]"
+    assert shipped in recipe
+    (output / f"{folder}.yaml").write_text(recipe.replace(shipped, f"data_dir: [{', '.join(found)}]"), encoding="utf-8")
+    return f"{folder}.yaml"
+
+
+def run_family(name: str, text: list[str], held_out: str, output: Path) -> dict[str, str]:
     """Train, release, take back and compare one model; the rows of its table."""
     folder = FAMILIES[name]
-    config = ROOT / "configs" / "tiny" / f"{folder}.yaml"
-    command("cerebras-jais", "fit", str(config), "--model-dir", folder, output=output)
+    command("cerebras-jais", "fit", write_config(folder, output), "--model-dir", folder, output=output)
     checkpoint = max((output / folder).glob("checkpoint_*.mdl"), key=lambda p: p.stat().st_mtime)
     mdl, release, back = str(checkpoint.relative_to(output)), f"{folder}-release", f"{folder}-back.mdl"
     command("checkpoint-convert", "to-hf", mdl, "--tokenizer", "tokenizer", "--output", release, output=output)
     command("checkpoint-convert", "to-cerebras", release, "--output", back, output=output)
     same = json.loads(command("checkpoint-convert", "compare", mdl, back, "--json", output=output))
     logits = json.loads(command("checkpoint-convert", "verify", mdl, release, "--json", output=output))
-    held_out = ["--tokenizer", "tokenizer", *(text or []), "--held-out", "10", "--json"]
-    scores = json.loads(command("cerebras-jais", "score", mdl, *held_out, output=output))
+    unseen = ["--tokenizer", "tokenizer", *text, "--held-out", held_out, "--json"]
+    scores = json.loads(command("cerebras-jais", "score", mdl, *unseen, output=output))
     with (output / folder / "losses.csv").open() as file:
         steps = list(csv.DictReader(file))
     tokens = sum(score["tokens"] for score in scores.values())
@@ -73,7 +102,10 @@ def run_family(name: str, text: list[str], output: Path) -> dict[str, str]:
         "identical after the round trip": f"{same['identical']} of {same['tensors']} tensors",
         "largest logit difference": f"{logits['largest_difference']:.1e} (reference path against transformers, "
         f"logits up to {logits['largest_logit']:.1f})",
-        **{f"{language} sample": text for language, text in samples(output / release).items()},
+        **{
+            f"{language} sample": text
+            for language, text in samples(output / release, own_code=folder == "jais").items()
+        },
         "loss curve": shown(output / folder / "loss_curve.png"),
         "release": shown(output / release),
     }
@@ -84,7 +116,7 @@ def shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def samples(release: Path) -> dict[str, str]:
+def samples(release: Path, own_code: bool) -> dict[str, str]:
     """What transformers generates from the release for each prompt, sampled with the settings of the family's card."""
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1")
     import torch
@@ -92,8 +124,8 @@ def samples(release: Path) -> dict[str, str]:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(release, trust_remote_code=True)
-    model = AutoModelForCausalLM.from_pretrained(release, trust_remote_code=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(release, trust_remote_code=own_code)
+    model = AutoModelForCausalLM.from_pretrained(release, trust_remote_code=own_code).eval()
     texts = {}
     for language, prompt in PROMPTS.items():
         ids = tokenizer(prompt, return_tensors="pt")
@@ -119,8 +151,9 @@ def main() -> None:
     marker.touch()
     text = [word for path in options.text for word in ("--text", str(Path(path).resolve()))]
 
-    make_data(text, output)
-    tables = {name: run_family(name, text, output) for name in FAMILIES}
+    held_out = str(choose_held_out(options.text))
+    make_data(text, held_out, output)
+    tables = {name: run_family(name, text, held_out, output) for name in FAMILIES}
     for name, rows in tables.items():
         print(f"\n{name} (tiny)\n{'-' * 100}")
         for what, value in rows.items():

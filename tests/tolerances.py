@@ -25,3 +25,6 @@ LEARNING_RATE_RELATIVE = 1e-6  # Cerebras computes it in float32
 LOSS_ACROSS_PROCESSES = 1e-5  # absolute, nats per token, each of 6 steps; sums in another order
 EXCHANGED_FIRST_LOSS = 1e-4  # absolute; the first loss after a checkpoint goes from one trainer to the other
 DRAWN_EXTREME = 0.15  # relative; statistical: the largest of over 10^5 values
+
+# A bfloat16 release in transformers, computed in bfloat16 and in float32.
+RELEASE_LOGITS_BFLOAT16 = 0.05  # of the largest logit; each of two layers rounds a dozen times to 8 bits of mantissa

@@ -124,8 +124,14 @@ _ONLY_AT_DEFAULT: dict[str, Any] = {
     "top_p": None,
 }
 
-# Keys that steer a CS system or the Model Zoo's own logging and change no number here.
-NO_EFFECT_HERE = ("attention_kernel", "boundary_casting", "compute_eval_metrics", "fold_rope_consts")
+# Keys that steer a CS system or the Model Zoo's own logging and change no number here (softmax is always float32).
+NO_EFFECT_HERE = (
+    "attention_kernel",
+    "attention_softmax_fp32",
+    "boundary_casting",
+    "compute_eval_metrics",
+    "fold_rope_consts",
+)
 
 _ALIASES = {"model_name": "name", "embedding_dropout_rate": "embd_pdrop"}
 

@@ -268,6 +268,8 @@ def without_effect_here(config: TrainerConfig) -> list[str]:
     walk(config.init, ("trainer", "init"))
     if config.fit is not None:
         walk(config.fit, ("trainer", "fit"))
+    raw = config._raw
+    found += [f"trainer.{key}" for key in ("validate", "validate_all") if raw.get(key) is not None]
     found += [f"trainer.init.model.{key}" for key in NO_EFFECT_HERE if key in config._raw["init"]["model"]]
     for kind, entries, without in (
         ("callbacks", config.init.callbacks, WITHOUT_EFFECT),

@@ -66,24 +66,33 @@ def fit(
     from cerebras_jais.errors import UserError
     from cerebras_jais.recipes.schema import read_trainer_yaml
     from cerebras_jais.train.loop import fit as run
+    from cerebras_jais.train.plan import NothingLeft
 
-    for config in read_trainer_yaml(yaml_file):
+    phases = read_trainer_yaml(yaml_file)
+    for config in phases:
         named = (config.init.backend_type or "").lower()
         where = backend or named
         if where not in ("cpu", "gpu"):
             raise UserError(
                 f"{yaml_file}: its backend is {named.upper() or 'not given'}; say --backend cpu or --backend gpu"
             )
-        result = run(
-            config,
-            backend=where,
-            model_dir=model_dir,
-            max_steps=max_steps,
-            checkpoint=checkpoint,
-            activation_checkpointing=activation_checkpointing,
-            compile_layers=compile_layers,
-            sharding=sharding,
-        )
+        limit = max_steps
+        if max_steps is not None and len(phases) > 1 and config.init.loop.max_steps is not None:
+            limit = min(max_steps, config.init.loop.max_steps)  # a phase ends where it ends
+        try:
+            result = run(
+                config,
+                backend=where,
+                model_dir=model_dir,
+                max_steps=limit,
+                checkpoint=checkpoint,
+                activation_checkpointing=activation_checkpointing,
+                compile_layers=compile_layers,
+                sharding=sharding,
+            )
+        except NothingLeft as finished:
+            click.echo(str(finished))  # a finished run or phase is no mistake; the next phase may have work left
+            continue
         if os.environ.get("RANK", "0") != "0":
             continue  # under torchrun one process speaks for all
         line = f"steps {result.steps}  loss {result.first_loss:.4f} -> {result.last_loss:.4f}"

@@ -24,7 +24,7 @@ from cerebras_jais.train.evaluation import Evaluation, TrainedModel, evaluation_
 from cerebras_jais.train.groups import ParameterGroup, named_tensors, parameter_groups
 from cerebras_jais.train.optimizer import AdamW, build_adamw
 from cerebras_jais.train.parallel import Processes
-from cerebras_jais.train.plan import TrainingPlan, check_data, plan_training, say_to
+from cerebras_jais.train.plan import TrainingPlan, check_data, plan_training, refuse_finished, say_to
 from cerebras_jais.train.precision import plan_precision
 from cerebras_jais.train.progress import Reporter
 from cerebras_jais.train.schedule import check_schedules, learning_rates
@@ -140,6 +140,13 @@ class _Trainer:
         self.notes: list[str] = []
         self.precision = plan_precision(init.precision, processes.device.type, self.notes.append)
 
+        start_from = self._start_from(options.checkpoint)
+        if start_from is not None and options.checkpoint is None:
+            # Before anything else is checked: the last checkpoint there may be that of a later phase, with other data.
+            with open_for_resume(start_from) as opened:
+                if "global_step" in check_checkpoint(opened, config):
+                    refuse_finished(init.loop, int(opened.tree["global_step"]), options.max_steps, config.source)
+
         self.data = HDF5Samples(**config.fit.train_dataloader.reader_keys())
         self.held_out = [HDF5Samples(**section.reader_keys()) for section in config.fit.val_dataloader]
         for samples, key in [(self.data, "train_dataloader"), *((v, "val_dataloader") for v in self.held_out)]:
@@ -175,7 +182,6 @@ class _Trainer:
             # Loss scaling leaves steps out, which a fused kernel would only notice after the fact.
             fused=self.precision.scaler is None,
         )
-        start_from = self._start_from(options.checkpoint)
         if start_from is None:
             self._assemble(model, optimizer, groups)
             self.position = Position()
@@ -294,7 +300,7 @@ class _Trainer:
         if not math.isfinite(mean) and not self.config.switched_off("CheckLoss"):
             raise TrainingError(
                 f"loss is {mean} at step {step + 1}; nothing of this step was kept. A lower learning rate, a longer "
-                "warm-up, max_gradient_norm or another precision may help"
+                "warm-up, max_gradient_norm or another precision may help; so may data whose loss mask is not empty"
             )
         self._update(optimizer)
         self.position = Position(step + 1, self.position.samples + samples)
@@ -306,13 +312,14 @@ class _Trainer:
         """Gradients of one batch are added up; returns its loss, tokens and samples, all of them over all processes."""
         processes, plan = self.processes, self.plan
         # Dropout draws from the step, not from a generator that a resumed run would have to restore.
-        if self.config.init.model.dropout_rate or self.config.init.model.attention_dropout:
+        model = self.config.init.model
+        if model.dropout_rate or model.attention_dropout or model.embedding_dropout:
             seed = [self.config.init.seed or 0, step, part, processes.rank]
             torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> np.uint64(1)))
         batch = self._tensors(self.data, index, self.start_sample)
         weight = 1.0
         if processes.world_size > 1:
-            weight = self._weight_among_processes(batch)
+            weight = self._weight_among_processes(batch, index)
         with processes.accumulating(self.trained, last=part + 1 == plan.batches_per_step):
             with self.precision.autocast():
                 loss = self.trained(batch)
@@ -322,24 +329,28 @@ class _Trainer:
                 scaled = self.precision.scaler.scale(scaled)
             scaled.backward()
         sums = torch.tensor(
-            [float(loss.detach()) * weight / processes.world_size, batch["input_ids"].numel(), len(batch["input_ids"])],
+            [float(loss.detach()) * weight / processes.world_size, batch["input_ids"].numel()],
             dtype=torch.float64,
             device=processes.device,
         )
-        value, tokens, samples = processes.sum(sums).tolist()
-        return value, int(tokens), int(samples)
+        value, tokens = processes.sum(sums).tolist()
+        # Counted from the order, not from the rows at hand, which padding may have added.
+        return value, int(tokens), len(self.data.order.batch_indices(index, self.start_sample))
 
-    def _weight_among_processes(self, batch: dict[str, Tensor]) -> float:
+    def _weight_among_processes(self, batch: dict[str, Tensor], index: int) -> float:
         """What this process's loss counts, so that the mean over processes is the loss of the whole batch."""
+        world_size, rank = self.processes.world_size, self.processes.rank
         if self.config.init.model.loss_scaling == "num_tokens":
             own = batch["attention_mask"].sum(dtype=torch.float64)
             every = self.processes.sum(own.clone())
             if own == 0 and every > 0:
                 batch["attention_mask"] = batch["attention_mask"].clone()
                 batch["attention_mask"][0, 0] = 1  # 0 / 0 otherwise; its weight is zero
-            return float(own / every) * self.processes.world_size
-        own = torch.tensor(float(len(batch["input_ids"])), dtype=torch.float64, device=self.processes.device)
-        return float(own / self.processes.sum(own.clone())) * self.processes.world_size
+            return float(own / every) * world_size
+        rows = len(self.data.order.batch_indices(index, self.start_sample))
+        rows = self.data.batch_size if self.data.pad_last else rows
+        share = (rank + 1) * rows // world_size - rank * rows // world_size
+        return share / rows * world_size
 
     def _update(self, optimizer: AdamW) -> None:
         scaler = self.precision.scaler

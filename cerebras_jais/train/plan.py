@@ -20,6 +20,10 @@ class PlanError(UserError):
     """Data, model and length of a run that do not fit together."""
 
 
+class NothingLeft(PlanError):
+    """A run whose checkpoint is already at its last step."""
+
+
 @dataclass(frozen=True)
 class TrainingPlan:
     """Steps done before (`start`) and after (`end`) the run; the steps after which it saves and evaluates."""
@@ -76,13 +80,19 @@ def _steps(loop: Loop, data: HDF5Samples, start: int, source: str) -> int:
             )
         limits.append(loop.num_epochs * (batches // loop.grad_accum_steps))
     if loop.max_steps is not None:
-        if loop.max_steps <= start:
-            raise PlanError(
-                f"{source}: the checkpoint is at step {start} and max_steps is {loop.max_steps}: nothing is left to "
-                "train; raise max_steps or use another model_dir"
-            )
+        refuse_finished(loop, start, None, source)
         limits.append(loop.max_steps - start)
     return min(limits)
+
+
+def refuse_finished(loop: Loop, start: int, max_steps: int | None, source: str) -> None:
+    """Raise NothingLeft when a run that goes on from step `start` has reached its end."""
+    end = max_steps or loop.max_steps
+    if end is not None and end <= start:
+        raise NothingLeft(
+            f"{source}: nothing is left to train: the checkpoint is at step {start} and max_steps is {end}; to train "
+            "on raise max_steps, to begin anew use another model_dir"
+        )
 
 
 def check_data(data: HDF5Samples, model: DecoderConfig, where: str, world_size: int) -> None:
@@ -95,6 +105,11 @@ def check_data(data: HDF5Samples, model: DecoderConfig, where: str, world_size: 
         )
     if data.batch_size % world_size:
         raise PlanError(f"{where}: batch_size {data.batch_size} cannot be divided among {world_size} processes")
+    if data.batches_per_epoch == 0:
+        raise PlanError(
+            f"{where}: holds {len(data)} samples, fewer than one batch of {data.batch_size}; set drop_last: false or a "
+            "smaller batch_size"
+        )
     data.check_vocabulary(model.vocab_size)
 
 

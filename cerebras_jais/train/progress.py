@@ -104,7 +104,6 @@ class Reporter:
         if self._events is not None:
             self._events.close()
         if self.writes and self._rows:
-            self.model_dir.mkdir(parents=True, exist_ok=True)
             self._write_csv()
             draw_curve(self._rows, self.model_dir / CURVE_FILE)
 
@@ -119,6 +118,7 @@ class Reporter:
             self._write_csv()
 
     def _write_csv(self) -> None:
+        self.model_dir.mkdir(parents=True, exist_ok=True)
         path = self.model_dir / LOSSES_FILE
         partial = path.with_suffix(".csv.partial")
         with partial.open("w", newline="") as file:

@@ -209,6 +209,7 @@ def note_in_index(model_dir: Path, written: Path, removed: Path | None = None) -
     listed = yaml.safe_load(index.read_text()) if index.exists() else None
     gone = removed.resolve() if removed else None
     kept = [p for p in listed or [] if Path(p).resolve() != gone and Path(p).resolve() != written.resolve()]
+    model_dir.mkdir(parents=True, exist_ok=True)
     partial = index.with_suffix(".yaml.partial")
     partial.write_text(yaml.safe_dump([*kept, str(written.resolve())]))
     partial.replace(index)

@@ -8,7 +8,8 @@ Mathematics, for token ids t with hidden size M and head size D:
     logits = lm_head(ln_f(h)) * mup_output_alpha * mup_width_scale
 
 bias is ALiBi (Press et al., arXiv 2108.12409), -slope[head] * |key position - query position|, and the most negative
-number where a query may not look. It is built once per forward pass, in float32, for all layers.
+number where a query may not look. It is built once per forward pass, in float32, for all layers, and stays float32
+where the attention can add it so (eager everywhere, SDPA on the CPU); other kernels want the dtype of the queries.
 It depends on distances only, so left padding needs no positions and position_ids have no effect.
 
 Shape suffixes: B batch, L query length, S key length, H heads, D head size, M hidden size, F filter size, V vocabulary.
@@ -146,7 +147,8 @@ class JAISAttention(nn.Module):
         attend = eager_attention  # the fused kernels return no weights
         if self.config._attn_implementation != "eager" and not output_attentions:
             attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
-            bias_BHLS = bias_BHLS.to(q_BHLD.dtype)
+            if q_BHLD.device.type != "cpu":  # cast already, but for queries of another dtype than the hidden states
+                bias_BHLS = bias_BHLS.to(q_BHLD.dtype)
         out_BLHD, weights_BHLS = attend(
             self,
             q_BHLD,
@@ -362,9 +364,9 @@ class JAISModel(JAISPreTrainedModel):
 
         dtype = torch.float32
         if self.config._attn_implementation != "eager" and not output_attentions:
-            dtype = _compute_dtype(h_BLM)
+            dtype = _bias_dtype(h_BLM)
         lowest = torch.finfo(dtype).min
-        bias_BHLS = bias_BHLS.clamp(min=lowest).to(dtype)
+        bias_BHLS = bias_BHLS.to(dtype).clamp(min=lowest)
 
         # A query that may look nowhere, such as left padding, looks at itself: its output is never read, but a softmax
         # over nothing is NaN, and NaN spreads through the values. With it every row has a score that is not masked.
@@ -599,9 +601,13 @@ def _masks_nothing(attention_mask: torch.Tensor, positions_L: torch.Tensor) -> b
     return bool((attention_mask != 0).all())
 
 
-def _compute_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """The dtype that a matrix product of `tensor` comes out in, autocast considered."""
+def _bias_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """The dtype in which a fused kernel on the device of `tensor` takes its bias.
+
+    On the CPU at least float32, whatever the queries are: rounded to bfloat16, a bias of -1000 would be off by 2. The
+    kernels of other devices demand the dtype of the queries, and autocast casts the bias to its own.
+    """
     device_type = tensor.device.type
     if device_type != "meta" and torch.is_autocast_enabled(device_type):
         return torch.get_autocast_dtype(device_type)
-    return tensor.dtype
+    return torch.promote_types(tensor.dtype, torch.float32) if device_type == "cpu" else tensor.dtype

@@ -8,10 +8,14 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from checkpoint_convert.cli import Size, cli
+from checkpoint_convert.convert import convert_to_hf
+from checkpoint_convert.errors import ConversionError
+from checkpoint_convert.verify import compare_logits
 from tests import tolerances
 from tests.checkpoint_convert.examples import jais_section, random_model, state_of, write_checkpoint
 
@@ -49,10 +53,24 @@ def test_verify_compares_logits_and_fails_on_other_weights(checkpoint, tmp_path)
     assert same.returncode == 0, same.stderr
     report = json.loads(same.stdout)
     assert report["largest_difference"] < tolerances.RELEASE_LOGITS
+    assert report["bound"] == tolerances.RELEASE_LOGITS
     assert report["same_choice"] == report["positions"] > 100
     different = program("verify", other, tmp_path / "release")
     assert different.returncode == 1
     assert "largest difference" in different.stdout
+    assert "(bound: 0.0001 absolute, in float32)" in different.stdout
+
+
+@pytest.mark.parametrize("damaged", ["checkpoint", "release"])
+def test_verify_refuses_logits_that_are_not_numbers(checkpoint, tmp_path, damaged):
+    section = jais_section()
+    state = state_of(random_model(section))
+    state["model.transformer_decoder.layers.0.norm1.bias"][3] = np.nan
+    other = write_checkpoint(tmp_path / "nan.mdl", section, state)
+    convert_to_hf(other if damaged == "release" else checkpoint, tmp_path / "release")
+    at_fault = tmp_path / ("release" if damaged == "release" else "nan.mdl")
+    with pytest.raises(ConversionError, match=f"{at_fault}: its logits are not all finite"):
+        compare_logits(checkpoint if damaged == "release" else other, tmp_path / "release")
 
 
 def test_compare_names_what_differs_by_pattern(checkpoint, tmp_path):

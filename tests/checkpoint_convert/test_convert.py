@@ -10,16 +10,19 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 
+import h5py
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
 
-from cerebras_jais.checkpoint import open_checkpoint, save_checkpoint
+from cerebras_jais.checkpoint import open_checkpoint, replacing, save_checkpoint
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.decoder import LanguageModel
+from checkpoint_convert import convert
 from checkpoint_convert.convert import cerebras_tensors, compare, convert_to_cerebras, convert_to_hf
 from checkpoint_convert.safetensors_files import open_model
 from checkpoint_convert.trainer_yaml import read_model_section
@@ -221,6 +224,7 @@ def without_glu_bias(state):
             with_values(f"{LAYER}.0.self_attn.proj_q_dense_layer.bias", lambda v: v.astype(np.float16)),
             "several types",
         ),
+        (with_values("model.ln_f.bias", lambda v: v.astype(np.int32)), r"float64; ln_f\.bias: int32"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_its_config_is_one_error_and_leaves_nothing(tmp_path, damage, said):
@@ -411,3 +415,58 @@ def test_the_model_zoo_loads_a_converted_checkpoint_with_the_same_loss(tmp_path,
 def test_tensors_of_a_checkpoint_lose_their_leading_name(tmp_path):
     with open_checkpoint(jais_checkpoint(tmp_path)) as opened:
         assert "embedding_layer.word_embeddings.weight" in cerebras_tensors(opened)
+
+
+def pickled(path, key):
+    """The checkpoint with one leaf declared to be a pickled object."""
+    with h5py.File(path, "r+") as file:
+        record = json.loads(file.attrs[f"{key}.__metadata__"])
+        record[f"{key}.__metadata__"] = {"__TYPE__": "ObjectSerializer", "__BYTES__": True}
+        file.attrs[f"{key}.__metadata__"] = json.dumps(record)
+    return path
+
+
+def test_an_object_that_is_not_read_is_named(tmp_path):
+    report = convert_to_hf(pickled(jais_checkpoint(tmp_path), "global_step"), tmp_path / "release")
+    assert any(note.startswith("not read") and "global_step" in note for note in report.notes)
+
+
+def test_a_pickled_weight_is_refused_with_the_reason(tmp_path):
+    checkpoint = pickled(jais_checkpoint(tmp_path), "model.model.ln_f.bias")
+    with pytest.raises(UserError, match=r"'model\.model\.ln_f\.bias' is a pickled Python object"):
+        convert_to_hf(checkpoint, tmp_path / "release")
+    assert listing(tmp_path) == ["c.mdl"]
+
+
+@pytest.mark.parametrize("at_publishing", [False, True])
+def test_a_yaml_that_cannot_be_written_leaves_no_checkpoint(tmp_path, monkeypatch, at_publishing):
+    convert_to_hf(jais_checkpoint(tmp_path), tmp_path / "release")
+
+    @contextmanager
+    def failing(path):
+        with replacing(path) as temporary:
+            yield temporary if at_publishing else tmp_path / "no" / "such.yaml"
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(convert, "replacing", failing)
+    with pytest.raises(UserError, match=r"back\.mdl: cannot be written"):
+        convert_to_cerebras(tmp_path / "release", tmp_path / "back.mdl")
+    assert listing(tmp_path) == ["c.mdl", "release"]
+
+
+@pytest.mark.parametrize("name", ["jais-12-heads", "llama-12-heads"])
+def test_a_bfloat16_release_computes_in_bfloat16(tmp_path, name):
+    from transformers import AutoModelForCausalLM
+
+    state = state_of(random_model(VARIANTS[name]), torch.bfloat16)
+    convert_to_hf(write_checkpoint(tmp_path / "c.mdl", VARIANTS[name], state), tmp_path / "release")
+    ids = torch.randint(0, 97, (2, 20), generator=torch.Generator().manual_seed(0))
+    expected = load_release(tmp_path / "release")(ids).logits
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "release", torch_dtype=torch.bfloat16, trust_remote_code=name.startswith("jais")
+    ).eval()
+    result = model(ids).logits
+    assert result.dtype == torch.bfloat16
+    assert result.isfinite().all()
+    bound = tolerances.RELEASE_LOGITS_BFLOAT16 * expected.abs().max()
+    assert (result.float() - expected).abs().max() < bound

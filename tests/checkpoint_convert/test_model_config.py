@@ -6,6 +6,7 @@ refused with the reason.
 """
 
 import copy
+import datetime
 import json
 
 import pytest
@@ -237,3 +238,59 @@ def test_the_section_given_is_not_changed():
     before = copy.deepcopy(section)
     to_config_json(section, "float32", TOKENS)
     assert section == before
+
+
+DEPRECATED = jais_section(
+    mup_base_hidden_size=None, mup_base_filter_size=None, output_logits_alpha=None, output_logits_scale=0.365
+)
+
+
+@pytest.mark.parametrize(
+    ("kept", "edits"),
+    [
+        (jais_section(scale_output_logits_by_d=False), {"mup_output_alpha": 3.0}),
+        (jais_section(scale_output_logits_by_d=False), {"mup_width_scale": 0.5}),
+        (DEPRECATED, {"mup_width_scale": 0.5}),
+        (jais_section(), {"mup_width_scale": 1.0, "mup_output_alpha": 0.7}),
+        (jais_section(embd_pdrop=None), {"resid_pdrop": 0.25}),
+    ],
+)
+def test_an_edit_of_what_several_keys_say_together_means_what_the_public_keys_say(kept, edits):
+    public = to_config_json(kept, "float32", TOKENS) | edits
+    section, _ = to_model_section(json.loads(json.dumps(public)))
+    again = to_config_json(section, "float32", TOKENS)
+    product = public.pop("mup_output_alpha") * public.pop("mup_width_scale")
+    assert again.pop("mup_output_alpha") * again.pop("mup_width_scale") == pytest.approx(product)
+    del public["cerebras"], again["cerebras"]
+    assert again == public
+
+
+def test_an_edited_alpha_keeps_the_base_filter_size():
+    public = to_config_json(jais_section(mup_base_filter_size=40), "float32", TOKENS) | {"mup_output_alpha": 3.0}
+    section, _ = to_model_section(public)
+    assert (section["mup_base_filter_size"], section["output_logits_alpha"]) == (40, 3.0)
+
+
+def test_an_edit_that_the_kept_section_cannot_follow_is_refused():
+    kept = jais_section(initializer={"name": "truncated_normal", "mean": 0.0, "std": 0.03})
+    public = to_config_json(kept, "float32", TOKENS) | {"initializer_range": 0.01}
+    with pytest.raises(ConversionError, match="initializer_range was edited"):
+        to_model_section(public)
+
+
+@pytest.mark.parametrize("value", [float("nan"), datetime.date(2026, 1, 1), "\ud800"])
+def test_a_section_that_json_cannot_hold_is_refused(value):
+    with pytest.raises(ConversionError, match="JSON"):
+        to_config_json(jais_section(extra_attention_params={"attention_kernel": value}), "float32", TOKENS)
+
+
+@pytest.mark.parametrize("key", ["mup_output_alpha", "n_embd", "n_inner", "layer_norm_epsilon"])
+def test_a_number_beyond_floating_point_is_refused(key):
+    with pytest.raises(ConversionError, match=r"config\.json"):
+        to_model_section(JAIS_590M | {key: 10**400})
+
+
+def test_two_bases_of_the_rotary_positions_are_refused_naming_both():
+    two = {"rope_theta": 10000.0, "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}
+    with pytest.raises(ConversionError, match=r"rope_theta 10000 and rope_parameters\.rope_theta 500000"):
+        to_model_section(LLAMA | two)

@@ -90,9 +90,23 @@ def test_a_vocabulary_larger_than_the_models_is_refused_and_leaves_nothing(tmp_p
 def test_a_special_token_that_does_not_exist_is_refused(tmp_path):
     with pytest.raises(UserError, match="'<eos>'"):
         read_tokenizer(write_tokenizer(tmp_path / "t", eos_token="<eos>"), jais())
+    with pytest.raises(UserError, match="eos_token"):
+        read_tokenizer(write_tokenizer(tmp_path / "u", eos_token=["<eos>"]), jais())
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"model": {"vocab": 3}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"model": {"vocab": 3}}',
+        '{"model": {"vocab": {"a": "1"}}}',
+        '{"model": {"vocab": {"a": -1}}}',
+        '{"model": {"vocab": {"a": 1}}, "added_tokens": [{"content": [], "id": 2}]}',
+        '{"model": {"vocab": {"a": 1}}, "added_tokens": 3}',
+    ],
+)
 def test_a_damaged_tokenizer_is_refused(tmp_path, content):
     directory = write_tokenizer(tmp_path / "t")
     (directory / "tokenizer.json").write_text(content)

@@ -5,6 +5,7 @@ shards and index agree; a file that is truncated, has holes, overlaps or lies ab
 """
 
 import json
+import os
 
 import ml_dtypes
 import numpy as np
@@ -135,4 +136,18 @@ def test_an_index_that_does_not_fit_its_shards_is_refused(tmp_path):
 def test_pickled_weights_are_refused_with_the_reason(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(ConversionError, match="pickle"):
+        open_model(tmp_path)
+
+
+@pytest.mark.parametrize("shard", ["a\0b", "\ud800", "x" * 5000])
+def test_a_shard_name_that_no_file_can_have_is_refused(tmp_path, shard):
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"x": shard}}))
+    with pytest.raises(ConversionError, match="cannot be read"):
+        open_model(tmp_path)
+
+
+def test_a_shard_that_is_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"x": "pipe"}}))
+    with pytest.raises(ConversionError, match="not a regular file"):
         open_model(tmp_path)

@@ -12,6 +12,7 @@ import csv
 import numpy as np
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
 
 from cerebras_jais.checkpoint import open_checkpoint, save_checkpoint
@@ -111,10 +112,12 @@ def stop_after(monkeypatch, steps):
     [
         (JAIS, {}),
         ({**JAIS, "dropout_rate": 0.1, "attention_dropout_rate": 0.1}, {}),
+        ({**JAIS, "embedding_dropout_rate": 0.3}, {}),
+        (JAIS, {"drop_last": False, "pad_last": True}),
         (LLAMA, {"packed": True, "grad_accum_steps": 2}),
         (LLAMA, {"fp16_type": "bfloat16"}),
     ],
-    ids=["plain", "dropout", "packed-accumulated", "bfloat16"],
+    ids=["plain", "dropout", "embedding-dropout", "padded-last", "packed-accumulated", "bfloat16"],
 )
 def test_a_run_killed_and_started_again_has_the_losses_of_one_never_killed(tmp_path, monkeypatch, model, changes):
     packed = changes.get("packed", False)
@@ -123,7 +126,10 @@ def test_a_run_killed_and_started_again_has_the_losses_of_one_never_killed(tmp_p
     section["init"]["loop"] = {"max_steps": 8, "grad_accum_steps": changes.get("grad_accum_steps", 1)}
     if "fp16_type" in changes:
         section["init"]["precision"] = {"fp16_type": changes["fp16_type"]}
-    section["fit"]["train_dataloader"]["use_vsl"] = packed
+    loader = section["fit"]["train_dataloader"]
+    loader["use_vsl"] = packed
+    if "pad_last" in changes:  # an epoch of 20 is five batches of 4; of 6 it is three and a padded one
+        loader.update(batch_size=6, drop_last=False, pad_last=True)
     del section["fit"]["val_dataloader"]
     config = parse_trainer(section)
     whole = train(config, model_dir=tmp_path / "whole")
@@ -329,6 +335,34 @@ def test_other_data_other_release_and_a_finished_run_are_refused(folder):
     wrong = config_of(folder, callbacks=[{"LoadCheckpointStates": states}])
     with pytest.raises(UserError, match="names grad_scaler"):
         train(wrong, max_steps=9)
+
+
+def test_a_list_of_phases_started_again_goes_on_where_it_stopped(folder):
+    def phase(end):
+        section = trainer_section(folder, loop={"max_steps": end, "eval_frequency": None})
+        return {"trainer": section}
+
+    path = folder / "phases.yaml"
+    path.write_text(yaml.safe_dump({"trainer": [phase(3), phase(6)]}))
+
+    def fit(*arguments):
+        result = CliRunner().invoke(fit_command, [str(path), *arguments])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    whole = fit("--model-dir", str(folder / "whole"))
+    stopped = fit("--max-steps", "4", "--model-dir", str(folder / "again"))
+    assert "steps 4  loss" in stopped
+    again = fit("--model-dir", str(folder / "again"))
+    assert "the checkpoint is at step 4 and max_steps is 3" in again
+    assert again.splitlines()[1].split()[5] == whole.splitlines()[3].split()[5]  # the last loss
+    finished = fit("--model-dir", str(folder / "again"))
+    assert finished.count("nothing is left to train") == 2
+
+
+def test_a_held_out_set_smaller_than_a_batch_is_refused(folder):
+    with pytest.raises(UserError, match="fewer than one batch of 400"):
+        train(broken(folder, lambda s: s["fit"]["val_dataloader"].update(batch_size=400)))
 
 
 def test_the_command_trains_and_prints_what_came_of_it(folder, monkeypatch):

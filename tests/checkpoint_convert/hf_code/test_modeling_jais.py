@@ -322,3 +322,40 @@ def test_the_forward_pass_compiles(attention, masked):
     one_graph = torch.__version__ >= torch.torch_version.TorchVersion("2.6")
     compiled = torch.compile(model, backend="eager", fullgraph=one_graph)
     assert_same(compiled(ids, attention_mask=mask).logits, model(ids).logits)
+
+
+@HALVES
+def test_the_fused_kernel_gets_the_bias_unrounded_on_the_cpu(dtype, monkeypatch):
+    """In bfloat16 the biases of neighbours beyond a distance of 256 would be equal."""
+    ids = random_ids(1, 1200)
+    eager = tiny_model(n_layer=1).to(dtype)(ids).logits
+    model = tiny_model(n_layer=1, attention="sdpa").to(dtype)
+    fused, seen = torch.nn.functional.scaled_dot_product_attention, []
+
+    def watched(*args, attn_mask, **keys):
+        seen.append(attn_mask)
+        return fused(*args, attn_mask=attn_mask, **keys)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    result = model(ids).logits
+    assert [mask.dtype for mask in seen] == [torch.float32]
+    assert all(len(head.unique()) == 1200 for head in seen[0][0, :, -1])
+    bound = tolerances.HF_HALF_LOGITS[str(dtype).removeprefix("torch.")]
+    assert (result - eager).abs().max() <= bound
+
+
+def test_the_fused_kernel_runs_with_dropout_and_under_autocast():
+    model = tiny_model(attention="sdpa", attn_pdrop=0.1)
+    batch = left_padded([random_ids(1, 10)[0], random_ids(1, 4)[0]])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.isfinite(model(**batch).logits).all()
+    output = model.bfloat16().train()(**batch, labels=batch["input_ids"])
+    output.loss.backward()
+    assert torch.isfinite(output.logits).all()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_the_fused_kernel_takes_a_float64_model():
+    model = tiny_model(attention="sdpa").double()
+    ids = random_ids(1, 9)
+    assert_same(model(ids).logits[0], plain_logits(model, ids[0]))
