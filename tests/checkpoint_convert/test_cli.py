@@ -45,6 +45,7 @@ def test_a_release_is_made_taken_back_and_compared(checkpoint, tmp_path):
     assert json.loads(as_json.stdout) == {"identical": 43, "tensors": 43, "differences": {}}
 
 
+@pytest.mark.slow
 def test_verify_compares_logits_and_fails_on_other_weights(checkpoint, tmp_path):
     section = jais_section()
     other = write_checkpoint(tmp_path / "other.mdl", section, state_of(random_model(section, seed=1)))

@@ -59,6 +59,7 @@ def listing(directory):
     return sorted(p.name for p in directory.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_checkpoint_comes_back_bit_for_bit(tmp_path, name, dtype):

@@ -36,6 +36,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "x.mdl"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", [None, "lz4"])
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(state=STATES)

@@ -107,6 +107,7 @@ def stop_after(monkeypatch, steps):
     return lambda: monkeypatch.setattr(loop_module._Trainer, "_update", real)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "changes"),
     [
@@ -163,6 +164,7 @@ def test_activation_checkpointing_changes_no_loss(folder):
     assert plain.losses == saving.losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fp16_type", ["bfloat16", "float16", "cbfloat16"])
 def test_half_precision_on_a_cpu_is_bfloat16_and_trains(folder, fp16_type, capsys):
     config = config_of(folder, precision={"fp16_type": fp16_type}, loop={"max_steps": 20, "eval_frequency": None})
@@ -191,6 +193,7 @@ def test_evaluation_weighs_every_token_alike(folder):
     assert result.evaluations[0].accuracy == pytest.approx(float(right))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loop", "checkpoint", "saved", "steps"),
     [
@@ -208,6 +211,7 @@ def test_a_run_is_as_long_and_saves_as_often_as_the_yaml_says(folder, loop, chec
     assert names == {f"checkpoint_{s}.mdl" for s in saved}
 
 
+@pytest.mark.slow
 def test_only_the_last_checkpoints_are_kept_where_the_yaml_says_so(folder):
     config = config_of(folder, checkpoint={"steps": 1}, callbacks=[{"KeepNCheckpoints": {"n": 2}}])
     train(config)
@@ -316,6 +320,7 @@ def test_a_truncated_checkpoint_is_refused(folder):
     assert not (folder / "other").exists()
 
 
+@pytest.mark.slow
 def test_other_data_other_release_and_a_finished_run_are_refused(folder):
     config = config_of(folder)
     path = train(config).checkpoint_path
@@ -337,6 +342,7 @@ def test_other_data_other_release_and_a_finished_run_are_refused(folder):
         train(wrong, max_steps=9)
 
 
+@pytest.mark.slow
 def test_a_list_of_phases_started_again_goes_on_where_it_stopped(folder):
     def phase(end):
         section = trainer_section(folder, loop={"max_steps": end, "eval_frequency": None})

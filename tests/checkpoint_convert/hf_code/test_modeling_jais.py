@@ -312,6 +312,7 @@ class TestSequenceClassification:
             model(random_ids(2, 5))
 
 
+@pytest.mark.slow
 @KERNELS
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_forward_pass_compiles(attention, masked):
@@ -324,6 +325,7 @@ def test_the_forward_pass_compiles(attention, masked):
     assert_same(compiled(ids, attention_mask=mask).logits, model(ids).logits)
 
 
+@pytest.mark.slow
 @HALVES
 def test_the_fused_kernel_gets_the_bias_unrounded_on_the_cpu(dtype, monkeypatch):
     """In bfloat16 the biases of neighbours beyond a distance of 256 would be equal."""
