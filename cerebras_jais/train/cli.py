@@ -66,10 +66,9 @@ def fit(
     from cerebras_jais.errors import UserError
     from cerebras_jais.recipes.schema import read_trainer_yaml
     from cerebras_jais.train.loop import fit as run
-    from cerebras_jais.train.plan import NothingLeft, ending_by
+    from cerebras_jais.train.plan import NothingLeft
 
     phases = read_trainer_yaml(yaml_file)
-    several, first = len(phases) > 1, os.environ.get("RANK", "0") == "0"  # under torchrun one process speaks for all
     for config in phases:
         named = (config.init.backend_type or "").lower()
         where = backend or named
@@ -77,24 +76,25 @@ def fit(
             raise UserError(
                 f"{yaml_file}: its backend is {named.upper() or 'not given'}; say --backend cpu or --backend gpu"
             )
+        limit = max_steps
+        if max_steps is not None and len(phases) > 1 and config.init.loop.max_steps is not None:
+            limit = min(max_steps, config.init.loop.max_steps)  # a phase ends where it ends
         try:
             result = run(
-                ending_by(config, max_steps) if several and max_steps is not None else config,
+                config,
                 backend=where,
                 model_dir=model_dir,
-                max_steps=None if several else max_steps,
+                max_steps=limit,
                 checkpoint=checkpoint,
                 activation_checkpointing=activation_checkpointing,
                 compile_layers=compile_layers,
                 sharding=sharding,
             )
         except NothingLeft as finished:
-            if first:
-                click.echo(str(finished))  # a finished run or phase is no mistake; the next phase may have work left
+            click.echo(str(finished))  # a finished run or phase is no mistake; the next phase may have work left
             continue
-        checkpoint = None  # the phases that follow go on from what this one left
-        if not first:
-            continue
+        if os.environ.get("RANK", "0") != "0":
+            continue  # under torchrun one process speaks for all
         line = f"steps {result.steps}  loss {result.first_loss:.4f} -> {result.last_loss:.4f}"
         if result.eval_loss is not None:
             line += f"  held-out {result.eval_loss:.4f}"

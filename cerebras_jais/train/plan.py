@@ -107,8 +107,7 @@ def check_data(data: HDF5Samples, model: DecoderConfig, where: str, world_size: 
         raise PlanError(f"{where}: batch_size {data.batch_size} cannot be divided among {world_size} processes")
     if data.batches_per_epoch == 0:
         raise PlanError(
-            f"{where}: {data.data_dir or 'its mixture'} holds {len(data)} samples, fewer than one batch of "
-            f"{data.batch_size}; set drop_last: false or a "
+            f"{where}: holds {len(data)} samples, fewer than one batch of {data.batch_size}; set drop_last: false or a "
             "smaller batch_size"
         )
     data.check_vocabulary(model.vocab_size)

@@ -131,6 +131,7 @@ def test_weights_are_drawn_with_the_same_spread(variant):
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_twenty_steps_trace_the_same_loss_curve(variant, packed):
+    pytest.importorskip("cerebras.modelzoo")
     cstorch = pytest.importorskip("cerebras.pytorch")
     from cerebras.modelzoo.common.optim_utils import configure_param_groups
 
