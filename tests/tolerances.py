@@ -28,3 +28,9 @@ DRAWN_EXTREME = 0.15  # relative; statistical: the largest of over 10^5 values
 
 # A bfloat16 release in transformers, computed in bfloat16 and in float32.
 RELEASE_LOGITS_BFLOAT16 = 0.05  # of the largest logit; each of two layers rounds a dozen times to 8 bits of mantissa
+
+# Against Cerebras' schedulers and optimizer state, both float32.
+LEARNING_RATE_ABSOLUTE = 1e-9  # rates of order 1e-2; where a schedule passes through 0
+SCHEDULER_STATE = 1e-12  # absolute, values of the state of order 1e-3 and above, and exact zeros
+OPTIMIZER_STATE_RELATIVE = 1e-5  # moments after 30 steps, summed in another order
+OPTIMIZER_STATE = 1e-7  # absolute, for moments near 0

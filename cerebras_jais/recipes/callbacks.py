@@ -5,7 +5,8 @@ The names and argument names are those of Model Zoo trainer/callbacks, trainer/e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 # Change what is trained or kept: done here too.
 HONOURED: Mapping[str, tuple[str, ...]] = {
@@ -64,6 +65,26 @@ LOGGERS: Mapping[str, tuple[str, ...]] = {
 LOGGERS_WITHOUT_EFFECT: Mapping[str, tuple[str, ...]] = {
     "TelemetryLogger": ("max_buffer_size", "max_buffer_seconds"),
     "WandbLogger": ("project", "group", "run_id", "run_name", "job_type", "tags", "resume", "entity"),
+}
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_names(value: Any) -> bool:
+    return _is_text(value) or (isinstance(value, list) and all(map(_is_text, value)))
+
+
+# What the arguments that have an effect here may be, if they are given: a test of the value, and its name in words.
+ARGUMENT_KINDS: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = {
+    "KeepNCheckpoints": {"n": (_is_count, "a whole number above 0")},
+    "LoadCheckpointStates": {"load_checkpoint_states": (_is_names, "text or a list of names")},
+    "TensorBoardLogger": {"summary_dir": (_is_text, "the path of a folder")},
 }
 
 # Callbacks whose arguments are paths of flags under cerebras.pytorch's backends.

@@ -47,7 +47,7 @@ class ConstantLR(Schedule):
     """One learning rate."""
 
     learning_rate: float
-    total_iters: int | None = None
+    total_iters: int | None = Field(default=None, gt=0)
 
 
 class SequentialLR(Schedule):

@@ -43,7 +43,10 @@ def _model(section: Any) -> DecoderConfig:
         raise refuse(f"must be a mapping (got {section!r})")
     if "name" not in section and "model_name" not in section:
         raise refuse("missing; use jais or llama", "name")
-    return DecoderConfig.from_section(section)
+    try:
+        return DecoderConfig.from_section(section)
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:  # a value of a kind no check expected
+        raise refuse(f"holds a value of the wrong kind: {' '.join(str(error).split())}") from error
 
 
 class TrainerInit(Section):
@@ -174,6 +177,11 @@ class TrainerConfig(Section):
         found = [c.arguments for c in self.init.callbacks if c.name == name]
         return found[-1] if found else None
 
+    def logger(self, name: str) -> dict[str, Any]:
+        """The arguments of the last logger of this name, empty where there is none or it has none."""
+        found = [entry.arguments for entry in self.init.loggers if entry.name == name]
+        return (found[-1] if found else None) or {}
+
     def switched_off(self, name: str) -> bool:
         """Whether a callback or logger that runs by default is set to null."""
         return any(e.name == name and e.arguments is None for e in [*self.init.callbacks, *self.init.loggers])
@@ -271,11 +279,17 @@ def without_effect_here(config: TrainerConfig) -> list[str]:
     raw = config._raw
     found += [f"trainer.{key}" for key in ("validate", "validate_all") if raw.get(key) is not None]
     found += [f"trainer.init.model.{key}" for key in NO_EFFECT_HERE if key in config._raw["init"]["model"]]
+    if config.init.model.loss_scaling == "num_tokens" and config.init.model.loss_weight != 1:
+        found.append("trainer.init.model.loss_weight")  # the Model Zoo leaves it out with num_tokens too
     for kind, entries, without in (
         ("callbacks", config.init.callbacks, WITHOUT_EFFECT),
         ("loggers", config.init.loggers, LOGGERS_WITHOUT_EFFECT),
     ):
         found += [f"trainer.init.{kind}: {e.name}" for e in entries if e.name in without and e.arguments is not None]
+    if "legacy_event_dirs" in config.logger("TensorBoardLogger"):
+        found.append("trainer.init.loggers: TensorBoardLogger.legacy_event_dirs")
+    if config.switched_off("ProgressLogger"):
+        found.append("trainer.init.loggers: ProgressLogger")
     return found
 
 

@@ -18,7 +18,9 @@ def refuse(message: str, key: str | None = None) -> PydanticCustomError:
 class Section(BaseModel):
     """One mapping of the YAML: unknown keys are errors that name the closest known one."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), populate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), populate_by_name=True, allow_inf_nan=False
+    )
     without_effect: ClassVar[frozenset[str]] = frozenset()
 
     @model_validator(mode="before")

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, Field, model_validator
 
 from cerebras_jais.recipes.callbacks import (
+    ARGUMENT_KINDS,
     FLAG_CALLBACKS,
     HONOURED,
     LOGGERS,
@@ -114,10 +115,10 @@ class CheckpointSection(Section):
 
     @model_validator(mode="after")
     def _names_and_places(self) -> CheckpointSection:
-        from string import Formatter
-
-        if {name for _, name, _, _ in Formatter().parse(self.checkpoint_name) if name} != {"step"}:
-            raise refuse("must hold {step} and no other field in braces", "checkpoint_name")
+        # The last checkpoint is found again by this name, so the step stands in it once and as it is.
+        head, found, tail = self.checkpoint_name.partition("{step}")
+        if not found or set(head + tail) & set("{}"):
+            raise refuse("must hold {step}, once and without a format, and no other braces", "checkpoint_name")
         if self.checkpoint_root and self.checkpoint_root.startswith("s3://"):
             raise refuse("object storage is not written from here; give a folder", "checkpoint_root")
         return self
@@ -245,11 +246,17 @@ class Named(Section):
             why = f"not supported here: {refused}" if refused else f"unknown; {suggestion(str(given), known)}"
             raise refuse(why, str(given))
         allowed = known[name]
+        if arguments is not None and not isinstance(arguments, dict):
+            keys = f"the keys {', '.join(allowed)}" if allowed else "keys"
+            raise refuse(f"its arguments must be a mapping with {keys} (got {arguments!r})", str(given))
         for key in arguments or {}:
             if allowed is not None and key not in allowed:
                 raise refuse(f"unknown key {key!r}; {suggestion(str(key), allowed)}", str(given))
             if name in FLAG_CALLBACKS and not str(key).startswith("csx."):
                 raise refuse(f"flag {key!r} is not one of a CS system (csx.…); remove it", str(given))
+        for key, (kind, what) in ARGUMENT_KINDS.get(name, {}).items():
+            if arguments and arguments.get(key) is not None and not kind(arguments[key]):
+                raise refuse(f"{key} must be {what} (got {arguments[key]!r})", str(given))
         return {"name": name, "arguments": arguments}
 
     @classmethod

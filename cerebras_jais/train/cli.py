@@ -15,11 +15,11 @@ import click
     help="Where to train. Default: the YAML's backend_type, when that is CPU or GPU.",
 )
 @click.option("--model-dir", type=click.Path(file_okay=False, path_type=Path), help="Where the run goes.")
-@click.option("--max-steps", type=click.IntRange(min=1), help="End at this step, whatever the YAML says.")
+@click.option("--max-steps", type=click.IntRange(min=1), help="End at this step; a list of phases ends there too.")
 @click.option(
     "--checkpoint",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Begin from this .mdl instead of the last one in the model directory.",
+    help="Begin from this .mdl instead of the last one in the model directory (the first phase of a list).",
 )
 @click.option("--activation-checkpointing", is_flag=True, help="Less memory: compute activations twice.")
 @click.option("--compile", "compile_layers", is_flag=True, help="Run the layers through torch.compile.")
@@ -66,9 +66,10 @@ def fit(
     from cerebras_jais.errors import UserError
     from cerebras_jais.recipes.schema import read_trainer_yaml
     from cerebras_jais.train.loop import fit as run
-    from cerebras_jais.train.plan import NothingLeft
+    from cerebras_jais.train.plan import NothingLeft, ending_by
 
     phases = read_trainer_yaml(yaml_file)
+    several, first = len(phases) > 1, os.environ.get("RANK", "0") == "0"  # under torchrun one process speaks for all
     for config in phases:
         named = (config.init.backend_type or "").lower()
         where = backend or named
@@ -76,25 +77,24 @@ def fit(
             raise UserError(
                 f"{yaml_file}: its backend is {named.upper() or 'not given'}; say --backend cpu or --backend gpu"
             )
-        limit = max_steps
-        if max_steps is not None and len(phases) > 1 and config.init.loop.max_steps is not None:
-            limit = min(max_steps, config.init.loop.max_steps)  # a phase ends where it ends
         try:
             result = run(
-                config,
+                ending_by(config, max_steps) if several and max_steps is not None else config,
                 backend=where,
                 model_dir=model_dir,
-                max_steps=limit,
+                max_steps=None if several else max_steps,
                 checkpoint=checkpoint,
                 activation_checkpointing=activation_checkpointing,
                 compile_layers=compile_layers,
                 sharding=sharding,
             )
         except NothingLeft as finished:
-            click.echo(str(finished))  # a finished run or phase is no mistake; the next phase may have work left
+            if first:
+                click.echo(str(finished))  # a finished run or phase is no mistake; the next phase may have work left
             continue
-        if os.environ.get("RANK", "0") != "0":
-            continue  # under torchrun one process speaks for all
+        checkpoint = None  # the phases that follow go on from what this one left
+        if not first:
+            continue
         line = f"steps {result.steps}  loss {result.first_loss:.4f} -> {result.last_loss:.4f}"
         if result.eval_loss is not None:
             line += f"  held-out {result.eval_loss:.4f}"

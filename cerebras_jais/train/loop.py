@@ -238,6 +238,7 @@ class _Trainer:
             plan.end,
             log_steps=init.logging.log_steps,
             tensorboard=not self.config.switched_off("TensorBoardLogger"),
+            events_dir=self.config.logger("TensorBoardLogger").get("summary_dir"),
             quiet=not (progress and first),
             writes=first,
         )
@@ -298,15 +299,28 @@ class _Trainer:
             tokens, samples = tokens + part_tokens, samples + part_samples
         mean = float(total) / plan.batches_per_step
         if not math.isfinite(mean) and not self.config.switched_off("CheckLoss"):
-            raise TrainingError(
-                f"loss is {mean} at step {step + 1}; nothing of this step was kept. A lower learning rate, a longer "
-                "warm-up, max_gradient_norm or another precision may help; so may data whose loss mask is not empty"
-            )
+            raise TrainingError(f"loss is {mean} at step {step + 1}; nothing of this step was kept. {self._why(step)}")
         self._update(optimizer)
         self.position = Position(step + 1, self.position.samples + samples)
         self.losses.append(mean)
         self.rates.append(max(rates))
         self.reporter.step(step + 1, mean, max(rates), tokens, time.perf_counter() - began)
+
+    def _why(self, step: int) -> str:
+        """What may have made the loss of a step infinite or NaN, and what to do."""
+        plan = self.plan
+        for part in range(plan.batches_per_step):
+            index = (step - plan.start) * plan.batches_per_step + part
+            batch = self.data.batch(index, start_sample=self.start_sample)
+            if self.config.init.model.loss_scaling == "num_tokens" and not batch["attention_mask"].any():
+                assert self.config.fit is not None
+                loader = self.config.fit.train_dataloader
+                where = loader.data_dir or "the mixture"
+                return (
+                    f"The loss mask of a whole batch of {where} is empty, so there is nothing to take a mean over; "
+                    "leave out samples without a trained token, or use a larger batch_size"
+                )
+        return "A lower learning rate, a longer warm-up, max_gradient_norm or another precision may help"
 
     def _forward_backward(self, step: int, index: int, part: int) -> tuple[float, int, int]:
         """Gradients of one batch are added up; returns its loss, tokens and samples, all of them over all processes."""
@@ -329,13 +343,21 @@ class _Trainer:
                 scaled = self.precision.scaler.scale(scaled)
             scaled.backward()
         sums = torch.tensor(
-            [float(loss.detach()) * weight / processes.world_size, batch["input_ids"].numel()],
+            [float(loss.detach()) * weight / processes.world_size, self._own_rows(index) * self.data.sequence_length],
             dtype=torch.float64,
             device=processes.device,
         )
         value, tokens = processes.sum(sums).tolist()
         # Counted from the order, not from the rows at hand, which padding may have added.
         return value, int(tokens), len(self.data.order.batch_indices(index, self.start_sample))
+
+    def _own_rows(self, index: int) -> int:
+        """How many samples of a batch are this process's, without the rows of padding that its tensors may have."""
+        world_size, rank = self.processes.world_size, self.processes.rank
+        real = len(self.data.order.batch_indices(index, self.start_sample))
+        shared_out = self.data.batch_size if self.data.pad_last else real
+        first, last = rank * shared_out // world_size, (rank + 1) * shared_out // world_size
+        return max(0, min(last, real) - first)
 
     def _weight_among_processes(self, batch: dict[str, Tensor], index: int) -> float:
         """What this process's loss counts, so that the mean over processes is the loss of the whole batch."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from cerebras_jais.data.hdf5 import HDF5Samples
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.config import DecoderConfig
+from cerebras_jais.recipes.schema import TrainerConfig
 from cerebras_jais.recipes.sections import CheckpointSection, Loop
 
 
@@ -46,8 +47,10 @@ def plan_training(
     """The plan of a run that begins after `start` steps; `max_steps` replaces the YAML's own length.
 
     A step is an optimizer step of `grad_accum_steps` batches. (The Model Zoo's CPU and GPU loop counts batches against
-    max_steps and so makes fewer optimizer steps than it was told; here they are what they say.) Checkpoints and
-    evaluations are counted from `start`, as there. Raises PlanError when nothing is left to do.
+    max_steps and so makes fewer optimizer steps than it was told; here they are what they say.) As there, num_steps
+    and num_epochs are counted from `start`, so a resumed run makes that many more, max_steps from the very first step,
+    the lowest of them decides, and checkpoints and evaluations are counted from `start`.
+    Raises PlanError when nothing is left to do.
     """
     if max_steps is not None:
         loop = Loop.model_construct(**{**dict(loop), "max_steps": max_steps, "num_steps": None, "num_epochs": None})
@@ -85,6 +88,14 @@ def _steps(loop: Loop, data: HDF5Samples, start: int, source: str) -> int:
     return min(limits)
 
 
+def ending_by(config: TrainerConfig, max_steps: int) -> TrainerConfig:
+    """The same phase, but ending at step `max_steps` where it would go on beyond it."""
+    loop = config.init.loop
+    end = max_steps if loop.max_steps is None else min(max_steps, loop.max_steps)
+    init = config.init.model_copy(update={"loop": loop.model_copy(update={"max_steps": end})})
+    return config.model_copy(update={"init": init})
+
+
 def refuse_finished(loop: Loop, start: int, max_steps: int | None, source: str) -> None:
     """Raise NothingLeft when a run that goes on from step `start` has reached its end."""
     end = max_steps or loop.max_steps
@@ -107,7 +118,8 @@ def check_data(data: HDF5Samples, model: DecoderConfig, where: str, world_size: 
         raise PlanError(f"{where}: batch_size {data.batch_size} cannot be divided among {world_size} processes")
     if data.batches_per_epoch == 0:
         raise PlanError(
-            f"{where}: holds {len(data)} samples, fewer than one batch of {data.batch_size}; set drop_last: false or a "
+            f"{where}: {data.data_dir or 'its mixture'} holds {len(data)} samples, fewer than one batch of "
+            f"{data.batch_size}; set drop_last: false or a "
             "smaller batch_size"
         )
     data.check_vocabulary(model.vocab_size)

@@ -22,7 +22,8 @@ class Reporter:
         model_dir: where the files go; made when the first one is written.
         total: the step the run ends at.
         start: the step it begins at; what an earlier run left in losses.csv after it is dropped.
-        tensorboard: whether event files are written (to `model_dir`/events).
+        tensorboard: whether event files are written.
+        events_dir: where they go, `model_dir`/events if None.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Reporter:
         *,
         log_steps: int = 1,
         tensorboard: bool = True,
+        events_dir: str | Path | None = None,
         quiet: bool = False,
         writes: bool = True,
         stream: TextIO | None = None,
@@ -54,7 +56,9 @@ class Reporter:
         if writes and tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._events = SummaryWriter(str(model_dir / "events"), purge_step=start + 1 if start else None)
+            self._events = SummaryWriter(
+                str(events_dir or model_dir / "events"), purge_step=start + 1 if start else None
+            )
 
     def say(self, line: str) -> None:
         """Print one line."""

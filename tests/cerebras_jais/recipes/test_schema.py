@@ -23,7 +23,7 @@ def changed(tmp_path, **changes):
         *parents, last = path.split("__")
         target = section
         for parent in parents:
-            target = target[parent]
+            target = target[int(parent) if isinstance(target, list) else parent]
         target[last] = value
     return write_yaml(tmp_path / "a.yaml", section)
 
@@ -125,8 +125,24 @@ def test_a_key_given_twice_is_refused(tmp_path):
         ({"init__precision": {"max_gradient_norm": 1.0, "max_gradient_value": 1.0}}, "by norm or by value"),
         ({"init__precision": {"fp16_type": "fp16"}}, "trainer.init.precision.fp16_type"),
         ({"init__seed": "one"}, "trainer.init.seed"),
-        ({"init__checkpoint": {"steps": 1, "checkpoint_name": "last.mdl"}}, "must hold {step}"),
+        ({"init__checkpoint": {"steps": 1, "checkpoint_name": "last.mdl"}}, "must hold {step}, once"),
         ({"init__sparsity": 0.5}, "trainer.init.sparsity"),
+        ({"init__callbacks": [{"KeepNCheckpoints": 3}]}, "must be a mapping with the keys n (got 3)"),
+        ({"init__callbacks": [{"KeepNCheckpoints": {"n": "two"}}]}, "n must be a whole number above 0 (got 'two')"),
+        ({"init__checkpoint": {"checkpoint_name": "c_{step:04d}.mdl"}}, "must hold {step}, once and without a format"),
+        ({"init__checkpoint": {"checkpoint_name": "c_{}_{step}.mdl"}}, "trainer.init.checkpoint.checkpoint_name"),
+        ({"init__loop": {"max_steps": 4, "eval_frequency": float("nan")}}, "trainer.init.loop.eval_frequency"),
+        (
+            {"init__schedulers": [{"ConstantLR": {"learning_rate": 0.1, "total_iters": -1}}]},
+            "schedulers[0].ConstantLR.total_iters",
+        ),
+        (
+            {"init__schedulers__0__SequentialLR__schedulers__0__LinearLR__total_iters": 0},
+            "schedulers[0].LinearLR.total_iters",
+        ),
+        ({"init__model__num_heads": [4]}, "trainer.init.model"),
+        ({"init__model__hidden_size": float("inf")}, "trainer.init.model"),
+        ({"init__model__extra_attention_params": 3}, "trainer.init.model"),
         ({"fit__train_dataloader__data_processor": "GptHDF5DataProcessor"}, "use GptHDF5MapDataProcessor"),
         ({"init__model__num_heads": 5}, "line"),
     ],
@@ -176,6 +192,30 @@ def test_keys_of_cs_systems_are_taken_and_listed(tmp_path):
     assert config.callback("KeepNCheckpoints") == {"n": 2}
     assert config.switched_off("CheckLoss")
     assert config.switched_off("TensorBoardLogger")
+
+
+def test_keys_that_do_nothing_here_are_listed_too(tmp_path):
+    path = changed(
+        tmp_path,
+        init__loggers=[
+            {"TensorBoardLogger": {"legacy_event_dirs": True, "summary_dir": "e"}},
+            {"ProgressLogger": None},
+        ],
+        init__model__attention_softmax_fp32=False,
+        init__model__loss_weight=0.5,
+        validate={"val_dataloader": trainer_section(tmp_path)["fit"]["val_dataloader"]},
+        validate_all={"val_dataloaders": []},
+    )
+    (config,) = read_trainer_yaml(path)
+    assert set(without_effect_here(config)) == {
+        "trainer.validate",
+        "trainer.validate_all",
+        "trainer.init.model.attention_softmax_fp32",
+        "trainer.init.model.loss_weight",
+        "trainer.init.loggers: TensorBoardLogger.legacy_event_dirs",
+        "trainer.init.loggers: ProgressLogger",
+    }
+    assert config.logger("TensorBoardLogger")["summary_dir"] == "e"
 
 
 @pytest.mark.parametrize("path", sorted(glob.glob("configs/**/*.yaml", recursive=True)) or [None])

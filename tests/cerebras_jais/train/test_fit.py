@@ -9,6 +9,7 @@ no model directory behind.
 import copy
 import csv
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -180,8 +181,6 @@ def test_evaluation_weighs_every_token_alike(folder):
     result = train(config)
     # Two batches of 4 of the ten rows; drop_last leaves the others out.
     model = load_model(result.checkpoint_path)
-    import h5py
-
     with h5py.File(folder / "held_out" / "a.h5") as file:
         ids, mask, labels = (torch.from_numpy(file["data"][:8, i]) for i in range(3))
     with torch.no_grad():
@@ -369,8 +368,55 @@ def test_a_list_of_phases_started_again_goes_on_where_it_stopped(folder):
 
 
 def test_a_held_out_set_smaller_than_a_batch_is_refused(folder):
-    with pytest.raises(UserError, match="fewer than one batch of 400"):
+    with pytest.raises(UserError, match="fewer than one batch of 400; set drop_last: false") as caught:
         train(broken(folder, lambda s: s["fit"]["val_dataloader"].update(batch_size=400)))
+    assert str(folder / "held_out") in str(caught.value)
+
+
+def test_an_empty_loss_mask_is_named(folder):
+    with h5py.File(folder / "train" / "a.h5", "r+") as file:
+        file["data"][:, 1] = 0
+    with pytest.raises(UserError, match=r"loss is nan at step 1; .*The loss mask of a whole batch of .*train is empty"):
+        train(config_of(folder))
+
+
+def test_rows_of_padding_are_neither_samples_nor_tokens(folder):
+    section = trainer_section(folder, loop={"num_epochs": 1, "eval_frequency": None})
+    section["fit"]["train_dataloader"].update(batch_size=40, drop_last=False, pad_last=True)  # 64 are 40 and 24
+    result = train(parse_trainer(section))
+    assert (result.steps, result.tokens) == (2, 64 * 32)
+    with open_checkpoint(result.checkpoint_path) as checkpoint:
+        assert checkpoint.tree["dataloader"]["samples_streamed"] == 64
+
+
+def test_checkpoints_and_events_go_where_the_yaml_says(folder):
+    # Nothing but losses.csv and the index is left for the model directory, which must be made for them.
+    elsewhere = {"steps": 1, "checkpoint_root": str(folder / "kept")}
+    train(config_of(folder, loop={"max_steps": 1, "eval_frequency": None}, checkpoint=elsewhere))
+    assert sorted(p.name for p in (folder / "run").iterdir()) == ["checkpoints_index.yaml", "losses.csv"]
+    assert (folder / "kept" / "checkpoint_1.mdl").exists()
+    loggers = [{"TensorBoardLogger": {"summary_dir": str(folder / "board")}}]
+    train(config_of(folder, loop={"max_steps": 1, "eval_frequency": None}, loggers=loggers), model_dir=folder / "b")
+    assert list((folder / "board").glob("events.out.tfevents.*"))
+    assert not (folder / "b" / "events").exists()
+
+
+def test_a_list_of_phases_ends_at_max_steps_whatever_their_lengths_are(folder):
+    def phase(**length):
+        return {"trainer": trainer_section(folder, loop={"eval_frequency": None, **length})}
+
+    path = folder / "phases.yaml"
+    path.write_text(yaml.safe_dump({"trainer": [phase(num_steps=2), phase(max_steps=6)]}))
+    result = CliRunner().invoke(fit_command, [str(path), "--max-steps", "4"])
+    assert result.exit_code == 0, result.output
+    assert [line.split()[1] for line in result.output.splitlines() if line.startswith("steps ")] == ["2", "4"]
+    assert {p.name for p in (folder / "run").glob("*.mdl")} == {"checkpoint_2.mdl", "checkpoint_4.mdl"}
+    # --checkpoint is for the first phase that has work left; the next goes on from what that one wrote.
+    begin = ["--checkpoint", str(folder / "run" / "checkpoint_2.mdl"), "--model-dir", str(folder / "other")]
+    result = CliRunner().invoke(fit_command, [str(path), *begin])
+    assert result.exit_code == 0, result.output
+    assert [line.split()[1] for line in result.output.splitlines() if line.startswith("steps ")] == ["4", "6"]
+    assert {p.name for p in (folder / "other").glob("*.mdl")} == {"checkpoint_4.mdl", "checkpoint_6.mdl"}
 
 
 def test_the_command_trains_and_prints_what_came_of_it(folder, monkeypatch):

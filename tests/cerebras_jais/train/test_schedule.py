@@ -88,7 +88,9 @@ def same(ours, theirs, where=""):
         assert isinstance(ours, np.ndarray), where
         assert ours.shape == tuple(theirs.shape), where
         assert ours.dtype == theirs.numpy().dtype, where
-        np.testing.assert_allclose(ours, theirs.numpy(), rtol=tolerances.LEARNING_RATE_RELATIVE, atol=1e-12)
+        np.testing.assert_allclose(
+            ours, theirs.numpy(), rtol=tolerances.LEARNING_RATE_RELATIVE, atol=tolerances.SCHEDULER_STATE
+        )
     else:
         assert ours == theirs, where
         assert type(ours) is type(theirs), where
@@ -116,7 +118,7 @@ def test_rates_and_state_are_those_of_cerebras(name, scaled):
             learning_rates([schedule], groups, None, step),
             [float(group["lr"]) for group in optimizer.param_groups],
             rtol=tolerances.LEARNING_RATE_RELATIVE,
-            atol=1e-9,
+            atol=tolerances.LEARNING_RATE_ABSOLUTE,
         )
         if step in (0, 1, 5, 14):
             (state,) = scheduler_states([schedule], groups, step)
