@@ -32,7 +32,7 @@ _LOGITS_KEYS = {
     "scale_output_logits_by_d",
 }
 _OLD_NAMES = {"embedding_dropout_rate": "embd_pdrop", "model_name": "name"}
-_AUTO_MAP = {
+AUTO_MAP = {
     "AutoConfig": "configuration_jais.JAISConfig",
     "AutoModel": "modeling_jais.JAISModel",
     "AutoModelForCausalLM": "modeling_jais.JAISLMHeadModel",
@@ -209,7 +209,7 @@ def _jais_keys(c: DecoderConfig) -> dict[str, Any]:
     by_d = c.is_mup if c.scale_qk_dot_by_d is None else c.scale_qk_dot_by_d
     return {
         "architectures": [JAIS.transformers_class],
-        "auto_map": dict(_AUTO_MAP),
+        "auto_map": dict(AUTO_MAP),
         "model_type": "jais",
         "vocab_size": c.vocab_size,
         "n_positions": c.max_position_embeddings,

@@ -19,7 +19,7 @@ from checkpoint_convert.rules import JAIS, architecture_of
 from checkpoint_convert.safetensors_files import read_json, write_json, write_text
 
 _CODE = Path(__file__).parent / "hf_code"
-_CODE_FILES = ("configuration_jais.py", "modeling_jais.py")
+CODE_FILES = ("alibi_jais.py", "configuration_jais.py", "modeling_jais.py")
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -160,7 +160,7 @@ def write_companions(
     write_json(directory / "generation_config.json", ids)
     copied = list(tokenizer.files)
     if architecture_of(config) is JAIS:
-        copied += [_CODE / name for name in _CODE_FILES]
+        copied += [_CODE / name for name in CODE_FILES]
     for file in copied:
         _copy(file, directory / file.name)
     write_text(directory / "README.md", model_card(directory, config, config_json, tokenizer, plan, origin))

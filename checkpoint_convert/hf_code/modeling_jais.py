@@ -7,9 +7,9 @@ Mathematics, for token ids t with hidden size M and head size D:
     h = h + c_proj(c_fc(x) * silu(c_fc2(x)))    with x = ln_2(h)
     logits = lm_head(ln_f(h)) * mup_output_alpha * mup_width_scale
 
-bias is ALiBi (Press et al., arXiv 2108.12409), -slope[head] * |key position - query position|, and the most negative
-number where a query may not look. It is built once per forward pass, in float32, for all layers, and stays float32
-where the attention can add it so (eager everywhere, SDPA on the CPU); other kernels want the dtype of the queries.
+bias is ALiBi (alibi_jais.py), and the most negative number where a query may not look. It is built once per forward
+pass, in float32, for all layers, and stays float32 where the attention can add it so (eager everywhere, SDPA on the
+CPU); other kernels want the dtype of the queries.
 It depends on distances only, so left padding needs no positions and position_ids have no effect.
 
 Shape suffixes: B batch, L query length, S key length, H heads, D head size, M hidden size, F filter size, V vocabulary.
@@ -18,6 +18,7 @@ Shape suffixes: B batch, L query length, S key length, H heads, D head size, M h
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import nn
@@ -32,21 +33,8 @@ from transformers.modeling_outputs import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from .alibi_jais import JAISRelativePositions, bias_dtype, read_mask
 from .configuration_jais import JAISConfig, check_config
-
-
-def alibi_slopes(n_head: int) -> list[float]:
-    """The ALiBi slope of each head, in head order.
-
-    With n a power of two, 2^(-8/n), 2^(-16/n) ... 2^-8. Otherwise those of the next lower power of two, then every
-    other one of the next higher (arXiv 2108.12409, section 3, and its published code).
-    """
-
-    def geometric(n: int) -> list[float]:
-        return [2.0 ** (-8.0 * (i + 1) / n) for i in range(n)]
-
-    below = 2 ** (n_head.bit_length() - 1)
-    return geometric(below) + geometric(2 * below)[::2][: n_head - below]
 
 
 def eager_attention(module, q_BHLD, k_BHSD, v_BHSD, bias_BHLS, scaling, dropout=0.0, **_):
@@ -58,54 +46,6 @@ def eager_attention(module, q_BHLD, k_BHSD, v_BHSD, bias_BHLS, scaling, dropout=
     weights_BHLS = nn.functional.softmax(scores_BHLS, dim=-1).to(v_BHSD.dtype)
     weights_BHLS = nn.functional.dropout(weights_BHLS, p=dropout, training=module.training)
     return torch.matmul(weights_BHLS, v_BHSD).transpose(1, 2), weights_BHLS
-
-
-class JAISRelativePositions(nn.Module):
-    """Holds the ALiBi slopes ([H, 1], as in every Jais checkpoint) and turns positions into a float32 bias."""
-
-    def __init__(self, config: JAISConfig):
-        super().__init__()
-        scaling = config.alibi_scaling or {}
-        self.factor = scaling.get("factor")
-        self.train_seq_len = scaling.get("train_seq_len")
-        self.trainable = config.alibi_trainable_slopes
-        self.standard = alibi_slopes(config.n_head)
-        self.slopes = nn.Parameter(self.standard_slopes().unsqueeze(1))
-
-    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Keeps fixed slopes fixed: from_pretrained of transformers 5 puts a trainable parameter in their place."""
-        if param is not None and not self.trainable:
-            param.requires_grad_(False)
-        super().register_parameter(name, param)
-
-    def standard_slopes(self, device: torch.device | None = None) -> torch.Tensor:
-        return torch.tensor(self.standard, dtype=torch.float32, device=device)
-
-    def exact_slopes(self) -> torch.Tensor:
-        """The slopes [H] in float32, undoing what a half precision did to them.
-
-        Slopes that are the standard ones rounded to bfloat16 or float16 give way to the standard ones: an error
-        in a slope grows with the distance that it multiplies. All other stored values are taken as they are.
-        """
-        stored_H = self.slopes[:, 0].float()
-        if self.trainable:
-            return stored_H
-        stored_H = stored_H.detach()
-        standard_H = self.standard_slopes(stored_H.device)
-        bfloat16_H, float16_H = standard_H.bfloat16(), standard_H.half()
-        rounded = (bfloat16_H, float16_H, float16_H.bfloat16())
-        is_rounded = torch.stack([(stored_H == candidate_H.float()).all() for candidate_H in rounded]).any()
-        return torch.where(is_rounded, standard_H, stored_H)  # a tensor choice: no synchronisation, no graph break
-
-    def forward(self, positions_L: torch.Tensor, positions_S: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
-        """The bias [B or 1, H, L, S], float32, of integer positions; lengths_B: tokens each row has so far."""
-        slopes_BH = self.exact_slopes().unsqueeze(0)
-        if self.factor is not None:
-            slopes_BH = slopes_BH / self.factor
-        elif self.train_seq_len is not None:
-            slopes_BH = slopes_BH / (lengths_B.float() / self.train_seq_len).clamp(min=1.0).unsqueeze(1)
-        distances_LS = (positions_S.unsqueeze(0) - positions_L.unsqueeze(1)).abs().float()
-        return -slopes_BH[:, :, None, None] * distances_LS
 
 
 class JAISAttention(nn.Module):
@@ -219,6 +159,12 @@ class JAISPreTrainedModel(PreTrainedModel):
     _keys_to_ignore_on_load_missing = [r"relative_pe\.slopes$"]  # noqa: RUF012
     _keys_to_ignore_on_load_unexpected = [r"\.attn\.(masked_)?bias$"]  # noqa: RUF012
 
+    def get_input_embeddings(self) -> nn.Module:
+        return cast(JAISModel, self.base_model).wte
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        cast(JAISModel, self.base_model).wte = value
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Matrices get initializer_range * sqrt(mup_width_scale), the last of a branch also / sqrt(2 * n_layer)."""
@@ -252,12 +198,6 @@ class JAISModel(JAISPreTrainedModel):
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.gradient_checkpointing = False
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.wte
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.wte = value
 
     def forward(
         self,
@@ -355,7 +295,7 @@ class JAISModel(JAISPreTrainedModel):
         """ALiBi and every mask in one tensor [B or 1, H, L, S], in the dtype that the attention will add it in."""
         key_length = _key_length(past_key_values, h_BLM.shape[1])
         positions_S = torch.arange(key_length, device=h_BLM.device)
-        allowed_BHLS, additive_BHLS = _read_mask(attention_mask, positions_L, positions_S)
+        allowed_BHLS, additive_BHLS = read_mask(attention_mask, positions_L, positions_S)
 
         bias_BHLS = self.relative_pe(positions_L, positions_S, lengths_B=allowed_BHLS[:, 0, -1].sum(-1))
         bias_BHLS = bias_BHLS.to(h_BLM.device)
@@ -364,7 +304,7 @@ class JAISModel(JAISPreTrainedModel):
 
         dtype = torch.float32
         if self.config._attn_implementation != "eager" and not output_attentions:
-            dtype = _bias_dtype(h_BLM)
+            dtype = bias_dtype(h_BLM)
         lowest = torch.finfo(dtype).min
         bias_BHLS = bias_BHLS.to(dtype).clamp(min=lowest)
 
@@ -385,12 +325,6 @@ class JAISLMHeadModel(JAISPreTrainedModel, GenerationMixin):
         self.transformer = JAISModel(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.transformer.wte
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.transformer.wte = value
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
@@ -467,12 +401,6 @@ class JAISForSequenceClassification(JAISPreTrainedModel):
         self.transformer = JAISModel(config)
         self.score = nn.Linear(config.n_embd, self.num_labels, bias=False)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.transformer.wte
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.transformer.wte = value
 
     def forward(
         self,
@@ -567,47 +495,3 @@ def _key_length(past_key_values: Cache | None, query_length: int) -> int:
         renamed_in_5 = "get_max_length" if hasattr(past_key_values, "get_max_length") else "get_max_cache_shape"
         return getattr(past_key_values, renamed_in_5)()
     return past_key_values.get_seq_length() + query_length
-
-
-def _read_mask(
-    attention_mask: torch.Tensor | None, positions_L: torch.Tensor, positions_S: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Where a query may look, [B or 1, 1, L, S] booleans, and what a 4-D additive mask adds there (or None)."""
-    if attention_mask is None or (attention_mask.dim() == 2 and _masks_nothing(attention_mask, positions_L)):
-        return (positions_S <= positions_L.unsqueeze(1))[None, None], None
-    key_length = positions_S.shape[0]
-    if attention_mask.dim() == 2:
-        is_token_BS = attention_mask[:, :key_length].to(positions_S.device) != 0
-        missing = key_length - is_token_BS.shape[1]  # slots of a static cache that nothing has been written to
-        is_token_BS = nn.functional.pad(is_token_BS, (0, missing), value=False)
-        causal_LS = positions_S <= positions_L.unsqueeze(1)
-        return causal_LS & is_token_BS[:, None, None, :], None
-    if attention_mask.dim() != 4:
-        raise ValueError(f"attention_mask must have shape [B, S] or [B, 1, L, S], got {tuple(attention_mask.shape)}")
-    mask_BHLS = attention_mask[..., :key_length].to(positions_S.device)
-    if not mask_BHLS.is_floating_point():
-        return mask_BHLS != 0, None
-    # Half of the lowest number is far below any real bias, and above the sum of a lowest number and some score.
-    return mask_BHLS > torch.finfo(mask_BHLS.dtype).min / 2, mask_BHLS
-
-
-def _masks_nothing(attention_mask: torch.Tensor, positions_L: torch.Tensor) -> bool:
-    """Whether a 2-D mask is all ones, in which case one bias serves all rows of the batch: that saves B times its size.
-
-    Asked only where it pays: it waits for the device, and a compiled graph cannot branch on values.
-    """
-    if positions_L.shape[0] == 1 or attention_mask.device.type == "meta" or torch.compiler.is_compiling():
-        return False
-    return bool((attention_mask != 0).all())
-
-
-def _bias_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """The dtype in which a fused kernel on the device of `tensor` takes its bias.
-
-    On the CPU at least float32, whatever the queries are: rounded to bfloat16, a bias of -1000 would be off by 2. The
-    kernels of other devices demand the dtype of the queries, and autocast casts the bias to its own.
-    """
-    device_type = tensor.device.type
-    if device_type != "meta" and torch.is_autocast_enabled(device_type):
-        return torch.get_autocast_dtype(device_type)
-    return torch.promote_types(tensor.dtype, torch.float32) if device_type == "cpu" else tensor.dtype

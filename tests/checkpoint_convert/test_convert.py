@@ -130,6 +130,7 @@ def test_the_release_is_complete_and_loads_as_other_loaders_expect(tmp_path):
         "config.json",
         "generation_config.json",
         "model.safetensors.index.json",
+        "alibi_jais.py",
         "configuration_jais.py",
         "modeling_jais.py",
         "README.md",

@@ -8,6 +8,8 @@ import torch
 
 from checkpoint_convert.hf_code.configuration_jais import JAISConfig
 from checkpoint_convert.hf_code.modeling_jais import JAISLMHeadModel
+from checkpoint_convert.model_config import AUTO_MAP
+from checkpoint_convert.release import CODE_FILES
 
 CODE = Path(__file__).parents[3] / "checkpoint_convert" / "hf_code"
 MUP_OFF = {
@@ -110,15 +112,8 @@ def plain_logits(model: JAISLMHeadModel, row: torch.Tensor, slope_divisor: float
 
 
 def write_release_code(directory: Path) -> None:
-    """Puts the two files of remote code into a saved model and names them in its config.json, as a release does."""
-    for name in ("configuration_jais.py", "modeling_jais.py"):
+    """Puts the remote code into a saved model and names it in its config.json, as a release does."""
+    for name in CODE_FILES:
         shutil.copy(CODE / name, directory)
     path = directory / "config.json"
-    config = json.loads(path.read_text())
-    config["auto_map"] = {
-        "AutoConfig": "configuration_jais.JAISConfig",
-        "AutoModel": "modeling_jais.JAISModel",
-        "AutoModelForCausalLM": "modeling_jais.JAISLMHeadModel",
-        "AutoModelForSequenceClassification": "modeling_jais.JAISForSequenceClassification",
-    }
-    path.write_text(json.dumps(config))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": AUTO_MAP}))

@@ -6,7 +6,8 @@ The equations are written out a second time in examples.plain_logits, dense and 
 import pytest
 import torch
 
-from checkpoint_convert.hf_code.modeling_jais import JAISForSequenceClassification, JAISModel, alibi_slopes
+from checkpoint_convert.hf_code.alibi_jais import alibi_slopes
+from checkpoint_convert.hf_code.modeling_jais import JAISForSequenceClassification, JAISModel
 from tests import tolerances
 from tests.checkpoint_convert.hf_code.examples import (
     MUP_B,
