@@ -58,10 +58,17 @@ def completion_command(program: str) -> click.Command:
     return completion
 
 
-def run(group: click.Group, program: str) -> None:
-    """Run a command line; a UserError becomes one line on standard error and exit status 1."""
+def run(group: click.Group, program: str, error_status: int = 1) -> None:
+    """Run a command line; a UserError becomes one line on standard error and `error_status`, Ctrl-C status 130."""
     try:
-        group.main(prog_name=program)
+        status = group.main(prog_name=program, standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
     except UserError as error:
         click.echo(f"error: {error}", err=True)
-        sys.exit(1)
+        sys.exit(error_status)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        click.echo("interrupted", err=True)
+        sys.exit(130)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,10 @@ from cerebras_jais import __version__
 from cerebras_jais.commandline import completion_command, run
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+# Exit statuses, those of diff(1) and cmp(1).
+DIFFERENT = 1
+REFUSED = 2
 
 
 class Size(click.ParamType):
@@ -40,34 +46,56 @@ def cli() -> None:
       checkpoint-convert to-hf model/checkpoint_200.mdl --tokenizer tokenizer --output release
     Take a release back for more training:
       checkpoint-convert to-cerebras release --output start.mdl
-    Check one against the other, tensor by tensor:
-      checkpoint-convert compare model/checkpoint_200.mdl release
-    Check that both compute the same logits:
-      checkpoint-convert verify model/checkpoint_200.mdl release
+    Check one against the other, every tensor and then the logits:
+      checkpoint-convert verify model/checkpoint_200.mdl release --logits
+    See what a file is, and what differs between two:
+      checkpoint-convert inspect start.mdl
+      checkpoint-convert diff start.mdl model/checkpoint_200.mdl
 
-    Every tensor keeps its bits. What does not fit is refused before anything is written, with one line that says
-    what and why; an output appears complete or not at all.
+    Every tensor keeps its bits unless --dtype asks for another element type. What does not fit is refused before
+    anything is written; an output appears complete or not at all. A conversion that was killed goes on when the same
+    command is given again.
+
+    Exit status: 0 done, or the same; 1 the two differ; 2 refused, or a wrong option; 130 interrupted.
     """
 
 
 _EXISTING = click.Path(exists=True, path_type=Path)
 _NEW = click.Path(path_type=Path)
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-# Absolute, in float32: two implementations of one model; a wrong weight moves logits a thousand times more.
-_LOGITS_TOLERANCE = 1e-4
+_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+_config = click.option(
+    "--config",
+    type=_EXISTING,
+    help="Trainer YAML that the checkpoint was trained with. Default: what the checkpoint says of itself.",
+)
+_dtype = click.option(
+    "--dtype", type=click.Choice(list(_DTYPES)), help="Element type of the weights. Default: as they are stored."
+)
+_dry_run = click.option("--dry-run", is_flag=True, help="Check everything, print the plan and write nothing.")
+_allow_pickle = click.option(
+    "--allow-pickle", is_flag=True, help="Read weights in pickle files too (.bin); nothing in them is run."
+)
 
 
 @cli.command(name="to-hf")
 @click.argument("checkpoint", type=_EXISTING)
 @click.option("--output", required=True, type=_NEW, help="Directory to make; it must not exist yet.")
-@click.option(
-    "--config",
-    type=_EXISTING,
-    help="Trainer YAML that the checkpoint was trained with. Default: what the checkpoint says of itself.",
-)
+@_config
 @click.option("--tokenizer", type=_EXISTING, help="Directory of the tokenizer to include (tokenizer.json ...).")
 @click.option("--max-shard-size", type=Size(), default="5GB", show_default=True, help="Most bytes in one weight file.")
-def to_hf(checkpoint: Path, output: Path, config: Path | None, tokenizer: Path | None, max_shard_size: int) -> None:
+@_dtype
+@_dry_run
+@_json
+def to_hf(
+    checkpoint: Path,
+    output: Path,
+    config: Path | None,
+    tokenizer: Path | None,
+    max_shard_size: int,
+    dtype: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
     """Make a Hugging Face release of a Cerebras checkpoint.
 
     A Jais model comes with its own code (load it with trust_remote_code=True); an adapted model becomes a plain
@@ -75,104 +103,176 @@ def to_hf(checkpoint: Path, output: Path, config: Path | None, tokenizer: Path |
     """
     from checkpoint_convert.convert import convert_to_hf
 
-    with _bytes_bar("writing") as progress:
+    with _bar("converting") as progress:
         report = convert_to_hf(
-            checkpoint, output, config=config, tokenizer=tokenizer, max_shard_size=max_shard_size, progress=progress
+            checkpoint,
+            output,
+            config=config,
+            tokenizer=tokenizer,
+            max_shard_size=max_shard_size,
+            dtype=_DTYPES[dtype] if dtype else None,
+            dry_run=dry_run,
+            progress=progress,
         )
-    _tell(report)
+    _tell(report, dry_run, as_json)
 
 
 @cli.command(name="to-cerebras")
 @click.argument("release", type=_EXISTING)
 @click.option("--output", required=True, type=_NEW, help="The .mdl file to make; its .yaml is put beside it.")
-def to_cerebras(release: Path, output: Path) -> None:
+@_dtype
+@click.option(
+    "--compression",
+    type=click.Choice(["none", "lz4"]),
+    default="none",
+    show_default=True,
+    help="lz4 packs tensors as Cerebras does: slower to write and to read; begun anew after a kill.",
+)
+@_allow_pickle
+@_dry_run
+@_json
+def to_cerebras(
+    release: Path,
+    output: Path,
+    dtype: str | None,
+    compression: str,
+    allow_pickle: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
     """Make a Cerebras checkpoint of a Hugging Face release, and the YAML that trains it on.
 
     The YAML says in its first lines what is left to choose: the data and the learning rates.
     """
     from checkpoint_convert.convert import convert_to_cerebras
 
-    with _bytes_bar("writing") as progress:
-        report = convert_to_cerebras(release, output, progress=progress)
-    _tell(report)
-    click.echo(f"train it on with {output.with_suffix('.yaml')}")
+    with _bar("converting") as progress:
+        report = convert_to_cerebras(
+            release,
+            output,
+            dtype=_DTYPES[dtype] if dtype else None,
+            compression="lz4" if compression == "lz4" else None,
+            allow_pickle=allow_pickle,
+            dry_run=dry_run,
+            progress=progress,
+        )
+    _tell(report, dry_run, as_json)
+    if not dry_run and not as_json:
+        click.echo(f"train it on with {output.with_suffix('.yaml')}")
+
+
+@cli.command()
+@click.argument("first", type=_EXISTING)
+@click.argument("second", type=_EXISTING, required=False)
+@_config
+@click.option("--logits", is_flag=True, help="Then run Arabic and English prompts through both, layer by layer.")
+@_allow_pickle
+@_json
+def verify(
+    first: Path, second: Path | None, config: Path | None, logits: bool, allow_pickle: bool, as_json: bool
+) -> None:
+    """Prove that two models are the same: every tensor, the config, and on demand the logits.
+
+    Each is a .mdl file or a release. Digests of all tensors are compared, no model is built. A model alone is compared
+    with the manifest that the conversion put beside it. --logits takes a checkpoint and a release: the checkpoint runs
+    on the reference path and the release in transformers, with its own code, both in float32 and a layer at a time;
+    the first layer that departs by more than rounding can explain is named.
+    """
+    from checkpoint_convert.compare import check_manifest, compare
+
+    with _bar("comparing") as progress:
+        if second is None:
+            result = check_manifest(first, config=config, allow_pickle=allow_pickle, progress=progress)
+        else:
+            result = compare(first, second, config=config, allow_pickle=allow_pickle, progress=progress)
+    found = _as_json(result)
+    if not as_json:
+        _tell_comparison(result)
+    same = result.same
+    if logits:
+        checkpoint, release = _checkpoint_and_release(first, second)
+        found["logits"], agree = _compare_logits(checkpoint, release, config, quiet=as_json)
+        same = same and agree
+    if as_json:
+        click.echo(json.dumps(found))
+    if not same:
+        sys.exit(DIFFERENT)
 
 
 @cli.command()
 @click.argument("first", type=_EXISTING)
 @click.argument("second", type=_EXISTING)
-@_JSON
-def compare(first: Path, second: Path, as_json: bool) -> None:
-    """Compare two models tensor by tensor, bit for bit; each is a .mdl or a release.
+@_config
+@_allow_pickle
+@_json
+def diff(first: Path, second: Path, config: Path | None, allow_pickle: bool, as_json: bool) -> None:
+    """Say what differs between two models, and by how much; each is a .mdl file or a release."""
+    from checkpoint_convert.compare import compare
 
-    Exit status 0 when all tensors are identical, 1 when not.
-    """
-    import json
-
-    from checkpoint_convert.convert import compare as compare_models
-    from checkpoint_convert.rules import grouped
-
-    with _bar("comparing", " tensors", False) as progress:
-        result = compare_models(first, second, progress=progress)
+    with _bar("comparing") as progress:
+        result = compare(first, second, config=config, allow_pickle=allow_pickle, magnitudes=True, progress=progress)
     if as_json:
-        found = {"identical": result.identical, "tensors": result.total, "differences": dict(result.differences)}
-        click.echo(json.dumps(found))
+        click.echo(json.dumps(_as_json(result)))
     else:
-        click.echo(f"{result.identical} of {result.total} tensors identical")
-        for what in dict.fromkeys(result.differences.values()):
-            for names in grouped(name for name, found in result.differences.items() if found == what):
-                click.echo(f"  {names}: {what}")
-    if result.differences:
-        raise SystemExit(1)
+        _tell_comparison(result)
+    if not result.same:
+        sys.exit(DIFFERENT)
 
 
 @cli.command()
-@click.argument("checkpoint", type=_EXISTING)
-@click.argument("release", type=_EXISTING)
-@click.option("--config", type=_EXISTING, help="Trainer YAML. Default: what the checkpoint says of itself.")
-@_JSON
-def verify(checkpoint: Path, release: Path, config: Path | None, as_json: bool) -> None:
-    """Compare the logits of a checkpoint on the reference path with those of its release in transformers.
+@click.argument("path", type=_EXISTING)
+@_config
+@_allow_pickle
+@_json
+def inspect(path: Path, config: Path | None, allow_pickle: bool, as_json: bool) -> None:
+    """Say what a file is, from its headers: release, model, parameters, element types, ties, training step."""
+    from checkpoint_convert.inspection import inspect as look
+    from checkpoint_convert.inspection import readable
 
-    Both run fixed Arabic and English prompts in float32. The release's own code is run. Exit status 0 when no logit
-    differs by more than 1e-4 (absolute), 1 when one does or is not finite.
-    """
-    import dataclasses
-    import json
-
-    from cerebras_jais.model.config import DecoderConfig
-    from checkpoint_convert.trainer_yaml import read_model_section
-    from checkpoint_convert.verify import compare_logits
-
-    model = DecoderConfig.from_section(read_model_section(config)) if config else None
-    report = compare_logits(checkpoint, release, model)
-    if as_json:
-        click.echo(json.dumps(dataclasses.asdict(report) | {"bound": _LOGITS_TOLERANCE}))
-    else:
-        click.echo(
-            f"largest difference {report.largest_difference:.2g} of logits up to {report.largest_logit:.3g} "
-            f"(bound: {_LOGITS_TOLERANCE:g} absolute, in float32), "
-            f"over {report.positions} positions of {report.prompts} prompts; "
-            f"the same token first at {report.same_choice} of {report.positions}"
-        )
-    # Written so that a NaN fails too.
-    if not report.largest_difference <= _LOGITS_TOLERANCE:
-        raise SystemExit(1)
+    found = look(path, config=config, allow_pickle=allow_pickle)
+    click.echo(json.dumps(found) if as_json else readable(found))
 
 
 cli.add_command(completion_command("checkpoint-convert"))
 
 
-def _bytes_bar(doing: str):
-    return _bar(doing, "B", True)
+def _compare_logits(checkpoint: Path, release: Path, config: Path | None, quiet: bool) -> tuple[dict, bool]:
+    import dataclasses
+
+    from checkpoint_convert.logits import compare_logits
+
+    with _bar("running both models") as progress:
+        report = compare_logits(checkpoint, release, config=config, progress=progress)
+    departure = report.first_departure
+    if not quiet:
+        last = report.places[-1]
+        click.echo(
+            f"logits: largest difference {last.largest_difference:.2g} of logits up to {last.largest_magnitude:.3g} "
+            f"(tolerance {last.tolerance:.2g}), the same token first at {report.same_choice} of {report.positions} "
+            f"positions of {report.prompts} prompts"
+        )
+        for place in report.places:
+            if place.name == departure:
+                click.echo(
+                    f"first departure: {place.name}, by {place.largest_difference:.3g} of "
+                    f"{place.largest_magnitude:.3g} (tolerance {place.tolerance:.2g})"
+                )
+    found = dataclasses.asdict(report) | {"first_departure": departure}
+    return found, departure is None
+
+
+def _checkpoint_and_release(first: Path, second: Path | None) -> tuple[Path, Path]:
+    if second is None or first.is_dir() == second.is_dir():
+        raise click.UsageError("--logits compares a .mdl file with a release directory")
+    return (second, first) if first.is_dir() else (first, second)
 
 
 @contextmanager
-def _bar(doing: str, unit: str, scaled: bool) -> Iterator:
-    """Yield a progress callback; the bar shows on a terminal only and disappears at the end."""
+def _bar(doing: str) -> Iterator:
+    """Yield a progress callback of bytes; the bar shows on a terminal only and disappears at the end."""
     from tqdm import tqdm
 
-    with tqdm(desc=doing, unit=unit, unit_scale=scaled, unit_divisor=1000, leave=False, disable=None) as bar:
+    with tqdm(desc=doing, unit="B", unit_scale=True, unit_divisor=1000, leave=False, disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
@@ -181,18 +281,60 @@ def _bar(doing: str, unit: str, scaled: bool) -> Iterator:
         yield progress
 
 
-def _tell(report) -> None:
+def _tell(report, dry_run: bool, as_json: bool) -> None:
+    import dataclasses
+
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(report) | {"output": str(report.output), "dry_run": dry_run}))
+        return
+    if dry_run:
+        for line in report.lines:
+            click.echo(line)
     click.echo(
         f"{report.output}: {report.architecture}, {report.parameters:,} parameters in {', '.join(report.dtypes)}, "
-        f"{report.tensors} tensors, {report.nbytes / 1e9:.3g} GB"
+        f"{report.tensors} tensors, {report.write_bytes / 1e9:.3g} GB"
     )
+    if dry_run:
+        click.echo(
+            f"would read {report.read_bytes / 1e9:.3g} GB in {report.steps} steps with about "
+            f"{report.memory_bytes / 1e6:.0f} MB of memory, and write {report.write_bytes / 1e9:.3g} GB where "
+            f"{report.free_bytes / 1e9:.3g} GB are free; nothing was written"
+        )
+    elif report.continued:
+        click.echo(f"went on from an earlier try, which had finished {report.continued} of {report.steps} steps")
     for note in report.notes:
         click.echo(f"note: {note}")
 
 
+def _tell_comparison(result) -> None:
+    from checkpoint_convert.rules import grouped
+
+    rounded = f" (compared as {', '.join(result.rounded)}, the narrower type)" if result.rounded else ""
+    click.echo(f"{result.identical} of {result.tensors} tensors identical{rounded}")
+    for path, right in result.manifests.items():
+        click.echo(f"manifest {path}: {right} digests right")
+    for what in dict.fromkeys(result.differences.values()):
+        for names in grouped(name for name, found in result.differences.items() if found == what):
+            click.echo(f"  {names}: {what}")
+    for key, (one, other) in result.config.items():
+        click.echo(f"  config {key}: {one!r} and {other!r}")
+
+
+def _as_json(result) -> dict:
+    return {
+        "same": result.same,
+        "identical": result.identical,
+        "tensors": result.tensors,
+        "differences": dict(result.differences),
+        "compared_as": list(result.rounded),
+        "config": {key: list(values) for key, values in result.config.items()},
+        "manifests": dict(result.manifests),
+    }
+
+
 def main() -> None:
     """Entry point of the console command."""
-    run(cli, "checkpoint-convert")
+    run(cli, "checkpoint-convert", error_status=REFUSED)
 
 
 if __name__ == "__main__":

@@ -1,55 +1,70 @@
-"""The three things people do: release a checkpoint, take a release back for more training, check one against the other.
+"""The two conversions: release a checkpoint, take a release back for more training.
 
-Nothing here needs torch or transformers; tensors pass one projection at a time, in the element type that they have.
+Nothing here needs torch or transformers. Everything that can be known from headers is checked before a byte is written;
+then the tensors stream (stream.py) into files that were laid out whole, in a hidden directory (journal.py).
 """
 
 from __future__ import annotations
 
-import functools
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-
-from cerebras_jais.checkpoint import Checkpoint, LazyTensor, StoredTensor, open_checkpoint, replacing, save_checkpoint
-from cerebras_jais.model.config import DecoderConfig
+from cerebras_jais import __version__
 from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.model_config import RELEASE, refuse_inexpressible, to_config_json, to_model_section
-from checkpoint_convert.plan import Plan, Source, make_plan, same_values
-from checkpoint_convert.release import directory_appearing, read_tokenizer, write_companions
-from checkpoint_convert.rules import architecture_of, ties
-from checkpoint_convert.safetensors_files import TensorToWrite, open_model, plan_shards, read_json, write_model
-from checkpoint_convert.trainer_yaml import model_section_of, read_model_section, trainer_params, yaml_text
+from checkpoint_convert.journal import Work, fingerprint, working_beside
+from checkpoint_convert.manifest import manifest_of
+from checkpoint_convert.model_config import refuse_inexpressible, to_config_json
+from checkpoint_convert.plan import WEIGHT_TYPES, Plan, Step, make_plan
+from checkpoint_convert.release import read_tokenizer, write_companions
+from checkpoint_convert.rules import architecture_of, grouped, other_side
+from checkpoint_convert.safetensors_files import plan_shards
+from checkpoint_convert.sources import Model, opening
+from checkpoint_convert.stream import DEFAULT_WORKERS, MEMORY_BYTES, carry_out_all, working_bytes
+from checkpoint_convert.targets import CheckpointTarget, ReleaseTarget, Target, check_absent, publish
+from checkpoint_convert.trainer_yaml import trainer_params
 
 Path_ = str | os.PathLike
 Progress = Callable[[int, int], object]
-"""Called with (bytes just written, bytes in all)."""
+"""Called with (bytes just read, bytes to read in all)."""
+Compression = Literal["lz4"] | None
 
 DEFAULT_SHARD_SIZE = 5 * 10**9
-_SHOWN = 6
+# Files beside the weights: configs, code, tokenizer, card, manifest.
+_COMPANION_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a conversion did."""
+    """What a conversion did, or with `dry_run` would do."""
 
     output: Path
     architecture: str
     """Name of the Hugging Face class."""
     tensors: int
-    """Tensors written, second names of tied ones included."""
+    """Tensors in the output, second names of tied ones included."""
     parameters: int
     """Parameters, tied ones counted once."""
     dtypes: tuple[str, ...]
-    nbytes: int
+    """Element types of the output, most common first."""
+    steps: int
+    read_bytes: int
+    write_bytes: int
     """Bytes of the tensors written; links are none."""
+    memory_bytes: int
+    """What the workers may hold, about, beside the program itself."""
+    free_bytes: int
+    """Room on the disk before the conversion."""
+    continued: int
+    """Steps that an earlier try had finished."""
     notes: tuple[str, ...]
     """What was left out or assumed."""
+    lines: tuple[str, ...]
+    """The plan, a line for each kind of step."""
 
 
 def convert_to_hf(
@@ -59,6 +74,8 @@ def convert_to_hf(
     config: Path_ | Mapping[str, Any] | None = None,
     tokenizer: Path_ | None = None,
     max_shard_size: int = DEFAULT_SHARD_SIZE,
+    dtype: str | None = None,
+    dry_run: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Report:
     """Make a Hugging Face release directory of a Cerebras checkpoint.
@@ -69,226 +86,254 @@ def convert_to_hf(
         config: a trainer YAML, or a `model:` section; None takes what the checkpoint says of itself.
         tokenizer: directory of a tokenizer to include.
         max_shard_size: bytes of weights in one file.
-        progress: called as bytes are written.
+        dtype: "float32", "bfloat16" or "float16"; None keeps each tensor as it is stored. ALiBi's slopes stay.
+        dry_run: check everything, tied tensors included, and write nothing.
+        progress: called as bytes are read.
 
     Raises:
-        UserError: anything that does not fit, before a byte is written; nothing is left of an output begun.
+        UserError: anything that does not fit, before a byte is written; nothing appears under the name of the output.
     """
     output = Path(output)
-    with open_checkpoint(checkpoint, on_object="skip") as opened:
-        section = _section_for(opened, config)
-        model = DecoderConfig.from_section(section)
-        refuse_inexpressible(model)
-        files = read_tokenizer(Path(tokenizer) if tokenizer else None, model)
-        plan = make_plan(model, "cerebras", cerebras_tensors(opened))
-        config_json = to_config_json(section, plan.dtypes[0], files.tokens)
-        notes = _left_out(opened)
+    found = config if config is None or isinstance(config, Mapping) else Path(config)
+    with opening(_file(checkpoint), config=found) as model:
+        refuse_inexpressible(model.config)
+        files = read_tokenizer(Path(tokenizer) if tokenizer else None, model.config)
+        plan = _plan(model, dtype)
+        config_json = to_config_json(model.section, plan.dtypes[0], files.tokens)
+        notes = list(model.notes)
         if tokenizer is None:
             notes.append("no tokenizer was given: add one before publishing")
-        total = plan.nbytes
-        with directory_appearing(output, total) as partial:
-            write_model(partial, plan_shards(plan.outputs(), max_shard_size), lambda done: progress(done, total))
-            write_companions(partial, model, config_json, files, plan, _origin(opened))
-    return _report(output, model, plan, total, notes)
+        shards = plan_shards(plan.headers, max_shard_size)
+
+        def companions(directory: Path) -> None:
+            write_companions(directory, model.config, config_json, files, plan, model.origin)
+
+        target = ReleaseTarget(output, shards, companions)
+        options = [config_json, max_shard_size, [_identity_of(file) for file in files.files]]
+        return _convert(model, plan, target, options, notes, dry_run, progress)
 
 
-def convert_to_cerebras(release: Path_, output: Path_, *, progress: Progress = lambda done, total: None) -> Report:
+def convert_to_cerebras(
+    release: Path_,
+    output: Path_,
+    *,
+    dtype: str | None = None,
+    compression: Compression = None,
+    allow_pickle: bool = False,
+    dry_run: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> Report:
     """Make a Cerebras checkpoint, and beside it the YAML that trains it on, of a Hugging Face release.
 
     Args:
-        release: directory with config.json and safetensors.
-        output: the .mdl file to write; `<stem>.yaml` beside it is written too, neither may exist.
-        progress: called as bytes are written.
+        release: directory with config.json and weights.
+        output: the .mdl file to make; `<stem>.yaml` and `<stem>.manifest.json` are made beside it, none may exist.
+        dtype: as for `convert_to_hf`.
+        compression: "lz4" packs the tensors as Cerebras does; None leaves them as they are, which is quicker to read.
+        allow_pickle: whether weights in pickle files may be read; nothing in them is run.
+        dry_run: check everything, tied tensors included, and write nothing.
+        progress: called as bytes are read.
 
     Raises:
-        UserError: anything that does not fit, before a byte is written; nothing is left of an output begun.
+        UserError: anything that does not fit, before a byte is written; nothing appears under the name of the output.
     """
     release, output = Path(release), Path(output)
-    section, notes = to_model_section(_config_of(release))
-    model = DecoderConfig.from_section(section)
-    refuse_inexpressible(model)
-    plan = make_plan(model, "hugging_face", open_model(release))
-    if plan.ignored:
-        notes.append(f"left out: {len(plan.ignored)} buffers that code recomputes, such as {plan.ignored[0]}")
-    params = trainer_params(section, output.name)
-    total = sum(tensor.nbytes for tensor in plan.outputs() if tensor.name not in plan.aliases)
-    state = {
-        "model": _state_of(plan, lambda done: progress(done, total)),
-        "__metadata__": [{"version": RELEASE, "model_name": _model_name(section), "params": params}],
-    }
-    beside = output.with_suffix(".yaml")
-    if beside == output:
-        raise ConversionError(f"{output}: a checkpoint must not end in .yaml; that name is its YAML's")
-    saved = False
-    try:
-        with replacing(beside) as yaml_file:
-            yaml_file.write_text(yaml_text(params, notes), encoding="utf-8")
-            save_checkpoint(output, state)
-            saved = True
-    except BaseException as error:
-        if saved:  # the checkpoint is in its place, the YAML could not be put into its own: both or neither
-            output.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise ConversionError(f"{output}: cannot be written: {error.strerror or error}") from error
-        raise
-    return _report(output, model, plan, total, notes)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """How far two models have the same tensors."""
-
-    total: int
-    """Tensors that either has."""
-    differences: Mapping[str, str]
-    """Name -> what differs."""
-
-    @property
-    def identical(self) -> int:
-        return self.total - len(self.differences)
-
-
-def compare(
-    first: Path_, second: Path_, *, progress: Callable[[int, int], object] = lambda done, total: None
-) -> Comparison:
-    """Compare two models tensor by tensor, bit for bit; each is a .mdl file or a release directory.
-
-    Across formats the checkpoint is read as the release's config says, and the names are the release's. A tied tensor
-    that one of them does not store is not a difference.
-
-    Args:
-        first: a model.
-        second: another.
-        progress: called with (tensors just compared, tensors in all).
-    """
-    paths = (Path(first), Path(second))
-    with ExitStack() as stack:
-        if paths[0].is_dir() == paths[1].is_dir():
-            one, other = (_tensors_of(path, stack) for path in paths)
-        else:
-            release, checkpoint = sorted(paths, key=lambda path: not path.is_dir())
-            model = DecoderConfig.from_section(to_model_section(_config_of(release))[0])
-            refuse_inexpressible(model)
-            stored = _tensors_of(checkpoint, stack)
-            ignored = architecture_of(model).ignored
-            one = {tensor.name: tensor for tensor in make_plan(model, "cerebras", stored).outputs()}
-            other = {name: tensor for name, tensor in open_model(release).items() if not ignored.fullmatch(name)}
-            for name in ties(model, "hugging_face").keys() - other.keys():
-                del one[name]
-        names = list(dict.fromkeys([*one, *other]))
-        differences: dict[str, str] = {}
-        for name in names:
-            what = _difference(one.get(name), other.get(name))
-            if what:
-                differences[name] = what
-            progress(1, len(names))
-    return Comparison(len(names), differences)
-
-
-def cerebras_tensors(opened: Checkpoint) -> dict[str, StoredTensor]:
-    """The model's tensors in a checkpoint, by their names without the leading `model.`.
-
-    Raises:
-        ConversionError: the checkpoint holds no model, or something that is not a tensor among its tensors, or a tensor
-            stored in a way that is not read.
-    """
-    for key in opened.skipped_objects:
-        if key.startswith("model."):
-            reason = opened.leaves[key].reason
-            raise ConversionError(f"{opened.path}: '{key}' is {reason}; save the model's tensors as plain tensors")
-    model = opened.tree.get("model") if isinstance(opened.tree, Mapping) else None
-    if not isinstance(model, Mapping) or not model:
-        raise ConversionError(f"{opened.path}: holds no model (no entry 'model' in its state)")
-    tensors: dict[str, StoredTensor] = {}
-    for name, leaf in model.items():
-        if not isinstance(leaf, StoredTensor):
-            raise ConversionError(f"{opened.path}: model.{name} is not a tensor")
-        short = str(name).removeprefix("model.")
-        if short in tensors:
-            raise ConversionError(f"{opened.path}: has {short} with and without the leading 'model.'")
-        tensors[short] = leaf
-    return tensors
-
-
-def _section_for(opened: Checkpoint, config: Path_ | Mapping[str, Any] | None) -> Mapping[str, Any]:
-    if isinstance(config, Mapping):
-        return config
-    if config is not None:
-        return read_model_section(Path(config))
-    last = opened.metadata[-1] if opened.metadata else None
-    params = last.get("params") if isinstance(last, Mapping) else None
-    if not params:
-        raise ConversionError(f"{opened.path}: says nothing of its config; give the trainer YAML with --config")
-    return model_section_of(params, f"{opened.path} (its __metadata__)")
-
-
-def _left_out(opened: Checkpoint) -> list[str]:
-    others = [str(key) for key in opened.tree if key not in ("model", "__metadata__")]
-    notes = [f"left out of the release: {', '.join(others)}"] if others else []
-    skipped = opened.skipped_objects
-    if skipped:
-        more = f" and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
-        notes.append(f"not read, because they are pickled or stored elsewhere: {', '.join(skipped[:_SHOWN])}{more}")
-    return notes
-
-
-def _origin(opened: Checkpoint) -> dict[str, str]:
-    """Where the weights come from, as far as the checkpoint says."""
-    origin: dict[str, str] = {}
-    last = opened.metadata[-1] if opened.metadata else None
-    if isinstance(last, Mapping) and isinstance(last.get("version"), str):
-        origin["Made from"] = f"a checkpoint of Cerebras release {last['version']}"
-    step = opened.tree.get("global_step")
-    if isinstance(step, StoredTensor) and not step.shape:
-        step = step.read().item()
-    if isinstance(step, int):
-        origin["Training step"] = f"{step:,}"
-    return origin
-
-
-def _config_of(release: Path) -> dict[str, Any]:
     if not release.is_dir():
         raise ConversionError(
             f"{release}: is not a directory; a release is a directory with config.json and safetensors"
         )
-    return read_json(release / "config.json")
+    if output.suffix == ".yaml":
+        raise ConversionError(f"{output}: a checkpoint must not end in .yaml; that name is its YAML's")
+    with opening(release, allow_pickle=allow_pickle) as model:
+        plan = _plan(model, dtype, link_ties=True)
+        notes = list(model.notes)
+        if plan.ignored:
+            notes.append(f"left out: {len(plan.ignored)} buffers that code recomputes, such as {plan.ignored[0]}")
+        params = trainer_params(model.section, output.name)
+        target = CheckpointTarget(output, plan, params, tuple(notes), compression)
+        return _convert(model, plan, target, [params, compression], notes, dry_run, progress)
 
 
-def _tensors_of(path: Path, stack: ExitStack) -> dict[str, Any]:
+def _plan(model: Model, dtype: str | None, *, link_ties: bool = False) -> Plan:
+    if dtype is not None and dtype not in WEIGHT_TYPES:
+        raise ConversionError(f"{dtype!r} is no element type of weights; use {', '.join(WEIGHT_TYPES)}")
+    try:
+        return make_plan(model.config, model.side, model.tensors, dtype=dtype, link_ties=link_ties)
+    except ConversionError as error:
+        raise ConversionError(f"{model.path}: {error}") from error
+
+
+def _convert(
+    model: Model,
+    plan: Plan,
+    target: Target,
+    options: list[Any],
+    notes: list[str],
+    dry_run: bool,
+    progress: Progress,
+) -> Report:
+    """What both directions share once the plan is made."""
+    output = target.names[-1]
+    parent = output.absolute().parent
+    if not parent.is_dir():
+        raise ConversionError(f"{output}: the directory {parent} does not exist; create it first")
+    free = shutil.disk_usage(parent).free
+
+    def check_room() -> None:
+        needed = plan.write_bytes + _COMPANION_BYTES
+        if needed > free:
+            raise ConversionError(
+                f"{output}: needs {needed / 1e9:.2f} GB but the disk has {free / 1e9:.2f} GB free; make room"
+            )
+
+    def lay_out(directory: Path) -> None:
+        for path in target.names:
+            check_absent(path)
+        check_room()
+        target.lay_out(directory)
+
+    if dry_run:
+        check_absent(output)
+        check_room()
+        _check_ties(model, plan)
+        return _report(plan, output, free, notes)
+    identity = fingerprint(
+        __version__,
+        [_identity_of(Path(path)) for path in sorted(model.files)],
+        [[header.name, header.shape, header.dtype] for header in plan.headers],
+        options,
+    )
+    with _system_errors(output), working_beside(output) as work:
+        continued = len(plan.steps)
+        if not work.is_complete(identity):
+            check_absent(output)
+            goes_on = work.begin(identity, lay_out, target.can_continue)
+            continued = _check_finished(work, plan, target) if goes_on else 0
+            _carry_out(model, plan, work, target, progress)
+            model.check_unchanged()
+            target.complete(work.files, manifest_of(plan, work.finished))
+            work.mark_complete()
+        publish(target, work.complete)
+    return _report(plan, output, free, notes, continued)
+
+
+def _check_ties(model: Model, plan: Plan) -> None:
+    """Compare the tensors that must be equal, without writing anything."""
+    digests: dict[int, tuple[str, ...]] = {}
+    tied = {number: plan.steps[number] for pair in plan.equal for number in pair}
+    carry_out_all(tied, None, lambda number, found: _note_digests(model, plan, digests, number, found))
+
+
+def _carry_out(model: Model, plan: Plan, work: Work, target: Target, progress: Progress) -> None:
+    """Carry out what is not finished: first the steps whose tensors must be equal, then the largest first."""
+    total = plan.read_bytes
+    progress(sum(plan.steps[number].read_bytes for number in work.finished), total)
+    paired = {number for pair in plan.equal for number in pair}
+    left = [number for number in range(len(plan.steps)) if number not in work.finished]
+    left.sort(key=lambda number: (number not in paired, -plan.steps[number].read_bytes, number))
+    digests = dict(work.finished)
+
+    def done(number: int, found: tuple[str, ...]) -> None:
+        _note_digests(model, plan, digests, number, found)
+        work.record(number, found)
+
+    with target.sink(work.files) as sink:
+        steps = {number: plan.steps[number] for number in left}
+        carry_out_all(steps, sink, done, lambda nbytes: progress(nbytes, total), target.workers)
+
+
+def _note_digests(
+    model: Model, plan: Plan, digests: dict[int, tuple[str, ...]], number: int, found: tuple[str, ...]
+) -> None:
+    """Take in the digests of a step; ConversionError when it must be equal to another one and is not."""
+    digests[number] = found
+    for first, second in plan.equal:
+        if number in (first, second) and first in digests and second in digests and digests[first] != digests[second]:
+            raise ConversionError(f"{model.path}: {_tie_of(plan, first, second)}")
+
+
+def _tie_of(plan: Plan, first: int, second: int) -> str:
+    one, other = plan.steps[first], plan.steps[second]
+    names = [one.rule.names(plan.side)[0], other.rule.names(plan.side)[0]]
+    if names[0] == names[1]:  # the second name of the final norm
+        names[1] = names[0].replace("transformer_decoder.norm", "ln_f")
+    hint = ""
+    if names[1] == "lm_head.weight":
+        hint = "; the config ties them: say share_embedding_weights: false (tie_word_embeddings in a release)"
+    return f"{names[1]} and {names[0]} must be one tensor but differ{hint}"
+
+
+def _check_finished(work: Work, plan: Plan, target: Target) -> int:
+    """Read back what the journal says is finished and forget what is not there bit for bit; return what is left."""
+    places = target.places(work.files)
+    checks: dict[int, Step] = {}
+    for number in list(work.finished):
+        if number >= len(plan.steps):
+            work.forget(number)
+            continue
+        step = plan.steps[number]
+        if step.writes:
+            inputs = tuple(places[name] for name in step.outputs)
+            checks[number] = Step(step.rule, other_side(step.side), inputs, step.dtype)
+
+    def check(number: int, digests: tuple[str, ...]) -> None:
+        if work.finished[number] != digests:
+            work.forget(number)
+
+    carry_out_all(checks, None, check)
+    return len(work.finished)
+
+
+@contextmanager
+def _system_errors(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConversionError(f"{output}: cannot be written: {error.strerror or error}") from error
+
+
+def _file(checkpoint: Path_) -> Path:
+    path = Path(checkpoint)
     if path.is_dir():
-        return dict(open_model(path))
-    return dict(cerebras_tensors(stack.enter_context(open_checkpoint(path, on_object="skip"))))
+        raise ConversionError(f"{path}: is a directory; give the .mdl file of a checkpoint")
+    return path
 
 
-def _state_of(plan: Plan, progress: Callable[[int], object]) -> OrderedDict[str, LazyTensor]:
-    """The state under `model`; second names are the same object, which the writer stores once and links."""
-
-    def counted(tensor: TensorToWrite) -> np.ndarray:
-        values = tensor.read()
-        progress(tensor.nbytes)
-        return values
-
-    lazy = {
-        tensor.name: LazyTensor(tensor.shape, tensor.dtype, functools.partial(counted, tensor))
-        for tensor in plan.outputs()
-        if tensor.name not in plan.aliases
-    }
-    return OrderedDict((f"model.{name}", lazy[plan.aliases.get(name, name)]) for name in plan.written)
+def _identity_of(path: Path) -> list[Any]:
+    found = os.stat(path)
+    return [str(path.absolute()), found.st_size, found.st_mtime_ns]
 
 
-def _model_name(section: Mapping[str, Any]) -> str:
-    """The Model Zoo's class for the section's `name`."""
-    return {"jais": "JAISModel", "llama": "LlamaModel", "gpt2": "Gpt2Model"}.get(str(section.get("name")), "JAISModel")
+# ---- reports ---------------------------------------------------------------------------------------------------------
 
 
-def _difference(a: Source | TensorToWrite | None, b: Source | TensorToWrite | None) -> str:
-    if a is None or b is None:
-        return "only in the first" if b is None else "only in the second"
-    if tuple(a.shape) != tuple(b.shape) or a.dtype != b.dtype:
-        return f"{a.dtype} {list(a.shape)} and {b.dtype} {list(b.shape)}"
-    return "" if same_values(a, b) else "other values"
+def _report(plan: Plan, output: Path, free: int, notes: list[str], continued: int = 0) -> Report:
+    widest = max(working_bytes(step) for step in plan.steps)
+    return Report(
+        output,
+        architecture_of(plan.config).transformers_class,
+        len(plan.names),
+        plan.parameters,
+        plan.dtypes,
+        len(plan.steps),
+        plan.read_bytes,
+        plan.write_bytes,
+        max(widest, min(MEMORY_BYTES, DEFAULT_WORKERS * widest)),
+        free,
+        continued,
+        tuple(notes),
+        tuple(_lines(plan)),
+    )
 
 
-def _report(output: Path, config: DecoderConfig, plan: Plan, nbytes: int, notes: list[str]) -> Report:
-    name = architecture_of(config).transformers_class
-    return Report(output, name, len(plan.written), plan.parameters, plan.dtypes, nbytes, tuple(notes))
+def _lines(plan: Plan) -> Iterator[str]:
+    """The steps of a plan, a line for all layers that have the same."""
+    kinds: dict[tuple[str, ...], list[str]] = {}
+    for step in plan.steps:
+        layerless = [*grouped(step.rule.names(step.side)), "->", *grouped(step.outputs)]
+        bare = tuple(text.split(": ")[-1] for text in layerless)
+        shapes = f"{step.dtype} {list(step.headers[0].shape)}" if step.writes else "compared only"
+        kinds.setdefault((*bare, type(step.operation).__name__, shapes), []).append(step.rule.names(step.side)[0])
+    for (*names, operation, shapes), firsts in kinds.items():
+        layers = grouped(firsts)[0].rpartition(": ")[0]
+        yield f"{layers + ': ' if layers else ''}{' '.join(names)} ({operation}, {shapes})"

@@ -1,97 +1,146 @@
 """Invertible operations on tensors: what stands between the Cerebras and the Hugging Face form of a weight.
 
-An operation takes a tuple of arrays to a tuple of arrays without changing a bit of any element, and knows its inverse.
-`shapes` says the same of shapes alone, so that a conversion can be planned from headers.
+An operation moves elements and changes none. It is stated for a piece of a tensor (a rectangle of rows and columns), so
+that a tensor of any size passes in bands; the operation on whole tensors is its operation on the one piece that each
+tensor is. Every operation knows its inverse, and says of shapes alone what it does, so that a conversion can be planned
+from headers.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-Arrays = tuple[np.ndarray, ...]
 Shape = tuple[int, ...]
 Shapes = tuple[Shape, ...]
 
 
+class Piece(NamedTuple):
+    """A rectangle out of one of several tensors."""
+
+    tensor: int
+    """Which of the tensors it belongs to."""
+    at: tuple[int, ...]
+    """Index of its first element: (row, column), or (element,) of a vector."""
+    values: np.ndarray
+
+    @property
+    def place(self) -> tuple[slice, ...]:
+        """The slices of the tensor that it is."""
+        return tuple(slice(start, start + size) for start, size in zip(self.at, self.values.shape, strict=True))
+
+
 class Operation(Protocol):
-    """What every operation offers; `operation.inverse.forward(operation.forward(arrays))` is `arrays`, bit for bit."""
+    """What every operation offers; the inverse undoes it bit for bit."""
 
     @property
     def inverse(self) -> Operation: ...
 
-    def forward(self, arrays: Sequence[np.ndarray]) -> Arrays: ...
+    @property
+    def unit(self) -> int:
+        """Rows of an input that move together: pieces begin and end at multiples of it."""
+        ...
 
-    def shapes(self, shapes: Sequence[Shape]) -> Shapes: ...
+    def shapes(self, shapes: Sequence[Shape]) -> Shapes:
+        """Shapes of the outputs for shapes of the inputs."""
+        ...
+
+    def move(self, piece: Piece) -> tuple[Piece, ...]:
+        """Where a piece of the inputs lies in the outputs; the values may be views of it."""
+        ...
+
+
+def forward(operation: Operation, arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """The operation on whole tensors: arrays of one element type to new arrays of that type."""
+    dtype = arrays[0].dtype
+    bits = f"u{dtype.itemsize}"  # bfloat16 is no type of numpy's own, and moves slowly as itself
+    outputs = tuple(np.empty(shape, bits) for shape in operation.shapes([array.shape for array in arrays]))
+    for index, array in enumerate(arrays):
+        for piece in operation.move(Piece(index, (0,) * array.ndim, array.view(bits))):
+            outputs[piece.tensor][piece.place] = piece.values
+    return tuple(output.view(dtype) for output in outputs)
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Arrays as they are."""
+    """Tensors as they are."""
+
+    unit = 1
 
     @property
     def inverse(self) -> Identity:
         return self
 
-    def forward(self, arrays: Sequence[np.ndarray]) -> Arrays:
-        return tuple(arrays)
-
     def shapes(self, shapes: Sequence[Shape]) -> Shapes:
         return tuple(shapes)
+
+    def move(self, piece: Piece) -> tuple[Piece, ...]:
+        return (piece,)
 
 
 @dataclass(frozen=True)
 class Transpose:
     """Each matrix transposed: torch's Linear keeps [out, in], GPT-2's Conv1D [in, out]. Vectors stay as they are."""
 
+    unit = 1
+
     @property
     def inverse(self) -> Transpose:
         return self
 
-    def forward(self, arrays: Sequence[np.ndarray]) -> Arrays:
-        return tuple(_rearranged(array, _transposed) for array in arrays)
-
     def shapes(self, shapes: Sequence[Shape]) -> Shapes:
         return tuple(tuple(reversed(shape)) for shape in shapes)
+
+    def move(self, piece: Piece) -> tuple[Piece, ...]:
+        return (Piece(piece.tensor, piece.at[::-1], piece.values.T),)
 
 
 @dataclass(frozen=True)
 class MergeRows:
-    """Arrays of `sizes` rows each, stacked into one: q | k | v as contiguous blocks."""
+    """Tensors of `sizes` rows each, stacked into one: q | k | v as contiguous blocks."""
 
     sizes: tuple[int, ...]
+    unit = 1
 
     @property
     def inverse(self) -> SplitRows:
         return SplitRows(self.sizes)
 
-    def forward(self, arrays: Sequence[np.ndarray]) -> Arrays:
-        return (np.concatenate([_bits(array) for array in arrays]).view(arrays[0].dtype),)
-
     def shapes(self, shapes: Sequence[Shape]) -> Shapes:
         return ((sum(self.sizes), *shapes[0][1:]),)
+
+    def move(self, piece: Piece) -> tuple[Piece, ...]:
+        above = sum(self.sizes[: piece.tensor])
+        return (Piece(0, (above + piece.at[0], *piece.at[1:]), piece.values),)
 
 
 @dataclass(frozen=True)
 class SplitRows:
-    """One array cut into blocks of `sizes` rows."""
+    """One tensor cut into blocks of `sizes` rows."""
 
     sizes: tuple[int, ...]
+    unit = 1
 
     @property
     def inverse(self) -> MergeRows:
         return MergeRows(self.sizes)
 
-    def forward(self, arrays: Sequence[np.ndarray]) -> Arrays:
-        (array,) = arrays
-        ends = np.cumsum(self.sizes).tolist()
-        return tuple(array[end - size : end] for size, end in zip(self.sizes, ends, strict=True))
-
     def shapes(self, shapes: Sequence[Shape]) -> Shapes:
         return tuple((size, *shapes[0][1:]) for size in self.sizes)
+
+    def move(self, piece: Piece) -> tuple[Piece, ...]:
+        first, *rest = piece.at
+        pieces, above = [], 0
+        for index, size in enumerate(self.sizes):
+            start, stop = max(first, above), min(first + len(piece.values), above + size)
+            if start < stop:
+                pieces.append(Piece(index, (start - above, *rest), piece.values[start - first : stop - first]))
+            above += size
+        return tuple(pieces)
 
 
 @dataclass(frozen=True)
@@ -112,18 +161,19 @@ class RotaryInterleave:
     def inverse(self) -> RotaryInterleave:
         return RotaryInterleave(self.heads, self.head_dim, self.rotary_dim, not self.to_halves)
 
-    def forward(self, arrays: Sequence[np.ndarray]) -> Arrays:
-        return tuple(_rearranged(array, lambda bits: bits[self._order()]) for array in arrays)
+    @property
+    def unit(self) -> int:
+        return self.head_dim
 
     def shapes(self, shapes: Sequence[Shape]) -> Shapes:
         return tuple(shapes)
 
-    def _order(self) -> np.ndarray:
-        """Row of the input that each row of the output is."""
+    def move(self, piece: Piece) -> tuple[Piece, ...]:
         pairs = (self.rotary_dim // 2, 2) if self.to_halves else (2, self.rotary_dim // 2)
         within = np.arange(self.head_dim)
         within[: self.rotary_dim] = within[: self.rotary_dim].reshape(pairs).T.reshape(-1)
-        return (np.arange(self.heads)[:, None] * self.head_dim + within).reshape(-1)
+        heads = np.arange(0, len(piece.values), self.head_dim)
+        return (Piece(piece.tensor, piece.at, piece.values[(heads[:, None] + within).reshape(-1)]),)
 
 
 @dataclass(frozen=True)
@@ -136,32 +186,17 @@ class Chain:
     def inverse(self) -> Chain:
         return Chain(tuple(operation.inverse for operation in reversed(self.operations)))
 
-    def forward(self, arrays: Sequence[np.ndarray]) -> Arrays:
-        for operation in self.operations:
-            arrays = operation.forward(arrays)
-        return tuple(arrays)
+    @property
+    def unit(self) -> int:
+        return math.lcm(*(operation.unit for operation in self.operations))
 
     def shapes(self, shapes: Sequence[Shape]) -> Shapes:
         for operation in self.operations:
             shapes = operation.shapes(shapes)
         return tuple(shapes)
 
-
-def _bits(array: np.ndarray) -> np.ndarray:
-    """The array's elements as unsigned integers: bfloat16 is no type of numpy's own, and moves slowly as itself."""
-    return array.view(f"u{array.dtype.itemsize}")
-
-
-def _transposed(bits: np.ndarray) -> np.ndarray:
-    """The transpose of a matrix, copied in bands that fill a cache line of the output at a time: 4 times as fast."""
-    if bits.ndim < 2:
-        return bits
-    turned = np.empty(bits.shape[::-1], bits.dtype)
-    band = 64 // bits.itemsize
-    for start in range(0, len(bits), band):
-        turned[:, start : start + band] = bits[start : start + band].T
-    return turned
-
-
-def _rearranged(array: np.ndarray, move) -> np.ndarray:
-    return np.ascontiguousarray(move(_bits(array))).view(array.dtype)
+    def move(self, piece: Piece) -> tuple[Piece, ...]:
+        pieces: tuple[Piece, ...] = (piece,)
+        for operation in self.operations:
+            pieces = tuple(moved for part in pieces for moved in operation.move(part))
+        return pieces

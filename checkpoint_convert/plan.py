@@ -1,13 +1,16 @@
 """A conversion as steps (read, operate, write), made from headers and checked whole before a byte is written.
 
-The same code plans both directions: a direction is only the side that the tensors come from.
+The same code plans both directions: a direction is only the side that the tensors come from. A step is a rule of the
+table with its inputs found; what holds of every tensor (names, shapes, element types, ALiBi's slopes) is checked here,
+what needs all values of two tensors (a head that is tied to the embedding) is left to the digests that carrying out the
+steps gives, before anything else is carried out (stream.py).
 """
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,19 +18,29 @@ import numpy as np
 
 from cerebras_jais.model.config import DecoderConfig
 from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.operations import Arrays, Operation, Shape
-from checkpoint_convert.rules import JAIS, Side, architecture_of, expected_tensors, grouped, rules, ties
-from checkpoint_convert.safetensors_files import TensorToWrite, np_dtype
+from checkpoint_convert.file_tensors import TensorHeader, np_dtype
+from checkpoint_convert.operations import Operation, Shape
+from checkpoint_convert.rules import (
+    JAIS,
+    Rule,
+    Side,
+    architecture_of,
+    expected_tensors,
+    grouped,
+    other_side,
+    rules,
+    ties,
+)
 
+WEIGHT_TYPES = ("float16", "bfloat16", "float32", "float64")
 _BLOCK_BYTES = 64 << 20
 _SHOWN = 6
-_WEIGHT_TYPES = ("float16", "bfloat16", "float32", "float64")
 # What rounding to an element type may do to an ALiBi slope, relative.
 _SLOPE_ROUNDING = {"float64": 1e-6, "float32": 1e-6, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
 class Source(Protocol):
-    """A tensor that can be read: in a .mdl or in a safetensors file."""
+    """A tensor that can be read: in a .mdl, in a safetensors file or in a pickle shard."""
 
     @property
     def shape(self) -> Shape: ...
@@ -38,6 +51,11 @@ class Source(Protocol):
     @property
     def nbytes(self) -> int: ...
 
+    @property
+    def chunk_rows(self) -> int | None:
+        """Rows that are unpacked together; None where nothing is packed."""
+        ...
+
     def read(self) -> np.ndarray: ...
 
     def read_rows(self, start: int, stop: int) -> np.ndarray: ...
@@ -47,116 +65,181 @@ class Source(Protocol):
 class Step:
     """Tensors of one side that become tensors of the other."""
 
+    rule: Rule
+    side: Side
+    """The side of the inputs."""
     inputs: tuple[Source, ...]
-    operation: Operation
-    outputs: tuple[str, ...]
-    shapes: tuple[Shape, ...]
     dtype: str
+    """Element type of the outputs; inputs of another one are converted."""
+    writes: bool = True
+    """False for the second name of a tensor, which is only compared with the first."""
 
-    def run(self) -> Arrays:
-        """Read the inputs and return the outputs."""
-        return self.operation.forward([source.read() for source in self.inputs])
+    @property
+    def operation(self) -> Operation:
+        return self.rule.operation_from(self.side)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the tensors it makes."""
+        return self.rule.names(other_side(self.side))
+
+    @property
+    def headers(self) -> tuple[TensorHeader, ...]:
+        """Name, shape and element type of the tensors it makes."""
+        shapes = self.rule.shapes(other_side(self.side))
+        return tuple(TensorHeader(name, shape, self.dtype) for name, shape in zip(self.outputs, shapes, strict=True))
+
+    @property
+    def read_bytes(self) -> int:
+        return sum(source.nbytes for source in self.inputs)
+
+    @property
+    def write_bytes(self) -> int:
+        return sum(header.nbytes for header in self.headers) if self.writes else 0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All steps of a conversion, and the second names that the written side has."""
+    """All steps of a conversion."""
 
+    config: DecoderConfig
+    side: Side
+    """The side of the inputs."""
     steps: tuple[Step, ...]
+    equal: tuple[tuple[int, int], ...]
+    """Pairs of steps whose tensors must be equal: the two names of a tied one."""
     aliases: Mapping[str, str]
-    """Second name -> first name, on the side that is written."""
+    """Second name -> first name, on the side that is written; second names that a step writes are not in it."""
     ignored: tuple[str, ...]
     """Tensors of the input that need no place: buffers that code recomputes."""
     parameters: int
     """Number of parameters as transformers counts them: tied ones once, ALiBi slopes too."""
     dtypes: tuple[str, ...]
-    """Element types that occur, most common first by bytes."""
-    written: dict[str, tuple[Shape, str]] = field(repr=False)
-    """Every name that is written, second names included, with shape and element type."""
+    """Element types that are written, most common first by bytes."""
+    names: tuple[str, ...] = field(repr=False)
+    """Every name on the side that is written, second names included, in the order of the rules."""
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors written, each name counted."""
-        return sum(math.prod(shape) * np_dtype(dtype).itemsize for shape, dtype in self.written.values())
+    def headers(self) -> tuple[TensorHeader, ...]:
+        """What is written, in order."""
+        return tuple(header for step in self.steps if step.writes for header in step.headers)
 
-    def outputs(self) -> list[TensorToWrite]:
-        """What is to be written, in order, second names left out; read in that order, each step runs once."""
-        found: list[TensorToWrite] = []
-        for step in self.steps:
-            results = _Results(step)
-            for index, (name, shape) in enumerate(zip(step.outputs, step.shapes, strict=True)):
-                found.append(TensorToWrite(name, shape, step.dtype, functools.partial(results.take, index)))
-        return found
+    @property
+    def read_bytes(self) -> int:
+        return sum(step.read_bytes for step in self.steps)
 
-
-class _Results:
-    """The outputs of a step, held from the first that is taken until each was."""
-
-    def __init__(self, step: Step) -> None:
-        self.step = step
-        self.held: dict[int, np.ndarray] = {}
-
-    def take(self, index: int) -> np.ndarray:
-        if index not in self.held:
-            self.held = dict(enumerate(self.step.run()))
-        return self.held.pop(index)
+    @property
+    def write_bytes(self) -> int:
+        return sum(step.write_bytes for step in self.steps)
 
 
-def make_plan(config: DecoderConfig, side: Side, tensors: Mapping[str, Source]) -> Plan:
+def make_plan(
+    config: DecoderConfig,
+    side: Side,
+    tensors: Mapping[str, Source],
+    *,
+    dtype: str | None = None,
+    link_ties: bool = False,
+) -> Plan:
     """Plan the conversion of all tensors of a side and check them against what the config demands.
 
     Args:
         config: the model.
         side: the side that `tensors` come from.
         tensors: by name; on the Cerebras side without the leading `model.`.
+        dtype: element type to convert weights to; None keeps each as it is stored. ALiBi's slopes are never converted.
+        link_ties: whether the written side can say that two names are one tensor; otherwise both are written.
 
     Raises:
         ConversionError: tensors missing or left over, another shape, weights that are no floating-point numbers, mixed
-            element types in one projection, a tied head that is not the embedding, slopes that are not ALiBi's.
+            element types in one projection, slopes that are not ALiBi's.
     """
     expected = expected_tensors(config, side)
     tied = ties(config, side)
     ignored = _check_names(config, side, tensors, expected, tied)
     _check_shapes(tensors, expected)
     _check_types(tensors, expected)
-    _check_ties(config, tensors, tied)
+    if architecture_of(config) is JAIS:
+        slopes = next(rule.names(side)[0] for rule in rules(config) if rule.holds_slopes)
+        _check_slopes(config, slopes, tensors[slopes])
+    return _assemble(config, side, tensors, ignored, dtype, link_ties)
+
+
+def _assemble(
+    config: DecoderConfig,
+    side: Side,
+    tensors: Mapping[str, Source],
+    ignored: tuple[str, ...],
+    dtype: str | None,
+    link_ties: bool,
+) -> Plan:
+    tied, written_ties = ties(config, side), ties(config, other_side(side))
     sources = dict(tensors)
     for name, first in tied.items():  # either name may be the only one
-        if first not in sources and name in sources:
-            sources[first] = sources[name]
-        elif name not in sources:
-            sources[name] = sources[first]
-    if architecture_of(config) is JAIS:
-        slopes = next(rule.names(side)[0] for rule in rules(config) if rule.names(side)[0].endswith(".slopes"))
-        _check_slopes(config, slopes, sources[slopes])
-    return _assemble(config, side, sources, ignored)
-
-
-def _assemble(config: DecoderConfig, side: Side, sources: Mapping[str, Source], ignored: tuple[str, ...]) -> Plan:
-    other: Side = "hugging_face" if side == "cerebras" else "cerebras"
-    own_ties, aliases = ties(config, side), ties(config, other)
+        stored = sources.get(name) or sources[first]
+        sources = {name: stored, first: stored} | sources
+    table = rules(config)
     steps: list[Step] = []
-    written: dict[str, tuple[Shape, str]] = {}
-    bytes_of: dict[str, int] = {}
+    step_of: dict[str, int] = {}
+    equal: list[tuple[int, int]] = []
     parameters = 0
-    for rule in rules(config):
-        inputs = tuple(sources[name] for name in rule.names(side))
-        dtypes = {source.dtype for source in inputs}
-        if len(dtypes) > 1:
-            raise ConversionError(
-                f"{', '.join(rule.names(side))} become one tensor but have several types: {', '.join(sorted(dtypes))}"
-            )
-        dtype = dtypes.pop()
-        step = Step(inputs, rule.operation_from(side), rule.names(other), rule.shapes(other), dtype)
-        written |= {name: (shape, dtype) for name, shape in zip(step.outputs, step.shapes, strict=True)}
-        if not set(rule.names(side)) & own_ties.keys():
-            count = sum(math.prod(shape) for shape in step.shapes)
+    bytes_of: Counter[str] = Counter()
+
+    def add(rule: Rule, inputs: tuple[Source, ...], first: str | None, writes: bool) -> None:
+        """Add a step unless nothing is left of it: `first` is the first name of what it reads, for a second name."""
+        same = first is not None and _place(inputs[0]) == _place(sources[first])
+        if same and not writes:
+            return
+        if first is not None and not same:
+            equal.append((step_of[first], len(steps)))
+        steps.append(Step(rule, side, inputs, _element_type(rule, side, inputs, dtype), writes))
+
+    for rule in table:
+        names = rule.names(side)
+        first_name = tied.get(names[0])
+        step_of |= dict.fromkeys(names, len(steps))
+        add(rule, tuple(sources[name] for name in names), first_name, writes=first_name is None or not link_ties)
+        if first_name is None:
+            count = sum(math.prod(shape) for shape in rule.cerebras_shapes)
             parameters += count
-            bytes_of[dtype] = bytes_of.get(dtype, 0) + count * np_dtype(dtype).itemsize
-        steps.append(step)
-    written |= {name: written[first] for name, first in aliases.items()}
-    by_bytes = sorted(bytes_of, key=lambda dtype: -bytes_of[dtype])
-    return Plan(tuple(steps), aliases, ignored, parameters, tuple(by_bytes), written)
+            bytes_of[steps[-1].dtype] += count * np_dtype(steps[-1].dtype).itemsize
+    for name in [name for name in tied if name not in step_of]:  # no rule has `ln_f` beside `transformer_decoder.norm`
+        add(steps[step_of[tied[name]]].rule, (sources[name],), tied[name], writes=False)
+
+    written = [name for rule in table for name in rule.names(other_side(side))]
+    stored_names = {name for step in steps if step.writes for name in step.outputs}
+    return Plan(
+        config,
+        side,
+        tuple(steps),
+        tuple(equal),
+        {name: first for name, first in written_ties.items() if name not in stored_names},
+        ignored,
+        parameters,
+        tuple(kind for kind, _ in bytes_of.most_common()),
+        tuple(dict.fromkeys([*written, *written_ties])),
+    )
+
+
+def _place(source: Source) -> tuple:
+    """Where a tensor lies: the same for two names of one, and different for any other two."""
+    key = getattr(source, "linked_to", None) or getattr(source, "key", None)
+    if key is not None:
+        return "key", str(getattr(source, "path", "")), key
+    offset = getattr(source, "offset", None)
+    return ("offset", str(getattr(source, "path", "")), offset) if offset is not None else ("object", id(source))
+
+
+def _element_type(rule: Rule, side: Side, inputs: tuple[Source, ...], dtype: str | None) -> str:
+    stored = sorted({source.dtype for source in inputs})
+    if dtype is not None and not rule.holds_slopes:
+        return dtype
+    if len(stored) > 1:
+        raise ConversionError(
+            f"{', '.join(rule.names(side))} become one tensor but have several types: {', '.join(stored)}; "
+            "choose one with --dtype"
+        )
+    return stored[0]
 
 
 def _check_names(
@@ -169,7 +252,7 @@ def _check_names(
     """Every expected name is there and no other; returns the names that may be ignored."""
     surplus = [name for name in tensors if name not in expected]
     ignored = [name for name in surplus if side == "hugging_face" and architecture_of(config).ignored.fullmatch(name)]
-    left_over = [name for name in surplus if name not in ignored]
+    left_over = set(surplus) - set(ignored)
     given = set(tensors) | {tied[name] for name in tied if name in tensors}
     given |= {name for name, first in tied.items() if first in given}
     missing = [name for name in expected if name not in given]
@@ -180,7 +263,7 @@ def _check_names(
             hint = " (is the head tied to the embedding? then the config must say so)"
         problems.append(f"missing: {_listed(missing)}{hint}")
     if left_over:
-        problems.append(f"not in such a model: {_listed(left_over)}")
+        problems.append(f"not in such a model: {_listed(name for name in surplus if name in left_over)}")
     if problems:
         raise ConversionError(f"the tensors are not those that the config demands; {'; '.join(problems)}")
     return tuple(ignored)
@@ -202,36 +285,25 @@ def _check_shapes(tensors: Mapping[str, Source], expected: Mapping[str, Shape]) 
 def _check_types(tensors: Mapping[str, Source], expected: Mapping[str, Shape]) -> None:
     by_type: dict[str, list[str]] = {}
     for name in expected:
-        if name in tensors and tensors[name].dtype not in _WEIGHT_TYPES:
+        if name in tensors and tensors[name].dtype not in WEIGHT_TYPES:
             by_type.setdefault(tensors[name].dtype, []).append(name)
     if by_type:
         texts = [f"{_listed(names)}: {dtype}" for dtype, names in by_type.items()]
-        raise ConversionError(f"weights must be of the type {', '.join(_WEIGHT_TYPES)}; {_first(texts)}")
+        raise ConversionError(f"weights must be of the type {', '.join(WEIGHT_TYPES)}; {_first(texts)}")
 
 
-def _check_ties(config: DecoderConfig, tensors: Mapping[str, Source], tied: Mapping[str, str]) -> None:
-    for name, first in tied.items():
-        if name in tensors and first in tensors and not same_values(tensors[name], tensors[first]):
-            hint = ""
-            if name == "lm_head.weight":
-                hint = "; the config ties them: say share_embedding_weights: false (tie_word_embeddings in a release)"
-            raise ConversionError(f"{name} and {first} must be one tensor but differ{hint}")
-
-
-def same_values(a: Source | TensorToWrite, b: Source | TensorToWrite) -> bool:
-    """Whether two tensors are equal bit for bit in type, shape and values; read in blocks of rows where both can be."""
+def same_values(a: Source, b: Source) -> bool:
+    """Whether two tensors are equal bit for bit in type, shape and values; read in blocks of rows."""
     if a.dtype != b.dtype or tuple(a.shape) != tuple(b.shape):
         return False
-    place = [(getattr(x, "linked_to", None) or getattr(x, "key", None), getattr(x, "file", None)) for x in (a, b)]
-    if place[0] == place[1] and place[0][0] is not None:
+    if _place(a) == _place(b):
         return True
-    if not a.shape or not a.nbytes or isinstance(a, TensorToWrite) or isinstance(b, TensorToWrite):
+    if not a.shape or not a.nbytes:
         return _same_bits(a.read(), b.read())
     rows = max(1, _BLOCK_BYTES * a.shape[0] // a.nbytes)
-    starts = range(0, a.shape[0], rows)
     return all(
         _same_bits(a.read_rows(start, stop), b.read_rows(start, stop))
-        for start, stop in ((start, min(start + rows, a.shape[0])) for start in starts)
+        for start, stop in ((start, min(start + rows, a.shape[0])) for start in range(0, a.shape[0], rows))
     )
 
 
@@ -264,7 +336,7 @@ def _check_slopes(config: DecoderConfig, name: str, slopes: Source) -> None:
         )
 
 
-def _listed(names: list[str]) -> str:
+def _listed(names: Iterable[str]) -> str:
     return _first(grouped(names))
 
 

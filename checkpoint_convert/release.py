@@ -1,12 +1,9 @@
-"""A release directory: what lies in it besides the weights, and how it appears whole or not at all."""
+"""A release directory: what lies in it besides the weights."""
 
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,48 +27,6 @@ _TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
-
-
-@contextmanager
-def directory_appearing(output: Path, nbytes: int) -> Iterator[Path]:
-    """Yield a hidden directory beside `output`; when the block ends well it becomes `output`, else nothing is left.
-
-    Args:
-        output: the directory to appear; it must not exist, its parent must.
-        nbytes: bytes about to be written; a disk without that much room is refused beforehand.
-
-    Raises:
-        ConversionError: as above, or the system refuses to write.
-    """
-    if os.path.lexists(output):
-        raise ConversionError(f"{output}: exists already; choose another name or delete it")
-    parent = output.absolute().parent
-    if not parent.is_dir():
-        raise ConversionError(f"{output}: the directory {parent} does not exist; create it first")
-    free = shutil.disk_usage(parent).free
-    if nbytes > free:
-        raise ConversionError(
-            f"{output}: needs {nbytes / 1e9:.2f} GB but the disk has {free / 1e9:.2f} GB free; make room"
-        )
-    partial = parent / f".{output.name}.{secrets.token_hex(4)}.partial"
-    try:
-        partial.mkdir()
-        yield partial
-        _sync(partial)
-        os.rename(partial, output)
-        _sync(parent)
-    except OSError as error:
-        raise ConversionError(f"{output}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @dataclass(frozen=True)
@@ -167,7 +122,7 @@ def write_companions(
 
 
 def _copy(source: Path, target: Path) -> None:
-    with open(target, "xb") as file:
+    with open(target, "wb") as file:
         file.write(source.read_bytes())
         file.flush()
         os.fsync(file.fileno())

@@ -28,6 +28,11 @@ from checkpoint_convert.operations import (
 Side = Literal["cerebras", "hugging_face"]
 
 
+def other_side(side: Side) -> Side:
+    """The side across."""
+    return "hugging_face" if side == "cerebras" else "cerebras"
+
+
 @dataclass(frozen=True)
 class Rule:
     """Tensors of one side that are tensors of the other through an operation."""
@@ -36,6 +41,11 @@ class Rule:
     cerebras_shapes: tuple[Shape, ...]
     hugging_face: tuple[str, ...]
     to_hugging_face: Operation
+
+    @property
+    def holds_slopes(self) -> bool:
+        """Whether it is the rule of ALiBi's slopes, which follow from the number of heads and never train."""
+        return self.cerebras[0].endswith(".slopes")
 
     def names(self, side: Side) -> tuple[str, ...]:
         return self.cerebras if side == "cerebras" else self.hugging_face

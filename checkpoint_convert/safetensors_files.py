@@ -15,83 +15,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-
 from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.operations import Shape
+from checkpoint_convert.file_tensors import FileTensor, Shape, TensorHeader, np_dtype
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _LARGEST_HEADER = 100_000_000  # bytes; the limit of the format's own library
 
-DTYPES: dict[str, np.dtype] = {
-    "BOOL": np.dtype(bool),
-    "U8": np.dtype("<u1"),
-    "I8": np.dtype("<i1"),
-    "U16": np.dtype("<u2"),
-    "I16": np.dtype("<i2"),
-    "U32": np.dtype("<u4"),
-    "I32": np.dtype("<i4"),
-    "U64": np.dtype("<u8"),
-    "I64": np.dtype("<i8"),
-    "F16": np.dtype("<f2"),
-    "F32": np.dtype("<f4"),
-    "F64": np.dtype("<f8"),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
+_DTYPE_OF_CODE = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "U16": "uint16",
+    "I16": "int16",
+    "U32": "uint32",
+    "I32": "int32",
+    "U64": "uint64",
+    "I64": "int64",
+    "F16": "float16",
+    "F32": "float32",
+    "F64": "float64",
+    "BF16": "bfloat16",
 }
-_CODES = {dtype.name: code for code, dtype in DTYPES.items()}
+_CODES = {dtype: code for code, dtype in _DTYPE_OF_CODE.items()}
 
 
-@dataclass(frozen=True, eq=False)
-class SafetensorsTensor:
-    """A tensor in a safetensors file, read when asked for."""
-
-    name: str
-    shape: Shape
-    dtype: str
-    """A name such as "float32" or "bfloat16"."""
-    path: Path
-    offset: int
-    """Byte of the file at which the data begins."""
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * np_dtype(self.dtype).itemsize
-
-    def read(self) -> np.ndarray:
-        """The whole tensor as a new array; bfloat16 as ml_dtypes.bfloat16."""
-        return self._read(self.offset, self.shape)
-
-    def read_rows(self, start: int, stop: int) -> np.ndarray:
-        """Rows start to stop (exclusive) of the first axis."""
-        row_bytes = self.nbytes // self.shape[0] if self.shape[0] else 0
-        return self._read(self.offset + start * row_bytes, (stop - start, *self.shape[1:]))
-
-    def _read(self, offset: int, shape: Shape) -> np.ndarray:
-        values = np.empty(shape, np_dtype(self.dtype))
-        left = values.reshape(-1).view(np.uint8).data
-        try:
-            with open(self.path, "rb", buffering=0) as file:
-                file.seek(offset)
-                while left:
-                    count = file.readinto(left)
-                    if not count:
-                        raise ConversionError(
-                            f"{self.path}: ends inside tensor {self.name!r}; it changed while it was read"
-                        )
-                    left = left[count:]
-        except OSError as error:
-            raise ConversionError(f"{self.path}: cannot be read: {error.strerror or error}") from error
-        return values
-
-
-def np_dtype(name: str) -> np.dtype:
-    """The numpy dtype of a name such as "bfloat16"."""
-    return DTYPES[_CODES[name]]
-
-
-def open_model(directory: str | os.PathLike) -> dict[str, SafetensorsTensor]:
+def open_model(directory: str | os.PathLike) -> dict[str, FileTensor]:
     """The tensors of a release directory by name, from one file or from shards; only headers are read.
 
     Raises:
@@ -100,35 +49,40 @@ def open_model(directory: str | os.PathLike) -> dict[str, SafetensorsTensor]:
     directory = Path(directory)
     index, single = directory / INDEX, directory / SINGLE
     if index.is_file():
-        return _open_shards(index)
+        return open_shards(index, read_header)
     if single.is_file():
         return read_header(single)
-    if any(directory.glob("*.bin")) or any(directory.glob("*.pt")):
-        raise ConversionError(
-            f"{directory}: has its weights in pickle files, which can run code when read; save it as safetensors first"
-        )
-    raise ConversionError(f"{directory}: has neither {INDEX} nor {SINGLE}")
+    raise ConversionError(f"{directory}: has neither {INDEX} nor {SINGLE}; name the directory that holds the weights")
 
 
-def _open_shards(index: Path) -> dict[str, SafetensorsTensor]:
+def open_shards(index: Path, read_file: Callable[[Path], dict[str, FileTensor]]) -> dict[str, FileTensor]:
+    """The tensors of all files that an index names, each file read by `read_file`.
+
+    Raises:
+        ConversionError: the index is damaged, names a file outside its directory, or does not fit the files.
+    """
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(f, str) for f in weight_map.values()):
-        raise ConversionError(f"{index}: has no weight_map of tensor names to file names")
-    tensors: dict[str, SafetensorsTensor] = {}
-    for shard in dict.fromkeys(weight_map.values()):
+        raise ConversionError(f"{index}: has no weight_map of tensor names to file names; fetch it again")
+    listed: dict[str, set[str]] = {}
+    for name, shard in weight_map.items():
+        listed.setdefault(shard, set()).add(name)
+    tensors: dict[str, FileTensor] = {}
+    for shard, names in listed.items():
         if Path(shard).name != shard or shard in ("", ".", ".."):
-            raise ConversionError(f"{index}: names the file {shard!r}, which is not a plain name in the same directory")
-        found = read_header(index.parent / shard)
-        listed = {name for name, file in weight_map.items() if file == shard}
-        if found.keys() != listed:
-            name = sorted(found.keys() ^ listed)[0]
-            where = f"is not in {shard}" if name in listed else f"in {shard} is not where the index puts it"
+            raise ConversionError(
+                f"{index}: names the file {shard!r}, which is not a plain name in the same directory; fetch it again"
+            )
+        found = read_file(index.parent / shard)
+        if found.keys() != names:
+            name = min(found.keys() ^ names)
+            where = f"is not in {shard}" if name in names else f"in {shard} is not where the index puts it"
             raise ConversionError(f"{index}: tensor {name!r} {where}; the files do not belong together")
         tensors |= found
     return {name: tensors[name] for name in weight_map}
 
 
-def read_header(path: Path) -> dict[str, SafetensorsTensor]:
+def read_header(path: Path) -> dict[str, FileTensor]:
     """The tensors of one file by name; every claim of the header is checked against the size of the file.
 
     Raises:
@@ -147,15 +101,15 @@ def read_header(path: Path) -> dict[str, SafetensorsTensor]:
         reason = getattr(error, "strerror", None) or error
         raise ConversionError(f"{str(path)!r}: cannot be read: {reason}") from error
     header.pop("__metadata__", None)
-    tensors: dict[str, SafetensorsTensor] = {}
+    tensors: dict[str, FileTensor] = {}
     ranges: list[tuple[int, int, str]] = []
     for name, about in header.items():
         dtype, shape, begin, end = _entry(path, name, about)
-        if end - begin != math.prod(shape) * dtype.itemsize:
+        if end - begin != math.prod(shape) * np_dtype(dtype).itemsize:
             raise ConversionError(
                 f"{path}: tensor {name!r} has {end - begin} bytes, which is not its shape {list(shape)}"
             )
-        tensors[name] = SafetensorsTensor(name, shape, dtype.name, path, 8 + length + begin)
+        tensors[name] = FileTensor(name, shape, dtype, path, 8 + length + begin)
         ranges.append((begin, end, name))
     at = 0
     for begin, end, name in sorted(ranges):
@@ -167,7 +121,7 @@ def read_header(path: Path) -> dict[str, SafetensorsTensor]:
     return tensors
 
 
-def _entry(path: Path, name: str, about: Any) -> tuple[np.dtype, Shape, int, int]:
+def _entry(path: Path, name: str, about: Any) -> tuple[str, Shape, int, int]:
     try:
         code, shape, (begin, end) = about["dtype"], about["shape"], about["data_offsets"]
         whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
@@ -175,9 +129,9 @@ def _entry(path: Path, name: str, about: Any) -> tuple[np.dtype, Shape, int, int
         whole, code = False, None
     if not whole or not isinstance(code, str) or len(shape) > 32 or end < begin:
         raise ConversionError(f"{path}: the entry of tensor {name!r} is damaged")
-    if code not in DTYPES:
+    if code not in _DTYPE_OF_CODE:
         raise ConversionError(f"{path}: tensor {name!r} has the element type {code}, which is not converted")
-    return DTYPES[code], tuple(shape), begin, end
+    return _DTYPE_OF_CODE[code], tuple(shape), begin, end
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -208,30 +162,16 @@ def _parsed(path: Path, text: bytes) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class TensorToWrite:
-    """A tensor with its place still to find; `read` gives its values when their turn comes."""
-
-    name: str
-    shape: Shape
-    dtype: str
-    read: Callable[[], np.ndarray]
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * np_dtype(self.dtype).itemsize
-
-
-@dataclass(frozen=True)
 class Shard:
     """One file of a model: its name and its tensors, widest elements first so that each is aligned."""
 
     file: str
-    tensors: tuple[TensorToWrite, ...]
+    tensors: tuple[TensorHeader, ...]
 
 
-def plan_shards(tensors: Iterable[TensorToWrite], max_shard_size: int) -> tuple[Shard, ...]:
+def plan_shards(tensors: Iterable[TensorHeader], max_shard_size: int) -> tuple[Shard, ...]:
     """Distribute tensors, in order, over files of at most `max_shard_size` bytes (a larger tensor has its own file)."""
-    groups: list[list[TensorToWrite]] = []
+    groups: list[list[TensorHeader]] = []
     room = -1
     for tensor in tensors:
         if tensor.nbytes > room:
@@ -248,33 +188,38 @@ def plan_shards(tensors: Iterable[TensorToWrite], max_shard_size: int) -> tuple[
     )
 
 
-def write_model(directory: Path, shards: Sequence[Shard], progress: Callable[[int], object] = lambda _: None) -> None:
-    """Write the shards and their index into an existing directory, each file flushed to the disk.
+def lay_out_model(directory: Path, shards: Sequence[Shard]) -> None:
+    """Create the shards with their headers, the data still a hole, and their index, in an existing directory.
 
     Args:
         directory: where; nothing of these names may be in it.
         shards: from `plan_shards`.
-        progress: called with the bytes of each tensor once it is written.
     """
     for shard in shards:
         with open(directory / shard.file, "xb") as file:
             file.write(_header(shard.tensors))
-            for tensor in shard.tensors:
-                values = tensor.read()
-                assert values.shape == tensor.shape and values.dtype == np_dtype(tensor.dtype), tensor.name
-                file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
-                progress(tensor.nbytes)
+            file.truncate(file.tell() + sum(tensor.nbytes for tensor in shard.tensors))
             file.flush()
             os.fsync(file.fileno())
-    tensors = [tensor for shard in shards for tensor in shard.tensors]
     index = {
-        "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors)},
+        "metadata": {"total_size": sum(tensor.nbytes for shard in shards for tensor in shard.tensors)},
         "weight_map": {tensor.name: shard.file for shard in shards for tensor in shard.tensors},
     }
     write_json(directory / INDEX, index)
 
 
-def _header(tensors: Sequence[TensorToWrite]) -> bytes:
+def places_in(directory: Path, shards: Sequence[Shard]) -> dict[str, FileTensor]:
+    """Where each tensor lies, or is to lie, in shards laid out in a directory."""
+    places: dict[str, FileTensor] = {}
+    for shard in shards:
+        at = len(_header(shard.tensors))
+        for tensor in shard.tensors:
+            places[tensor.name] = FileTensor(tensor.name, tensor.shape, tensor.dtype, directory / shard.file, at)
+            at += tensor.nbytes
+    return places
+
+
+def _header(tensors: Sequence[TensorHeader]) -> bytes:
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for tensor in tensors:
@@ -285,7 +230,7 @@ def _header(tensors: Sequence[TensorToWrite]) -> bytes:
         }
         at += tensor.nbytes
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8 bytes
+    text += b" " * (-(len(text) + 8) % 64)  # data at a multiple of 64 bytes, a line of the processor's cache
     return len(text).to_bytes(8, "little") + text
 
 
@@ -295,8 +240,8 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a new text file, flushed to the disk."""
-    with open(path, "x", encoding="utf-8") as file:
+    """Write a text file, flushed to the disk."""
+    with open(path, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

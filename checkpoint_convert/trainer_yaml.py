@@ -11,6 +11,8 @@ import yaml
 
 from cerebras_jais.model.config import DecoderConfig
 from checkpoint_convert.errors import ConversionError
+from checkpoint_convert.mup import with_todays_mup
+from checkpoint_convert.old_sections import with_todays_keys
 from checkpoint_convert.rules import JAIS, architecture_of
 
 _HEAD = """\
@@ -37,7 +39,7 @@ _Loader.add_implicit_resolver(
 
 
 def read_model_section(path: Path) -> dict[str, Any]:
-    """The `model:` section of a trainer YAML; of the last trainer where the file lists several.
+    """The `model:` section of a trainer YAML, as `model_section_of` gives it.
 
     Raises:
         ConversionError: the file cannot be read, is no YAML, or has no such section.
@@ -46,18 +48,52 @@ def read_model_section(path: Path) -> dict[str, Any]:
         params = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader: builds plain values only
     except (OSError, UnicodeDecodeError) as error:
         raise ConversionError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConversionError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from error
     return model_section_of(params, str(path))
 
 
 def model_section_of(params: Any, where: str) -> dict[str, Any]:
-    """The `model:` section of the params of a run: `trainer` (one or a list), or `model` at the top in the older form.
+    """The `model:` section of the params of a run, in the form of Model Zoo 2.10 whichever release wrote them.
+
+    The params are those of one trainer, of a list of trainers (the last counts), or of the older form with `model` and
+    `optimizer` at the top. Keys that are gone since are left out. The deprecated form of muP, which says its width in
+    the optimizer, becomes today's, with the same logits, initial weights and learning-rate scales.
 
     Args:
         params: the YAML as Python values.
         where: what to call it in an error.
+
+    Raises:
+        ConversionError: there is no such section, or it asks for something that no model of the family has.
+        ModelConfigError: a section in the deprecated form of muP does not describe a model.
     """
+    run = _run_of(params)
+    section = run.get("model")
+    if not isinstance(section, Mapping) or not section:
+        raise ConversionError(f"{where}: has no section trainer.init.model")
+    try:
+        return with_todays_mup(with_todays_keys(_plain(section)), _adjustments_of(run))
+    except ConversionError as error:
+        raise ConversionError(f"{where}: {error}") from error
+    except RecursionError as error:
+        raise ConversionError(f"{where}: model holds itself; remove the YAML alias that does that") from error
+
+
+def adjustments_left_out(params: Any) -> list[str]:
+    """Notes on the optimizer's learning-rate scales that a `model:` section cannot say, so that no release keeps them.
+
+    They are a choice of the run, as the learning rate itself is; muP's own scales follow from the section.
+    """
+    left = {group: scale for group, scale in _adjustments_of(_run_of(params)).items() if group != "decoder_kernel"}
+    return [
+        f"left out: optimizer.adjust_learning_rate.{group} = {scale!r}, a choice of the run; give it again to train on"
+        for group, scale in left.items()
+    ]
+
+
+def _run_of(params: Any) -> Mapping[str, Any]:
+    """The mapping that holds `model` and `optimizer`; empty where there is none."""
     found = params
     if isinstance(found, Mapping) and "trainer" in found:
         found = found["trainer"]
@@ -65,10 +101,19 @@ def model_section_of(params: Any, where: str) -> dict[str, Any]:
             found = found[-1]
             found = found.get("trainer") if isinstance(found, Mapping) else None
         found = found.get("init") if isinstance(found, Mapping) else None
-    section = found.get("model") if isinstance(found, Mapping) else None
-    if not isinstance(section, Mapping) or not section:
-        raise ConversionError(f"{where}: has no section trainer.init.model")
-    return _plain(section)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _adjustments_of(run: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The optimizer's learning-rate scales by group: at its top in the older form, under its name in today's."""
+    optimizer = run.get("optimizer")
+    if not isinstance(optimizer, Mapping):
+        return {}
+    for options in (optimizer, *optimizer.values()):
+        found = options.get("adjust_learning_rate") if isinstance(options, Mapping) else None
+        if isinstance(found, Mapping):
+            return found
+    return {}
 
 
 def _plain(value: Any) -> Any:

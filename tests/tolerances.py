@@ -34,3 +34,11 @@ LEARNING_RATE_ABSOLUTE = 1e-9  # rates of order 1e-2; where a schedule passes th
 SCHEDULER_STATE = 1e-12  # absolute, values of the state of order 1e-3 and above, and exact zeros
 OPTIMIZER_STATE_RELATIVE = 1e-5  # moments after 30 steps, summed in another order
 OPTIMIZER_STATE = 1e-7  # absolute, for moments near 0
+
+# muP's constants from one form into another.
+ROUNDING = 1e-15  # relative; a few roundings of float64
+MUP_CONSTANT = 1e-11  # relative; initializers are written with twelve digits
+SAME_DRAW = 1e-5  # relative, float32; one seed and spreads that differ by MUP_CONSTANT
+
+# A release in transformers against the Model Zoo's own model on the checkpoint that its trainer wrote.
+MODELZOO_RELEASE_LOGITS = 1e-5  # absolute, fp32; logits of these models reach some units

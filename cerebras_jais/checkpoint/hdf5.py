@@ -1,14 +1,15 @@
 """Guarded HDF5: reading that follows nothing out of the file and believes no size, writing that survives a full disk.
 
 HDF5 can point outside its file, compute data from other datasets and call any filter installed; a checkpoint needs none
-of that, so all of it is refused. The HDF5 library still parses the file, and a heap of texts damaged on purpose makes
-it loop for ever: open only files that you trust. When a write fails, HDF5 can end the process while it closes the file;
-`writing` keeps the failure from it.
+of that, so all of it is refused. The HDF5 library itself looks at a file that is read only in another process (see
+hdf5_inspection.py), which says where the data lies; the data is then read here. When a write fails, HDF5 can end the
+process while it closes the file; `writing` keeps the failure from it.
 """
 
 import io
 import math
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,21 +17,26 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import hdf5plugin
 import numpy as np
 
+from cerebras_jais.checkpoint.chunks import (
+    ChunkTable,
+    Packing,
+    chunk_table,
+    grid_of,
+    packing_of,
+    read_at,
+    read_rows,
+)
+from cerebras_jais.checkpoint.dtypes import ELEMENT_TYPES
 from cerebras_jais.checkpoint.errors import CheckpointError, as_checkpoint_error
+from cerebras_jais.checkpoint.hdf5_inspection import Inspection
 
-_LZ4 = hdf5plugin.LZ4_ID
-# The filters that may occur, each with the most it can expand one byte to: a shape beyond that is a lie.
-_EXPANSION: dict[int, int] = {
-    _LZ4: 255,
-    h5py.h5z.FILTER_DEFLATE: 1032,
-    h5py.h5z.FILTER_SHUFFLE: 1,
-    h5py.h5z.FILTER_FLETCHER32: 1,
-}
 _MAX_RANK = 32
-_MAX_TRANSFER = 1 << 30
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_FIRST_PLACE = 512  # of the signature when something else comes before it; then at twice that, and so on
+# A chunk's entry in any index of HDF5 has at least its offset; without that an absurd number of chunks costs nothing.
+_LEAST_PER_CHUNK = 8
 
 
 @dataclass(frozen=True)
@@ -39,15 +45,17 @@ class DatasetHeader:
 
     name: str
     shape: tuple[int, ...]
-    dtype: np.dtype
-    """As on the disk."""
+    dtype: np.dtype | None
+    """As on the disk; None when it is of a type that no tensor has."""
+    type_name: str
     offset: int | None
     """Where the data begins in the file, for a contiguous dataset that is not empty."""
     chunks: tuple[int, ...] | None
+    packing: Packing
 
 
 class GuardedFile:
-    """An HDF5 file open for reading; every error is a CheckpointError that names the file."""
+    """An HDF5 file open for reading, by several threads at once; every error is a CheckpointError that names it."""
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
@@ -57,143 +65,166 @@ class GuardedFile:
             raise CheckpointError(f"{path}: is a directory; give the .mdl file inside it")
         if not self.path.is_file():
             raise CheckpointError(f"{path}: no such file")
-        with as_checkpoint_error(self.path, "opening"), open(self.path, "rb"):
-            if not h5py.is_hdf5(self.path):
-                raise CheckpointError(f"{path}: is not an HDF5 file, or only the beginning or end of one")
-        with as_checkpoint_error(self.path, "opening (a damaged or incomplete copy?)"):
-            self._file = h5py.File(self.path, "r", locking="best-effort")
-            self._attributes = self._file.attrs
-            self._descriptor = self._file.id.get_vfd_handle()
-            self.size = os.fstat(self._descriptor).st_size
-        self._datasets: dict[str, h5py.Dataset] = {}
-        self._sound_chunks: set[str] = set()
+        with as_checkpoint_error(self.path, "opening"):
+            self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115  # closed by `close`
+        try:
+            with as_checkpoint_error(self.path, "opening"):
+                self._state = self._present_state()
+                self.size = self._state[0]
+                if not self._has_signature():
+                    raise CheckpointError(f"{path}: is not an HDF5 file, or only the beginning or end of one")
+                self._inspection = Inspection(self.path, self._file.fileno())
+                facts, _ = self._inspection.ask()
+                self._attributes: dict[str, Any] = facts["attributes"]
+                self._headers: dict[str, Any] = facts["headers"]
+        except BaseException:
+            self._file.close()
+            raise
+        self._tables: dict[str, ChunkTable] = {}
+        self._lock = threading.Lock()
 
     def close(self) -> None:
-        """Close the file; reading after that is a CheckpointError."""
-        self._datasets.clear()
+        """Close the file, when no other thread reads; reading after that is a CheckpointError."""
+        self._inspection.close()
+        self._tables.clear()
         self._file.close()
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError when the file's size or time of modification is no longer what it was at opening."""
+        self._check_open()
+        with as_checkpoint_error(self.path, "looking whether it was changed"):
+            if self._present_state() != self._state:
+                raise CheckpointError(f"{self.path}: was changed while it was being read; start again")
 
     def attribute(self, name: str) -> Any:
         """Return a scalar attribute of the root as str, bool, int or float; None when it is not there."""
-        with as_checkpoint_error(self.path, f"reading the attribute '{name}'"):
-            if name not in self._attributes:
-                return None
-            header = self._attributes.get_id(name)
-            text = h5py.check_string_dtype(header.dtype)
-            if header.shape != () or not (header.dtype.kind in "biuf" or (text is not None and text.length is None)):
-                raise CheckpointError(f"{self.path}: the attribute '{name}' is neither a text nor a number")
-            value = self._attributes[name]
-            return value if isinstance(value, str) else value.item()
+        found = self._attributes.get(name)
+        if isinstance(found, dict):
+            raise CheckpointError(f"{self.path}: the attribute '{name}' cannot be read: {found['error']}")
+        return found[0] if found else None
 
     def header(self, name: str) -> DatasetHeader:
         """Check where and how a dataset lies and return its header, without reading its data."""
         with as_checkpoint_error(self.path, f"reading the header of tensor '{name}'"):
-            dataset = self._find(name)
-            if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
-                raise CheckpointError(f"{self.path}: tensor '{name}' has no data; the file is incomplete")
-            header = self._checked_header(name, dataset)
-            self._datasets[name] = dataset
-            return header
-
-    def read_into(self, header: DatasetHeader, out: np.ndarray, start: int) -> None:
-        """Fill the contiguous array `out`, of the header's dtype, with the rows from `start` on (all of a scalar)."""
-        if not self._file:
-            raise CheckpointError(f"{self.path}: is closed; read '{header.name}' while the checkpoint is open")
-        if out.size == 0:
-            return
-        with as_checkpoint_error(self.path, f"reading tensor '{header.name}'"):
-            if header.offset is not None:
-                row_bytes = out.nbytes // len(out) if out.ndim else 0
-                self._read_range(header, out, header.offset + start * row_bytes)
-                return
-            self._check_chunks(header)
-            selection = np.s_[start : start + len(out)] if out.ndim else ()
-            self._datasets[header.name].read_direct(out, source_sel=selection)
-
-    def _find(self, name: str) -> Any:
-        group: Any = self._file
-        for part in filter(None, name.split("/")):
-            links = group.id.links if isinstance(group, h5py.Group) else None
-            if links is None or not links.exists(part.encode()):
+            facts = self._headers.get(name, {"problem": "missing"})
+            if "error" in facts:
+                raise CheckpointError(f"{self.path}: tensor '{name}' cannot be read: {facts['error']}")
+            problem = facts.get("problem")
+            if problem == "missing":
                 raise CheckpointError(f"{self.path}: tensor '{name}' is missing; the file is incomplete")
-            if links.get_info(part.encode()).type != h5py.h5l.TYPE_HARD:
+            if problem == "link":
                 raise CheckpointError(
                     f"{self.path}: tensor '{name}' lies behind a soft or external link; such files are refused"
                 )
-            group = group[part]
-        return group
+            if problem == "empty":
+                raise CheckpointError(f"{self.path}: tensor '{name}' has no data; the file is incomplete")
+            return self._checked_header(name, facts)
 
-    def _checked_header(self, name: str, dataset: h5py.Dataset) -> DatasetHeader:
-        plan = dataset.id.get_create_plist()
-        layout = plan.get_layout()
-        if layout == h5py.h5d.VIRTUAL or plan.get_external_count():
-            raise CheckpointError(f"{self.path}: tensor '{name}' has its data in another file; such files are refused")
-        if len(dataset.shape) > _MAX_RANK:
-            raise CheckpointError(f"{self.path}: tensor '{name}' has more than {_MAX_RANK} dimensions")
-        expansion = 1
-        for index in range(plan.get_nfilters()):
-            code = plan.get_filter(index)[0]
-            if code not in _EXPANSION:
-                raise CheckpointError(f"{self.path}: tensor '{name}' is packed with the unknown filter {code}")
-            expansion *= _EXPANSION[code]
-        chunks = dataset.chunks
-        needed = math.prod(dataset.shape) * dataset.dtype.itemsize
-        unit = math.prod(chunks) * dataset.dtype.itemsize if chunks and needed else 0
-        if max(needed, unit) > expansion * self.size:
-            raise CheckpointError(
-                f"{self.path}: tensor '{name}' claims the shape {dataset.shape}, more than {self.size} bytes can hold"
-            )
-        offset = dataset.id.get_offset() if layout == h5py.h5d.CONTIGUOUS and needed else None
-        if layout == h5py.h5d.CONTIGUOUS and needed and (offset is None or offset + needed > self.size):
-            raise CheckpointError(f"{self.path}: the data of tensor '{name}' was never written; the file is incomplete")
-        return DatasetHeader(name, tuple(dataset.shape), dataset.dtype, offset, chunks)
-
-    def _read_range(self, header: DatasetHeader, out: np.ndarray, offset: int) -> None:
-        left = out.reshape(-1).view(np.uint8).data
-        while left:
-            count = os.preadv(self._descriptor, [left[:_MAX_TRANSFER]], offset)
-            if count == 0:
-                raise CheckpointError(f"{self.path}: the file ends inside tensor '{header.name}'")
-            left, offset = left[count:], offset + count
-
-    def _check_chunks(self, header: DatasetHeader) -> None:
-        """Check once that every chunk is there and that no LZ4 chunk asks for more memory than a chunk is large."""
-        if header.chunks is None or header.name in self._sound_chunks:
+    def read_into(self, header: DatasetHeader, out: np.ndarray, start: int) -> None:
+        """Fill the contiguous array `out`, of the header's dtype, with the rows from `start` on (all of a scalar)."""
+        self._check_open()
+        if out.size == 0:
             return
-        dataset = self._datasets[header.name]
-        plan = dataset.id.get_create_plist()
-        packed = any(plan.get_filter(index)[0] == _LZ4 for index in range(plan.get_nfilters()))
-        chunk_bytes = math.prod(header.chunks) * header.dtype.itemsize
-        infos: list[Any] = []
-        dataset.id.chunk_iter(infos.append)
-        expected = math.prod(-(-n // c) for n, c in zip(header.shape, header.chunks, strict=True))
-        if len(infos) != expected:
+        with as_checkpoint_error(self.path, f"reading tensor '{header.name}'"):
+            if header.chunks is None:
+                assert header.offset is not None  # its data is not empty
+                row_bytes = out.nbytes // len(out) if out.ndim else 0
+                left = out.reshape(-1).view(np.uint8).data
+                try:
+                    read_at(self._file.fileno(), left, header.offset + start * row_bytes)
+                except EOFError as error:
+                    raise CheckpointError(f"{self.path}: the file ends inside tensor '{header.name}'") from error
+                return
+            table = self._chunk_table(header)
+            try:
+                read_rows(self._file.fileno(), table, header.packing, header.chunks, out, start)
+            except (ValueError, EOFError) as error:
+                raise CheckpointError(f"{self.path}: tensor '{header.name}' has a damaged chunk: {error}") from error
+
+    def _check_open(self) -> None:
+        if self._file.closed:
+            raise CheckpointError(f"{self.path}: is closed; use it while the checkpoint is open")
+
+    def _present_state(self) -> tuple[int, int]:
+        state = os.fstat(self._file.fileno())
+        return state.st_size, state.st_mtime_ns
+
+    def _has_signature(self) -> bool:
+        place = 0
+        while place < self.size:
+            if os.pread(self._file.fileno(), len(_SIGNATURE), place) == _SIGNATURE:
+                return True
+            place = 2 * place or _FIRST_PLACE
+        return False
+
+    def _checked_header(self, name: str, facts: dict[str, Any]) -> DatasetHeader:
+        shape, itemsize, layout = tuple(facts["shape"]), facts["itemsize"], facts["layout"]
+        if layout == "virtual" or facts["elsewhere"]:
+            raise CheckpointError(f"{self.path}: tensor '{name}' has its data in another file; such files are refused")
+        if len(shape) > _MAX_RANK:
+            raise CheckpointError(f"{self.path}: tensor '{name}' has more than {_MAX_RANK} dimensions")
+        packing = packing_of(facts["filters"], itemsize)
+        if packing is None:
+            codes = " and ".join(str(code) for code, _ in facts["filters"])
+            raise CheckpointError(f"{self.path}: tensor '{name}' is packed with the unknown filter {codes}")
+        chunks = tuple(facts["chunks"]) if layout == "chunked" else None
+        needed = math.prod(shape) * itemsize
+        unit = math.prod(chunks) * itemsize if chunks and needed else 0
+        count = math.prod(grid_of(shape, chunks)) if unit and chunks else 0
+        if max(needed, unit) > packing.expansion * self.size or count * _LEAST_PER_CHUNK > self.size:
             raise CheckpointError(
-                f"{self.path}: tensor '{header.name}' has {len(infos)} of {expected} chunks; the file is incomplete"
+                f"{self.path}: tensor '{name}' claims the shape {shape}, more than {self.size} bytes can hold"
             )
-        for info in infos if packed else ():
-            head = os.pread(self._descriptor, 8, info.byte_offset)
-            if info.filter_mask == 0 and int.from_bytes(head, "big") != chunk_bytes:
-                raise CheckpointError(f"{self.path}: tensor '{header.name}' has a damaged chunk")
-        self._sound_chunks.add(header.name)
+        offset = facts["offset"] if layout == "contiguous" and needed else None
+        if layout == "contiguous" and needed and (offset is None or offset + needed > self.size):
+            raise CheckpointError(f"{self.path}: the data of tensor '{name}' was never written; the file is incomplete")
+        if layout not in ("contiguous", "chunked") and needed:
+            raise CheckpointError(f"{self.path}: tensor '{name}' has the layout '{layout}', which is not read")
+        dtype = ELEMENT_TYPES[facts["type"]].disk if facts["type"] else None
+        return DatasetHeader(name, shape, dtype, facts["type_name"], offset, chunks, packing)
+
+    def _chunk_table(self, header: DatasetHeader) -> ChunkTable:
+        """Return where the chunks lie, asked for when the first of them is wanted."""
+        with self._lock:
+            if header.name not in self._tables:
+                assert header.chunks is not None
+                expected = math.prod(grid_of(header.shape, header.chunks))
+                _, numbers = self._inspection.ask(chunks_of=header.name, most=expected)
+                self.check_unchanged()
+                try:
+                    table = chunk_table(header.shape, header.chunks, numbers, self.size)
+                except ValueError as error:
+                    raise CheckpointError(f"{self.path}: tensor '{header.name}' {error}") from error
+                self._tables[header.name] = table
+            return self._tables[header.name]
 
 
 @contextmanager
 def writing(path: Path, *, create: bool) -> Iterator[h5py.File]:
     """Yield an HDF5 file open for writing, new when `create`; a failed write is one CheckpointError after the block."""
-    # v108 keeps thousands of root attributes in an index; the older layout searches them one by one.
-    options: dict[str, Any] = {"libver": ("v108", "v108"), "alignment_threshold": 1, "alignment_interval": 64}
     with as_checkpoint_error(path, "opening it for writing"):
         raw = open(path, "x+b" if create else "r+b", buffering=0)  # noqa: SIM115  # closed by the next with
     with raw:
         disk = _Disk(raw.fileno())
         try:
-            with h5py.File(disk, "w", **options) if create else h5py.File(disk, "r+") as file:
+            with _create(disk) if create else h5py.File(disk, "r+") as file:
                 yield file
         finally:
             if disk.failure is not None:
                 # Whatever else went wrong in the block followed from this.
                 raise CheckpointError(f"{path}: cannot be written: {disk.failure}") from disk.failure
+
+
+def _create(disk: "_Disk") -> h5py.File:
+    # Not h5py.File itself: older versions of it leave the time of creation in the file.
+    creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    creation.set_obj_track_times(False)
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    # This version keeps thousands of root attributes in an index; the older layout searches them one by one.
+    access.set_libver_bounds(h5py.h5f.LIBVER_V18, h5py.h5f.LIBVER_V18)
+    access.set_alignment(1, 64)
+    access.set_fileobj_driver(h5py.h5fd.fileobj_driver, disk)
+    return h5py.File(h5py.h5f.create(repr(disk).encode(), h5py.h5f.ACC_TRUNC, creation, access))
 
 
 class _Disk(io.RawIOBase):

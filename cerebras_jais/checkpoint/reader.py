@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cerebras_jais.checkpoint import treespec
-from cerebras_jais.checkpoint.dtypes import ELEMENT_TYPES, NAME_BY_CODE, ElementType, element_type_of
+from cerebras_jais.checkpoint.dtypes import ELEMENT_TYPES, NAME_BY_CODE, ElementType
 from cerebras_jais.checkpoint.errors import CheckpointError, as_checkpoint_error
 from cerebras_jais.checkpoint.hdf5 import GuardedFile
 from cerebras_jais.checkpoint.leaves import RefusedLeaf, StoredTensor
@@ -52,6 +52,10 @@ class Checkpoint:
         """The `__metadata__` list that a trainer adds (one record per run: version, model_name, params), or []."""
         found = self.tree.get("__metadata__") if isinstance(self.tree, dict) else None
         return found if isinstance(found, list) else []
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError when the file was written to since it was opened (by its size and its time)."""
+        self._file.check_unchanged()
 
     def close(self) -> None:
         """Close the file."""
@@ -204,18 +208,17 @@ def _torch_tensor(file: GuardedFile, key: str, about: dict[str, Any]) -> StoredT
     if header.shape != shape or header.dtype != element.disk:
         raise CheckpointError(
             f"{file.path}: tensor '{key}' should be {element.name} {list(shape)} but its data is "
-            f"{header.dtype} {list(header.shape)}; the file is damaged"
+            f"{header.type_name} {list(header.shape)}; the file is damaged"
         )
     return StoredTensor(key, shape, element.name, header=header, file=file)
 
 
 def _numpy_array(file: GuardedFile, key: str, about: dict[str, Any]) -> StoredTensor | RefusedLeaf:
     header = file.header(key)
-    element = element_type_of(header.dtype)
-    if "is_bfloat16" in about and about["is_bfloat16"] and header.dtype == ELEMENT_TYPES["bfloat16"].disk:
-        element = ELEMENT_TYPES["bfloat16"]
-    if element is None or header.dtype != element.disk:
-        return RefusedLeaf(key, f"an array of the type {header.dtype}, which is not read", file)
+    if header.dtype is None:
+        return RefusedLeaf(key, f"an array of the type {header.type_name}, which is not read", file)
+    is_bfloat16 = about.get("is_bfloat16") and header.dtype == ELEMENT_TYPES["bfloat16"].disk
+    element = ELEMENT_TYPES["bfloat16" if is_bfloat16 else header.dtype.name]
     return StoredTensor(key, header.shape, element.name, kind="numpy", header=header, file=file)
 
 

@@ -9,6 +9,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from cerebras_jais.checkpoint import treespec
 from cerebras_jais.checkpoint.dtypes import ELEMENT_TYPES, ElementType, element_type_of
 from cerebras_jais.checkpoint.errors import CheckpointError, as_checkpoint_error
 from cerebras_jais.checkpoint.files import replacing
+from cerebras_jais.checkpoint.filling import chunk_shape, filling
 from cerebras_jais.checkpoint.hdf5 import writing
 from cerebras_jais.checkpoint.leaves import Kind, LazyTensor, RefusedLeaf, StoredTensor
 from cerebras_jais.checkpoint.reader import FORMAT_VERSION
@@ -29,7 +31,8 @@ from cerebras_jais.checkpoint.reader import FORMAT_VERSION
 _RELEASE = "2.10.0"
 # Rows of a stored tensor are copied in pieces of about this size, so that a big one never lies in memory whole.
 _COPY_BYTES = 64 << 20
-_CHUNK_BYTES = 1 << 20
+# Threads that pack beside the one that reads and writes.
+_PACKING_THREADS = min(4, os.cpu_count() or 1)
 # Room on the disk for the structure: the texts about one leaf, its header and their indices.
 _STRUCTURE_BYTES = 4096
 
@@ -57,22 +60,26 @@ def save_checkpoint(
             raise CheckpointError(f"{path}: tensor '{tensor.key}' is a LazyTensor without `read`; give it one")
     with replacing(path, overwrite=overwrite, size=plan.size) as temporary:
         offsets = _create(temporary, plan, compression)
-        if compression is None:
-            _write_ranges(temporary, plan, offsets)
-        else:
-            _write_chunks(temporary, plan)
+        _write_ranges(temporary, plan, offsets)
+        if compression is not None:
+            _write_chunks(temporary, plan, offsets)
         mark_complete(temporary)
 
 
-def lay_out_checkpoint(path: str | os.PathLike, state: Any) -> dict[str, int]:
+def lay_out_checkpoint(
+    path: str | os.PathLike, state: Any, *, compression: Compression = None, complete: bool = False
+) -> dict[str, int]:
     """Create the file with everything but the tensors' bytes and return where in it each tensor's bytes belong.
 
     `state` as for `save_checkpoint`; nothing of its tensors is read, so LazyTensor needs no `read`. The result maps
     flat key to the byte offset of the tensor's row-major little-endian data (bfloat16 as its bit pattern, bool as one
-    byte); links, constants and empty tensors have none. The file cannot be loaded until `mark_complete`; use it on the
-    temporary path that `replacing` yields. Raises CheckpointError when `path` exists.
+    byte); links, constants and empty tensors have none, nor have those that `compression="lz4"` packs (all but 0-d
+    ones), which are filled by `filling`. One state gives the same bytes every time. The file cannot be loaded until
+    `mark_complete`; use it on the temporary path that `replacing` yields. `complete` sets that mark at once, for a caller
+    that fills the file where no reader finds it and moves it when it is full. Raises CheckpointError when `path`
+    exists.
     """
-    return _create(Path(path), _plan(path, state), None)
+    return _create(Path(path), _plan(path, state), compression, complete)
 
 
 def mark_complete(path: str | os.PathLike) -> None:
@@ -203,7 +210,7 @@ def _plan_tensor(key: str, leaf: Source) -> _PlannedTensor:
     return _PlannedTensor(key, shape, element, about | {"compressed": False}, leaf)
 
 
-def _create(path: Path, plan: _Plan, compression: Compression) -> dict[str, int]:
+def _create(path: Path, plan: _Plan, compression: Compression, complete: bool = False) -> dict[str, int]:
     """Write the structure: attributes, and datasets whose place is taken but not filled. Returns their offsets."""
     offsets: dict[str, int] = {}
     with as_checkpoint_error(path, "creating it"), writing(path, create=True) as file:
@@ -214,9 +221,12 @@ def _create(path: Path, plan: _Plan, compression: Compression) -> dict[str, int]
             attributes.create(name, text, dtype=h5py.string_dtype())
         for tensor in plan.tensors:
             if compression == "lz4" and tensor.nbytes and tensor.shape:
-                chunks = _chunks(tensor)
                 dataset = file.create_dataset(
-                    tensor.key, tensor.shape, tensor.element.disk, chunks=chunks, **hdf5plugin.LZ4()
+                    tensor.key,
+                    tensor.shape,
+                    tensor.element.disk,
+                    chunks=chunk_shape(tensor.shape),
+                    **hdf5plugin.LZ4(),
                 )
             else:
                 dataset = _create_contiguous(file, tensor)
@@ -224,6 +234,8 @@ def _create(path: Path, plan: _Plan, compression: Compression) -> dict[str, int]
                 if tensor.nbytes:
                     offsets[tensor.key] = offset
             dataset.attrs.update(tensor.about)
+        if complete:
+            attributes["__SUCCESS__"] = True
     return offsets
 
 
@@ -232,27 +244,23 @@ def _create_contiguous(file: h5py.File, tensor: _PlannedTensor) -> h5py.Dataset:
     plan.set_layout(h5py.h5d.CONTIGUOUS)
     plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    plan.set_obj_track_times(False)  # one state gives the same bytes every time
     disk = h5py.h5t.py_create(tensor.element.disk, logical=True)
     space = h5py.h5s.create_simple(tensor.shape) if tensor.shape else h5py.h5s.create(h5py.h5s.SCALAR)
     return h5py.Dataset(h5py.h5d.create(file.id, tensor.key.encode(), disk, space, plan))
 
 
-def _chunks(tensor: _PlannedTensor) -> tuple[int, ...] | bool:
-    """Chunks of whole rows, which reading by rows unpacks once; HDF5's own choice for rows that are too long."""
-    row_bytes = tensor.nbytes // tensor.shape[0]
-    if row_bytes > _CHUNK_BYTES:
-        return True
-    return (min(tensor.shape[0], _CHUNK_BYTES // row_bytes), *tensor.shape[1:])
+def _pieces(path: Path, tensor: _PlannedTensor, unit: int | None = None) -> Iterator[np.ndarray]:
+    """Yield the tensor's data in order, as row-major little-endian arrays of whole rows in the disk's dtype.
 
-
-def _pieces(path: Path, tensor: _PlannedTensor) -> Iterator[np.ndarray]:
-    """Yield the tensor's data in order, as row-major little-endian arrays of whole rows in the disk's dtype."""
+    A piece that is not the last has a multiple of `unit` rows, or of what is unpacked together at the source.
+    """
     source, element = tensor.source, tensor.element
     if isinstance(source, StoredTensor):
         if not source.shape or source.nbytes <= _COPY_BYTES:
             yield source.read().view(element.disk)
             return
-        unit = source.chunk_rows or 1
+        unit = unit or source.chunk_rows or 1
         rows = max(1, _COPY_BYTES * source.shape[0] // source.nbytes // unit) * unit
         for start in range(0, source.shape[0], rows):
             yield source.read_rows(start, min(start + rows, source.shape[0])).view(element.disk)
@@ -273,8 +281,8 @@ def _pieces(path: Path, tensor: _PlannedTensor) -> Iterator[np.ndarray]:
 def _write_ranges(path: Path, plan: _Plan, offsets: dict[str, int]) -> None:
     with open(path, "r+b", buffering=0) as file:
         for tensor in plan.tensors:
-            offset = offsets.get(tensor.key, 0)
-            for piece in _pieces(path, tensor) if tensor.nbytes else ():
+            offset = offsets.get(tensor.key, -1)
+            for piece in _pieces(path, tensor) if tensor.key in offsets else ():
                 left = piece.reshape(-1).view(np.uint8).data
                 while left:
                     with as_checkpoint_error(path, f"writing tensor '{tensor.key}'"):
@@ -282,12 +290,12 @@ def _write_ranges(path: Path, plan: _Plan, offsets: dict[str, int]) -> None:
                     left, offset = left[count:], offset + count
 
 
-def _write_chunks(path: Path, plan: _Plan) -> None:
-    with writing(path, create=False) as file:
+def _write_chunks(path: Path, plan: _Plan, offsets: dict[str, int]) -> None:
+    with ThreadPoolExecutor(_PACKING_THREADS) as pool, filling(path, packing=pool.map) as filler:
         for tensor in plan.tensors:
+            if not tensor.nbytes or tensor.key in offsets:
+                continue
             start = 0
-            for piece in _pieces(path, tensor) if tensor.nbytes else ():
-                rows = np.s_[start : start + len(piece)] if tensor.shape else ()
-                with as_checkpoint_error(path, f"writing tensor '{tensor.key}'"):
-                    file[tensor.key][rows] = piece
-                start += len(piece) if tensor.shape else 0
+            for piece in _pieces(path, tensor, unit=chunk_shape(tensor.shape)[0]):
+                filler.write(tensor.key, (start, *(0 for _ in tensor.shape[1:])), piece)
+                start += len(piece)

@@ -23,8 +23,10 @@ from cerebras_jais.errors import UserError
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.decoder import LanguageModel
 from checkpoint_convert import convert
-from checkpoint_convert.convert import cerebras_tensors, compare, convert_to_cerebras, convert_to_hf
+from checkpoint_convert.compare import compare
+from checkpoint_convert.convert import convert_to_cerebras, convert_to_hf
 from checkpoint_convert.safetensors_files import open_model
+from checkpoint_convert.sources import cerebras_tensors
 from checkpoint_convert.trainer_yaml import read_model_section
 from tests import tolerances
 from tests.checkpoint_convert.examples import (
@@ -80,8 +82,8 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path, name, dtype):
     assert read_model_section(tmp_path / "back.yaml") == section
     for pair in (("there.mdl", "back.mdl"), ("there.mdl", "release"), ("release", "back.mdl")):
         result = compare(*(tmp_path / path for path in pair))
-        assert result.identical == result.total > 20
-    assert listing(tmp_path) == ["back.mdl", "back.yaml", "release", "there.mdl"]
+        assert result.identical == result.tensors > 20
+    assert listing(tmp_path) == ["back.manifest.json", "back.mdl", "back.yaml", "release", "there.mdl"]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -106,7 +108,7 @@ def test_what_transformers_saves_comes_back(tmp_path, name):
     load_release(tmp_path / "release").save_pretrained(tmp_path / "saved")
     convert_to_cerebras(tmp_path / "saved", tmp_path / "back.mdl")
     result = compare(checkpoint, tmp_path / "back.mdl")
-    assert result.identical == result.total
+    assert result.identical == result.tensors
     assert read_model_section(tmp_path / "back.yaml") == section
     assert not compare(checkpoint, tmp_path / "saved").differences
 
@@ -360,10 +362,10 @@ def test_one_flipped_bit_is_found(tmp_path, dtype):
     values.reshape(-1).view(np.uint8)[17] ^= 1
     changed = write_checkpoint(tmp_path / "changed.mdl", section, state | {key: values})
 
-    assert compare(checkpoint, changed).differences == {key.removeprefix("model."): "other values"}
-    result = compare(changed, tmp_path / "release")
-    assert result.differences == {"transformer.h.1.attn.c_attn.weight": "other values"}
-    assert (result.identical, result.total) == (32, 33)
+    for other in (checkpoint, tmp_path / "release"):
+        result = compare(changed, other)
+        assert result.differences == {key.removeprefix("model."): "other values"}
+        assert (result.identical, result.tensors) == (40, 41)
 
 
 def test_missing_names_and_other_types_are_differences(tmp_path):
@@ -374,8 +376,8 @@ def test_missing_names_and_other_types_are_differences(tmp_path):
     two["model.ln_f.weight"] = two["model.ln_f.weight"].astype(ml_dtypes.bfloat16)
     other = write_checkpoint(tmp_path / "two.mdl", section, two)
     assert compare(one, other).differences == {
-        "lm_head.weight": "only in the first",
-        "ln_f.weight": "float32 [48] and bfloat16 [48]",
+        "lm_head.weight": f"lm_head.weight missing in {other}",
+        "ln_f.weight": f"not transformer_decoder.norm.weight, the same tensor under another name, in {other}",
     }
 
 
@@ -386,7 +388,8 @@ def test_conversion_imports_neither_torch_nor_transformers(tmp_path):
     checkpoint = jais_checkpoint(tmp_path)
     script = (
         "import sys\n"
-        "from checkpoint_convert.convert import compare, convert_to_cerebras, convert_to_hf\n"
+        "from checkpoint_convert.compare import compare\n"
+        "from checkpoint_convert.convert import convert_to_cerebras, convert_to_hf\n"
         f"convert_to_hf({str(checkpoint)!r}, {str(tmp_path / 'r')!r})\n"
         f"convert_to_cerebras({str(tmp_path / 'r')!r}, {str(tmp_path / 'b.mdl')!r})\n"
         f"assert not compare({str(checkpoint)!r}, {str(tmp_path / 'b.mdl')!r}).differences\n"

@@ -127,7 +127,24 @@ def test_the_old_names_of_mup_are_read():
     config = DecoderConfig.from_section(section)
     assert (config.embeddings_scale, config.logits_scale) == (14.6, 2.22 * 0.05)
     assert config.attention_scale == 1 / 128
+    assert (section["mup_base_hidden_size"], section["output_logits_alpha"]) == (256, 2.22)
+    assert any("assumed" in note for note in notes)
+
+
+@pytest.mark.parametrize("changes", [{"width_scale": 0.7, "n_embd": 192, "n_inner": 512}, {"mup_output_alpha": 0.2775}])
+def test_a_factor_on_the_logits_that_does_not_say_its_width_is_kept_whole(changes):
+    old = {k: v for k, v in JAIS_590M.items() if not k.startswith("mup_")} | changes
+    section, notes = to_model_section(old)
+    assert section["output_logits_scale"] == DecoderConfig.from_section(section).logits_scale
+    assert "mup_base_hidden_size" not in section
     assert any("output_logits_scale" in note for note in notes)
+
+
+@pytest.mark.parametrize("width_scale", [0, -0.1, "0.1", True])
+def test_a_width_scale_that_is_none_is_refused(width_scale):
+    old = {k: v for k, v in JAIS_590M.items() if not k.startswith("mup_")}
+    with pytest.raises(ConversionError, match="width_scale"):
+        to_model_section(old | {"width_scale": width_scale})
 
 
 def test_a_published_llama_config_is_read():
@@ -163,6 +180,9 @@ def test_an_edit_of_the_release_is_taken_over_and_the_rest_is_kept():
 def test_alibi_scaling_is_the_position_factor():
     section = jais_section(pos_scaling_factor=4.0)
     assert to_config_json(section, "float32", TOKENS)["alibi_scaling"] == {"type": "linear", "factor": 4.0}
+    fixed = JAIS_590M | {"alibi_scaling": {"type": "linear", "factor": 4.0}}
+    assert to_model_section(fixed)[0]["pos_scaling_factor"] == 4.0
+    assert "pos_scaling_factor" not in to_model_section(JAIS_590M)[0]
 
 
 @pytest.mark.parametrize(
@@ -171,6 +191,10 @@ def test_alibi_scaling_is_the_position_factor():
         ({"alibi_scaling": {"type": "linear", "train_seq_len": 2048}}, "train_seq_len"),
         ({"alibi_scaling": {"type": "dynamic", "factor": 2.0}}, "alibi_scaling"),
         ({"alibi_scaling": {"type": "linear", "factor": 0.5}}, "alibi_scaling"),
+        ({"alibi_scaling": {"type": "linear", "factor": 2.0, "train_seq_len": 2048}}, "train_seq_len"),
+        ({"alibi_scaling": {"type": "linear"}}, "alibi_scaling"),
+        ({"alibi_scaling": 4.0}, "alibi_scaling"),
+        ({"alibi_trainable_slopes": True}, "alibi_trainable_slopes"),
         ({"activation_function": "gelu_new"}, "activation_function"),
         ({"position_embedding_type": "learned"}, "position_embedding_type"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
@@ -193,6 +217,14 @@ def test_a_jais_config_that_the_model_zoo_cannot_express_is_refused_by_name(chan
     ("changes", "named"),
     [
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "llama3"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "yarn"),
+        ({"rope_parameters": {"rope_type": "longrope", "factor": 2.0}}, "longrope"),
+        ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "rope_scaling"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_scaling"),
+        ({"rope_scaling": "linear"}, "rope_scaling"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"head_dim": 64}, "head_dim"),
     ],

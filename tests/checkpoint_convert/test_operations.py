@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from checkpoint_convert.operations import Chain, Identity, MergeRows, RotaryInterleave, SplitRows, Transpose
+from checkpoint_convert.operations import (
+    Chain,
+    Identity,
+    MergeRows,
+    Piece,
+    RotaryInterleave,
+    SplitRows,
+    Transpose,
+    forward,
+)
 
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.int64]
 
@@ -49,24 +58,40 @@ def operation_and_arrays(draw):
 @given(operation_and_arrays())
 def test_every_operation_is_undone_by_its_inverse_bit_for_bit(drawn):
     operation, arrays = drawn
-    there = operation.forward(arrays)
-    back = operation.inverse.forward(there)
+    there = forward(operation, arrays)
+    back = forward(operation.inverse, there)
     assert [a.shape for a in there] == list(operation.shapes([a.shape for a in arrays]))
     assert operation.inverse.inverse == operation
     assert [a.tobytes() for a in back] == [a.tobytes() for a in arrays]
     assert [(a.shape, a.dtype) for a in back] == [(a.shape, a.dtype) for a in arrays]
 
 
+@settings(deadline=None, max_examples=200)
+@given(operation_and_arrays(), st.integers(1, 4))
+def test_bands_of_the_inputs_give_the_whole_outputs(drawn, units):
+    """The operation on bands of any number of units, in any order, is the operation on whole tensors."""
+    operation, arrays = drawn
+    whole = forward(operation, arrays)
+    filled = [np.zeros_like(array) for array in whole]
+    rows = units * operation.unit
+    bands = [(index, start) for index, array in enumerate(arrays) for start in range(0, len(array), rows)]
+    for index, start in reversed(bands):
+        values = arrays[index][start : start + rows]
+        for piece in operation.move(Piece(index, (start,) + (0,) * (values.ndim - 1), values)):
+            filled[piece.tensor][piece.place] = piece.values
+    assert [a.tobytes() for a in filled] == [a.tobytes() for a in whole]
+
+
 def test_merging_and_transposing_gives_the_columns_of_q_then_k_then_v():
     q, k, v = (np.arange(6).reshape(2, 3) + 10 * i for i in range(3))
-    (c_attn,) = Chain((MergeRows((2, 2, 2)), Transpose())).forward((q, k, v))
+    (c_attn,) = forward(Chain((MergeRows((2, 2, 2)), Transpose())), (q, k, v))
     assert c_attn.tolist() == [[0, 3, 10, 13, 20, 23], [1, 4, 11, 14, 21, 24], [2, 5, 12, 15, 22, 25]]
 
 
 @pytest.mark.parametrize(("heads", "head_dim", "rotary_dim"), [(12, 4, 4), (40, 8, 8), (7, 10, 4), (1, 2, 2)])
 def test_interleaving_is_the_reshape_of_halves_to_pairs(heads, head_dim, rotary_dim):
     weight = np.random.default_rng(0).normal(size=(heads * head_dim, 5)).astype(np.float32)
-    (pairs,) = RotaryInterleave(heads, head_dim, rotary_dim).forward((weight,))
+    (pairs,) = forward(RotaryInterleave(heads, head_dim, rotary_dim), (weight,))
     per_head = weight.reshape(heads, head_dim, 5)
     turning = per_head[:, :rotary_dim].reshape(heads, 2, rotary_dim // 2, 5).swapaxes(1, 2)
     wanted = np.concatenate([turning.reshape(heads, rotary_dim, 5), per_head[:, rotary_dim:]], axis=1)
@@ -88,5 +113,5 @@ def test_interleaving_keeps_rotated_scores():
         a, b = x[0::2], x[1::2]
         return np.stack([a * cos - b * sin, b * cos + a * sin], -1).reshape(-1)
 
-    q_pairs, k_pairs = RotaryInterleave(1, size, size).forward((q, k))
+    q_pairs, k_pairs = forward(RotaryInterleave(1, size, size), (q, k))
     assert by_halves(q) @ k == pytest.approx(by_pairs(q_pairs) @ k_pairs)

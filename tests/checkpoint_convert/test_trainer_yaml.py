@@ -11,8 +11,15 @@ import pytest
 import yaml
 
 from cerebras_jais.errors import UserError
-from checkpoint_convert.trainer_yaml import model_section_of, read_model_section, trainer_params, yaml_text
-from tests.checkpoint_convert.examples import PUBLISHED, VARIANTS, jais_section
+from checkpoint_convert.trainer_yaml import (
+    adjustments_left_out,
+    model_section_of,
+    read_model_section,
+    trainer_params,
+    yaml_text,
+)
+from tests.checkpoint_convert.examples import PUBLISHED, VARIANTS, jais_section, llama_section
+from tests.checkpoint_convert.old_runs import DEPRECATED, in_first_form, in_trainer_form
 
 
 @pytest.mark.parametrize("name", [*VARIANTS, *PUBLISHED])
@@ -39,6 +46,10 @@ def test_mup_needs_no_group_of_its_own():
         "trainer: [{trainer: {init: {model: {name: llama}}}},"
         " {trainer: {init: {model: {name: jais, layer_norm_epsilon: 1e-5}}}}]",
         "model: {name: jais, layer_norm_epsilon: 1.0e-5}",
+        "{model: {model_name: jais, layer_norm_epsilon: 1e-5, mixed_precision: true, fp16_type: cbfloat16},"
+        " optimizer: {optimizer_type: AdamW}, train_input: {}, runconfig: {}}",
+        "trainer: {init: {model: {name: jais, layer_norm_epsilon: 1e-5}, optimizer: {AdamW: {}}}, fit: null}",
+        "trainer: {init: {model: {name: jais, layer_norm_epsilon: 1e-5}, optimizer: null}}",
     ],
 )
 def test_a_section_is_found_in_every_form(tmp_path, text):
@@ -47,7 +58,21 @@ def test_a_section_is_found_in_every_form(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "3", "trainer: {}", "trainer: []", "trainer: {init: {model: 3}}", "a: [", "x: !!python/name:os.system"]
+    "text",
+    [
+        "",
+        "3",
+        "trainer: {}",
+        "trainer: []",
+        "trainer: [3]",
+        "trainer: {init: {model: 3}}",
+        "a: [",
+        "x: !!python/name:os.system",
+        "x: 2026-13-45",
+        "model: &all {name: jais, model: *all}",
+        "[" * 2000,
+        "model: {name: jais, use_position_embedding: false}",
+    ],
 )
 def test_a_file_without_a_section_is_one_error(tmp_path, text):
     (tmp_path / "c.yaml").write_text(text)
@@ -66,8 +91,32 @@ def test_params_that_are_no_mapping_are_one_error():
         model_section_of([1, 2], "its metadata")
 
 
+@pytest.mark.parametrize("form", [in_first_form, in_trainer_form])
+def test_every_form_gives_the_section_without_its_dead_keys(form):
+    for section in (jais_section(), llama_section(kv_groups=4)):
+        assert model_section_of(form(section, {}), "run.yaml") == section
+
+
+@pytest.mark.parametrize("form", [in_first_form, in_trainer_form])
+def test_scales_that_a_section_cannot_say_are_named(form):
+    scales = {"decoder_kernel": 0.5, "embedding": 0.1}
+    (note,) = adjustments_left_out(form(jais_section(), scales))
+    assert "adjust_learning_rate.embedding = 0.1" in note
+    assert adjustments_left_out(form(jais_section(), {"decoder_kernel": 0.5})) == []
+    assert adjustments_left_out(3) == []
+
+
+def test_the_text_says_whether_muP_is_in_force():
+    old = model_section_of(in_first_form(DEPRECATED["jais-one"], {"decoder_kernel": 0.5}), "run.yaml")
+    assert "imply the muP learning-rate groups" in yaml_text(trainer_params(old, "start.mdl"), [])
+    assert "without muP groups" in yaml_text(trainer_params(DEPRECATED["jais-one"], "start.mdl"), [])
+
+
+OLD_RUNS = {f"{name}, deprecated": DEPRECATED[name] for name in DEPRECATED}
+
+
 @pytest.mark.modelzoo
-@pytest.mark.parametrize("name", ["jais-12-heads", "jais-deprecated-mup", "llama-40-heads-grouped"])
+@pytest.mark.parametrize("name", [*VARIANTS, *OLD_RUNS, *PUBLISHED])
 def test_the_model_zoo_validates_it(name, tmp_path, monkeypatch):
     pytest.importorskip("cerebras.modelzoo")
     for module in ("bigcode_eval", "bigcode_eval.base", "bigcode_eval.evaluator", "bigcode_eval.utils"):
@@ -80,4 +129,11 @@ def test_the_model_zoo_validates_it(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for part in ("train", "validation"):
         (tmp_path / "data" / part).mkdir(parents=True)
-    assert validate_trainer_params(yaml.safe_load(yaml_text(trainer_params(VARIANTS[name], "start.mdl"), [])))
+    if name in OLD_RUNS:
+        section = model_section_of(in_first_form(OLD_RUNS[name], {"decoder_kernel": 1 / 3}), "run.yaml")
+    else:
+        section = VARIANTS[name] if name in VARIANTS else PUBLISHED[name][0]
+    text = yaml_text(trainer_params(section, "start.mdl"), [])
+    (config,) = validate_trainer_params(yaml.safe_load(text))
+    assert config.init.model.config.hidden_size == section["hidden_size"]
+    assert config.init.model.config.mup_base_hidden_size == section.get("mup_base_hidden_size")

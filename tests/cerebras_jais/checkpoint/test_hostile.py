@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cerebras_jais.checkpoint import CheckpointError, open_checkpoint, save_checkpoint
+from cerebras_jais.checkpoint import CheckpointError, hdf5_inspection, open_checkpoint, save_checkpoint
 from tests.cerebras_jais.checkpoint import handmade, written_by_cerebras
 
 GOOD = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -68,25 +68,6 @@ def test_a_file_cut_anywhere_is_refused(path: Path, origin: str) -> None:
         refusal(path)
 
 
-def _heap_headers(content: bytes | bytearray) -> set[int]:
-    """Return the places of the headers in HDF5's heaps of texts: HDF5 itself can loop for ever when one is damaged."""
-    places: set[int] = set()
-    start = content.find(b"GCOL")
-    while start >= 0:
-        end = start + int.from_bytes(content[start + 8 : start + 16], "little")
-        header, used = start, 0
-        while header + 16 <= end:
-            places.update(range(header, header + 16))
-            index, size = int.from_bytes(content[header : header + 2], "little"), content[header + 8 : header + 16]
-            if header != start:
-                if index == 0:
-                    break
-                used = -(-int.from_bytes(size, "little") // 8) * 8
-            header += 16 + used
-        start = content.find(b"GCOL", start + 4)
-    return places
-
-
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_flipped_bytes_are_refused_or_read_but_never_another_error(tmp_path: Path, data: st.DataObject) -> None:
@@ -94,12 +75,24 @@ def test_flipped_bytes_are_refused_or_read_but_never_another_error(tmp_path: Pat
     if not (original := tmp_path / "original.mdl").exists():
         save_checkpoint(original, {"model": {"w": GOOD, "tied": GOOD}, "list": [1, "x", None]})
     content = bytearray(original.read_bytes())
-    safe = sorted({place for place, byte in enumerate(content) if byte} - _heap_headers(content))
+    used = [place for place, byte in enumerate(content) if byte]
     for _ in range(data.draw(st.integers(1, 4))):
-        content[data.draw(st.sampled_from(safe))] = data.draw(st.integers(0, 255))
+        content[data.draw(st.sampled_from(used))] = data.draw(st.integers(0, 255))
     path.write_bytes(content)
     with contextlib.suppress(CheckpointError):
         read_all(path)
+
+
+def test_a_heap_of_texts_in_which_hdf5_never_comes_to_an_end_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hdf5_inspection, "_PROCESSOR_SECONDS", 1)
+    save_checkpoint(path, {"a": GOOD})
+    content = bytearray(path.read_bytes())
+    first_size = content.index(b"GCOL") + 16 + 8
+    content[first_size : first_size + 8] = (2**64 - 16).to_bytes(8, "little")  # with its header of 16 it steps by 0
+    path.write_bytes(content)
+    assert "came to no end within 1 seconds" in refusal(path)
 
 
 @pytest.mark.parametrize(
@@ -197,6 +190,33 @@ def _big_endian(file: h5py.File) -> None:
     file.create_dataset("bad", data=GOOD.astype(">f4"))
 
 
+def _other_float(file: h5py.File) -> None:
+    # numpy has the same name for it, but HDF5 would convert every number.
+    kind = h5py.h5t.IEEE_F32LE.copy()
+    kind.set_ebias(126)
+    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    h5py.h5d.create(file.id, b"bad", kind, h5py.h5s.create_simple((2, 3)), plan)
+
+
+def _compact(file: h5py.File) -> None:
+    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plan.set_layout(h5py.h5d.COMPACT)
+    h5py.h5d.create(file.id, b"bad", h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple((2, 3)), plan)
+
+
+def _checksum(file: h5py.File) -> None:
+    file.create_dataset("bad", data=GOOD, fletcher32=True)
+
+
+def _packed_twice(file: h5py.File) -> None:
+    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plan.set_chunk((2, 3))
+    plan.set_deflate(1)
+    plan.set_deflate(1)
+    h5py.h5d.create(file.id, b"bad", h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple((2, 3)), plan)
+
+
 def _objects(file: h5py.File) -> None:
     file.create_dataset("bad", (2, 3), h5py.ref_dtype)[:] = file["good"].ref
 
@@ -220,6 +240,10 @@ def _nothing(file: h5py.File) -> None:
         (_chunk_missing, "1 of 2 chunks"),
         (_big_endian, "should be float32"),
         (_objects, "should be float32"),
+        (_other_float, "its data is unusual float32"),
+        (_compact, "layout 'compact'"),
+        (_checksum, "unknown filter 3"),
+        (_packed_twice, "unknown filter 1 and 1"),
         (_nothing, "is missing"),
     ],
 )

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import OrderedDict
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import h5py
@@ -219,6 +220,17 @@ def test_laying_out_then_filling_the_ranges_equals_saving(tmp_path: Path) -> Non
     with open_checkpoint(tmp_path / "filled.mdl") as checkpoint:
         assert {k: t.file_offset for k, t in checkpoint.tensors.items() if t.nbytes and not t.linked_to} == offsets
         assert_same(checkpoint.tree, state)
+
+
+def test_one_state_gives_the_same_bytes_at_any_time(tmp_path: Path) -> None:
+    state = {"w": WEIGHT, "brain": np.ones((3,), ml_dtypes.bfloat16), "s": np.array(2.0), "e": np.zeros((0, 2)), "i": 1}
+    layouts: list[Compression] = [None, "lz4"]
+    for time in ("now", "later"):
+        for layout in layouts:
+            save_checkpoint(tmp_path / f"{time} {layout}", state, compression=layout)
+        sleep(1.1)  # HDF5's times are in whole seconds
+    for layout in layouts:
+        assert (tmp_path / f"now {layout}").read_bytes() == (tmp_path / f"later {layout}").read_bytes()
 
 
 def test_laying_out_over_a_file_is_refused(path: Path) -> None:

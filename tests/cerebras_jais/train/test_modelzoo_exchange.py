@@ -5,11 +5,6 @@ continues there, each with the loss and learning rate that the trainer that wrot
 """
 
 import copy
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,26 +13,10 @@ from cerebras_jais.checkpoint import open_checkpoint
 from cerebras_jais.recipes.schema import parse_trainer
 from cerebras_jais.train.loop import fit
 from tests import tolerances
-from tests.cerebras_jais.train.examples import JAIS, LLAMA, trainer_section, write_data, write_yaml
+from tests.cerebras_jais.train.examples import JAIS, LLAMA, trainer_section, write_data
+from tests.cerebras_jais.train.modelzoo_fit import modelzoo_fit
 
 pytestmark = [pytest.mark.modelzoo, pytest.mark.slow]
-
-
-def modelzoo_fit(folder, section, name):
-    """Losses by step of the Model Zoo's run."""
-    path = write_yaml(folder / f"{name}.yaml", section)
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / "modelzoo_fit.py"), str(path)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=folder,
-        check=False,
-    )
-    text = done.stdout + done.stderr
-    assert done.returncode == 0, text[-3000:]
-    return {int(step): float(loss) for step, loss in re.findall(r"Train Device=.*?Step=(\d+), Loss=([\d.]+)", text)}
 
 
 def rates(path):

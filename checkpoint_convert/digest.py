@@ -1,0 +1,58 @@
+"""One digest per tensor that both sides share: SHA-256 over the tensor in the Cerebras layout, tile by tile.
+
+A hash wants its bytes in one order, and the two sides store them in different ones. So a tensor is cut into tiles of
+256 x 256 elements (vectors: 65,536), each tile is hashed alone (row-major, little-endian), and the digest of the tensor
+is the hash of its element type, its shape and its tiles' hashes in row-major order. Whichever way a tensor is read, in
+rows of one side or of the other, its tiles come by whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+
+import numpy as np
+
+from checkpoint_convert.operations import Shape
+
+SCHEME = "sha256 over 256x256 tiles"
+"""What a manifest calls these digests."""
+
+
+def tile_shape(shape: Shape) -> Shape:
+    """The tile of a tensor: [256, 256] of a matrix, [65536] of a vector; other axes are taken one by one."""
+    if len(shape) < 2:
+        return (65536,) * len(shape)
+    return (*(1,) * (len(shape) - 2), 256, 256)
+
+
+class TileDigest:
+    """The digest of one tensor, made of pieces in any order."""
+
+    def __init__(self, shape: Shape, dtype: str) -> None:
+        self._shape = shape
+        self._dtype = dtype
+        self._tile = tile_shape(shape)
+        self._grid = tuple(-(-size // tile) for size, tile in zip(shape, self._tile, strict=True))
+        self._hashes: list[bytes | None] = [None] * math.prod(self._grid)
+
+    def add(self, at: tuple[int, ...], values: np.ndarray) -> None:
+        """Take in a piece that begins at `at` and consists of whole tiles (those at the edge may be smaller)."""
+        first = tuple(start // tile for start, tile in zip(at, self._tile, strict=True))
+        counts = tuple(-(-size // tile) for size, tile in zip(values.shape, self._tile, strict=True))
+        for step in itertools.product(*(range(count) for count in counts)):
+            place = tuple(slice(n * tile, (n + 1) * tile) for n, tile in zip(step, self._tile, strict=True))
+            number = 0
+            for index, offset, size in zip(first, step, self._grid, strict=True):
+                number = number * size + index + offset
+            tile = np.ascontiguousarray(values[place]).reshape(-1).view(np.uint8)
+            self._hashes[number] = hashlib.sha256(tile.data).digest()
+
+    def hexdigest(self) -> str:
+        """The digest, 64 hexadecimal digits; every piece must have been added."""
+        total = hashlib.sha256(f"{self._dtype} {list(self._shape)}\n".encode())
+        for part in self._hashes:
+            assert part is not None, "a tile is missing"
+            total.update(part)
+        return total.hexdigest()

@@ -1,0 +1,105 @@
+"""`model:` sections of earlier Model Zoo releases as release 2.10 takes them.
+
+Releases up to 2.2 warned of a key they did not use; 2.10 refuses it. Keys were also moved out of the section: precision
+to `trainer.init.precision`, callbacks to `trainer.init.callbacks`. None of them changes what the weights mean, unless
+it names something that no model of the family has; then it is refused.
+
+Source: the Model Zoo's GPT-2 class and YAML files of releases 1.9 to 2.10, its config converters and its own list of
+what it prunes from old params (trainer/utils.py of 2.10).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from checkpoint_convert.errors import ConversionError
+
+# Say how to run or what to log; nothing of the model.
+_DEAD = {
+    "mixed_precision",
+    "fp16_type",
+    "use_bfloat16",
+    "precision_opt_level",
+    "tf_summary",
+    "alibi_implementation",
+    "weight_initialization_seed",
+    "compression",
+    "selective_grad",
+    "pad_rope",
+}
+# Keys of one value only, with what another one would mean.
+_ONLY: dict[str, tuple[bool, str]] = {
+    "use_position_embedding": (True, "the models of the family have positions"),
+    "norm_first": (True, "the models of the family normalise before each block"),
+    "use_ff_layer1_dropout": (False, "the Model Zoo of today has no dropout inside the feed-forward block"),
+}
+# Features that are off in a section that says nothing of them, with the keys that say so in one that does.
+_OFF: dict[str, tuple[tuple[str, Any], ...]] = {
+    "lora_params": (("r", 0),),
+    "moe": (("num_experts", 1), ("num_shared_experts", None)),
+    "moe_params": (("num_experts", 1), ("num_shared_experts", None)),
+    "memory_tokens": (("memory_tokens_enabled", False),),
+    "memory_tokens_config": (("memory_tokens_enabled", False),),
+    "attn_memory_chunk_size": (),
+    "num_memory_tokens_per_chunk": (),
+}
+
+
+def with_todays_keys(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The section with the keys of release 2.10; one that has them already comes back as it is.
+
+    Raises:
+        ConversionError: a key asks for something that no model of the family has.
+    """
+    found: dict[str, Any] = {}
+    for key, value in section.items():
+        if key in _DEAD:
+            continue
+        if key in _ONLY:
+            wanted, why = _ONLY[key]
+            if value not in (None, wanted):
+                raise ConversionError(f"model.{key} = {value!r}: {why}; only {wanted} can be converted")
+        elif key in _OFF:
+            if not _is_off(value, _OFF[key]):
+                raise ConversionError(f"model.{key} is in use: no model of the family has it, and it is not converted")
+        else:
+            found[key] = value
+    _rename(found, "model_name", "name")
+    if "use_rms_norm" in found:
+        found["use_rms_norm"] = "rmsnorm" if found["use_rms_norm"] else "layernorm"
+    _rename(found, "use_rms_norm", "norm_type")
+    _drop_linear_scaling(found)
+    if "name" not in found:  # older params named the model on the command line
+        found = {"name": "llama" if found.get("position_embedding_type") == "rotary" else "jais", **found}
+    return found
+
+
+def _rename(section: dict[str, Any], old: str, new: str) -> None:
+    if old not in section:
+        return
+    value = section.pop(old)
+    if section.setdefault(new, value) != value:
+        raise ConversionError(f"model.{old} {value!r} and model.{new} {section[new]!r} are one thing but differ")
+
+
+def _is_off(value: Any, switches: tuple[tuple[str, Any], ...]) -> bool:
+    if not value:
+        return True
+    return (
+        isinstance(value, Mapping) and bool(switches) and all(value.get(key) in (off, None, 0) for key, off in switches)
+    )
+
+
+def _drop_linear_scaling(section: dict[str, Any]) -> None:
+    """`pos_scaling_type` and its arguments, which linear scaling, the default, does not read."""
+    kind = section.get("pos_scaling_type")
+    if kind is not None and str(kind).lower() != "linear":
+        raise ConversionError(
+            f"model.pos_scaling_type = {kind!r}: the models of the family scale positions linearly or not at all; only "
+            "'linear' can be converted"
+        )
+    if kind != "linear":
+        section.pop("pos_scaling_type", None)
+    if section.get("pos_scaling_extra_args") is not None:
+        del section["pos_scaling_extra_args"]
