@@ -82,7 +82,7 @@ def run_family(name: str, text: list[str], held_out: str, output: Path) -> dict[
     mdl, release, back = str(checkpoint.relative_to(output)), f"{folder}-release", f"{folder}-back.mdl"
     command("checkpoint-convert", "to-hf", mdl, "--tokenizer", "tokenizer", "--output", release, output=output)
     command("checkpoint-convert", "to-cerebras", release, "--output", back, output=output)
-    same = json.loads(command("checkpoint-convert", "compare", mdl, back, "--json", output=output))
+    same = json.loads(command("checkpoint-convert", "verify", mdl, back, "--json", output=output))
     logits = json.loads(command("checkpoint-convert", "verify", mdl, release, "--json", output=output))
     unseen = ["--tokenizer", "tokenizer", *text, "--held-out", held_out, "--json"]
     scores = json.loads(command("cerebras-jais", "score", mdl, *unseen, output=output))

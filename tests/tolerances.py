@@ -42,3 +42,7 @@ SAME_DRAW = 1e-5  # relative, float32; one seed and spreads that differ by MUP_C
 
 # A release in transformers against the Model Zoo's own model on the checkpoint that its trainer wrote.
 MODELZOO_RELEASE_LOGITS = 1e-5  # absolute, fp32; logits of these models reach some units
+
+# llama.cpp on a float32 GGUF file of a release.
+LLAMACPP_LOGITS = 1e-2  # of the largest logit
+LLAMACPP_LOGITS_HALF_CACHE = 5e-2  # of the largest logit, keys and values kept in 16 bits

@@ -14,13 +14,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from checkpoint_convert.errors import ConversionError
+from checkpoint_convert.file_tensors import TensorHeader
 from checkpoint_convert.safetensors_files import (
+    lay_out_model,
+    places_in,
     INDEX,
-    TensorToWrite,
     open_model,
     plan_shards,
     read_header,
-    write_model,
 )
 from tests.checkpoint_convert.examples import to_numpy
 
@@ -35,8 +36,12 @@ ARRAYS = {
 
 
 def write(directory, arrays, max_shard_size=10**9):
-    tensors = [TensorToWrite(n, a.shape, a.dtype.name, lambda a=a: a) for n, a in arrays.items()]
-    write_model(directory, plan_shards(tensors, max_shard_size))
+    shards = plan_shards([TensorHeader(n, a.shape, a.dtype.name) for n, a in arrays.items()], max_shard_size)
+    lay_out_model(directory, shards)
+    for name, place in places_in(directory, shards).items():
+        with open(place.path, "r+b") as file:
+            file.seek(place.offset)
+            file.write(arrays[name].tobytes())
     return directory
 
 
