@@ -35,14 +35,17 @@ def test_a_release_is_made_taken_back_and_compared(checkpoint, tmp_path):
     made = program("to-hf", checkpoint, "--output", tmp_path / "release", "--max-shard-size", "30kB")
     assert (made.returncode, made.stderr) == (0, "")
     assert "JAISLMHeadModel, 61,436 parameters in float32, 33 tensors" in made.stdout
-    assert "left out of the release: optimizer, global_step" in made.stdout
+    assert "left out: optimizer, global_step" in made.stdout
     back = program("to-cerebras", tmp_path / "release", "--output", tmp_path / "back.mdl")
     assert (back.returncode, back.stderr) == (0, "")
     assert "back.yaml" in back.stdout
-    compared = program("compare", checkpoint, tmp_path / "back.mdl")
-    assert (compared.returncode, compared.stdout) == (0, "43 of 43 tensors identical\n")
-    as_json = program("compare", checkpoint, tmp_path / "back.mdl", "--json")
-    assert json.loads(as_json.stdout) == {"identical": 43, "tensors": 43, "differences": {}}
+    compared = program("diff", checkpoint, tmp_path / "back.mdl")
+    assert compared.returncode == 0
+    assert compared.stdout.startswith("41 of 41 tensors identical\n")
+    assert "back.manifest.json: 40 digests right" in compared.stdout
+    as_json = program("verify", checkpoint, tmp_path / "back.mdl", "--json")
+    found = json.loads(as_json.stdout)
+    assert (found["same"], found["identical"], found["tensors"], found["differences"]) == (True, 41, 41, {})
 
 
 @pytest.mark.slow
@@ -50,16 +53,16 @@ def test_verify_compares_logits_and_fails_on_other_weights(checkpoint, tmp_path)
     section = jais_section()
     other = write_checkpoint(tmp_path / "other.mdl", section, state_of(random_model(section, seed=1)))
     program("to-hf", checkpoint, "--output", tmp_path / "release")
-    same = program("verify", checkpoint, tmp_path / "release", "--json")
+    same = program("verify", checkpoint, tmp_path / "release", "--logits", "--json")
     assert same.returncode == 0, same.stderr
-    report = json.loads(same.stdout)
-    assert report["largest_difference"] < tolerances.RELEASE_LOGITS
-    assert report["bound"] == tolerances.RELEASE_LOGITS
+    report = json.loads(same.stdout)["logits"]
+    assert report["places"][-1]["largest_difference"] < tolerances.RELEASE_LOGITS
+    assert report["first_departure"] is None
     assert report["same_choice"] == report["positions"] > 100
-    different = program("verify", other, tmp_path / "release")
+    different = program("verify", other, tmp_path / "release", "--logits")
     assert different.returncode == 1
     assert "largest difference" in different.stdout
-    assert "(bound: 0.0001 absolute, in float32)" in different.stdout
+    assert "first departure: embedding" in different.stdout
 
 
 @pytest.mark.parametrize("damaged", ["checkpoint", "release"])
@@ -70,7 +73,7 @@ def test_verify_refuses_logits_that_are_not_numbers(checkpoint, tmp_path, damage
     other = write_checkpoint(tmp_path / "nan.mdl", section, state)
     convert_to_hf(other if damaged == "release" else checkpoint, tmp_path / "release")
     at_fault = tmp_path / ("release" if damaged == "release" else "nan.mdl")
-    with pytest.raises(ConversionError, match=f"{at_fault}: its logits are not all finite"):
+    with pytest.raises(ConversionError, match=f"{at_fault}: layer 0: its values are not all finite"):
         compare_logits(checkpoint if damaged == "release" else other, tmp_path / "release")
 
 
@@ -80,15 +83,15 @@ def test_compare_names_what_differs_by_pattern(checkpoint, tmp_path):
     for layer in (0, 1):
         state[f"model.transformer_decoder.layers.{layer}.norm1.bias"] += 1
     other = write_checkpoint(tmp_path / "other.mdl", section, state)
-    compared = program("compare", checkpoint, other)
+    compared = program("verify", checkpoint, other)
     assert compared.returncode == 1
-    assert compared.stdout == "41 of 43 tensors identical\n  layers 0-1: norm1.bias: other values\n"
+    assert compared.stdout == "39 of 41 tensors identical\n  layers 0-1: norm1.bias: other values\n"
 
 
-def test_an_error_is_one_line_and_exit_status_1(checkpoint, tmp_path):
+def test_an_error_is_one_line_and_exit_status_2(checkpoint, tmp_path):
     (tmp_path / "wrong.yaml").write_text("trainer: {init: {model: {hidden_sise: 3}}}")
     failed = program("to-hf", checkpoint, "--config", tmp_path / "wrong.yaml", "--output", tmp_path / "release")
-    assert failed.returncode == 1
+    assert failed.returncode == 2
     assert failed.stderr.startswith("error: ")
     assert failed.stderr.count("\n") == 1
     assert not (tmp_path / "release").exists()
@@ -101,7 +104,7 @@ def test_help_teaches_and_imports_nothing_heavy():
         "heavy = {'numpy', 'h5py', 'torch', 'transformers', 'yaml', 'tqdm'} & set(sys.modules)\nassert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    for word in ("to-hf", "to-cerebras", "compare", "verify", "completion", "--tokenizer", "--max-shard-size"):
+    for word in ("to-hf", "to-cerebras", "diff", "inspect", "verify", "completion", "--tokenizer", "--max-shard-size"):
         assert word in done.stdout
 
 

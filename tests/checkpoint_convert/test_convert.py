@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
 
 import h5py
 import ml_dtypes
@@ -18,11 +17,11 @@ import numpy as np
 import pytest
 import torch
 
-from cerebras_jais.checkpoint import open_checkpoint, replacing, save_checkpoint
+from cerebras_jais.checkpoint import open_checkpoint, save_checkpoint
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.decoder import LanguageModel
-from checkpoint_convert import convert
+from checkpoint_convert import targets
 from checkpoint_convert.compare import compare
 from checkpoint_convert.convert import convert_to_cerebras, convert_to_hf
 from checkpoint_convert.safetensors_files import open_model
@@ -443,20 +442,19 @@ def test_a_pickled_weight_is_refused_with_the_reason(tmp_path):
     assert listing(tmp_path) == ["c.mdl"]
 
 
-@pytest.mark.parametrize("at_publishing", [False, True])
-def test_a_yaml_that_cannot_be_written_leaves_no_checkpoint(tmp_path, monkeypatch, at_publishing):
+def test_a_yaml_that_cannot_be_written_leaves_no_checkpoint_under_its_name(tmp_path, monkeypatch):
     convert_to_hf(jais_checkpoint(tmp_path), tmp_path / "release")
 
-    @contextmanager
-    def failing(path):
-        with replacing(path) as temporary:
-            yield temporary if at_publishing else tmp_path / "no" / "such.yaml"
-            raise OSError(28, "No space left on device")
+    def failing(path, text):
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(convert, "replacing", failing)
+    monkeypatch.setattr(targets, "write_text", failing)
     with pytest.raises(UserError, match=r"back\.mdl: cannot be written"):
         convert_to_cerebras(tmp_path / "release", tmp_path / "back.mdl")
-    assert listing(tmp_path) == ["c.mdl", "release"]
+    assert listing(tmp_path) == [".back.mdl.partial", "c.mdl", "release"]
+    monkeypatch.undo()
+    assert convert_to_cerebras(tmp_path / "release", tmp_path / "back.mdl").continued > 10
+    assert listing(tmp_path) == ["back.manifest.json", "back.mdl", "back.yaml", "c.mdl", "release"]
 
 
 @pytest.mark.parametrize("name", ["jais-12-heads", "llama-12-heads"])
