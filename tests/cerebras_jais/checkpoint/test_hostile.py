@@ -240,7 +240,7 @@ def _nothing(file: h5py.File) -> None:
         (_chunk_missing, "1 of 2 chunks"),
         (_big_endian, "should be float32"),
         (_objects, "should be float32"),
-        (_other_float, "its data is unusual float32"),
+        (_other_float, "but its data is "),  # unusual float32 or float64, as h5py's version sees it
         (_compact, "layout 'compact'"),
         (_checksum, "unknown filter 3"),
         (_packed_twice, "unknown filter 1 and 1"),
