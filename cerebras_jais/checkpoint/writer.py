@@ -75,9 +75,9 @@ def lay_out_checkpoint(
     flat key to the byte offset of the tensor's row-major little-endian data (bfloat16 as its bit pattern, bool as one
     byte); links, constants and empty tensors have none, nor have those that `compression="lz4"` packs (all but 0-d
     ones), which are filled by `filling`. One state gives the same bytes every time. The file cannot be loaded until
-    `mark_complete`; use it on the temporary path that `replacing` yields. `complete` sets that mark at once, for a caller
-    that fills the file where no reader finds it and moves it when it is full. Raises CheckpointError when `path`
-    exists.
+    `mark_complete`; use it on the temporary path that `replacing` yields. `complete` sets that mark at once, for a
+    caller that fills the file where no reader finds it and moves it when it is full. Raises CheckpointError when
+    `path` exists.
     """
     return _create(Path(path), _plan(path, state), compression, complete)
 

@@ -340,12 +340,6 @@ class Runs:
         return self.call
 
 
-def pickled(value):
-    file = io.BytesIO()
-    pickle.Pickler(file, 2).dump(value)
-    return file.getvalue()
-
-
 def test_code_in_a_pickle_is_refused_by_name_and_does_not_run(tmp_path, canary):
     command, code = f"touch {canary}", f"open({str(canary)!r}, 'w')"
     for value, name in (

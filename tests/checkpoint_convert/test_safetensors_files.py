@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.file_tensors import TensorHeader
 from checkpoint_convert.safetensors_files import (
-    lay_out_model,
-    places_in,
     INDEX,
+    lay_out_model,
     open_model,
+    places_in,
     plan_shards,
     read_header,
 )
