@@ -1,0 +1,297 @@
+"""How fast checkpoints convert, and in how much memory: against a copy of the same bytes and the Model Zoo's converter.
+
+    python benchmarks/conversion.py --model jais-family-590m --modelzoo-python PATH --directory DIR
+    python benchmarks/conversion.py --memory --directory DIR
+
+Speed: a checkpoint of the model's published sizes in float32, random numbers in it. Each contestant runs alone, in a
+process of its own, its input out of the page cache where the system lets it be dropped; a run ends when its output is
+flushed to the disk (the Model Zoo's converter does not flush: the time of `sync` after it is added, and also shown
+apart). The copy reads and writes blocks of 16 MB and flushes. The Model Zoo's converter runs with `cs-2.9`, since its
+automatic names fail for checkpoints of 2.10.
+
+Memory: checkpoints of zeros (holes in the file, but for ALiBi's slopes), converted both ways; the peak resident size
+above that of the same program when it has imported everything and refused its input, and the most disk in use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[1])
+
+import numpy as np
+
+from cerebras_jais.checkpoint import LazyTensor, lay_out_checkpoint
+from cerebras_jais.model.config import DecoderConfig
+from checkpoint_convert.plan import alibi_slopes
+from checkpoint_convert.rules import expected_tensors, ties
+from checkpoint_convert.trainer_yaml import trainer_params, yaml_text
+from tests.checkpoint_convert.examples import PUBLISHED
+
+BLOCK = 16 << 20
+OURS = [sys.executable, "-m", "checkpoint_convert.cli"]
+# Zeros of 2.6 GB and 27 GB.
+MEMORY_MODELS = ("jais-family-590m", "jais-family-6p7b")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one process took."""
+
+    seconds: float
+    """Until its output was flushed."""
+    unflushed: float
+    """Until it ended."""
+    peak: int
+    """Bytes resident at most."""
+    disk: int
+    """Bytes on the disk in its directory at most, where it was watched."""
+
+
+def write_checkpoint(path: Path, name: str, *, zeros: bool) -> None:
+    """A checkpoint of a published model's sizes in float32, with its YAML beside it."""
+    section = dict(PUBLISHED[name][0])
+    config = DecoderConfig.from_section(section)
+    tied = ties(config, "cerebras")
+    shapes = expected_tensors(config, "cerebras")
+    lazy = {key: LazyTensor(shape, "float32") for key, shape in shapes.items() if key not in tied}
+    params = trainer_params(section, path.name)
+    state = {
+        "model": OrderedDict((f"model.{key}", lazy[tied.get(key, key)]) for key in shapes),
+        "__metadata__": [{"version": "2.10.0", "model_name": "JAISModel", "params": params}],
+    }
+    offsets = lay_out_checkpoint(path, state, complete=True)
+    draw = np.random.default_rng(0)
+    with open(path, "r+b") as file:
+        for key, tensor in lazy.items():
+            file.seek(offsets[f"model.model.{key}"])
+            if key.endswith("slopes"):
+                file.write(alibi_slopes(config.num_heads).astype("<f4").tobytes())
+                continue
+            left = 0 if zeros else int(np.prod(tensor.shape))
+            while left:
+                count = min(left, BLOCK // 4)
+                file.write(draw.standard_normal(count, dtype=np.float32).data)
+                left -= count
+        file.flush()
+        os.fsync(file.fileno())
+    path.with_suffix(".yaml").write_text(yaml_text(params, []), encoding="utf-8")
+
+
+def drop_caches() -> bool:
+    """Write out what is dirty and empty the page cache; whether the system lets that be done."""
+    os.sync()
+    try:
+        Path("/proc/sys/vm/drop_caches").write_text("1")
+    except OSError:
+        return False
+    return True
+
+
+def measured(command: list[str], *, watched: Path | None = None) -> Run:
+    """Run a command to its end and flush what it left."""
+    begun = time.perf_counter()
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": sys.path[0]}
+    )
+    most = 0
+    ended = threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not ended.wait(0.2):
+            most = max(most, disk_use(watched)) if watched else 0
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    assert process.stdout is not None
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    ended.set()
+    unflushed = time.perf_counter() - begun
+    os.sync()
+    seconds = time.perf_counter() - begun
+    watcher.join()
+    if os.waitstatus_to_exitcode(status):
+        raise SystemExit(f"{' '.join(command)} failed:\n{output.decode()[-3000:]}")
+    return Run(seconds, unflushed, usage.ru_maxrss * 1024, most)
+
+
+def disk_use(directory: Path) -> int:
+    """Bytes that the files below a directory take on the disk."""
+    total = 0
+    for path in directory.rglob("*"):
+        try:
+            total += path.stat().st_blocks * 512
+        except FileNotFoundError:  # it was moved meanwhile
+            continue
+    return total
+
+
+COPY = """
+import os, sys
+with open(sys.argv[1], "rb", buffering=0) as source, open(sys.argv[2], "wb", buffering=0) as target:
+    while block := source.read(16 << 20):
+        target.write(block)
+    os.fsync(target.fileno())
+"""
+
+
+def copy_command(source: Path, target: Path) -> list[str]:
+    return [sys.executable, "-c", COPY, str(source), str(target)]
+
+
+def modelzoo_command(python: str, directory: Path, *, to_hf: bool, index: Path, config: Path) -> list[str]:
+    formats = ["--src-fmt", "cs-2.9", "--tgt-fmt", "hf", "--export-safetensors"]
+    if not to_hf:
+        formats = ["--src-fmt", "hf", "--tgt-fmt", "cs-2.9"]
+    module = [python, "-m", "cerebras.modelzoo.tools.convert_checkpoint", "convert", "--model", "jais"]
+    return [*module, *formats, "--config", str(config), "--output-dir", str(directory), str(index)]
+
+
+def remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def measure_speed(name: str, directory: Path, modelzoo: str | None, repeats: int) -> None:
+    """Print the table of one model: seconds, rates and ratios, medians of the repeats."""
+    source = directory / "source.mdl"
+    print(f"writing {name} in float32 ...", file=sys.stderr)
+    write_checkpoint(source, name, zeros=False)
+    cold = drop_caches()
+    release, back, theirs = directory / "release", directory / "back.mdl", directory / "theirs"
+    runs: dict[str, list[Run]] = {}
+
+    def contest(label: str, command: list[str], keep: bool = False, outputs: Callable[[], list[Path]] = list) -> None:
+        drop_caches()
+        runs.setdefault(label, []).append(measured(command))
+        print(f"{label}: {runs[label][-1]}", file=sys.stderr)
+        if not keep:
+            remove(outputs())
+
+    for number in range(repeats):
+        last = number == repeats - 1
+        contest(
+            "copy of the checkpoint", copy_command(source, directory / "copy"), outputs=lambda: [directory / "copy"]
+        )
+        to_hf = [*OURS, "to-hf", str(source), "--output", str(release), "--max-shard-size", "100GB"]
+        contest("to Hugging Face, ours", to_hf, keep=True)
+        (shard,) = release.glob("*.safetensors")
+        contest("copy of the release", copy_command(shard, directory / "copy"), outputs=lambda: [directory / "copy"])
+        to_cerebras = [*OURS, "to-cerebras", str(release), "--output", str(back)]
+        contest(
+            "to Cerebras, ours",
+            to_cerebras,
+            outputs=lambda: [back, back.with_suffix(".yaml"), directory / "back.manifest.json"],
+        )
+        if modelzoo:
+            command = modelzoo_command(modelzoo, theirs, to_hf=True, index=source, config=source.with_suffix(".yaml"))
+            contest("to Hugging Face, Model Zoo", command, outputs=lambda: [theirs])
+            command = modelzoo_command(
+                modelzoo,
+                theirs,
+                to_hf=False,
+                index=release / "model.safetensors.index.json",
+                config=release / "config.json",
+            )
+            contest("to Cerebras, Model Zoo", command, outputs=lambda: [theirs])
+        if not last:
+            remove([release])
+    sizes = {"Cerebras": source.stat().st_size, "Hugging Face": shard.stat().st_size}
+    remove([release, source, source.with_suffix(".yaml")])
+    print(
+        f"\n{name}, float32: {sizes['Cerebras'] / 1e9:.2f} GB as a checkpoint, "
+        f"{sizes['Hugging Face'] / 1e9:.2f} GB as a release; {repeats} runs, medians; page cache "
+        f"{'emptied before each' if cold else 'as it was'}"
+    )
+    print("| run | seconds, flushed | seconds, not flushed | GB/s written | peak MB |")
+    print("| --- | --- | --- | --- | --- |")
+    middle = {label: statistics.median(run.seconds for run in found) for label, found in runs.items()}
+    for label, found in runs.items():
+        written = sizes["Cerebras" if "Cerebras" in label or "checkpoint" in label else "Hugging Face"]
+        unflushed = statistics.median(run.unflushed for run in found)
+        peak = max(run.peak for run in found)
+        rate = written / middle[label] / 1e9
+        print(f"| {label} | {middle[label]:.1f} | {unflushed:.1f} | {rate:.3f} | {peak / 1e6:.0f} |")
+    for side, copied in (("Hugging Face", "release"), ("Cerebras", "checkpoint")):
+        ours = middle[f"to {side}, ours"]
+        against = f"to {side}: {middle[f'copy of the {copied}'] / ours:.2f} of the rate of a copy"
+        if modelzoo:
+            theirs_runs = runs[f"to {side}, Model Zoo"]
+            unflushed = statistics.median(run.unflushed for run in theirs_runs)
+            against += f", {middle[f'to {side}, Model Zoo'] / ours:.1f} times the Model Zoo's converter"
+            against += f" ({unflushed / ours:.1f} when only ours is flushed)"
+        print(against)
+
+
+def measure_memory(directory: Path) -> None:
+    """Print peak memory above the import floor and peak disk above the output, for a small and a large checkpoint."""
+    print("| model | direction | output GB | peak MB | above the imports, MB | disk above the output |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name in MEMORY_MODELS:
+        source, work = directory / "source.mdl", directory / "work"
+        work.mkdir()
+        write_checkpoint(source, name, zeros=True)
+        floor = import_floor()
+        release, back = work / "release", work / "back.mdl"
+        for direction, command, output in (
+            ("to Hugging Face", [*OURS, "to-hf", str(source), "--output", str(release)], release),
+            ("to Cerebras", [*OURS, "to-cerebras", str(release), "--output", str(back)], back),
+        ):
+            before = disk_use(work)
+            run = measured(command, watched=work)
+            size = disk_use(output) if output.is_dir() else output.stat().st_blocks * 512
+            above = (max(run.disk, disk_use(work)) - before) / size - 1
+            print(
+                f"| {name} | {direction} | {size / 1e9:.1f} | {run.peak / 1e6:.0f} | {(run.peak - floor) / 1e6:.0f} "
+                f"| {above:.2%} |",
+                flush=True,
+            )
+            if direction == "to Hugging Face":
+                remove([source, source.with_suffix(".yaml")])
+        remove([work])
+
+
+def import_floor() -> int:
+    """Peak bytes of a process that has imported all that a conversion imports."""
+    code = (
+        "import checkpoint_convert.convert, checkpoint_convert.cli, tqdm, h5py, yaml, resource; "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    environment = {**os.environ, "PYTHONPATH": sys.path[0]}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    return json.loads(found.stdout) * 1024
+
+
+def main() -> None:
+    """Run the program."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="jais-family-590m", choices=[name for name in PUBLISHED if "family" in name])
+    parser.add_argument("--modelzoo-python", help="interpreter of an environment with the Model Zoo 2.10")
+    parser.add_argument("--directory", type=Path, required=True, help="an empty directory with room for 5 copies")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--memory", action="store_true", help="measure memory instead of speed")
+    arguments = parser.parse_args()
+    arguments.directory.mkdir(parents=True, exist_ok=True)
+    if arguments.memory:
+        measure_memory(arguments.directory)
+    else:
+        measure_speed(arguments.model, arguments.directory, arguments.modelzoo_python, arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()
