@@ -36,8 +36,11 @@ import numpy as np
 
 from cerebras_jais.checkpoint import LazyTensor, lay_out_checkpoint
 from cerebras_jais.model.config import DecoderConfig
+from checkpoint_convert.file_tensors import TensorHeader
+from checkpoint_convert.model_config import SpecialTokens, to_config_json
 from checkpoint_convert.plan import alibi_slopes
 from checkpoint_convert.rules import expected_tensors, ties
+from checkpoint_convert.safetensors_files import lay_out_model, places_in, plan_shards, write_json
 from checkpoint_convert.trainer_yaml import trainer_params, yaml_text
 from tests.checkpoint_convert.examples import PUBLISHED
 
@@ -105,7 +108,10 @@ def measured(command: list[str], *, watched: Path | None = None) -> Run:
     """Run a command to its end and flush what it left."""
     begun = time.perf_counter()
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": sys.path[0]}
+        [sys.executable, "-c", LAUNCHER, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONPATH": sys.path[0]},
     )
     most = 0
     ended = threading.Event()
@@ -119,15 +125,16 @@ def measured(command: list[str], *, watched: Path | None = None) -> Run:
     watcher.start()
     assert process.stdout is not None
     output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
+    failed = process.wait()
     ended.set()
     unflushed = time.perf_counter() - begun
     os.sync()
     seconds = time.perf_counter() - begun
     watcher.join()
-    if os.waitstatus_to_exitcode(status):
+    if failed:
         raise SystemExit(f"{' '.join(command)} failed:\n{output.decode()[-3000:]}")
-    return Run(seconds, unflushed, usage.ru_maxrss * 1024, most)
+    peak = int(output.split()[-1]) * 1024
+    return Run(seconds, unflushed, peak, most)
 
 
 def disk_use(directory: Path) -> int:
@@ -141,6 +148,14 @@ def disk_use(directory: Path) -> int:
     return total
 
 
+# A process inherits the peak of the one that it was forked from, so a small one stands between.
+LAUNCHER = """
+import os, sys
+child = os.spawnvp(os.P_NOWAIT, sys.argv[1], sys.argv[1:])
+_, status, usage = os.wait4(child, 0)
+print("\\n", usage.ru_maxrss, flush=True)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
 COPY = """
 import os, sys
 with open(sys.argv[1], "rb", buffering=0) as source, open(sys.argv[2], "wb", buffering=0) as target:
@@ -238,32 +253,44 @@ def measure_speed(name: str, directory: Path, modelzoo: str | None, repeats: int
         print(against)
 
 
+def write_release(directory: Path, name: str) -> None:
+    """A release of zeros of a published model's sizes in float32."""
+    section = dict(PUBLISHED[name][0])
+    config = DecoderConfig.from_section(section)
+    shapes = expected_tensors(config, "hugging_face")
+    shards = plan_shards([TensorHeader(key, shape, "float32") for key, shape in shapes.items()], 5 * 10**9)
+    directory.mkdir()
+    lay_out_model(directory, shards)
+    write_json(directory / "config.json", to_config_json(section, "float32", SpecialTokens(0, 0, 0)))
+    for key, place in places_in(directory, shards).items():
+        if key.endswith("slopes"):
+            with open(place.path, "r+b") as file:
+                file.seek(place.offset)
+                file.write(alibi_slopes(config.num_heads).astype("<f4").tobytes())
+
+
 def measure_memory(directory: Path) -> None:
     """Print peak memory above the import floor and peak disk above the output, for a small and a large checkpoint."""
     print("| model | direction | output GB | peak MB | above the imports, MB | disk above the output |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name in MEMORY_MODELS:
-        source, work = directory / "source.mdl", directory / "work"
-        work.mkdir()
-        write_checkpoint(source, name, zeros=True)
-        floor = import_floor()
-        release, back = work / "release", work / "back.mdl"
-        for direction, command, output in (
-            ("to Hugging Face", [*OURS, "to-hf", str(source), "--output", str(release)], release),
-            ("to Cerebras", [*OURS, "to-cerebras", str(release), "--output", str(back)], back),
-        ):
-            before = disk_use(work)
+        for direction in ("to Hugging Face", "to Cerebras"):
+            work = directory / "work"
+            work.mkdir()
+            if direction == "to Hugging Face":
+                source, output = directory / "source.mdl", work / "release"
+                write_checkpoint(source, name, zeros=True)
+                command = [*OURS, "to-hf", str(source), "--output", str(output)]
+            else:
+                source, output = directory / "source", work / "back.mdl"
+                write_release(source, name)
+                command = [*OURS, "to-cerebras", str(source), "--output", str(output)]
             run = measured(command, watched=work)
             size = disk_use(output) if output.is_dir() else output.stat().st_blocks * 512
-            above = (max(run.disk, disk_use(work)) - before) / size - 1
-            print(
-                f"| {name} | {direction} | {size / 1e9:.1f} | {run.peak / 1e6:.0f} | {(run.peak - floor) / 1e6:.0f} "
-                f"| {above:.2%} |",
-                flush=True,
-            )
-            if direction == "to Hugging Face":
-                remove([source, source.with_suffix(".yaml")])
-        remove([work])
+            above = max(run.disk, disk_use(work)) / size - 1
+            over = (run.peak - import_floor()) / 1e6
+            print(f"| {name} | {direction} | {size / 1e9:.1f} | {run.peak / 1e6:.0f} | {over:.0f} | {above:.2%} |")
+            remove([work, source, source.with_suffix(".yaml")])
 
 
 def import_floor() -> int:

@@ -39,6 +39,10 @@ class Sink(Protocol):
         """Put a piece of the tensor `name` in its place; called from several threads."""
         ...
 
+    def finished(self, name: str) -> None:
+        """Every piece of the tensor has been put in its place."""
+        ...
+
 
 class FileRanges:
     """A sink of tensors that lie in one piece in files laid out beforehand; use it in a `with` block."""
@@ -73,6 +77,12 @@ class FileRanges:
         row, stride = values.shape[1] * itemsize, target.shape[1] * itemsize
         for number in range(len(values)):
             _write(descriptor, data[number * row : (number + 1) * row], offset + number * stride)
+
+    def finished(self, name: str) -> None:
+        """Start to write the tensor to the disk, so that the disk works while others are read and moved."""
+        target = self._targets[name]
+        descriptor = self._descriptors[target.path]
+        os.posix_fadvise(descriptor, target.offset, target.nbytes, os.POSIX_FADV_DONTNEED)
 
     def flush(self) -> None:
         """Flush every file to the disk."""
@@ -150,6 +160,9 @@ def carry_out(step: Step, sink: Sink | None, progress: Progress = lambda nbytes:
                 for piece in pieces:
                     sink.write(step.outputs[piece.tensor], piece.at, piece.values)
             progress(nbytes)
+    if sink is not None and step.writes:
+        for name in step.outputs:
+            sink.finished(name)
     return tuple(digest.hexdigest() for digest in digests)
 
 

@@ -178,8 +178,11 @@ class _Packer:
         self._filler = filler
 
     def write(self, name: str, at: tuple[int, ...], values: np.ndarray) -> None:
-        """Pack a piece; it comes as the bits of its elements, and HDF5 knows 16 of them as int16 or float16."""
+        """Pack a piece, which comes as the bits of its elements."""
         self._filler.write(f"model.model.{name}", at, values)
+
+    def finished(self, name: str) -> None:
+        """Nothing to do: packed tensors are flushed with the file."""
 
 
 def check_absent(path: Path) -> None:
