@@ -16,7 +16,6 @@ above that of the same program when it has imported everything and refused its i
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -295,13 +294,8 @@ def measure_memory(directory: Path) -> None:
 
 def import_floor() -> int:
     """Peak bytes of a process that has imported all that a conversion imports."""
-    code = (
-        "import checkpoint_convert.convert, checkpoint_convert.cli, tqdm, h5py, yaml, resource; "
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-    )
-    environment = {**os.environ, "PYTHONPATH": sys.path[0]}
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    return json.loads(found.stdout) * 1024
+    code = "import checkpoint_convert.convert, checkpoint_convert.cli, tqdm, h5py, hdf5plugin, yaml"
+    return measured([sys.executable, "-c", code]).peak
 
 
 def main() -> None:
