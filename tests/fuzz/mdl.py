@@ -79,9 +79,7 @@ def mutate_text(draw: random.Random, path: Path) -> None:
     """Damage one or two of the texts in an HDF5 file that is otherwise whole."""
     with h5py.File(path, "r+") as file:
         texts = ["__spec__"] * 4 + sorted(name for name in file.attrs if name.endswith(".__metadata__"))
-        for name in (
-            draw.sample(sorted(set(texts)), 1) if False else {draw.choice(texts) for _ in range(draw.choice((1, 1, 2)))}
-        ):
+        for name in sorted({draw.choice(texts) for _ in range(draw.choice((1, 1, 2)))}):
             text = file.attrs[name]
             if name == "__spec__" and draw.random() < 0.8:
                 skeleton, spec = json.loads(text)
