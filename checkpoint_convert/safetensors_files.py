@@ -127,7 +127,9 @@ def _entry(path: Path, name: str, about: Any) -> tuple[str, Shape, int, int]:
         whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
     except (TypeError, KeyError, ValueError):
         whole, code = False, None
-    if not whole or not isinstance(code, str) or len(shape) > 32 or end < begin:
+    # Without tensors that hold nothing and have a length that no array can have.
+    whole = whole and len(shape) <= 32 and math.prod(n for n in shape if n) < 1 << 60
+    if not whole or not isinstance(code, str) or end < begin:
         raise ConversionError(f"{path}: the entry of tensor {name!r} is damaged")
     if code not in _DTYPE_OF_CODE:
         raise ConversionError(f"{path}: tensor {name!r} has the element type {code}, which is not converted")
@@ -150,7 +152,7 @@ def _parsed(path: Path, text: bytes) -> dict[str, Any]:
         return found
 
     try:
-        value = json.loads(text, object_pairs_hook=once)
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=once)  # json itself would take UTF-16 too
     except (ValueError, RecursionError) as error:
         raise ConversionError(f"{path}: its JSON cannot be read: {error}") from error
     if not isinstance(value, dict):

@@ -1,0 +1,29 @@
+"""The fuzz programs, in short: no damaged file crashes a reader, holds it up, or is read as something that it is not.
+
+Contract: a hundred damaged files of each kind; long runs are started by hand (CONTRIBUTING.md).
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.parametrize("program", ["bin", "safetensors", "mdl", "conversion"])
+def test_damaged_files_are_refused_or_read_as_libraries_read_them(program):
+    command = [sys.executable, str(HERE / f"{program}.py"), "--count", "100", "--seed", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    verdicts = {verdict: int(count) for verdict, count in re.findall(r"(\w+) (\d+)", done.stdout)}
+    assert sum(verdicts.values()) == 100 and verdicts["refused"] > 50, done.stdout
+
+
+@pytest.mark.slow
+def test_random_kills_are_gone_on_from():
+    command = [sys.executable, str(HERE / "kills.py"), "--count", "6", "--seed", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
