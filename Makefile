@@ -42,6 +42,8 @@ check: $(CURRENT)/.ready
 
 bench: $(CURRENT)/.ready
 	$(CURRENT)/bin/python benchmarks/training_speed.py
+	$(CURRENT)/bin/python benchmarks/conversion.py --directory build/benchmark
+	$(CURRENT)/bin/python benchmarks/conversion.py --directory build/benchmark --memory
 
 clean:
 	rm -rf build demo_output .pytest_cache .mypy_cache .ruff_cache *.egg-info
