@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from cerebras_jais.recipes.phases import Phase
 
 
 @click.command()
@@ -55,7 +60,9 @@ def fit(
       loss_curve.png         the same as a picture
       events/                TensorBoard
 
-    A run started again continues from the last checkpoint there, with the losses of a run never stopped.
+    A run started again continues from the last checkpoint there, with the losses of a run never stopped. So does a list
+    of phases: those that are finished are skipped, and into the next go weights, optimizer and step, but not where the
+    data and the schedules stood.
 
     \b
     Several GPUs or machines:
@@ -64,41 +71,49 @@ def fit(
     import os
 
     from cerebras_jais.errors import UserError
+    from cerebras_jais.recipes.phases import lay_out
     from cerebras_jais.recipes.schema import read_trainer_yaml
-    from cerebras_jais.train.loop import fit as run
-    from cerebras_jais.train.plan import NothingLeft, ending_by
 
-    phases = read_trainer_yaml(yaml_file)
-    several, first = len(phases) > 1, os.environ.get("RANK", "0") == "0"  # under torchrun one process speaks for all
-    for config in phases:
+    configs = read_trainer_yaml(yaml_file)
+    for config in configs:
         named = (config.init.backend_type or "").lower()
-        where = backend or named
-        if where not in ("cpu", "gpu"):
+        if (backend or named) not in ("cpu", "gpu"):
             raise UserError(
                 f"{yaml_file}: its backend is {named.upper() or 'not given'}; say --backend cpu or --backend gpu"
             )
-        try:
-            result = run(
-                ending_by(config, max_steps) if several and max_steps is not None else config,
-                backend=where,
-                model_dir=model_dir,
-                max_steps=None if several else max_steps,
-                checkpoint=checkpoint,
-                activation_checkpointing=activation_checkpointing,
-                compile_layers=compile_layers,
-                sharding=sharding,
-            )
-        except NothingLeft as finished:
-            if first:
-                click.echo(str(finished))  # a finished run or phase is no mistake; the next phase may have work left
-            continue
-        checkpoint = None  # the phases that follow go on from what this one left
-        if not first:
-            continue
+    phases = lay_out(configs, model_dir=model_dir, max_steps=max_steps, checkpoint=checkpoint)
+    say = click.echo if os.environ.get("RANK", "0") == "0" else (lambda line: None)  # under torchrun one speaks for all
+    _run_phases(
+        phases,
+        say,
+        checkpoint,
+        backend=backend,
+        max_steps=max_steps if len(phases) == 1 else None,
+        activation_checkpointing=activation_checkpointing,
+        compile_layers=compile_layers,
+        sharding=sharding,
+    )
+
+
+def _run_phases(
+    phases: Sequence[Phase], say: Callable[[str], Any], checkpoint: Path | None, *, backend: str | None, **options: Any
+) -> None:
+    """Run what is left of a launch on the reference path, one phase after another."""
+    from cerebras_jais.recipes.phases import ending_at, work_left
+    from cerebras_jais.train.loop import FitResult, fit
+
+    for phase, start in work_left(phases, checkpoint, say):
+        result: FitResult = fit(
+            ending_at(phase),
+            backend=backend or (phase.config.init.backend_type or "").lower(),
+            model_dir=phase.model_dir,
+            start=start,
+            **options,
+        )
         line = f"steps {result.steps}  loss {result.first_loss:.4f} -> {result.last_loss:.4f}"
         if result.eval_loss is not None:
             line += f"  held-out {result.eval_loss:.4f}"
-        click.echo(f"{line}  {result.tokens_per_second:,.0f} tokens/s")
+        say(f"{line}  {result.tokens_per_second:,.0f} tokens/s")
         if result.checkpoint_path is not None:
-            click.echo(f"checkpoint {result.checkpoint_path}")
-        click.echo(f"curve      {result.model_dir / 'loss_curve.png'}")
+            say(f"checkpoint {result.checkpoint_path}")
+        say(f"curve      {result.model_dir / 'loss_curve.png'}")
