@@ -12,6 +12,7 @@ VERBS = {
     "fit": ("cerebras_jais.train.cli:fit", "Train a model from a Model Zoo trainer YAML on a CPU or GPU."),
     "generate": ("cerebras_jais.evaluate.cli:generate", "Continue a prompt with a trained checkpoint."),
     "score": ("cerebras_jais.evaluate.cli:score", "Loss and bits per byte of a checkpoint on text."),
+    "zoo": ("cerebras_jais.modelzoo.cli:zoo", "Run cszoo of the Model Zoo with the models of the family."),
 }
 
 

@@ -16,6 +16,8 @@ from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.freeze import freeze_parameters
 from cerebras_jais.recipes.family import check_family
 
+_PLAIN = (type(None), bool, int, float, str, list, tuple, dict)
+
 
 class FamilyConfig(GPT2ModelConfig):
     """What both configs share; every key but `frozen_parameters` is the Model Zoo's own."""
@@ -26,8 +28,8 @@ class FamilyConfig(GPT2ModelConfig):
     @model_validator(mode="before")
     @classmethod
     def _is_of_the_family(cls, data: Any) -> Any:
-        # Copies that the Model Zoo makes of a checked config come as instances and need no second look.
-        if isinstance(data, dict):
+        # The Model Zoo checks a config again and again as it copies it; then there are objects where YAML has mappings.
+        if isinstance(data, dict) and all(isinstance(value, _PLAIN) for value in data.values()):
             names = cls.model_fields["name"].annotation.__args__
             try:
                 check_family(DecoderConfig.from_section({"name": names[0], **data}))

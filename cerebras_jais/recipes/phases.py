@@ -14,6 +14,7 @@ Both trainers run what is decided here: `train` and `modelzoo`.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -129,7 +130,7 @@ def lay_out(
 
     Args:
         configs: the trainers of a YAML.
-        model_dir: instead of the YAML's, for all phases.
+        model_dir: instead of the YAML's; phases that have folders of their own keep them apart in it.
         max_steps: where a list ends, whatever its phases say; the end of a single trainer.
         checkpoint: the file the launch begins from, instead of what the YAML says.
 
@@ -138,13 +139,13 @@ def lay_out(
             could not be told apart.
     """
     phases: list[Phase] = []
-    count = len(configs)
+    count, folders = len(configs), _folders(configs, model_dir)
     for number, config in enumerate(configs, 1):
         begins = phases[-1].ends if phases and _counts_on(config) else 0
         assert begins is not None
         if number == 1:
             begins = _first_step(config, checkpoint)
-        folder = Path(model_dir or config.init.model_dir)
+        folder = folders[number - 1]
         ends = config.init.loop.max_steps if count == 1 else _end(config, begins)
         if max_steps is not None:
             ends = max_steps if count == 1 or ends is None else min(ends, max_steps)
@@ -153,6 +154,16 @@ def lay_out(
             _refuse_what_cannot_continue(phase, phases, capped=max_steps is not None)
         phases.append(phase)
     return phases
+
+
+def _folders(configs: Sequence[TrainerConfig], model_dir: str | Path | None) -> list[Path]:
+    named = [Path(config.init.model_dir) for config in configs]
+    if model_dir is None:
+        return named
+    whole = [os.path.abspath(folder) for folder in named]
+    if len(set(whole)) == 1:
+        return [Path(model_dir)] * len(named)
+    return [Path(model_dir) / os.path.relpath(folder, os.path.commonpath(whole)) for folder in whole]
 
 
 def _first_step(config: TrainerConfig, checkpoint: str | Path | None) -> int:
@@ -302,9 +313,10 @@ def enter(phases: Sequence[Phase], index: int) -> Start:
 
     Raises UserError when that one left no checkpoint.
     """
-    named = _named(phases[index].config)
-    if named.checkpoint is not None:
-        return _entering(phases, index, named.checkpoint)
+    named = _named(phases[index].config).checkpoint
+    # A path into the folder of the phase before means what that one left, wherever its folder is and whatever its name.
+    if named is not None and named.parent.resolve() != Path(phases[index - 1].config.init.model_dir).resolve():
+        return _entering(phases, index, named)
     left = own_checkpoints(phases[index - 1], phases)
     if not left:
         raise UserError(f"{phases[index - 1].model_dir}: {phases[index - 1].name} left no checkpoint to begin from")
