@@ -148,7 +148,7 @@ def test_jais_adapted_70b_chat_is_as_published():
 def test_jais_family_590m_is_as_published():
     (phase,) = find_model("jais-family-590m").phases
     assert (phase.batch_size.value, phase.steps.value, phase.rates.warmup_steps.value) == (1120, 209422, 163)
-    assert phase.rates.peak.value == pytest.approx(0.01563, abs=5e-6)  # the card rounds it
+    assert phase.rates.peak.value == pytest.approx(0.01563, abs=5.1e-6)  # the card rounds it
     assert phase.rates.last.value == 4.21e-05
 
 
