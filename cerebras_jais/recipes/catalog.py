@@ -7,6 +7,7 @@ Cerebras ships with release 2.10 (they are of the older jais-13b and jais-30b).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -84,7 +85,7 @@ def _family_architecture(hidden: int, layers: int, known: str | None) -> Archite
     )
 
 
-_LARGE = "config.json of jais-30b-v3 and Model Zoo params_jais_30b; the family's 30b is taken to be the same"
+_LARGE = "config.json of jais-30b-v3 and Model Zoo params_jais_30b, taken to be the same"
 LARGE_ARCHITECTURE = Architecture(
     derived(7168, _LARGE),
     derived(48, _LARGE),
@@ -230,7 +231,7 @@ def _adapted_base(
         context,
         batch,
         derived(steps_1, "about 15 billion tokens (card) / (1,024 x 4,096)"),
-        Rates(warmup, first, assumed(llama_rate, "Llama-2's peak"), assumed(llama_rate / 10, tenth), cosine),
+        Rates(warmup, first, assumed(llama_rate, "Llama-2's peak"), assumed(round(llama_rate / 10, 9), tenth), cosine),
         ADAPTED_OPTIMIZER,
         CSX_PRECISION,
         starts_from=f"model/jais-adapted-{size}/extended.mdl",
@@ -246,7 +247,7 @@ def _adapted_base(
             warmup,
             first,
             assumed(llama_rate / 2, "half of Llama-2's peak: the model is trained already"),
-            assumed(llama_rate / 20, tenth),
+            assumed(round(llama_rate / 20, 9), tenth),
             cosine,
         ),
         ADAPTED_OPTIMIZER,
@@ -382,13 +383,13 @@ def lineage(model: Model) -> tuple[tuple[Model, Phase], ...]:
     return (*before, *((model, phase) for phase in model.phases))
 
 
-def last_step(phase: Phase) -> int:
-    """The step counted from the first that a phase ends at: after the steps of those whose optimizer it carries on."""
+def last_step(phase: Phase, models: Sequence[Model] = MODELS) -> int:
+    """The step a phase ends at, counted from the first of those whose optimizer it carries on."""
     if not phase.carries_on or not isinstance(phase.starts_from, tuple):
         return phase.steps.value
-    model, name = phase.starts_from
-    (earlier,) = (p for p in find_model(model).phases if p.name == name)
-    return last_step(earlier) + phase.steps.value
+    named, ending = phase.starts_from
+    (earlier,) = (p for model in models if model.name == named for p in model.phases if p.name == ending)
+    return last_step(earlier, models) + phase.steps.value
 
 
 def mup_set_of(hidden_size: int) -> MuP:
