@@ -85,7 +85,7 @@ def _present(data_dir: Any, empty: str) -> Any:
 
 def _keys_in(data: Any, location: tuple[str | int, ...]) -> tuple[str | int, ...]:
     """The path in the file of pydantic's error location, which numbers the trainers and has names of types in it."""
-    value = data["trainer"] if isinstance(data, dict) else None
+    value: Any = data["trainer"] if isinstance(data, dict) else None
     keys: list[str | int] = ["trainer"]
     parts = list(location)
     if parts and isinstance(parts[0], int):

@@ -167,21 +167,17 @@ def write(name: str | None, output: Path | None, stock: bool, overwrite: bool, e
 
 def _text(name: str, stock: bool = False) -> str:
     """The text of a file or of one of our configs."""
-    import tempfile
-
     from cerebras_jais.recipes.build import find_recipe, recipe_yaml
     from cerebras_jais.recipes.stock import with_stock_names
     from cerebras_jais.recipes.yaml_source import read_yaml
 
-    if Path(name).is_file():
-        return with_stock_names(name) if stock else read_yaml(name).path.read_text(encoding="utf-8")
-    text = recipe_yaml(find_recipe(name))
-    if not stock:
-        return text
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / f"{Path(name).name}.yaml"
-        file.write_text(text, encoding="utf-8")
-        return with_stock_names(file)
+    path = Path(name)
+    if path.is_file():
+        text = read_yaml(path).path.read_text(encoding="utf-8")
+    else:
+        recipe = find_recipe(name)
+        path, text = Path(f"{recipe.name}.yaml"), recipe_yaml(recipe)
+    return with_stock_names(text, path) if stock else text
 
 
 def _tree(name: str) -> object:

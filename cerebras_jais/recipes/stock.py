@@ -5,19 +5,21 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from cerebras_jais.recipes.yaml_source import RecipeError, read_yaml
+from cerebras_jais.recipes.yaml_source import RecipeError, parse_yaml
 
 STOCK_NAME = {"jais_family": "jais", "jais_adapted": "llama"}
 
 
-def with_stock_names(path: str | Path) -> str:
+def with_stock_names(text: str, path: Path) -> str:
     """The text of a YAML file with the plugin's model names replaced by the stock ones; comments stay.
+
+    `path` is the file the text is from, for messages.
 
     Raises RecipeError for a file that names a model of the plugin and uses what the stock one cannot do: freezing by
     pattern.
     """
-    source = read_yaml(path)
-    lines = source.path.read_text(encoding="utf-8").split("\n")
+    source = parse_yaml(text, path)
+    lines = text.split("\n")
     for at, model in _models(source.data):
         if model.get("frozen_parameters"):
             stock = STOCK_NAME[model["name"]]
