@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.recipes.phases import Phase, Start, first_work, foresee
@@ -44,7 +45,7 @@ def measure(config: DecoderConfig) -> ModelSize:
     freeze_parameters(model, config.frozen_parameters)
     embedding = model.model.embedding_layer.word_embeddings.weight
     # ALiBi's slopes, [heads, 1], are no matrix.
-    matrices = [p for p in model.parameters() if p.dim() == 2 and p.shape[1] > 1 and p is not embedding]
+    matrices: list[Any] = [p for p in model.parameters() if p.dim() == 2 and p.shape[1] > 1 and p is not embedding]
     if model.model.lm_head.weight is embedding:
         matrices.append(model.model.lm_head.weight)  # looked up at the bottom, multiplied by at the top
     parameters = list(model.parameters())
