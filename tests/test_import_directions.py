@@ -26,7 +26,7 @@ ALLOWED = {
     "recipes": LOW,
     "train": LOW | {"recipes", "data"},
     "evaluate": LOW | {"recipes", "data"},
-    "modelzoo": LOW | {"recipes"},
+    "modelzoo": LOW | {"recipes", "data"},  # the pre-flight check opens the data
     "cli": LOW | {"train", "modelzoo", "evaluate", "data", "vocabulary", "recipes"},
 }
 CONVERTER = LOW | {"recipes"}

@@ -46,3 +46,7 @@ MODELZOO_RELEASE_LOGITS = 1e-5  # absolute, fp32; logits of these models reach s
 # llama.cpp on a float32 GGUF file of a release.
 LLAMACPP_LOGITS = 1e-2  # of the largest logit
 LLAMACPP_LOGITS_HALF_CACHE = 5e-2  # of the largest logit, keys and values kept in 16 bits
+
+# Both trainers over the tiny configs, 30 steps each, float32 on the CPU.
+MODELZOO_NORM_RELATIVE = 1e-3  # norm of all gradients, at every step
+MODELZOO_WEIGHTS_RELATIVE = 1e-4  # norm of the difference over the norm, tensor by tensor, at the end

@@ -25,6 +25,15 @@ def require_modelzoo() -> None:
         raise ModelZooMissing(f"rich is not installed in {sys.prefix}; the Model Zoo 2.10 imports it: pip install rich")
 
 
+def modelzoo_is_installed() -> bool:
+    """Whether `require_modelzoo` would pass."""
+    try:
+        require_modelzoo()
+    except ModelZooMissing:
+        return False
+    return True
+
+
 def do_without_code_evaluation() -> None:
     """Put an empty module where the Model Zoo imports bigcode_eval, if that is absent; its verb is absent then too."""
     name = "cerebras.modelzoo.trainer.extensions.bigcode"

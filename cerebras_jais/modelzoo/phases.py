@@ -47,9 +47,11 @@ def run_fit(
         whole = [{"trainer": trainer_of(phase, Start(None), raw)} for phase, raw in zip(phases, trainers, strict=True)]
         run_trainer(FIT, {"trainer": whole})
         return
-    # All phases are checked before the first one trains for weeks.
-    validate_trainer_params({"trainer": [{"trainer": copy.deepcopy(dict(raw))} for raw in trainers]})
+    checked = False
     for phase, start in work_left(phases, checkpoint, say):
+        if not checked:  # all phases, before the first one trains for weeks
+            validate_trainer_params({"trainer": [{"trainer": copy.deepcopy(dict(raw))} for raw in trainers]})
+            checked = True
         own = {"trainer": trainer_of(phase, start, trainers[phase.number - 1])}
         if RestartableTrainer.is_restart_config(own):
             RestartableTrainer(own).run_trainer(FIT)

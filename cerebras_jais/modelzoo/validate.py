@@ -14,18 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from cerebras_jais.modelzoo.installed import modelzoo_is_installed
 from cerebras_jais.recipes.yaml_source import read_yaml
 
-
-def modelzoo_is_installed() -> bool:
-    """Whether its validation can run here."""
-    from cerebras_jais.modelzoo.installed import ModelZooMissing, require_modelzoo
-
-    try:
-        require_modelzoo()
-    except ModelZooMissing:
-        return False
-    return True
+__all__ = ["modelzoo_is_installed", "modelzoo_problems"]
 
 
 def modelzoo_problems(path: str | Path) -> list[str]:

@@ -15,8 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cerebras_jais.commandline import say_error
 from cerebras_jais.errors import UserError
 from cerebras_jais.modelzoo import plugin
+from cerebras_jais.modelzoo.connection import explained
 
 CONVERTED_HERE = frozenset({*plugin.MODELS, "jais", "llama"})
 
@@ -29,9 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             status = _convert(words[2:])
             if status is not None:
                 sys.exit(status)
-        _cszoo(words)
+        with explained():
+            _cszoo(words)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(error)
         sys.exit(1)
 
 

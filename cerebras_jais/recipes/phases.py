@@ -27,6 +27,7 @@ from cerebras_jais.recipes.schema import TrainerConfig
 from cerebras_jais.recipes.yaml_source import RecipeError
 
 STAYS_IN_A_PHASE = frozenset({"dataloader", "schedulers", "lr_scheduler"})
+WRITTEN = frozenset({"model", "optimizer", "schedulers", "dataloader", "global_step"})  # by both trainers
 BELONGS_TO_TENSORS = "optimizer"  # its state is of the tensors that train
 
 
@@ -327,17 +328,25 @@ def _go_on(saved: SavedStep, why: str) -> Start:
     return Start(saved.path, tuple(sorted(_present(saved.path)[0])), why)
 
 
-def _entering(phases: Sequence[Phase], index: int, checkpoint: Path) -> Start:
+def _entering(phases: Sequence[Phase], index: int, checkpoint: Path, present: frozenset[str] | None = None) -> Start:
     """From another phase's checkpoint: what belongs to that phase stays behind."""
     phase, before = phases[index], phases[index - 1]
     wanted = _wanted(phase.config)
-    present, _ = _present(checkpoint)
+    present = _present(checkpoint)[0] if present is None else present
     states = (present if wanted is None else wanted & present) - STAYS_IN_A_PHASE
     why = f"what phase {before.number} left"
     if BELONGS_TO_TENSORS in states and not _same_tensors_train(before.config, phase.config):
         states -= {BELONGS_TO_TENSORS}
         why += "; other tensors train now, so the optimizer begins anew"
     return Start(checkpoint, tuple(sorted(states)), why)
+
+
+def foresee(phases: Sequence[Phase], index: int) -> Start:
+    """How a phase will begin once the one before it has ended; nothing needs to be on disk yet."""
+    before = phases[index - 1]
+    section = before.config.init.checkpoint
+    name = section.checkpoint_name.format(step=before.ends)
+    return _entering(phases, index, Path(section.checkpoint_root or before.model_dir) / name, WRITTEN)
 
 
 def _same_tensors_train(before: TrainerConfig, after: TrainerConfig) -> bool:
