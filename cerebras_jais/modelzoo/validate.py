@@ -10,6 +10,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,12 @@ def modelzoo_problems(path: str | Path) -> list[str]:
         warnings.simplefilter("ignore")
         for loader in _loaders(params):
             loader["data_dir"] = _present(loader["data_dir"], empty)
-        from cerebras.modelzoo.trainer.validate import validate_trainer_params
+        from cerebras.modelzoo.trainer.validate import extract_model_names
 
         logging.disable(logging.WARNING)
         try:
-            validate_trainer_params(params)
+            trainers = _trainers_of(extract_model_names(params))
+            trainers.validate_python(params, context={"metadata_params": copy.deepcopy(params)})
         except pydantic.ValidationError as error:
             return [
                 f"{source.place(_keys_in(source.data, problem['loc']))}: the Model Zoo says: {problem['msg']}"
@@ -55,6 +57,14 @@ def modelzoo_problems(path: str | Path) -> list[str]:
         finally:
             logging.disable(logging.NOTSET)
     return []
+
+
+@cache
+def _trainers_of(model_names: tuple[str, ...]) -> Any:
+    """The Model Zoo's type of a list of trainers of these models; making one takes it seconds, so each is kept."""
+    from cerebras.modelzoo.trainer.validate import construct_multi_phase_trainer_config
+
+    return construct_multi_phase_trainer_config(model_names)
 
 
 def _loaders(params: Any) -> Iterator[dict[str, Any]]:

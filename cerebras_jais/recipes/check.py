@@ -301,7 +301,7 @@ def _problems_between(configs: Sequence[TrainerConfig]) -> Iterator[Problem]:
                 )
         if config.init.backend_type != first.backend_type:
             yield (
-                (*at, "backend"),
+                (*at, "backend", "backend_type"),
                 f"is {config.init.backend_type} here and {first.backend_type} in the first phase; one process has one",
             )
         if (config.init.autorestart is None) != (first.autorestart is None):
