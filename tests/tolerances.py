@@ -50,3 +50,4 @@ LLAMACPP_LOGITS_HALF_CACHE = 5e-2  # of the largest logit, keys and values kept 
 # Both trainers over the tiny configs, 30 steps each, float32 on the CPU.
 MODELZOO_NORM_RELATIVE = 1e-3  # norm of all gradients, at every step
 MODELZOO_WEIGHTS_RELATIVE = 1e-4  # norm of the difference over the norm, tensor by tensor, at the end
+CHECKPOINT_BYTES_RELATIVE = 0.05  # tiny models; HDF5 adds a few kilobytes to each of some 250 tensors

@@ -59,6 +59,8 @@ def prepare(folder, name, *, steps=None, save_every=None, batch_size=None):
     for trainer in trainers:
         init, data = trainer["init"], trainer["fit"]["train_dataloader"]
         states = next(iter(init.get("callbacks", [{}])), {}).get("LoadCheckpointStates", {})
+        if trainer is not trainers[0]:
+            trainer["fit"]["ckpt_path"] = re.sub(r"checkpoint_\d+", f"checkpoint_{end}", trainer["fit"]["ckpt_path"])
         counts_on = "global_step" in states.get("load_checkpoint_states", "global_step")
         end = (end if counts_on else 0) + (steps or 30)
         init["loop"] = {"max_steps": end, "eval_frequency": None}
