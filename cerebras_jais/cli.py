@@ -8,10 +8,13 @@ from cerebras_jais import __version__
 from cerebras_jais.commandline import LazyGroup, completion_command, run
 
 VERBS = {
+    "models": ("cerebras_jais.recipes.cli:models", "What the 20 models are, and where each number comes from."),
+    "config": ("cerebras_jais.recipes.cli:config", "Check, list, show, compare and write trainer YAML."),
     "data": ("cerebras_jais.data.cli:data", "Turn text into a tokenizer and packed training data."),
-    "fit": ("cerebras_jais.train.cli:fit", "Train a model from a Model Zoo trainer YAML on a CPU or GPU."),
+    "fit": ("cerebras_jais.train.cli:fit", "Train a model from a Model Zoo trainer YAML: CPU, GPU or CS systems."),
     "generate": ("cerebras_jais.evaluate.cli:generate", "Continue a prompt with a trained checkpoint."),
     "score": ("cerebras_jais.evaluate.cli:score", "Loss and bits per byte of a checkpoint on text."),
+    "zoo": ("cerebras_jais.modelzoo.cli:zoo", "Run cszoo of the Model Zoo with the models of the family."),
 }
 
 

@@ -58,13 +58,18 @@ def completion_command(program: str) -> click.Command:
     return completion
 
 
+def say_error(error: UserError) -> None:
+    """Print a user's error as one line on standard error."""
+    click.echo(f"error: {error}", err=True)
+
+
 def run(group: click.Group, program: str, error_status: int = 1) -> None:
     """Run a command line; a UserError becomes one line on standard error and `error_status`, Ctrl-C status 130."""
     try:
         status = group.main(prog_name=program, standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)
     except UserError as error:
-        click.echo(f"error: {error}", err=True)
+        say_error(error)
         sys.exit(error_status)
     except click.ClickException as error:
         error.show()

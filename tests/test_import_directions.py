@@ -26,7 +26,7 @@ ALLOWED = {
     "recipes": LOW,
     "train": LOW | {"recipes", "data"},
     "evaluate": LOW | {"recipes", "data"},
-    "modelzoo": LOW | {"recipes"},
+    "modelzoo": LOW | {"recipes", "data"},  # the pre-flight check opens the data
     "cli": LOW | {"train", "modelzoo", "evaluate", "data", "vocabulary", "recipes"},
 }
 CONVERTER = LOW | {"recipes"}
@@ -58,11 +58,14 @@ def files(package):
 @pytest.mark.parametrize("path", files("cerebras_jais"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_a_room_imports_only_what_lies_below_it(path):
     room = path.relative_to(ROOT / "cerebras_jais").parts[0].removesuffix(".py")
+    if path.name == "cli.py":  # a room's command line stands above all rooms, as `cerebras_jais.cli` does
+        room = "cli"
     names = list(imports_of(path))
     if room != "__init__":
         assert rooms(names) <= ALLOWED[room] | {room}
     assert not [n for n in names if n.split(".")[0] == "checkpoint_convert"]
-    if room != "modelzoo":
+    assert path.name == "cli.py" or not [n for n in names if n.endswith(".cli")]
+    if path.parent.name != "modelzoo":
         assert not [n for n in names if n.split(".")[0] == "cerebras"]
 
 

@@ -133,6 +133,10 @@ NO_EFFECT_HERE = (
     "fold_rope_consts",
 )
 
+# Models of the Model Zoo itself, and those that `cerebras_jais.modelzoo` registers there.
+STOCK_NAMES = ("jais", "llama", "gpt2")
+PLUGIN_NAMES = ("jais_family", "jais_adapted")
+
 _ALIASES = {"model_name": "name", "embedding_dropout_rate": "embd_pdrop"}
 
 
@@ -192,6 +196,9 @@ class DecoderConfig:
     boundary_casting: bool = False
     compute_eval_metrics: bool = True
 
+    # Regular expressions searched for in tensor names (`model.freeze`); the models of the plugin have it.
+    frozen_parameters: tuple[str, ...] = ()
+
     @classmethod
     def from_section(cls, section: Mapping[str, Any]) -> DecoderConfig:
         """Read and check the `model:` section of a trainer YAML.
@@ -235,7 +242,7 @@ class DecoderConfig:
                 continue
             if isinstance(value, Initializer):
                 value = {k: v for k, v in dataclasses.asdict(value).items() if v is not None}
-            section[f.name] = dict(value) if isinstance(value, Mapping) else value
+            section[f.name] = dict(value) if isinstance(value, Mapping) else _plain(value)
         return section
 
     def check(self) -> None:
@@ -245,7 +252,14 @@ class DecoderConfig:
             if not holds:
                 raise ModelConfigError(f"model.{key}: {what} (got {getattr(self, key)!r})")
 
-        demand(self.name in ("jais", "llama", "gpt2", "jais_family", "jais_adapted"), "name", "use 'jais' or 'llama'")
+        demand(
+            self.name in (*STOCK_NAMES, *PLUGIN_NAMES), "name", f"use one of {', '.join(PLUGIN_NAMES + STOCK_NAMES)}"
+        )
+        demand(
+            not self.frozen_parameters or self.name in PLUGIN_NAMES,
+            "frozen_parameters",
+            f"the Model Zoo's own {self.name!r} freezes nothing; use name: {' or '.join(PLUGIN_NAMES)}",
+        )
         for key in ("vocab_size", "max_position_embeddings", "hidden_size", "num_hidden_layers", "num_heads"):
             demand(getattr(self, key) > 0, key, "must be positive")
         demand(self.filter_size > 0, "filter_size", "must be positive")
@@ -373,6 +387,15 @@ def _coerced(key: str, value: Any, f: dataclasses.Field) -> Any:
         if not isinstance(value, str):
             raise ModelConfigError(f"model.{key}: must be a string (got {value!r})")
         return value if key in ("name", "attention_kernel") else value.lower()
+    elif wanted.startswith("tuple"):
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+            raise ModelConfigError(f"model.{key}: must be a list of strings (got {value!r})")
+        return tuple(value)
     elif wanted.startswith("Mapping") and not isinstance(value, Mapping):
         raise ModelConfigError(f"model.{key}: must be a mapping (got {value!r})")
     return value
+
+
+def _plain(value: Any) -> Any:
+    """A field's value as YAML has it."""
+    return list(value) if isinstance(value, tuple) else value

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 from pydantic import Field, PlainValidator, PrivateAttr, ValidationError, field_validator, model_validator
 
 from cerebras_jais.errors import UserError
-from cerebras_jais.model.config import NO_EFFECT_HERE, DecoderConfig
+from cerebras_jais.model.config import NO_EFFECT_HERE, PLUGIN_NAMES, STOCK_NAMES, DecoderConfig
 from cerebras_jais.recipes.callbacks import LOGGERS_WITHOUT_EFFECT, WITHOUT_EFFECT
+from cerebras_jais.recipes.family import check_family
 from cerebras_jais.recipes.schedules import AnySchedule
 from cerebras_jais.recipes.section import Section, refuse, unwrap
 from cerebras_jais.recipes.sections import (
@@ -42,9 +43,11 @@ def _model(section: Any) -> DecoderConfig:
     if not isinstance(section, dict):
         raise refuse(f"must be a mapping (got {section!r})")
     if "name" not in section and "model_name" not in section:
-        raise refuse("missing; use jais or llama", "name")
+        raise refuse(f"missing; use one of {', '.join(PLUGIN_NAMES + STOCK_NAMES)}", "name")
     try:
-        return DecoderConfig.from_section(section)
+        config = DecoderConfig.from_section(section)
+        check_family(config)
+        return config
     except (TypeError, ValueError, OverflowError, AttributeError) as error:  # a value of a kind no check expected
         raise refuse(f"holds a value of the wrong kind: {' '.join(str(error).split())}") from error
 

@@ -20,6 +20,7 @@ from cerebras_jais.recipes.callbacks import (
     REFUSED,
     WITHOUT_EFFECT,
 )
+from cerebras_jais.recipes.cluster import ClusterConfig, flag_problem
 from cerebras_jais.recipes.section import Section, refuse
 from cerebras_jais.recipes.yaml_source import suggestion
 
@@ -155,7 +156,7 @@ class Backend(Section):
     compile_dir: str | None = None
     compile_only: bool = False
     validate_only: bool = False
-    cluster_config: dict[str, Any] | None = None
+    cluster_config: ClusterConfig | None = None
     enable_distributed: bool = False
     main_process_id: int = 0
     dist_backend: str = "nccl"
@@ -166,7 +167,10 @@ class Backend(Section):
     @classmethod
     def _any_case(cls, value: Any) -> Any:
         if isinstance(value, dict) and isinstance(value.get("backend_type"), str):
-            value = {**value, "backend_type": value["backend_type"].upper()}
+            named = value["backend_type"].upper()
+            if named not in ("CSX", "CPU", "GPU"):
+                raise refuse(f"unknown backend {value['backend_type']!r}; use CSX, CPU or GPU", "backend_type")
+            value = {**value, "backend_type": named}
         return value
 
 
@@ -252,8 +256,9 @@ class Named(Section):
         for key in arguments or {}:
             if allowed is not None and key not in allowed:
                 raise refuse(f"unknown key {key!r}; {suggestion(str(key), allowed)}", str(given))
-            if name in FLAG_CALLBACKS and not str(key).startswith("csx."):
-                raise refuse(f"flag {key!r} is not one of a CS system (csx.…); remove it", str(given))
+            problem = flag_problem(str(key), (arguments or {})[key]) if name in FLAG_CALLBACKS else None
+            if problem is not None:
+                raise refuse(problem, str(given))
         for key, (kind, what) in ARGUMENT_KINDS.get(name, {}).items():
             if arguments and arguments.get(key) is not None and not kind(arguments[key]):
                 raise refuse(f"{key} must be {what} (got {arguments[key]!r})", str(given))

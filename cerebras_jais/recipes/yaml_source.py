@@ -79,6 +79,11 @@ def read_yaml(path: str | Path) -> YamlSource:
         raise RecipeError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read as text: {error}") from error
+    return parse_yaml(text, path)
+
+
+def parse_yaml(text: str, path: Path) -> YamlSource:
+    """Parse the text of a YAML file as `read_yaml` does; `path` stands in the messages."""
     lines: dict[tuple[str | int, ...], int] = {}
     loader = _Loader(text)
     try:

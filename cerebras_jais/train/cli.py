@@ -1,18 +1,33 @@
-"""`cerebras-jais fit`: train from a Model Zoo trainer YAML."""
+"""`cerebras-jais fit`: train from a Model Zoo trainer YAML, here or on CS systems."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+
+if TYPE_CHECKING:
+    from cerebras_jais.recipes.phases import Phase
+
+# The option of the command line and the key of `backend.cluster_config` that it stands for.
+_CLUSTER_KEYS = {
+    "num_csx": "num_csx",
+    "workers_per_csx": "num_workers_per_csx",
+    "mount_dirs": "mount_dirs",
+    "python_paths": "python_paths",
+    "job_labels": "job_labels",
+    "job_priority": "job_priority",
+}
 
 
 @click.command()
 @click.argument("yaml_file", metavar="FILE.yaml", type=click.Path(dir_okay=False, path_type=Path))
 @click.option(
     "--backend",
-    type=click.Choice(["cpu", "gpu"]),
-    help="Where to train. Default: the YAML's backend_type, when that is CPU or GPU.",
+    type=click.Choice(["cpu", "gpu", "csx"]),
+    help="Where to train. Default: the YAML's backend_type, when that is CPU or GPU; csx must be said.",
 )
 @click.option("--model-dir", type=click.Path(file_okay=False, path_type=Path), help="Where the run goes.")
 @click.option("--max-steps", type=click.IntRange(min=1), help="End at this step; a list of phases ends there too.")
@@ -30,6 +45,17 @@ import click
     show_default=True,
     help="Several processes under torchrun: copies of the model, or one model divided among them.",
 )
+@click.option("--dry-run", is_flag=True, help="Say what would run, phase by phase, and start nothing.")
+@click.option("--num-csx", type=click.IntRange(min=1), help="csx: CS systems to train on.")
+@click.option("--workers-per-csx", type=click.IntRange(min=1), help="csx: processes that feed each system.")
+@click.option("--mount-dir", "mount_dirs", multiple=True, help="csx: directory that workers see; may be repeated.")
+@click.option("--python-path", "python_paths", multiple=True, help="csx: on the PYTHONPATH of workers; repeatable.")
+@click.option(
+    "--job-label", "job_labels", multiple=True, metavar="KEY=VALUE", help="csx: label of the job; repeatable."
+)
+@click.option("--job-priority", type=click.Choice(["p1", "p2", "p3"]), help="csx: p1 is the highest.")
+@click.option("--compile-only", "only", flag_value="compile_only", help="csx: compile and train nothing.")
+@click.option("--validate-only", "only", flag_value="validate_only", help="csx: check that it compiles, no more.")
 def fit(
     yaml_file: Path,
     backend: str | None,
@@ -39,11 +65,17 @@ def fit(
     activation_checkpointing: bool,
     compile_layers: bool,
     sharding: str,
+    dry_run: bool,
+    only: str | None,
+    **cluster: Any,
 ) -> None:
-    """Train a model as a Model Zoo trainer YAML says, on a CPU or GPU.
+    """Train a model as a Model Zoo trainer YAML says: on a CPU or GPU here, or on CS systems by the Model Zoo.
 
     \b
       cerebras-jais fit configs/tiny/jais.yaml --backend cpu --model-dir runs/jais
+      cerebras-jais fit configs/jais-family-590m/pretrain.yaml --backend csx --num-csx 16
+
+    Before anything is asked of a cluster, what can be known to be wrong is looked for and said.
 
     The YAML is the one that `cszoo fit` takes. A key it does not know is an error that names it; keys that only
     concern CS systems are listed and have no effect here. Phases of a list run one after another.
@@ -55,7 +87,9 @@ def fit(
       loss_curve.png         the same as a picture
       events/                TensorBoard
 
-    A run started again continues from the last checkpoint there, with the losses of a run never stopped.
+    A run started again continues from the last checkpoint there, with the losses of a run never stopped. So does a list
+    of phases: those that are finished are skipped, and into the next go weights, optimizer and step, but not where the
+    data and the schedules stood.
 
     \b
     Several GPUs or machines:
@@ -64,41 +98,85 @@ def fit(
     import os
 
     from cerebras_jais.errors import UserError
+    from cerebras_jais.recipes.phases import lay_out
     from cerebras_jais.recipes.schema import read_trainer_yaml
-    from cerebras_jais.train.loop import fit as run
-    from cerebras_jais.train.plan import NothingLeft, ending_by
 
-    phases = read_trainer_yaml(yaml_file)
-    several, first = len(phases) > 1, os.environ.get("RANK", "0") == "0"  # under torchrun one process speaks for all
-    for config in phases:
-        named = (config.init.backend_type or "").lower()
-        where = backend or named
-        if where not in ("cpu", "gpu"):
+    said = {_CLUSTER_KEYS[name]: value for name, value in cluster.items() if value}
+    if backend == "csx":
+        if activation_checkpointing or compile_layers or sharding != "ddp":
             raise UserError(
-                f"{yaml_file}: its backend is {named.upper() or 'not given'}; say --backend cpu or --backend gpu"
+                "--activation-checkpointing, --compile and --sharding are for --backend cpu and gpu; on CS "
+                "systems the compiler decides; remove them"
             )
-        try:
-            result = run(
-                ending_by(config, max_steps) if several and max_steps is not None else config,
-                backend=where,
-                model_dir=model_dir,
-                max_steps=None if several else max_steps,
-                checkpoint=checkpoint,
-                activation_checkpointing=activation_checkpointing,
-                compile_layers=compile_layers,
-                sharding=sharding,
+        _become_launch(
+            file=str(yaml_file),
+            model_dir=model_dir and str(model_dir),
+            max_steps=max_steps,
+            checkpoint=checkpoint and str(checkpoint),
+            cluster=said,
+            only=only,
+            dry_run=dry_run,
+        )
+    if said or only:
+        option = "--" + (only or next(iter(said))).replace("_", "-")
+        raise UserError(f"{option} is an option of a cluster; add --backend csx, or remove it")
+    configs = read_trainer_yaml(yaml_file)
+    for config in configs:
+        named = (config.init.backend_type or "").lower()
+        if not dry_run and (backend or named) not in ("cpu", "gpu"):
+            raise UserError(
+                f"{yaml_file}: its backend is {named.upper() or 'not given'}; say --backend csx, --backend cpu or "
+                "--backend gpu"
             )
-        except NothingLeft as finished:
-            if first:
-                click.echo(str(finished))  # a finished run or phase is no mistake; the next phase may have work left
-            continue
-        checkpoint = None  # the phases that follow go on from what this one left
-        if not first:
-            continue
+    phases = lay_out(configs, model_dir=model_dir, max_steps=max_steps, checkpoint=checkpoint)
+    if dry_run:
+        from cerebras_jais.recipes.estimate import describe_launch
+
+        for line in describe_launch(phases, checkpoint):
+            click.echo(line)
+        return
+    say = click.echo if os.environ.get("RANK", "0") == "0" else (lambda line: None)  # under torchrun one speaks for all
+    _run_phases(
+        phases,
+        say,
+        checkpoint,
+        backend=backend,
+        max_steps=max_steps if len(phases) == 1 else None,
+        activation_checkpointing=activation_checkpointing,
+        compile_layers=compile_layers,
+        sharding=sharding,
+    )
+
+
+def _become_launch(**options: Any) -> NoReturn:
+    """Replace this process by the one that launches on a cluster; the plugin is its business, not this room's."""
+    import json
+    import os
+    import sys
+
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "cerebras_jais.modelzoo.launch", json.dumps(options)])
+
+
+def _run_phases(
+    phases: Sequence[Phase], say: Callable[[str], Any], checkpoint: Path | None, *, backend: str | None, **options: Any
+) -> None:
+    """Run what is left of a launch on the reference path, one phase after another."""
+    from cerebras_jais.recipes.phases import ending_at, work_left
+    from cerebras_jais.train.loop import FitResult, fit
+
+    for phase, start in work_left(phases, checkpoint, say):
+        result: FitResult = fit(
+            ending_at(phase),
+            backend=backend or (phase.config.init.backend_type or "").lower(),
+            model_dir=phase.model_dir,
+            start=start,
+            **options,
+        )
         line = f"steps {result.steps}  loss {result.first_loss:.4f} -> {result.last_loss:.4f}"
         if result.eval_loss is not None:
             line += f"  held-out {result.eval_loss:.4f}"
-        click.echo(f"{line}  {result.tokens_per_second:,.0f} tokens/s")
+        say(f"{line}  {result.tokens_per_second:,.0f} tokens/s")
         if result.checkpoint_path is not None:
-            click.echo(f"checkpoint {result.checkpoint_path}")
-        click.echo(f"curve      {result.model_dir / 'loss_curve.png'}")
+            say(f"checkpoint {result.checkpoint_path}")
+        say(f"curve      {result.model_dir / 'loss_curve.png'}")

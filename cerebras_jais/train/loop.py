@@ -19,6 +19,8 @@ from cerebras_jais.checkpoint import Checkpoint
 from cerebras_jais.data.hdf5 import HDF5Samples
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.decoder import LanguageModel
+from cerebras_jais.model.freeze import freeze_parameters
+from cerebras_jais.recipes.phases import Start, first_work, lay_out
 from cerebras_jais.recipes.schema import TrainerConfig
 from cerebras_jais.train.evaluation import Evaluation, TrainedModel, evaluation_of
 from cerebras_jais.train.groups import ParameterGroup, named_tensors, parameter_groups
@@ -33,7 +35,6 @@ from cerebras_jais.train.state import (
     Run,
     check_checkpoint,
     checkpoint_path,
-    latest_checkpoint,
     load_position,
     load_weights,
     note_in_index,
@@ -48,12 +49,14 @@ class TrainingError(UserError):
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a run did: losses in nats, of each step from `start_step` on; evaluation as at the end of the run."""
+    """What a run did. Losses in nats, the largest learning rate and the norm of all gradients before clipping (NaN
+    where there is no max_gradient_norm) are of each step from `start_step` on, evaluations of the end of the run."""
 
     start_step: int
     steps: int
     losses: list[float] = field(repr=False)
     learning_rates: list[float] = field(repr=False)
+    gradient_norms: list[float] = field(repr=False)
     evaluations: list[Evaluation]
     checkpoint_path: Path | None
     model_dir: Path
@@ -82,6 +85,7 @@ def fit(
     model_dir: str | Path | None = None,
     max_steps: int | None = None,
     checkpoint: str | Path | None = None,
+    start: Start | None = None,
     activation_checkpointing: bool = False,
     compile_layers: bool = False,
     sharding: str = "ddp",
@@ -95,6 +99,7 @@ def fit(
         model_dir: instead of the YAML's.
         max_steps: the step to end at, instead of the YAML's num_steps, num_epochs and max_steps.
         checkpoint: the file to begin from, instead of the YAML's `ckpt_path` or the last one in `model_dir`.
+        start: how to begin, where that has been decided already (a phase of a list, `recipes.phases`).
         activation_checkpointing: keep only each layer's input and compute the rest again, for memory.
         compile_layers: run each decoder layer through torch.compile.
         sharding: with several processes (torchrun), "ddp" or "fsdp".
@@ -108,7 +113,7 @@ def fit(
     """
     processes = Processes(backend, sharding)
     try:
-        options = _Options(model_dir, max_steps, checkpoint, activation_checkpointing, compile_layers)
+        options = _Options(model_dir, max_steps, checkpoint, start, activation_checkpointing, compile_layers)
         result = _Trainer(config, processes, options).run(progress)
     except BaseException:
         processes.close(after_error=True)
@@ -122,6 +127,7 @@ class _Options:
     model_dir: str | Path | None
     max_steps: int | None
     checkpoint: str | Path | None
+    start: Start | None
     activation_checkpointing: bool
     compile_layers: bool
 
@@ -140,12 +146,14 @@ class _Trainer:
         self.notes: list[str] = []
         self.precision = plan_precision(init.precision, processes.device.type, self.notes.append)
 
-        start_from = self._start_from(options.checkpoint)
-        if start_from is not None and options.checkpoint is None:
-            # Before anything else is checked: the last checkpoint there may be that of a later phase, with other data.
-            with open_for_resume(start_from) as opened:
-                if "global_step" in check_checkpoint(opened, config):
-                    refuse_finished(init.loop, int(opened.tree["global_step"]), options.max_steps, config.source)
+        start = options.start
+        if start is None:
+            phases = lay_out(
+                [config], model_dir=self.model_dir, max_steps=options.max_steps, checkpoint=options.checkpoint
+            )
+            finished, start = first_work(phases, options.checkpoint)
+            if finished and options.checkpoint is None:  # one that is named is looked at before its step
+                refuse_finished(phases[0], start)
 
         self.data = HDF5Samples(**config.fit.train_dataloader.reader_keys())
         self.held_out = [HDF5Samples(**section.reader_keys()) for section in config.fit.val_dataloader]
@@ -158,6 +166,9 @@ class _Trainer:
         with processes.device:
             model = LanguageModel(init.model)
         model.model.activation_checkpointing = options.activation_checkpointing
+        frozen = freeze_parameters(model, init.model.frozen_parameters)
+        if frozen:
+            self.notes.append(f"frozen: {len(frozen)} of {len(dict(model.named_parameters()))} tensors do not train")
         optimizer_section = init.optimizer
         groups = parameter_groups(
             model,
@@ -182,26 +193,16 @@ class _Trainer:
             # Loss scaling leaves steps out, which a fused kernel would only notice after the fact.
             fused=self.precision.scaler is None,
         )
-        if start_from is None:
+        if start.checkpoint is None:
             self._assemble(model, optimizer, groups)
             self.position = Position()
         else:
-            with open_for_resume(start_from) as opened:
-                self._resume(opened, model, optimizer, groups)
+            with open_for_resume(start.checkpoint) as opened:
+                self._resume(opened, start.states, model, optimizer, groups)
         self.start_sample = self.position.samples
         self.plan = plan_training(
             init.loop, init.checkpoint, self.data, self.position.step, options.max_steps, config.source
         )
-
-    def _start_from(self, checkpoint: str | Path | None) -> Path | None:
-        assert self.config.fit is not None
-        if checkpoint is not None:
-            return Path(checkpoint)
-        if not self.config.fit.autoloads:
-            return Path(self.config.fit.ckpt_path) if self.config.fit.ckpt_path else None
-        if self.config.init.checkpoint.autoload_last_checkpoint:
-            return latest_checkpoint(self.config, self.model_dir)
-        return None
 
     def _assemble(self, model: LanguageModel, optimizer: AdamW, groups: Sequence[ParameterGroup]) -> None:
         if self.options.compile_layers:
@@ -212,9 +213,14 @@ class _Trainer:
         self.run_state = Run(self.config, model, optimizer, groups, self.data, self.precision.scaler, self.processes)
 
     def _resume(
-        self, opened: Checkpoint, model: LanguageModel, optimizer: AdamW, groups: Sequence[ParameterGroup]
+        self,
+        opened: Checkpoint,
+        wanted: Sequence[str] | None,
+        model: LanguageModel,
+        optimizer: AdamW,
+        groups: Sequence[ParameterGroup],
     ) -> None:
-        states = check_checkpoint(opened, self.config)
+        states = check_checkpoint(opened, self.config, wanted)
         strict = not self.config.init.checkpoint.disable_strict_checkpoint_loading
         load_weights(opened, model, states, strict=strict)
         self._assemble(model, optimizer, groups)
@@ -232,6 +238,7 @@ class _Trainer:
         self.kept: list[Path] = []
         self.losses: list[float] = []
         self.rates: list[float] = []
+        self.norms: list[float] = []
         self.reporter = Reporter(
             self.model_dir,
             plan.start,
@@ -260,6 +267,7 @@ class _Trainer:
             steps=self.position.step,
             losses=self.losses,
             learning_rates=self.rates,
+            gradient_norms=self.norms,
             evaluations=evaluations,
             checkpoint_path=saved,
             model_dir=self.model_dir,
@@ -286,7 +294,8 @@ class _Trainer:
         began = time.perf_counter()
         plan, run, optimizer = self.plan, self.run_state, self.run_state.optimizer
         assert self.config.init.optimizer is not None
-        rates = learning_rates(self.config.init.schedulers, run.groups, self.config.init.optimizer.learning_rate, step)
+        constant = self.config.init.optimizer.learning_rate
+        rates = learning_rates(self.config.init.schedulers, run.groups, constant, self.position.scheduled)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         self.trained.train()
@@ -300,8 +309,8 @@ class _Trainer:
         mean = float(total) / plan.batches_per_step
         if not math.isfinite(mean) and not self.config.switched_off("CheckLoss"):
             raise TrainingError(f"loss is {mean} at step {step + 1}; nothing of this step was kept. {self._why(step)}")
-        self._update(optimizer)
-        self.position = Position(step + 1, self.position.samples + samples)
+        self.norms.append(self._update(optimizer))
+        self.position = Position(step + 1, self.position.samples + samples, self.position.scheduled + 1)
         self.losses.append(mean)
         self.rates.append(max(rates))
         self.reporter.step(step + 1, mean, max(rates), tokens, time.perf_counter() - began)
@@ -374,17 +383,19 @@ class _Trainer:
         share = (rank + 1) * rows // world_size - rank * rows // world_size
         return share / rows * world_size
 
-    def _update(self, optimizer: AdamW) -> None:
+    def _update(self, optimizer: AdamW) -> float:
+        """Clip and step; returns the norm of all gradients before clipping."""
         scaler = self.precision.scaler
         if scaler is not None:
             scaler.unscale_(optimizer)
-        self.precision.clip([p for group in optimizer.param_groups for p in group["params"]])
+        norm = self.precision.clip([p for group in optimizer.param_groups for p in group["params"]])
         if scaler is not None:
             scaler.step(optimizer)
             scaler.update()
         else:
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        return norm
 
     def _save(self) -> Path:
         path = checkpoint_path(self.config, self.model_dir, self.position.step)

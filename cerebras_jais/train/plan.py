@@ -9,11 +9,12 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NoReturn
 
 from cerebras_jais.data.hdf5 import HDF5Samples
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.config import DecoderConfig
-from cerebras_jais.recipes.schema import TrainerConfig
+from cerebras_jais.recipes.phases import Phase, Start
 from cerebras_jais.recipes.sections import CheckpointSection, Loop
 
 
@@ -83,27 +84,18 @@ def _steps(loop: Loop, data: HDF5Samples, start: int, source: str) -> int:
             )
         limits.append(loop.num_epochs * (batches // loop.grad_accum_steps))
     if loop.max_steps is not None:
-        refuse_finished(loop, start, None, source)
+        if loop.max_steps <= start:
+            raise NothingLeft(f"{source}: nothing is left to train: it is at step {start}, max_steps {loop.max_steps}")
         limits.append(loop.max_steps - start)
     return min(limits)
 
 
-def ending_by(config: TrainerConfig, max_steps: int) -> TrainerConfig:
-    """The same phase, but ending at step `max_steps` where it would go on beyond it."""
-    loop = config.init.loop
-    end = max_steps if loop.max_steps is None else min(max_steps, loop.max_steps)
-    init = config.init.model_copy(update={"loop": loop.model_copy(update={"max_steps": end})})
-    return config.model_copy(update={"init": init})
-
-
-def refuse_finished(loop: Loop, start: int, max_steps: int | None, source: str) -> None:
-    """Raise NothingLeft when a run that goes on from step `start` has reached its end."""
-    end = max_steps or loop.max_steps
-    if end is not None and end <= start:
-        raise NothingLeft(
-            f"{source}: nothing is left to train: the checkpoint is at step {start} and max_steps is {end}; to train "
-            "on raise max_steps, to begin anew use another model_dir"
-        )
+def refuse_finished(phase: Phase, start: Start) -> NoReturn:
+    """Raise NothingLeft: the run goes on from a checkpoint that is at its end."""
+    raise NothingLeft(
+        f"{phase.config.source}: nothing is left to train: {start.checkpoint} is at step {phase.ends} or beyond, where "
+        "the run ends; to train on raise max_steps, to begin anew use another model_dir"
+    )
 
 
 def check_data(data: HDF5Samples, model: DecoderConfig, where: str, world_size: int) -> None:

@@ -5,6 +5,7 @@ Source: Model Zoo trainer/callbacks/precision.py of 2.10. Weights stay float32; 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -34,12 +35,14 @@ class PrecisionPlan:
         """The context of forward and backward pass together."""
         return step_precision(self.device_type, self.dtype)
 
-    def clip(self, parameters: Sequence[Tensor]) -> None:
-        """Clip the gradients in place, by the norm of all together or each value."""
+    def clip(self, parameters: Sequence[Tensor]) -> float:
+        """Clip the gradients in place, by the norm of all together or each value; the norm before, NaN if not asked."""
         if self.max_gradient_norm is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, self.max_gradient_norm)
-        elif self.max_gradient_value is not None:
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_gradient_norm)
+            return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        if self.max_gradient_value is not None:
             torch.nn.utils.clip_grad_value_(parameters, self.max_gradient_value)
+        return math.nan
 
     @property
     def name(self) -> str:

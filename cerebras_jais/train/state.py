@@ -6,7 +6,6 @@ Source: Model Zoo trainer/callbacks/{checkpoint,model,optimizer,schedulers,datal
 from __future__ import annotations
 
 import datetime
-import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,13 @@ from cerebras_jais.train.schedule import learning_rates, scheduler_states
 
 # The Model Zoo release whose format this is; its trainer refuses files of another major or minor version.
 VERSION = "2.10.0"
-_CLASS_NAMES = {"jais": "JAISModel", "llama": "LlamaModel", "gpt2": "Gpt2Model"}
+_CLASS_NAMES = {
+    "jais": "JAISModel",
+    "llama": "LlamaModel",
+    "gpt2": "Gpt2Model",
+    "jais_family": "JaisFamilyModel",
+    "jais_adapted": "JaisAdaptedModel",
+}
 
 
 class ResumeError(UserError):
@@ -52,10 +57,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands: optimizer steps done, and samples consumed since the very first."""
+    """Where a run stands: optimizer steps done, samples consumed, and steps that its schedules have done.
+
+    The three begin together, but a new phase may go on with the steps and begin its data and schedules anew.
+    """
 
     step: int = 0
     samples: int = 0
+    scheduled: int = 0
 
 
 def write_checkpoint(path: Path, run: Run, position: Position) -> None:
@@ -66,7 +75,7 @@ def write_checkpoint(path: Path, run: Run, position: Position) -> None:
     """
     init = run.config.init
     assert init.optimizer is not None
-    rates = learning_rates(init.schedulers, run.groups, init.optimizer.learning_rate, position.step)
+    rates = learning_rates(init.schedulers, run.groups, init.optimizer.learning_rate, position.scheduled)
     arrays = _Arrays(run.processes)
     model = OrderedDict((name, arrays(t)) for name, t in run.model.state_dict(keep_vars=True).items())
     optimizer = optimizer_state(run.optimizer, run.groups, rates, scheduled=bool(init.schedulers), to_array=arrays)
@@ -77,7 +86,7 @@ def write_checkpoint(path: Path, run: Run, position: Position) -> None:
             "optimizer": optimizer,
         }
         if init.schedulers:
-            state["schedulers"] = scheduler_states(init.schedulers, run.groups, position.step)
+            state["schedulers"] = scheduler_states(init.schedulers, run.groups, position.scheduled)
         if run.scaler is not None:
             state["grad_scaler"] = run.scaler.state_dict()
         state["global_step"] = position.step
@@ -111,8 +120,11 @@ class _Arrays:
         return LazyTensor(tuple(whole.shape), str(whole.dtype).removeprefix("torch."), lambda: whole.cpu().numpy())
 
 
-def check_checkpoint(checkpoint: Checkpoint, config: TrainerConfig) -> set[str]:
-    """The names of the states to load; raises ResumeError for another release's file or states that are not in it."""
+def check_checkpoint(checkpoint: Checkpoint, config: TrainerConfig, states: Sequence[str] | None = None) -> set[str]:
+    """The names of the states to load: `states`, or what LoadCheckpointStates says, everything without it.
+
+    Raises ResumeError for another release's file or states that are not in it.
+    """
     tree = checkpoint.tree
     if not isinstance(tree, Mapping) or "model" not in tree:
         raise ResumeError(f"{checkpoint.path}: has no 'model' in it; it is not a checkpoint of a trainer")
@@ -125,6 +137,8 @@ def check_checkpoint(checkpoint: Checkpoint, config: TrainerConfig) -> set[str]:
             "init.checkpoint.strict_version to false"
         )
     present = {name for name in tree if not name.startswith("__")}
+    if states is not None:
+        return set(states) & present
     arguments = config.callback("LoadCheckpointStates")
     wanted = (arguments or {}).get("load_checkpoint_states", "all")
     if isinstance(wanted, str):
@@ -173,7 +187,18 @@ def load_position(checkpoint: Checkpoint, run: Run, states: set[str]) -> Positio
         samples = run.data.start_sample_from(tree["dataloader"])
     elif "dataloader" in states:
         samples = int(tree["dataloader"].get("samples_streamed", 0))
-    return Position(step, samples)
+    scheduled = 0
+    if "schedulers" in states and run.config.init.schedulers:
+        scheduled = _steps_scheduled(tree["schedulers"], step)
+    return Position(step, samples, scheduled)
+
+
+def _steps_scheduled(schedulers: Any, step: int) -> int:
+    """How many steps the schedules of a checkpoint have done; `step` where it does not say."""
+    last = schedulers[0].get("last_epoch") if schedulers and isinstance(schedulers[0], Mapping) else None
+    if last is None:
+        return step
+    return int(last.read()) if isinstance(last, StoredTensor) else int(last)
 
 
 # ---- names of checkpoints -----------------------------------------------------------------------------------------
@@ -187,20 +212,6 @@ def checkpoint_path(config: TrainerConfig, model_dir: Path, step: int) -> Path:
     if path.exists():
         path = root / section.checkpoint_name.format(step=f"{step}_{datetime.datetime.now():%Y%m%d_%H%M%S}")
     return path
-
-
-def latest_checkpoint(config: TrainerConfig, model_dir: Path) -> Path | None:
-    """The checkpoint of the highest step (then the latest time) in the run's folder, None without one."""
-    section = config.init.checkpoint
-    head, tail = section.checkpoint_name.split("{step}", 1)
-    name = re.compile(re.escape(head) + r"(\d+)(?:_(\d{8}_\d{6}))?" + re.escape(tail.replace("{step}", "")))
-    found = []
-    for folder in {Path(section.checkpoint_root or model_dir), model_dir}:
-        for path in folder.glob("*") if folder.is_dir() else ():
-            match = name.fullmatch(path.name)
-            if match and path.is_file():
-                found.append((int(match[1]), match[2] or "", path))
-    return max(found)[2] if found else None
 
 
 def note_in_index(model_dir: Path, written: Path, removed: Path | None = None) -> None:

@@ -20,11 +20,11 @@ from cerebras_jais.checkpoint import open_checkpoint, save_checkpoint
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.weights import load_model
+from cerebras_jais.recipes.phases import saved_steps
 from cerebras_jais.recipes.schema import parse_trainer
 from cerebras_jais.train import loop as loop_module
 from cerebras_jais.train.cli import fit as fit_command
 from cerebras_jais.train.loop import fit
-from cerebras_jais.train.state import latest_checkpoint
 from tests import tolerances
 from tests.cerebras_jais.train.examples import JAIS, LLAMA, config_of, trainer_section, write_data, write_yaml
 
@@ -222,7 +222,7 @@ def test_the_latest_checkpoint_is_the_one_of_the_highest_step_then_time(folder):
     run.mkdir()
     for name in ("checkpoint_9.mdl", "checkpoint_10.mdl", "checkpoint_10_20250101_000000.mdl", "model_99.mdl"):
         (run / name).touch()
-    assert latest_checkpoint(config, run).name == "checkpoint_10_20250101_000000.mdl"
+    assert saved_steps(config, run)[-1].path.name == "checkpoint_10_20250101_000000.mdl"
 
 
 def test_weights_alone_begin_a_new_run(folder):
@@ -359,12 +359,13 @@ def test_a_list_of_phases_started_again_goes_on_where_it_stopped(folder):
     stopped = fit("--max-steps", "4", "--model-dir", str(folder / "again"))
     assert "steps 4  loss" in stopped
     again = fit("--model-dir", str(folder / "again"))
-    assert "the checkpoint is at step 4 and max_steps is 3" in again
+    assert "phase 1 of 2: finished at step 3, nothing to do" in again
     last_loss = [line.split()[5] for line in (again + whole).splitlines() if line.startswith("steps 6  loss")]
     assert len(last_loss) == 2
     assert last_loss[0] == last_loss[1]
     finished = fit("--model-dir", str(folder / "again"))
-    assert finished.count("nothing is left to train") == 2
+    assert finished.count("finished at step") == 2
+    assert finished.count("nothing is left to train") == 1
 
 
 def test_a_held_out_set_smaller_than_a_batch_is_refused(folder):

@@ -1,0 +1,33 @@
+"""`cerebras-jais zoo`: cszoo with the plugin registered."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}, add_help_option=False
+)
+@click.argument("arguments", metavar="ARGS...", nargs=-1, type=click.UNPROCESSED)
+def zoo(arguments: tuple[str, ...]) -> None:
+    """Run cszoo, the command line of the Model Zoo, with the models jais_family and jais_adapted.
+
+    \b
+      cerebras-jais zoo fit configs/tiny/jais.yaml
+      cerebras-jais zoo config validate configs/tiny/jais.yaml
+      cerebras-jais zoo model info jais_family
+    """
+    from cerebras_jais.modelzoo.installed import require_modelzoo
+
+    require_modelzoo()
+    become_zoo(arguments)
+
+
+def become_zoo(arguments: tuple[str, ...]) -> None:
+    """Replace this process by one whose main module is `modelzoo.zoo`, which spawned processes import anew."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "cerebras_jais.modelzoo.zoo", *arguments])

@@ -1,0 +1,101 @@
+"""`cerebras-jais fit --backend csx`, in a process of its own: pre-flight, then the Model Zoo's trainer.
+
+Run as `python -m cerebras_jais.modelzoo.launch OPTIONS`, OPTIONS being `Launch` as JSON. It is the main module of its
+process for the reason that `zoo.py` is.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cerebras_jais.commandline import say_error
+from cerebras_jais.errors import UserError
+from cerebras_jais.modelzoo.connection import NoConnection, explained
+from cerebras_jais.modelzoo.installed import modelzoo_is_installed
+from cerebras_jais.modelzoo.phases import run_fit, unpacked
+from cerebras_jais.modelzoo.preflight import NotReady, inspect_launch
+from cerebras_jais.recipes.estimate import describe_launch
+from cerebras_jais.recipes.phases import lay_out
+from cerebras_jais.recipes.schema import TrainerConfig, parse_trainer, read_trainer_yaml
+from cerebras_jais.recipes.yaml_source import read_yaml
+
+if modelzoo_is_installed():
+    from cerebras_jais.modelzoo import plugin  # noqa: F401  # spawned processes import this module and so have it
+
+REFUSED = 2  # exit status: the same launch would be refused again
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the command line says: the file, and what takes the place of the YAML's own values.
+
+    `cluster` has keys of `backend.cluster_config`, `only` is None, "compile_only" or "validate_only".
+    """
+
+    file: str
+    model_dir: str | None = None
+    max_steps: int | None = None
+    checkpoint: str | None = None
+    cluster: Mapping[str, Any] = field(default_factory=dict)
+    only: str | None = None
+    dry_run: bool = False
+
+
+def launch(options: Launch) -> None:
+    """Check a launch and start it, or with `dry_run` only say what it would be.
+
+    Raises:
+        UserError: what the pre-flight check found, or a cluster that cannot be reached.
+    """
+    path = Path(options.file)
+    read_trainer_yaml(path)  # its errors name lines, which is lost once the command line is merged in
+    params = with_cluster(read_yaml(path).data, options)
+    configs: list[TrainerConfig] = [parse_trainer(dict(trainer)) for trainer in unpacked(params)]
+    checkpoint = None if options.checkpoint is None else Path(options.checkpoint)
+    phases = lay_out(configs, model_dir=options.model_dir, max_steps=options.max_steps, checkpoint=checkpoint)
+    if options.dry_run:
+        for line in describe_launch(phases, checkpoint):
+            print(line)
+        with suppress(NotReady):  # all of it has been said, and nothing was to start
+            inspect_launch(path, phases, checkpoint)
+        return
+    inspect_launch(path, phases, checkpoint)
+    with explained():
+        run_fit(
+            params, configs, model_dir=options.model_dir, checkpoint=options.checkpoint, max_steps=options.max_steps
+        )
+
+
+def with_cluster(params: Mapping[str, Any], options: Launch) -> dict[str, Any]:
+    """A trainer YAML on a CS system, with the options of the command line in every phase."""
+    merged = copy.deepcopy(dict(params))
+    for trainer in unpacked(merged):
+        init = trainer["init"]
+        init.pop("device", None)
+        backend = dict(init.get("backend") or {}, backend_type="CSX")
+        if options.only is not None:
+            backend |= {"compile_only": False, "validate_only": False, options.only: True}
+        if options.cluster:
+            backend["cluster_config"] = {**(backend.get("cluster_config") or {}), **options.cluster}
+        init["backend"] = backend
+    return merged
+
+
+def main() -> None:
+    """Entry point of the process; a script may start it again after status 1, not after REFUSED."""
+    try:
+        launch(Launch(**json.loads(sys.argv[1])))
+    except UserError as error:
+        say_error(error)
+        sys.exit(1 if isinstance(error, NoConnection) else REFUSED)
+
+
+if __name__ == "__main__":
+    main()

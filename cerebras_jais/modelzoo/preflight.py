@@ -1,0 +1,187 @@
+"""What can be known to be wrong before a cluster is asked for: the YAML, the software, the data, the cluster's address.
+
+Each check gives one line: what was looked at, and what is wrong with it and how to mend that.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from cerebras_jais.data.hdf5 import HDF5Samples
+from cerebras_jais.data.sources import recorded_vocabulary
+from cerebras_jais.errors import UserError
+from cerebras_jais.modelzoo.connection import cluster_file
+from cerebras_jais.modelzoo.installed import ModelZooMissing, require_modelzoo
+from cerebras_jais.recipes.check import CHECKS, check_file
+from cerebras_jais.recipes.phases import Phase, first_work
+from cerebras_jais.recipes.schema import TrainerConfig
+from cerebras_jais.recipes.sections import DataLoader
+from cerebras_jais.recipes.yaml_source import dotted
+
+RELEASE = "2.10"
+
+
+class NotReady(UserError):
+    """A launch that would fail later than it needs to."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: what it looked at, and what is wrong (None: nothing)."""
+
+    subject: str
+    problem: str | None = None
+
+    def __str__(self) -> str:
+        return f"ok    {self.subject}" if self.problem is None else f"wrong {self.subject}: {self.problem}"
+
+
+def inspect_launch(
+    path: Path, phases: Sequence[Phase], checkpoint: Path | None = None, say: Callable[[str], None] = print
+) -> None:
+    """Check a launch on a cluster and say what was looked at, line by line.
+
+    Args:
+        path: the trainer YAML.
+        phases: of the launch, with what the command line adds to them.
+        checkpoint: given on the command line.
+        say: takes the lines.
+
+    Raises NotReady naming the first thing that is wrong; all are said before.
+    """
+    wrong = []
+    for finding in _findings(path, phases, checkpoint):
+        say(str(finding))
+        wrong += [finding] if finding.problem else []
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise NotReady(f"nothing was started: {wrong[0].subject}: {wrong[0].problem}{more}")
+
+
+def _findings(path: Path, phases: Sequence[Phase], checkpoint: Path | None) -> Iterator[Finding]:
+    yield from _yaml(path, phases)
+    yield from _software()
+    for phase in phases:
+        yield from _data(phase)
+    yield _start(phases, checkpoint)
+    yield from _places(phases)
+    yield _cluster(phases[0].config)
+
+
+def _yaml(path: Path, phases: Sequence[Phase]) -> Iterator[Finding]:
+    problems = check_file(path)
+    # What the command line changed (the backend, the systems) is checked as it will run.
+    for phase in phases:
+        for check in CHECKS:
+            for keys, message in check(phase.config):
+                line = f"{dotted(('trainer', *keys))}: {message}"
+                problems += [line] if not any(message in known for known in problems) else []
+    yield from (Finding(str(path), problem.removeprefix(f"{path}, ")) for problem in problems)
+    if not problems:
+        yield Finding(f"{path}, {len(phases)} phase{'s' if len(phases) > 1 else ''}")
+
+
+def _software() -> Iterator[Finding]:
+    here = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    fits = (platform.system(), platform.machine(), sys.version_info[:2]) == ("Linux", "x86_64", (3, 11))
+    yield Finding(here, None if fits else "the Cerebras software is for Python 3.11 on Linux x86-64; run it there")
+    try:
+        require_modelzoo()
+    except ModelZooMissing as missing:
+        yield Finding("Cerebras software", str(missing))
+        return
+    version = metadata.version("cerebras_pytorch")
+    wrong = None if version.startswith(f"{RELEASE}.") else f"this plugin is for release {RELEASE}; install that"
+    yield Finding(f"cerebras_pytorch {version} and the Model Zoo", wrong)
+
+
+def _data(phase: Phase) -> Iterator[Finding]:
+    fit = phase.config.fit
+    if fit is None:
+        yield Finding(phase.name, "has no fit section; it names the data to train on")
+        return
+    loaders = [("train_dataloader", fit.train_dataloader)]
+    loaders += [("val_dataloader", loader) for loader in fit.val_dataloader]
+    for key, loader in loaders:
+        subject = f"{phase.name}, {key}: {', '.join(_directories(loader))}"
+        try:
+            yield Finding(subject, _data_problem(phase.config, loader))
+        except UserError as error:
+            yield Finding(subject, str(error))
+
+
+def _data_problem(config: TrainerConfig, loader: DataLoader) -> str | None:
+    model = config.init.model
+    for directory in _directories(loader):
+        size = recorded_vocabulary(directory)
+        if size is not None and size > model.vocab_size:
+            return (
+                f"was made with a tokenizer of {size} tokens, model.vocab_size is {model.vocab_size}; they must match"
+            )
+    samples = HDF5Samples(**loader.reader_keys())
+    try:
+        if samples.sequence_length != model.max_position_embeddings:
+            return (
+                f"has samples of {samples.sequence_length} tokens, model.max_position_embeddings is "
+                f"{model.max_position_embeddings}; pack the text again or change the model"
+            )
+        if samples.batches_per_epoch == 0:
+            return f"holds {len(samples)} samples, fewer than one batch of {loader.batch_size}"
+    finally:
+        samples.close()
+    return None
+
+
+def _directories(loader: DataLoader) -> list[str]:
+    named = [part.data_dir for part in loader.mixture] if loader.mixture else [loader.data_dir or []]
+    return [path for each in named for path in ([each] if isinstance(each, str) else each)]
+
+
+def _start(phases: Sequence[Phase], checkpoint: Path | None) -> Finding:
+    index, start = first_work(phases, checkpoint)
+    subject = f"{phases[min(index, len(phases) - 1)].name} begins {start}"
+    if index == len(phases):
+        return Finding(f"nothing is left to train: {start.checkpoint}")
+    missing = start.checkpoint is not None and not start.checkpoint.exists()
+    return Finding(subject, "no such checkpoint; put it there, or change ckpt_path" if missing else None)
+
+
+def _places(phases: Sequence[Phase]) -> Iterator[Finding]:
+    """Whether the data lies under what is mounted, where it was said what is."""
+    cluster = phases[0].config.init.backend.cluster_config
+    if cluster is None or not cluster.mount_dirs:
+        return
+    named = [cluster.mount_dirs] if isinstance(cluster.mount_dirs, str) else cluster.mount_dirs
+    mounts = [Path(mount if isinstance(mount, str) else mount["path"]).resolve() for mount in named]
+    for mount in mounts:
+        yield Finding(
+            f"mount {mount}", None if mount.is_dir() else "no such directory; give one that the cluster mounts"
+        )
+    for phase in phases:
+        if phase.config.fit is None:
+            continue
+        for directory in map(Path, _directories(phase.config.fit.train_dataloader)):
+            if not any(directory.resolve().is_relative_to(mount) for mount in mounts):
+                yield Finding(
+                    f"{phase.name}, {directory}",
+                    "lies under none of the mounted directories, so workers cannot read it; add --mount-dir",
+                )
+
+
+def _cluster(config: TrainerConfig) -> Finding:
+    cluster = config.init.backend.cluster_config
+    if cluster is not None and cluster.mgmt_address and cluster.credentials_path:
+        return Finding(f"cluster at {cluster.mgmt_address}")
+    file = cluster_file()
+    if file.is_file():
+        return Finding(f"cluster of {file}")
+    return Finding(
+        "cluster",
+        f"{file} is absent, so this is no user node of a cluster; run this on one (its installer makes the file), or "
+        "give mgmt_address, mgmt_namespace and credentials_path in trainer.init.backend.cluster_config",
+    )

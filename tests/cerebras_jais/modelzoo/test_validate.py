@@ -1,0 +1,93 @@
+"""The Model Zoo's own validation takes every config of ours, and what it refuses is said with file, line and key.
+
+Contract: `cszoo config validate` (the function it runs, and once the command itself) passes every file under configs/
+when the data directories exist; `modelzoo_problems` agrees with it, whether they exist or not.
+"""
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cerebras_jais.recipes.build import recipes
+from cerebras_jais.recipes.stock import with_stock_names
+from tests.cerebras_jais.recipes.broken import BROKEN, CONFIGS
+
+pytestmark = [pytest.mark.modelzoo, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def modelzoo():
+    """The Model Zoo with the plugin in it; its types of trainers are made once for each model, for time's sake."""
+    pytest.importorskip("cerebras.modelzoo")
+    from cerebras_jais.modelzoo import plugin
+
+    plugin.register()
+    from cerebras.modelzoo.trainer import validate
+
+    made = validate.construct_trainer_config
+    validate.construct_trainer_config = functools.cache(made)
+    yield validate
+    validate.construct_trainer_config = made
+
+
+def make_data_directories(tree):
+    """An empty directory for each data_dir of a YAML tree."""
+    if isinstance(tree, dict):
+        named = tree.get("data_dir", [])
+        for folder in named if isinstance(named, list) else [named]:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        for value in tree.values():
+            make_data_directories(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            make_data_directories(value)
+
+
+@pytest.mark.parametrize("recipe", recipes(), ids=lambda r: r.name)
+def test_cszoo_config_validate_takes_every_config(recipe, modelzoo, tmp_path, monkeypatch):
+    from cerebras.modelzoo.trainer.validate_configs import validate_config
+
+    file = CONFIGS / f"{recipe.name}.yaml"
+    monkeypatch.chdir(tmp_path)
+    make_data_directories(yaml.safe_load(file.read_text(encoding="utf-8")))
+    validate_config(str(file))
+
+
+@pytest.mark.parametrize(
+    "name", ["jais-family-30b-16k/phases", "jais-family-590m/pretrain", "jais-adapted-70b-chat/chat"]
+)
+def test_it_takes_them_under_the_stock_names_too(name, modelzoo, tmp_path, monkeypatch):
+    from cerebras.modelzoo.trainer.validate_configs import validate_config
+
+    file = CONFIGS / f"{name}.yaml"
+    monkeypatch.chdir(tmp_path)
+    text = with_stock_names(file.read_text(encoding="utf-8"), file)
+    Path("stock.yaml").write_text(text, encoding="utf-8")
+    make_data_directories(yaml.safe_load(text))
+    validate_config("stock.yaml")
+
+
+def test_the_command_itself_takes_one(modelzoo, tmp_path):
+    file = CONFIGS / "tiny" / "jais.yaml"
+    for folder in ("train", "held_out/ar", "held_out/en"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    command = [sys.executable, "-m", "cerebras_jais.cli", "zoo", "config", "validate", str(file)]
+    environment = {**os.environ, "PYTHONPATH": str(CONFIGS.parent)}
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
+def test_what_it_refuses_is_said_with_file_line_and_key(modelzoo, tmp_path):
+    from cerebras_jais.modelzoo.validate import modelzoo_problems
+
+    (case,) = (case for case in BROKEN if case.name == "unknown half type")
+    file = tmp_path / "broken.yaml"
+    file.write_text(case.text(), encoding="utf-8")
+    problems = modelzoo_problems(file)
+    assert problems
+    assert problems[0].startswith(f"{file}, line {case.line()}: trainer.{case.key}: the Model Zoo says: ")
