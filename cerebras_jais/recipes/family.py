@@ -7,39 +7,12 @@ something other than the family is an error. Sources: the models' published conf
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from cerebras_jais.model.config import DecoderConfig, ModelConfigError
+from cerebras_jais.recipes.catalog import MODELS, MUP_SETS
+from cerebras_jais.recipes.model_facts import Family, Model, MuP
 
-JAIS_VOCABULARY = 84_992  # published: config.json of the jais-family models
-ADAPTED_VOCABULARY = 64_000  # published: Llama 2's 32,000 tokens and as many Arabic ones
 CONSTANT_RELATIVE = 1e-6  # published constants differ by rounding, 1.09518349815769 or 1.0951835
-
-
-@dataclass(frozen=True)
-class MupSet:
-    """Constants that were tuned together on one proxy model, and the widths of the models trained with them."""
-
-    models: str
-    embeddings_scale: float
-    output_logits_alpha: float
-    hidden_sizes: tuple[int, ...]
-
-    def holds(self, config: DecoderConfig) -> bool:
-        """Whether a model has both constants of this set."""
-        return _close(config.embeddings_scale, self.embeddings_scale) and _close(
-            config.output_logits_alpha or 1.0, self.output_logits_alpha
-        )
-
-    def __str__(self) -> str:
-        return f"embeddings_scale {self.embeddings_scale} with output_logits_alpha {self.output_logits_alpha}"
-
-
-MUP_SETS = (
-    MupSet("jais-family-590m to 13b", 9.1705785388303, 1.09518349815769, (1536, 2048, 2560, 4096, 5120)),
-    MupSet("jais-family-30b", 14.6, 2.22, (7168,)),
-)
-ADAPTED_HIDDEN_SIZES = (4096, 5120, 8192)
 
 
 def check_family(config: DecoderConfig) -> None:
@@ -75,8 +48,7 @@ def _check_jais(config: DecoderConfig) -> None:
     )
     _demand(config.num_kv_groups == config.num_heads, config, "attention_module", "jais_family has no grouped queries")
     _check_mup(config)
-    if any(config.hidden_size in known.hidden_sizes for known in MUP_SETS):
-        _check_vocabulary(config, JAIS_VOCABULARY, "the jais-family tokenizer")
+    _check_vocabulary(config, "jais-family")
 
 
 def _check_mup(config: DecoderConfig) -> None:
@@ -87,20 +59,41 @@ def _check_mup(config: DecoderConfig) -> None:
         "jais_family is parametrised by muP: give mup_base_hidden_size and mup_base_filter_size",
     )
     _demand(config.scale_qk_dot_by_d is not False, config, "scale_qk_dot_by_d", "muP divides q.k by d; set it to true")
-    known = " or ".join(str(mup) for mup in MUP_SETS)
-    if not any(mup.holds(config) for mup in MUP_SETS):
-        wrong = "output_logits_alpha"
-        if any(_close(config.output_logits_alpha or 1.0, mup.output_logits_alpha) for mup in MUP_SETS):
-            wrong = "embeddings_scale"
-        _demand(False, config, wrong, f"the muP constants go together: {known}")
-    for mup in MUP_SETS:
-        if config.hidden_size in mup.hidden_sizes:
+    known = _published(config, "jais-family")
+    if known is not None and known.architecture.mup is not None:
+        for key, constant in _constants(known.architecture.mup).items():
             _demand(
-                mup.holds(config),
+                _close(getattr(config, key) or 1.0, constant),
                 config,
-                "embeddings_scale",
-                f"hidden_size {config.hidden_size} is of {mup.models}, which has {mup}",
+                key,
+                f"models of hidden_size {config.hidden_size} have {_words(known.architecture.mup)}; give {constant}",
             )
+    elif not any(all(_holds(config, mup).values()) for mup in MUP_SETS.values()):
+        nearest = max((_holds(config, mup) for mup in MUP_SETS.values()), key=lambda found: sum(found.values()))
+        wrong = next(key for key, holds in reversed(nearest.items()) if not holds)
+        known_sets = " or ".join(map(_words, MUP_SETS.values()))
+        _demand(False, config, wrong, f"the muP constants go together: {known_sets}")
+
+
+def _constants(mup: MuP) -> dict[str, float]:
+    return {
+        "embeddings_scale": mup.embeddings_scale.value,
+        "output_logits_alpha": mup.output_logits_alpha.value,
+    }
+
+
+def _holds(config: DecoderConfig, mup: MuP) -> dict[str, bool]:
+    return {key: _close(getattr(config, key) or 1.0, constant) for key, constant in _constants(mup).items()}
+
+
+def _words(mup: MuP) -> str:
+    return " with ".join(f"{key} {constant}" for key, constant in _constants(mup).items())
+
+
+def _published(config: DecoderConfig, family: Family) -> Model | None:
+    """A published model of this family and width."""
+    widths = {m.architecture.hidden_size.value: m for m in MODELS if m.family == family}
+    return widths.get(config.hidden_size)
 
 
 def _check_adapted(config: DecoderConfig) -> None:
@@ -123,12 +116,16 @@ def _check_adapted(config: DecoderConfig) -> None:
     for key in ("mup_base_hidden_size", "mup_base_filter_size", "output_logits_alpha", "output_logits_scale"):
         _demand(getattr(config, key) is None, config, key, "jais_adapted is not parametrised by muP; remove the key")
     _demand(config.embeddings_scale == 1, config, "embeddings_scale", "jais_adapted does not scale; remove the key")
-    if config.hidden_size in ADAPTED_HIDDEN_SIZES:
-        _check_vocabulary(config, ADAPTED_VOCABULARY, "the jais-adapted tokenizer")
+    _check_vocabulary(config, "jais-adapted")
 
 
-def _check_vocabulary(config: DecoderConfig, size: int, tokenizer: str) -> None:
-    _demand(config.vocab_size == size, config, "vocab_size", f"does not match {tokenizer}, which has {size}")
+def _check_vocabulary(config: DecoderConfig, family: Family) -> None:
+    known = _published(config, family)
+    if known is not None:
+        size = known.architecture.vocabulary.value
+        _demand(
+            config.vocab_size == size, config, "vocab_size", f"the {family} tokenizer has {size} entries; give that"
+        )
 
 
 def _close(value: float, wanted: float, relative: float = CONSTANT_RELATIVE) -> bool:
