@@ -1,5 +1,6 @@
 """One data directory (or several read as one) of Model Zoo HDF5 files, read by sample index."""
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,15 @@ if TYPE_CHECKING:
 
 # Beyond this many open files the oldest is closed.
 _OPEN_FILES = 64
+
+
+def recorded_vocabulary(directory: str | Path) -> int | None:
+    """The size of the vocabulary that data_params.json beside the data records; None where it records none."""
+    try:
+        recorded = json.loads((Path(directory) / "data_params.json").read_text(encoding="utf-8"))
+        return int(recorded["processing"]["vocab_size"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 class HDF5Source:

@@ -5,7 +5,6 @@ Each check gives one line: what was looked at, and what is wrong with it and how
 
 from __future__ import annotations
 
-import json
 import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from cerebras_jais.data.hdf5 import HDF5Samples
+from cerebras_jais.data.sources import recorded_vocabulary
 from cerebras_jais.errors import UserError
 from cerebras_jais.modelzoo.connection import cluster_file
 from cerebras_jais.modelzoo.installed import ModelZooMissing, require_modelzoo
@@ -118,7 +118,7 @@ def _data(phase: Phase) -> Iterator[Finding]:
 def _data_problem(config: TrainerConfig, loader: DataLoader) -> str | None:
     model = config.init.model
     for directory in _directories(loader):
-        size = _tokenizer_size(Path(directory))
+        size = recorded_vocabulary(directory)
         if size is not None and size > model.vocab_size:
             return (
                 f"was made with a tokenizer of {size} tokens, model.vocab_size is {model.vocab_size}; they must match"
@@ -140,15 +140,6 @@ def _data_problem(config: TrainerConfig, loader: DataLoader) -> str | None:
 def _directories(loader: DataLoader) -> list[str]:
     named = [part.data_dir for part in loader.mixture] if loader.mixture else [loader.data_dir or []]
     return [path for each in named for path in ([each] if isinstance(each, str) else each)]
-
-
-def _tokenizer_size(directory: Path) -> int | None:
-    """The vocabulary that data_params.json records beside the data; None where it records none."""
-    try:
-        recorded = json.loads((directory / "data_params.json").read_text(encoding="utf-8"))
-        return int(recorded["processing"]["vocab_size"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _start(phases: Sequence[Phase], checkpoint: Path | None) -> Finding:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from cerebras_jais.data.hdf5 import HDF5Samples
+from cerebras_jais.data.sources import recorded_vocabulary
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.freeze import freeze_parameters
@@ -40,6 +41,7 @@ def preflight(path: str | Path, tokenizer: Path | None = None) -> tuple[list[str
             if absent:
                 not_here += [folder for folder in absent if folder not in not_here]
                 continue
+            problems += _recorded_problems(config, loader, source, at)
             try:
                 check_data(HDF5Samples(**loader.reader_keys()), config.init.model, source.place((*at, *keys)), 1)
             except UserError as error:
@@ -89,6 +91,19 @@ def vocabulary_of(tokenizer: Path) -> int:
         raise UserError(
             f"{file}: not a tokenizer.json that can be read ({error}); give the tokenizer's folder"
         ) from error
+
+
+def _recorded_problems(
+    config: TrainerConfig, loader: DataLoader, source: YamlSource, at: tuple[str | int, ...]
+) -> Iterator[str]:
+    size = config.init.model.vocab_size
+    for folder in _folders(loader):
+        entries = recorded_vocabulary(folder)
+        if entries is not None and entries > size:
+            yield (
+                f"{source.place((*at, 'init', 'model', 'vocab_size'))}: {size} is smaller than the tokenizer of "
+                f"{entries} entries that made {folder}; give at least {entries}, or data of the model's tokenizer"
+            )
 
 
 def _freezing_problems(config: TrainerConfig, source: YamlSource, at: tuple[str | int, ...]) -> Iterator[str]:

@@ -84,6 +84,13 @@ def test_data_that_does_not_fit_is_named_with_the_remedy(beside_data, changes, r
     assert remedy in problem
 
 
+def test_data_of_a_larger_tokenizer_is_refused_though_its_ids_would_fit(beside_data):
+    assert beside_data() == []
+    Path("data/train/data_params.json").write_text(json.dumps({"processing": {"vocab_size": 4096}}), encoding="utf-8")
+    (problem,) = problems_of("run.yaml")
+    assert "trainer.init.model.vocab_size: 2048 is smaller than the tokenizer of 4096 entries" in problem
+
+
 def test_data_that_is_not_here_is_no_problem_but_named():
     problems, absent = preflight(CONFIGS / "jais-family-13b-chat" / "chat.yaml")
     assert problems == []
