@@ -34,6 +34,8 @@ def convert(words: Sequence[str]) -> int | None:
         return None
     args = parser.parse_args(words)
     command = converter_command(args)
+    if args.output_dir is not None:
+        args.output_dir.mkdir(parents=True, exist_ok=True)  # as the Model Zoo's converter does
     print(f"converting with: {' '.join(command)}", file=sys.stderr)
     return subprocess.run([sys.executable, "-m", "checkpoint_convert.cli", *command[1:]], check=False).returncode
 

@@ -21,10 +21,11 @@ def ran(monkeypatch):
 
 
 def test_to_hugging_face(ran, tmp_path):
-    asked = "m/c.mdl --model jais_family --src-fmt cs-auto --tgt-fmt hf --config r.yaml --output-dir out"
+    asked = f"m/c.mdl --model jais_family --src-fmt cs-auto --tgt-fmt hf --config r.yaml --output-dir {tmp_path}/out"
     assert converting.convert([*asked.split(), "--export-safetensors", "--hf-shard-size", "5GB"]) == 3
-    said = "to-hf m/c.mdl --output out/hf --config r.yaml --max-shard-size 5GB"
+    said = f"to-hf m/c.mdl --output {tmp_path}/out/hf --config r.yaml --max-shard-size 5GB"
     assert ran == ["-m", "checkpoint_convert.cli", *said.split()]
+    assert (tmp_path / "out").is_dir()
 
 
 def test_to_cerebras(ran):
