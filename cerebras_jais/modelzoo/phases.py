@@ -70,15 +70,17 @@ def trainer_of(phase: Phase, start: Start, raw: Mapping[str, Any]) -> dict[str, 
     trainer = copy.deepcopy(dict(raw))
     init = trainer["init"]
     init["model_dir"] = str(phase.model_dir)
-    if phase.ends is not None:
-        loop = dict(init.get("loop") or {})
-        loop.pop("num_steps", None)
+    if phase.count > 1 or phase.ends != phase.config.init.loop.max_steps:
+        # One absolute end, so that a phase begun in the middle ends where it would have; of a single trainer only if
+        # the command line says another.
+        lengths = ("num_steps", "num_epochs", "steps_per_epoch")
+        loop = {key: value for key, value in (init.get("loop") or {}).items() if key not in lengths}
         init["loop"] = {**loop, "max_steps": phase.ends}
     if trainer.get("fit") is not None:
         trainer["fit"]["ckpt_path"] = None if start.checkpoint is None else str(start.checkpoint)
     if start.states is not None:
         callbacks = [c for c in init.get("callbacks") or [] if next(iter(c)).lower() != "loadcheckpointstates"]
-        init["callbacks"] = [*callbacks, {"LoadCheckpointStates": {"load_checkpoint_states": list(start.states)}}]
+        init["callbacks"] = [*callbacks, {"LoadCheckpointStates": {"load_checkpoint_states": ",".join(start.states)}}]
     return trainer
 
 

@@ -18,6 +18,7 @@ from cerebras_jais.errors import UserError
 from cerebras_jais.modelzoo.connection import cluster_file
 from cerebras_jais.modelzoo.installed import ModelZooMissing, require_modelzoo
 from cerebras_jais.recipes.check import CHECKS, check_file
+from cerebras_jais.recipes.estimate import measure
 from cerebras_jais.recipes.phases import Phase, first_work
 from cerebras_jais.recipes.schema import TrainerConfig
 from cerebras_jais.recipes.sections import DataLoader
@@ -81,6 +82,10 @@ def _yaml(path: Path, phases: Sequence[Phase]) -> Iterator[Finding]:
             for keys, message in check(phase.config):
                 line = f"{dotted(('trainer', *keys))}: {message}"
                 problems += [line] if not any(message in known for known in problems) else []
+        try:
+            measure(phase.config.init.model)  # builds its shape, and finds what is to be frozen
+        except UserError as error:
+            problems.append(f"{phase.name}: {error}")
     yield from (Finding(str(path), problem.removeprefix(f"{path}, ")) for problem in problems)
     if not problems:
         yield Finding(f"{path}, {len(phases)} phase{'s' if len(phases) > 1 else ''}")

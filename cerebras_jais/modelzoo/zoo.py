@@ -9,7 +9,6 @@ takes the plugin's names.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +18,7 @@ from cerebras_jais.commandline import say_error
 from cerebras_jais.errors import UserError
 from cerebras_jais.modelzoo import plugin
 from cerebras_jais.modelzoo.connection import explained
-
-CONVERTED_HERE = frozenset({*plugin.MODELS, "jais", "llama"})
+from cerebras_jais.modelzoo.converting import convert
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -28,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if words[:2] == ["checkpoint", "convert"]:
-            status = _convert(words[2:])
+            status = convert(words[2:])
             if status is not None:
                 sys.exit(status)
         with explained():
@@ -75,46 +73,6 @@ def _fit(args: argparse.Namespace, theirs: Any) -> None:
     params = _args_to_params(args)
     configs = [parse_trainer(dict(trainer)) for trainer in unpacked(params)]
     run_fit(params, configs, model_dir=model_dir, checkpoint=checkpoint)
-
-
-def _convert(words: Sequence[str]) -> int | None:
-    """`checkpoint convert` of a model of the family, as the `checkpoint-convert` command; None: not one of ours."""
-    parser = argparse.ArgumentParser(prog="cerebras-jais zoo checkpoint convert", add_help=False)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--src-fmt", required=True)
-    parser.add_argument("--tgt-fmt", required=True)
-    parser.add_argument("--config", type=Path)
-    parser.add_argument("--output-dir", type=Path)
-    parser.add_argument("--hf-shard-size")
-    for flag in ("--export-safetensors", "--drop-unmatched-keys", "--no-progress-bar", "--debug"):
-        parser.add_argument(flag, action="store_true")
-    if "-h" in words or "--help" in words or not any(name in words for name in CONVERTED_HERE):
-        return None
-    args = parser.parse_args(words)
-    command = converter_command(args)
-    print(f"converting with: {' '.join(command)}", file=sys.stderr)
-    return subprocess.run([sys.executable, "-m", "checkpoint_convert.cli", *command[1:]], check=False).returncode
-
-
-def converter_command(args: argparse.Namespace) -> list[str]:
-    """The `checkpoint-convert` command line that does what `cszoo checkpoint convert` was asked.
-
-    Raises UserError for a pair of formats that it does not convert between.
-    """
-    folder = args.output_dir or args.checkpoint.parent
-    source, target = args.src_fmt.lower(), args.tgt_fmt.lower()
-    if source.startswith("cs") and target == "hf":
-        command = ["checkpoint-convert", "to-hf", str(args.checkpoint), "--output", str(folder / "hf")]
-        command += ["--config", str(args.config)] if args.config else []
-        return command + (["--max-shard-size", args.hf_shard_size] if args.hf_shard_size else [])
-    if source == "hf" and target.startswith("cs"):
-        release = args.checkpoint if args.checkpoint.is_dir() else args.checkpoint.parent
-        return ["checkpoint-convert", "to-cerebras", str(release), "--output", str(folder / f"{release.name}.mdl")]
-    raise UserError(
-        f"from {args.src_fmt} to {args.tgt_fmt}: converted are cs-auto or cs-2.x to hf, and hf to cs-current; tensors "
-        "of one Cerebras release to another are the same since 2.1, and the file needs no conversion"
-    )
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from cerebras_jais.recipes.schema import TrainerConfig
 from cerebras_jais.recipes.yaml_source import RecipeError
 
 STAYS_IN_A_PHASE = frozenset({"dataloader", "schedulers", "lr_scheduler"})
+EVERYTHING = ("all",)  # as LoadCheckpointStates says it
 WRITTEN = frozenset({"model", "optimizer", "schedulers", "dataloader", "global_step"})  # by both trainers
 BELONGS_TO_TENSORS = "optimizer"  # its state is of the tensors that train
 
@@ -61,7 +62,7 @@ class Phase:
 class Start:
     """How a phase begins: from `checkpoint` (None: from fresh weights), of which `states` are loaded.
 
-    `states` None means what the YAML says (LoadCheckpointStates, everything without it).
+    `states` None means what the YAML says (LoadCheckpointStates, everything without it), EVERYTHING all there is.
     """
 
     checkpoint: Path | None
@@ -72,6 +73,7 @@ class Start:
         if self.checkpoint is None:
             return f"from {self.why}"
         loaded = "what LoadCheckpointStates says" if self.states is None else ", ".join(self.states)
+        loaded = "all of it" if self.states == EVERYTHING else loaded
         return f"from {self.checkpoint} ({self.why}); loading {loaded}"
 
 
@@ -325,7 +327,7 @@ def enter(phases: Sequence[Phase], index: int) -> Start:
 
 
 def _go_on(saved: SavedStep, why: str) -> Start:
-    return Start(saved.path, tuple(sorted(_present(saved.path)[0])), why)
+    return Start(saved.path, EVERYTHING, why)
 
 
 def _entering(phases: Sequence[Phase], index: int, checkpoint: Path, present: frozenset[str] | None = None) -> Start:

@@ -21,6 +21,7 @@ from cerebras_jais.data.hdf5 import HDF5Samples
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.weights import fill_model, stored_weights, to_torch
+from cerebras_jais.recipes.phases import EVERYTHING
 from cerebras_jais.recipes.schema import TrainerConfig
 from cerebras_jais.train.groups import ParameterGroup
 from cerebras_jais.train.optimizer import AdamW, load_optimizer_state, optimizer_state
@@ -138,7 +139,7 @@ def check_checkpoint(checkpoint: Checkpoint, config: TrainerConfig, states: Sequ
         )
     present = {name for name in tree if not name.startswith("__")}
     if states is not None:
-        return set(states) & present
+        return present if tuple(states) == EVERYTHING else set(states) & present
     arguments = config.callback("LoadCheckpointStates")
     wanted = (arguments or {}).get("load_checkpoint_states", "all")
     if isinstance(wanted, str):

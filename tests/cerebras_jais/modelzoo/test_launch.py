@@ -19,7 +19,7 @@ from cerebras_jais.modelzoo import preflight
 from cerebras_jais.modelzoo.launch import Launch, with_cluster
 from cerebras_jais.modelzoo.phases import trainer_of
 from cerebras_jais.modelzoo.preflight import NotReady, inspect_launch
-from cerebras_jais.recipes.phases import Start, lay_out
+from cerebras_jais.recipes.phases import EVERYTHING, Start, lay_out
 from cerebras_jais.recipes.schema import parse_trainer
 from cerebras_jais.train.cli import fit as fit_command
 from tests import tolerances
@@ -156,6 +156,7 @@ def test_a_launch_with_nothing_wrong_passes(ready, monkeypatch):
         (lambda t: t["fit"]["train_dataloader"].update(data_dir="data/context/64/train"), "samples of 64 tokens"),
         (lambda t: t["fit"]["train_dataloader"].update(data_dir="nowhere"), "nowhere"),
         (lambda t: t["fit"]["train_dataloader"].update(batch_size=1000), "fewer than one batch of 1000"),
+        (lambda t: t["init"]["model"].update(frozen_parameters=["backbone"]), "is found in no tensor's name"),
         (lambda t: t["fit"].update(ckpt_path="gone.mdl"), "no such checkpoint"),
     ],
 )
@@ -202,9 +203,9 @@ def test_the_trainer_is_told_its_end_its_beginning_and_what_to_load(ready):
     trainer = trainer_of(phase, Start(ready, ("model", "global_step"), "x"), raw)
     assert trainer["init"]["loop"] == {"max_steps": 8, "eval_frequency": None}
     assert trainer["fit"]["ckpt_path"] == str(ready)
-    assert trainer["init"]["callbacks"] == [
-        {"LoadCheckpointStates": {"load_checkpoint_states": ["model", "global_step"]}}
-    ]
+    assert trainer["init"]["callbacks"] == [{"LoadCheckpointStates": {"load_checkpoint_states": "model,global_step"}}]
+    going_on = trainer_of(phase, Start(ready, EVERYTHING, "x"), raw)["init"]["callbacks"]
+    assert going_on == [{"LoadCheckpointStates": {"load_checkpoint_states": "all"}}]
     assert "callbacks" not in raw["init"] or raw["init"]["callbacks"] != trainer["init"]["callbacks"]
     # Without a checkpoint it must not look for one by itself: that of a later phase may lie there.
     assert trainer_of(phase, Start(None), raw)["fit"]["ckpt_path"] is None

@@ -12,12 +12,12 @@ import pytest
 
 from cerebras_jais.checkpoint import save_checkpoint
 from cerebras_jais.errors import UserError
-from cerebras_jais.recipes.phases import Start, enter, first_work, lay_out, work_left
+from cerebras_jais.recipes.phases import EVERYTHING, Start, enter, first_work, lay_out, work_left
 from cerebras_jais.recipes.schema import parse_trainer
 from tests.cerebras_jais.model.examples import llama_section
 from tests.cerebras_jais.train.examples import trainer_section
 
-EVERYTHING = ("dataloader", "global_step", "model", "optimizer", "schedulers")
+WRITTEN = ("dataloader", "global_step", "model", "optimizer", "schedulers")
 
 
 def config(folder, *, model_dir="run", loop=None, states=None, frozen=(), checkpoint=None, **fit):
@@ -33,7 +33,7 @@ def config(folder, *, model_dir="run", loop=None, states=None, frozen=(), checkp
     return parse_trainer(section)
 
 
-def save(path, step, states=EVERYTHING):
+def save(path, step, states=WRITTEN):
     path.parent.mkdir(parents=True, exist_ok=True)
     state = dict.fromkeys(states, np.zeros(1, np.float32))
     if "global_step" in states:

@@ -368,6 +368,65 @@ def test_a_list_of_phases_started_again_goes_on_where_it_stopped(folder):
     assert finished.count("nothing is left to train") == 1
 
 
+def list_of_phases(folder, *phases):
+    """Write and run a list of phases; the section of each is changed by its function."""
+    sections = [trainer_section(folder, LLAMA | {"name": "jais_adapted"}) for _ in phases]
+    for section, change in zip(sections, phases, strict=True):
+        change(section)
+    path = folder / "phases.yaml"
+    path.write_text(yaml.safe_dump({"trainer": [{"trainer": section} for section in sections]}))
+    result = CliRunner().invoke(fit_command, [str(path), "--model-dir", str(folder / "run")])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_frozen_tensors_keep_their_bits_and_have_no_optimizer_state(folder):
+    def stage_1(section):
+        section["init"]["model"]["frozen_parameters"] = [r"transformer_decoder\.", r"ln_f\."]
+        section["init"]["loop"] = {"max_steps": 3, "eval_frequency": None}
+        section["init"]["checkpoint"]["save_initial_checkpoint"] = True
+        section["init"]["model_dir"] = "stages/1"
+
+    def stage_2(section):
+        section["init"]["loop"] = {"max_steps": 4, "eval_frequency": None}
+        section["init"]["callbacks"] = [{"LoadCheckpointStates": {"load_checkpoint_states": "model"}}]
+        section["init"]["model_dir"] = "stages/2"
+
+    def weights(path):
+        return {name: t.detach().numpy().tobytes() for name, t in load_model(path).named_parameters()}
+
+    list_of_phases(folder, stage_1, stage_2)
+    initial, first = (folder / "run" / "1" / f"checkpoint_{step}.mdl" for step in (0, 3))
+    trained = {"model.embedding_layer.word_embeddings.weight", "model.lm_head.weight"}
+    before, after = weights(initial), weights(first)
+    assert {name for name in before if before[name] != after[name]} == trained
+    with open_checkpoint(first) as checkpoint:
+        assert len(checkpoint.tree["optimizer"]["state"]) == len(trained)
+    second = folder / "run" / "2" / "checkpoint_4.mdl"
+    assert all(value != after[name] for name, value in weights(second).items())
+    with open_checkpoint(second) as checkpoint:
+        assert len(checkpoint.tree["optimizer"]["state"]) == len(after)
+
+
+def test_a_phase_begins_its_schedule_and_its_data_anew_and_goes_on_with_the_optimizer(folder):
+    def ending(step):
+        return lambda section: section["init"].update(loop={"max_steps": step, "eval_frequency": None})
+
+    output = list_of_phases(folder, ending(4), ending(6))
+    assert "phase 2 of 2: steps 5 to 6, from" in output
+    assert "loading global_step, model, optimizer" in output
+    with (folder / "run" / "losses.csv").open(newline="") as file:
+        rates = {int(row["step"]): float(row["learning_rate"]) for row in csv.DictReader(file)}
+    assert (rates[5], rates[6]) == (rates[1], rates[2])
+    with open_checkpoint(folder / "run" / "checkpoint_6.mdl") as checkpoint:
+        assert checkpoint.tree["global_step"] == 6
+        assert checkpoint.tree["dataloader"]["samples_streamed"] == 2 * 4
+        assert int(checkpoint.tree["schedulers"][0]["last_epoch"].read()) == 2
+        first = next(iter(checkpoint.tree["optimizer"]["state"].values()))
+        power = float(first["beta1_power"].read())
+        assert power == pytest.approx(0.9**7, rel=1e-6)  # Adam has made six steps
+
+
 def test_a_held_out_set_smaller_than_a_batch_is_refused(folder):
     with pytest.raises(UserError, match="fewer than one batch of 400; set drop_last: false") as caught:
         train(broken(folder, lambda s: s["fit"]["val_dataloader"].update(batch_size=400)))

@@ -23,6 +23,8 @@ from tests.cerebras_jais.train.examples import JAIS, LLAMA, trainer_section, wri
 
 has_fsdp = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 6)
 
+FROZEN = {**LLAMA, "name": "jais_adapted", "frozen_parameters": [r"transformer_decoder\.", r"ln_f\."]}
+
 
 def torchrun(yaml_path, model_dir, *options):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -40,8 +42,10 @@ def torchrun(yaml_path, model_dir, *options):
     [
         ("ddp", JAIS),
         pytest.param("fsdp", LLAMA, marks=pytest.mark.skipif(not has_fsdp, reason="needs PyTorch 2.6")),
+        ("ddp", FROZEN),
+        pytest.param("fsdp", FROZEN, marks=pytest.mark.skipif(not has_fsdp, reason="needs PyTorch 2.6")),
     ],
-    ids=["ddp-jais", "fsdp-llama"],
+    ids=["ddp-jais", "fsdp-llama", "ddp-frozen", "fsdp-frozen"],
 )
 def test_two_processes_train_what_one_trains(tmp_path, sharding, model):
     write_data(tmp_path / "train")
