@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -130,10 +131,15 @@ def measured(command: list[str], *, watched: Path | None = None) -> Run:
     os.sync()
     seconds = time.perf_counter() - begun
     watcher.join()
-    if failed:
-        raise SystemExit(f"{' '.join(command)} failed:\n{output.decode()[-3000:]}")
     peak = int(output.split()[-1]) * 1024
+    if failed:
+        why = "killed, out of memory" if failed == 128 + signal.SIGKILL else output.decode()[-3000:]
+        raise Failed(f"{' '.join(command)} failed after {seconds:.0f} s and {peak / 1e9:.1f} GB: {why}")
     return Run(seconds, unflushed, peak, most)
+
+
+class Failed(SystemExit):
+    """A contestant did not come to its end."""
 
 
 def disk_use(directory: Path) -> int:
@@ -150,10 +156,13 @@ def disk_use(directory: Path) -> int:
 # A process inherits the peak of the one that it was forked from, so a small one stands between.
 LAUNCHER = """
 import os, sys
+with open("/proc/self/oom_score_adj", "w") as file:  # who runs out of memory is killed, nobody else
+    file.write("1000")
 child = os.spawnvp(os.P_NOWAIT, sys.argv[1], sys.argv[1:])
 _, status, usage = os.wait4(child, 0)
 print("\\n", usage.ru_maxrss, flush=True)
-sys.exit(os.waitstatus_to_exitcode(status))
+code = os.waitstatus_to_exitcode(status)
+sys.exit(128 - code if code < 0 else code)
 """
 COPY = """
 import os, sys
@@ -190,10 +199,19 @@ def measure_speed(name: str, directory: Path, modelzoo: str | None, repeats: int
     release, back, theirs = directory / "release", directory / "back.mdl", directory / "theirs"
     runs: dict[str, list[Run]] = {}
 
+    failures: list[str] = []
+
     def contest(label: str, command: list[str], keep: bool = False, outputs: Callable[[], list[Path]] = list) -> None:
         drop_caches()
-        runs.setdefault(label, []).append(measured(command))
-        print(f"{label}: {runs[label][-1]}", file=sys.stderr)
+        try:
+            found = measured(command)
+        except Failed as failure:
+            if "Model Zoo" not in label:
+                raise
+            failures.append(f"{label}: {failure}")
+        else:
+            runs.setdefault(label, []).append(found)
+            print(f"{label}: {found}", file=sys.stderr)
         if not keep:
             remove(outputs())
 
@@ -244,12 +262,13 @@ def measure_speed(name: str, directory: Path, modelzoo: str | None, repeats: int
     for side, copied in (("Hugging Face", "release"), ("Cerebras", "checkpoint")):
         ours = middle[f"to {side}, ours"]
         against = f"to {side}: {middle[f'copy of the {copied}'] / ours:.2f} of the rate of a copy"
-        if modelzoo:
-            theirs_runs = runs[f"to {side}, Model Zoo"]
+        theirs_runs = runs.get(f"to {side}, Model Zoo")
+        if theirs_runs:
             unflushed = statistics.median(run.unflushed for run in theirs_runs)
             against += f", {middle[f'to {side}, Model Zoo'] / ours:.1f} times the Model Zoo's converter"
             against += f" ({unflushed / ours:.1f} when only ours is flushed)"
         print(against)
+    print("\n".join(failures), end="")
 
 
 def write_release(directory: Path, name: str) -> None:

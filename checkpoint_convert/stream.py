@@ -25,7 +25,8 @@ from checkpoint_convert.plan import Source, Step
 
 BAND_BYTES = 16 << 20
 """Bytes of input that a worker takes at a time, give or take a tile."""
-DEFAULT_WORKERS = 4
+DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
+"""Threads: more than cores only get into one another's way, and few are enough for any disk."""
 MEMORY_BYTES = 256 << 20
 """What all workers together may hold, about; one worker always works."""
 Progress = Callable[[int], object]
@@ -147,13 +148,17 @@ def carry_out(step: Step, sink: Sink | None, progress: Progress = lambda nbytes:
     """
     digests = [TileDigest(shape, step.dtype) for shape in step.rule.cerebras_shapes]
     from_cerebras = step.side == "cerebras"
+    writes = sink is not None and step.writes
     for index, source in enumerate(step.inputs):
         unit = _unit(step.operation, source.shape)
         for first, values in bands(source, unit):
             nbytes = values.nbytes
             bits = _converted(step, source, values).view(f"u{np_dtype(step.dtype).itemsize}")
             band = Piece(index, (first, *(0,) * (bits.ndim - 1))[: bits.ndim], bits)
-            pieces = step.operation.move(band)
+            pieces: tuple[Piece, ...] = (band,)
+            if writes or not from_cerebras:  # laid in order once, for the digest and for the file
+                moved = step.operation.move(band)
+                pieces = tuple(piece._replace(values=_contiguous(piece.values)) for piece in moved)
             for piece in (band,) if from_cerebras else pieces:
                 digests[piece.tensor].add(piece.at, piece.values)
             if sink is not None and step.writes:
