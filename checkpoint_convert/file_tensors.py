@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
+from cerebras_jais.checkpoint.chunks import read_at
 from checkpoint_convert.errors import ConversionError
 
 Shape = tuple[int, ...]
@@ -21,7 +21,6 @@ _DTYPES: dict[str, np.dtype] = {
         *("float16", "float32", "float64"),
     )
 } | {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
-_LARGEST_TRANSFER = 1 << 30  # bytes; Linux moves no more than 2 GiB in one call
 
 
 def np_dtype(name: str) -> np.dtype:
@@ -78,13 +77,11 @@ class FileTensor:
         left = values.reshape(-1).view(np.uint8).data
         try:
             with open(self.path, "rb", buffering=0) as file:
-                while left:
-                    count = os.preadv(file.fileno(), [left[:_LARGEST_TRANSFER]], offset)
-                    if not count:
-                        raise ConversionError(
-                            f"{self.path}: ends inside tensor {self.name!r}; it changed while it was read"
-                        )
-                    left, offset = left[count:], offset + count
+                read_at(file.fileno(), left, offset)
+        except EOFError:
+            raise ConversionError(
+                f"{self.path}: ends inside tensor {self.name!r}; it changed while it was read"
+            ) from None
         except OSError as error:
             raise ConversionError(f"{self.path}: cannot be read: {error.strerror or error}") from error
         return values

@@ -19,6 +19,7 @@ _DEFLATE, _SHUFFLE = 1, 2
 # What one byte in the file can stand for at most: a shape beyond that is a lie.
 _EXPANSION = {_DEFLATE: 1032, LZ4_FILTER: LARGEST_EXPANSION, _SHUFFLE: 1}
 _MAX_TRANSFER = 1 << 30
+_WORTH_READING_ON = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,12 @@ def chunk_table(shape: tuple[int, ...], chunks: tuple[int, ...], numbers: bytes,
 
 
 def read_at(descriptor: int, out: memoryview, offset: int) -> None:
-    """Fill `out` with the bytes of the file from `offset` on; raises EOFError when the file ends before that."""
+    """Fill `out` with the bytes of the file from `offset` on; raises EOFError when the file ends before that.
+
+    The system is told that as much again will be wanted next, so that the disk reads on while this is worked on.
+    """
+    if len(out) >= _WORTH_READING_ON:
+        os.posix_fadvise(descriptor, offset, 2 * len(out), os.POSIX_FADV_WILLNEED)
     while out:
         count = os.preadv(descriptor, [out[:_MAX_TRANSFER]], offset)
         if count == 0:

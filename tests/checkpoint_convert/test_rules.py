@@ -1,22 +1,40 @@
 """The table names the tensors that models really have.
 
-Contract: for every published model, from its config alone, the rules join the names of the Cerebras side and of the
-Hugging Face side one to one; names and shapes are those of the reference model and of transformers' own classes.
+Contract: for every published model and every trainer YAML of `configs/`, from the config alone, the rules join the
+names of the Cerebras side and of the Hugging Face side one to one; names and shapes are those of the reference model
+and of transformers' own classes.
 """
 
 import functools
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.decoder import LanguageModel
+from cerebras_jais.recipes.yaml_source import read_yaml
 from checkpoint_convert.model_config import SpecialTokens, to_config_json
 from checkpoint_convert.rules import expected_tensors, grouped, rules, ties
 from tests.checkpoint_convert.examples import PUBLISHED, VARIANTS
 
-SECTIONS = {name: section for name, (section, _) in PUBLISHED.items()} | VARIANTS
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def sections_of_configs():
+    """The `model:` section of each trainer YAML, the first one of a list of phases, by the name of the file."""
+    for path in sorted(CONFIGS.rglob("*.yaml")):
+        trainer = read_yaml(path).data["trainer"]
+        first = trainer[0]["trainer"] if isinstance(trainer, list) else trainer
+        yield str(path.relative_to(CONFIGS)), first["init"]["model"]
+
+
+SECTIONS = {
+    **{name: section for name, (section, _) in PUBLISHED.items()},
+    **VARIANTS,
+    **dict(sections_of_configs()),
+}
 
 
 def config_of(name):
@@ -74,7 +92,7 @@ def test_parameter_counts_are_the_published_ones(name):
     assert sum(torch.Size(shape).numel() for shape in shapes.values()) == count
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", SECTIONS)
 def test_shapes_come_back_through_the_inverse(name):
     for rule in rules(config_of(name)):
         back = rule.operation_from("hugging_face").shapes(rule.shapes("hugging_face"))
