@@ -102,6 +102,9 @@ def to_hf(
     LlamaForCausalLM. Optimizer and other training state is left out.
     """
     from checkpoint_convert.convert import convert_to_hf
+    from checkpoint_convert.stream import keep_freed_memory
+
+    keep_freed_memory()
 
     with _bar("converting") as progress:
         report = convert_to_hf(
@@ -145,6 +148,9 @@ def to_cerebras(
     The YAML says in its first lines what is left to choose: the data and the learning rates.
     """
     from checkpoint_convert.convert import convert_to_cerebras
+    from checkpoint_convert.stream import keep_freed_memory
+
+    keep_freed_memory()
 
     with _bar("converting") as progress:
         report = convert_to_cerebras(

@@ -66,7 +66,7 @@ def adapted(hidden, layers, heads, groups, inner):
 
 # Keys that stand in published files and say nothing of the model.
 IGNORED = {
-    "_name_or_path": "/tmp/somewhere",
+    "_name_or_path": "some/where",
     "auto_map": {"AutoConfig": "inceptionai/jais-30b-v3--configuration_jais.JAISConfig"},
     "pretraining_tp": 1,
     "reorder_and_upcast_attn": False,
