@@ -98,6 +98,8 @@ class FileRanges:
 
     def finished(self, name: str) -> None:
         """Start to write the tensor to the disk, so that the disk works while others are read and moved."""
+        if not hasattr(os, "posix_fadvise"):  # macOS
+            return
         target = self._targets[name]
         descriptor = self._descriptors[target.path]
         os.posix_fadvise(descriptor, target.offset, target.nbytes, os.POSIX_FADV_DONTNEED)

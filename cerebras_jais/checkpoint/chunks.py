@@ -91,7 +91,7 @@ def read_at(descriptor: int, out: memoryview, offset: int) -> None:
 
     The system is told that as much again will be wanted next, so that the disk reads on while this is worked on.
     """
-    if len(out) >= _WORTH_READING_ON:
+    if len(out) >= _WORTH_READING_ON and hasattr(os, "posix_fadvise"):  # macOS has none
         os.posix_fadvise(descriptor, offset, 2 * len(out), os.POSIX_FADV_WILLNEED)
     while out:
         count = os.preadv(descriptor, [out[:_MAX_TRANSFER]], offset)

@@ -12,6 +12,13 @@ from cerebras_jais.errors import UserError
 
 CLIENT = "cerebras/appliance/cluster"  # the part of the Cerebras software that talks to the cluster
 CLUSTER_FILE = Path("/opt/cerebras/config_v2")  # cerebras.appliance cluster/config.py; CSCONFIG_PATH names another
+# What the client raises when the cluster did answer: it speaks for itself.
+ANSWERS = frozenset(
+    {
+        *("ClusterJobInitError", "ClusterJobScheduleError", "ClusterJobCancelledByCsctl"),
+        *("ApplianceVersionError", "MissingVolumeError"),
+    }
+)
 
 
 class NoConnection(UserError):
@@ -30,7 +37,7 @@ def explained() -> Iterator[None]:
         yield
     except Exception as error:
         cause = _root(error)
-        if not _came_from(cause.__traceback__, CLIENT):
+        if not _came_from(cause.__traceback__, CLIENT) or type(cause).__name__ in ANSWERS:
             raise
         file = cluster_file()
         known = f"the address is from {file}" if file.is_file() else f"{file} is absent: this is no user node"

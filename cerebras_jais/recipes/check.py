@@ -75,12 +75,15 @@ def _backend_problems(config: TrainerConfig) -> Iterator[Problem]:
         yield ("init", "backend", "validate_only"), "a run only compiles or only validates; remove this or compile_only"
     if config.fit is None or cluster is None or init.backend_type != "CSX":
         return
-    batch = config.fit.train_dataloader.batch_size
-    if batch < cluster.num_csx:
-        yield (
-            ("fit", "train_dataloader", "batch_size"),
-            f"{batch} samples cannot be divided among num_csx {cluster.num_csx}; raise it to {cluster.num_csx} or more",
-        )
+    loaders = [("train_dataloader", config.fit.train_dataloader)]
+    loaders += [("val_dataloader", loader) for loader in config.fit.val_dataloader]
+    for name, loader in loaders:
+        if loader.batch_size < cluster.num_csx:
+            yield (
+                ("fit", name, "batch_size"),
+                f"{loader.batch_size} samples cannot be divided among num_csx {cluster.num_csx}; raise it to "
+                f"{cluster.num_csx} or more, or take fewer systems",
+            )
 
 
 def _precision_problems(config: TrainerConfig) -> Iterator[Problem]:

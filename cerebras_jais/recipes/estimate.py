@@ -77,6 +77,9 @@ def describe_launch(phases: Sequence[Phase], checkpoint: str | Path | None = Non
         if number < index:
             yield "  finished, nothing to do"
             continue
+        if phase.ends is not None and phase.ends <= phase.begins:
+            yield "  not reached: the launch ends before it"
+            continue
         begins = start if number == index else foresee(phases, number)
         yield from (f"  {line}" for line in _describe(phase, begins))
 

@@ -53,6 +53,11 @@ class Phase:
     ends: int | None
 
     @property
+    def folder(self) -> Path:
+        """Where its checkpoints go."""
+        return Path(self.config.init.checkpoint.checkpoint_root or self.model_dir).resolve()
+
+    @property
     def name(self) -> str:
         """For people."""
         return f"phase {self.number} of {self.count}" if self.count > 1 else "run"
@@ -142,16 +147,19 @@ def lay_out(
             could not be told apart.
     """
     phases: list[Phase] = []
-    count, folders = len(configs), _folders(configs, model_dir)
+    count, folders, cut = len(configs), _folders(configs, model_dir), False
     for number, config in enumerate(configs, 1):
         begins = phases[-1].ends if phases and _counts_on(config) else 0
         assert begins is not None
         if number == 1:
             begins = _first_step(config, checkpoint)
         folder = folders[number - 1]
-        ends = config.init.loop.max_steps if count == 1 else _end(config, begins)
+        ends = whole = config.init.loop.max_steps if count == 1 else _end(config, begins)
         if max_steps is not None:
             ends = max_steps if count == 1 or ends is None else min(ends, max_steps)
+        if cut:  # an earlier phase is cut short, so the launch ends there and this one is not reached
+            ends = begins
+        cut = cut or (count > 1 and ends != whole)
         phase = Phase(number, count, config, folder, begins, ends)
         if count > 1:
             _refuse_what_cannot_continue(phase, phases, capped=max_steps is not None)
@@ -206,7 +214,7 @@ def _refuse_what_cannot_continue(phase: Phase, earlier: Sequence[Phase], *, capp
             "global_step out of LoadCheckpointStates and give the phase a model_dir of its own",
         )
     for other in earlier:
-        if other.model_dir.resolve() == phase.model_dir.resolve() and phase.begins < (other.ends or 0):
+        if other.folder == phase.folder and phase.begins < (other.ends or 0):
             raise refuse(
                 "init.model_dir",
                 f"phase {other.number} writes there too, and both count their steps from 0; give each its own",
@@ -218,7 +226,7 @@ def _refuse_what_cannot_continue(phase: Phase, earlier: Sequence[Phase], *, capp
 
 def own_checkpoints(phase: Phase, phases: Sequence[Phase]) -> list[SavedStep]:
     """The checkpoints that a phase itself wrote, among those in its folder."""
-    sharing = [other for other in phases if other.model_dir.resolve() == phase.model_dir.resolve()]
+    sharing = [other for other in phases if other.folder == phase.folder]
     is_first, is_last = sharing[0] is phase, sharing[-1] is phase
     return [
         saved
@@ -298,10 +306,10 @@ def _is_over(phase: Phase, start: Start) -> bool:
 def _single(phase: Phase, own: Sequence[SavedStep]) -> Start:
     """How a YAML of one trainer begins: as in the Model Zoo, but `ckpt_path` is only where the run began."""
     fit = phase.config.fit
+    autoloads = phase.config.init.checkpoint.autoload_last_checkpoint
     if fit is None or fit.autoloads:
-        autoloads = phase.config.init.checkpoint.autoload_last_checkpoint
         return Start(own[-1].path, None, "the last checkpoint there") if own and autoloads else Start(None)
-    if fit.ckpt_path and own and Path(fit.ckpt_path).resolve().parent != own[-1].path.resolve().parent:
+    if fit.ckpt_path and own and autoloads and Path(fit.ckpt_path).resolve().parent != own[-1].path.resolve().parent:
         return _go_on(own[-1], f"the run that {fit.ckpt_path} began goes on")
     return _named(phase.config)
 

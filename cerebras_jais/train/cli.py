@@ -34,7 +34,7 @@ _CLUSTER_KEYS = {
 @click.option(
     "--checkpoint",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Begin from this .mdl instead of the last one in the model directory (the first phase of a list).",
+    help="Begin from this .mdl instead of the last one in the model directory; of a list, in the phase of its step.",
 )
 @click.option("--activation-checkpointing", is_flag=True, help="Less memory: compute activations twice.")
 @click.option("--compile", "compile_layers", is_flag=True, help="Run the layers through torch.compile.")

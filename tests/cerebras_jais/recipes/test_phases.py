@@ -12,6 +12,7 @@ import pytest
 
 from cerebras_jais.checkpoint import save_checkpoint
 from cerebras_jais.errors import UserError
+from cerebras_jais.recipes.estimate import describe_launch
 from cerebras_jais.recipes.phases import EVERYTHING, Start, enter, first_work, lay_out, work_left
 from cerebras_jais.recipes.schema import parse_trainer
 from tests.cerebras_jais.model.examples import llama_section
@@ -185,3 +186,34 @@ def test_phases_whose_checkpoints_could_not_be_told_apart_are_refused(tmp_path):
 def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.mdl: no such checkpoint"):
         first_work(lay_out([config(tmp_path, loop={"max_steps": 4})]), Path("nowhere.mdl"))
+
+
+def test_a_stage_cut_short_is_gone_on_with_and_the_next_not_begun(tmp_path):
+    save(tmp_path / "base.mdl", 0, ("model",))
+    cut = lay_out(staged(tmp_path), max_steps=2)
+    assert [(phase.begins, phase.ends) for phase in cut] == [(0, 2), (0, 0)]
+    assert [phase.number for phase, _ in work_left(cut, None, lambda line: None)] == [1]
+    save(tmp_path / "s" / "1" / "checkpoint_2.mdl", 2)
+    assert list(work_left(cut, None, lambda line: None)) == []
+    assert "  not reached: the launch ends before it" in describe_launch(cut)
+    index, start = first_work(lay_out(staged(tmp_path)))
+    assert (index, start.checkpoint.name) == (0, "checkpoint_2.mdl")
+
+
+def test_phases_with_one_checkpoint_root_tell_their_checkpoints_apart_by_step(tmp_path):
+    root = {"steps": 2, "checkpoint_root": str(tmp_path / "root")}
+    both = [
+        config(tmp_path, model_dir="a", loop={"max_steps": 4}, checkpoint=root),
+        config(tmp_path, model_dir="b", loop={"max_steps": 8}, checkpoint=root),
+    ]
+    save(tmp_path / "root" / "checkpoint_4.mdl", 4)
+    index, start = first_work(lay_out(both))
+    assert (index, start.states) == (1, ("global_step", "model", "optimizer"))
+
+
+def test_a_run_that_does_not_autoload_begins_at_its_ckpt_path(tmp_path):
+    base = save(tmp_path / "base.mdl", 0, ("model",))
+    save(tmp_path / "run" / "checkpoint_4.mdl", 4)
+    off = {"steps": 2, "autoload_last_checkpoint": False}
+    one = [config(tmp_path, loop={"max_steps": 6}, states="model", ckpt_path=str(base), checkpoint=off)]
+    assert first_work(lay_out(one)) == (0, Start(base, None, "ckpt_path"))
