@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
-from cerebras_jais.checkpoint.chunks import read_at
+from cerebras_jais.checkpoint.chunks import read_at, read_columns_at
 from checkpoint_convert.errors import ConversionError
 
 Shape = tuple[int, ...]
@@ -72,16 +73,28 @@ class FileTensor:
         row_bytes = self.nbytes // self.shape[0] if self.shape[0] else 0
         return self._read(self.offset + start * row_bytes, (stop - start, *self.shape[1:]))
 
+    def read_columns(self, start: int, stop: int) -> np.ndarray:
+        """Columns start to stop (exclusive) of a matrix, as a new array [rows, columns]."""
+        rows, columns = self.shape
+        values = np.empty((rows, stop - start), np_dtype(self.dtype))
+        offset, row_bytes = self.offset + start * values.itemsize, columns * values.itemsize
+        self._filled(lambda file: read_columns_at(file, values, offset, row_bytes, ahead=start == 0))
+        return values
+
     def _read(self, offset: int, shape: Shape) -> np.ndarray:
         values = np.empty(shape, np_dtype(self.dtype))
         left = values.reshape(-1).view(np.uint8).data
+        self._filled(lambda file: read_at(file, left, offset))
+        return values
+
+    def _filled(self, fill: Callable[[int], None]) -> None:
+        """Call `fill` with the open file, and say what went wrong."""
         try:
             with open(self.path, "rb", buffering=0) as file:
-                read_at(file.fileno(), left, offset)
+                fill(file.fileno())
         except EOFError:
             raise ConversionError(
                 f"{self.path}: ends inside tensor {self.name!r}; it changed while it was read"
             ) from None
         except OSError as error:
             raise ConversionError(f"{self.path}: cannot be read: {error.strerror or error}") from error
-        return values

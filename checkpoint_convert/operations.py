@@ -45,6 +45,11 @@ class Operation(Protocol):
         """Rows of an input that move together: pieces begin and end at multiples of it."""
         ...
 
+    @property
+    def transposes(self) -> bool:
+        """Whether rows of a matrix become columns, so that whole rows of an output are whole columns of inputs."""
+        ...
+
     def shapes(self, shapes: Sequence[Shape]) -> Shapes:
         """Shapes of the outputs for shapes of the inputs."""
         ...
@@ -70,6 +75,7 @@ class Identity:
     """Tensors as they are."""
 
     unit = 1
+    transposes = False
 
     @property
     def inverse(self) -> Identity:
@@ -87,6 +93,7 @@ class Transpose:
     """Each matrix transposed: torch's Linear keeps [out, in], GPT-2's Conv1D [in, out]. Vectors stay as they are."""
 
     unit = 1
+    transposes = True
 
     @property
     def inverse(self) -> Transpose:
@@ -105,6 +112,7 @@ class MergeRows:
 
     sizes: tuple[int, ...]
     unit = 1
+    transposes = False
 
     @property
     def inverse(self) -> SplitRows:
@@ -124,6 +132,7 @@ class SplitRows:
 
     sizes: tuple[int, ...]
     unit = 1
+    transposes = False
 
     @property
     def inverse(self) -> MergeRows:
@@ -156,6 +165,7 @@ class RotaryInterleave:
     head_dim: int
     rotary_dim: int
     to_halves: bool = False
+    transposes = False
 
     @property
     def inverse(self) -> RotaryInterleave:
@@ -189,6 +199,10 @@ class Chain:
     @property
     def unit(self) -> int:
         return math.lcm(*(operation.unit for operation in self.operations))
+
+    @property
+    def transposes(self) -> bool:
+        return any(operation.transposes for operation in self.operations)
 
     def shapes(self, shapes: Sequence[Shape]) -> Shapes:
         for operation in self.operations:

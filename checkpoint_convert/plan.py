@@ -60,6 +60,10 @@ class Source(Protocol):
 
     def read_rows(self, start: int, stop: int) -> np.ndarray: ...
 
+    def read_columns(self, start: int, stop: int) -> np.ndarray:
+        """Columns of a matrix of which nothing is packed."""
+        ...
+
 
 @dataclass(frozen=True)
 class Step:

@@ -10,25 +10,26 @@ import ctypes
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from checkpoint_convert.blocks import contiguous
 from checkpoint_convert.digest import TileDigest, tile_shape
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.file_tensors import FileTensor, np_dtype
-from checkpoint_convert.operations import Operation, Piece
+from checkpoint_convert.operations import Operation, Piece, Shape
 from checkpoint_convert.plan import Source, Step
+from checkpoint_convert.written_file import WrittenFile
 
-BAND_BYTES = 16 << 20
+BAND_BYTES = 24 << 20
 """Bytes of input that a worker takes at a time, give or take a tile."""
-DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
-"""Threads: more than cores only get into one another's way, and few are enough for any disk."""
-MEMORY_BYTES = 256 << 20
+DEFAULT_WORKERS = min(4, (os.cpu_count() or 1) + 1)
+"""Threads: one more than cores, since some wait for the disk; few are enough for any disk."""
+MEMORY_BYTES = 320 << 20
 """What all workers together may hold, about; one worker always works."""
 Progress = Callable[[int], object]
 """Called with the bytes just read."""
@@ -67,68 +68,45 @@ class FileRanges:
 
     def __init__(self, targets: Mapping[str, FileTensor]) -> None:
         self._targets = targets
-        self._files = ExitStack()
-        self._descriptors: dict[Path, int] = {}
-        for path in dict.fromkeys(target.path for target in targets.values()):
-            file = open(path, "r+b", buffering=0)  # noqa: SIM115  # closed with the others
-            self._descriptors[path] = self._files.enter_context(file).fileno()
+        self._closing = ExitStack()
+        paths = dict.fromkeys(target.path for target in targets.values())
+        self._files = {path: self._closing.enter_context(WrittenFile(path)) for path in paths}
 
     def __enter__(self) -> FileRanges:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._files.close()
+        self._closing.close()
 
     def write(self, name: str, at: tuple[int, ...], values: np.ndarray) -> None:
         """Put a piece in its place: one range for whole rows, a range per row for a part of each."""
         target = self._targets[name]
-        descriptor = self._descriptors[target.path]
+        file = self._files[target.path]
         itemsize = values.itemsize
         first = 0
         for index, size in zip(at, target.shape, strict=True):
             first = first * size + index
         offset = target.offset + first * itemsize
-        data = _contiguous(values).reshape(-1).view(np.uint8).data
+        data = contiguous(values).reshape(-1).view(np.uint8).data
         if values.shape[1:] == target.shape[1:]:
-            _write(descriptor, data, offset)
+            file.write(data, offset)
             return
         row, stride = values.shape[1] * itemsize, target.shape[1] * itemsize
         for number in range(len(values)):
-            _write(descriptor, data[number * row : (number + 1) * row], offset + number * stride)
+            file.write(data[number * row : (number + 1) * row], offset + number * stride)
 
     def finished(self, name: str) -> None:
         """Start to write the tensor to the disk, so that the disk works while others are read and moved."""
-        if not hasattr(os, "posix_fadvise"):  # macOS
-            return
         target = self._targets[name]
-        descriptor = self._descriptors[target.path]
-        os.posix_fadvise(descriptor, target.offset, target.nbytes, os.POSIX_FADV_DONTNEED)
+        self._files[target.path].start_writing(target.offset, target.nbytes)
 
     def flush(self) -> None:
         """Flush every file to the disk."""
-        for descriptor in self._descriptors.values():
-            os.fsync(descriptor)
+        for file in self._files.values():
+            file.flush()
 
 
-def _write(descriptor: int, data: memoryview, offset: int) -> None:
-    count = os.pwrite(descriptor, data, offset)
-    while count < len(data):
-        data, offset = data[count:], offset + count
-        count = os.pwrite(descriptor, data, offset)
-
-
-def _contiguous(values: np.ndarray) -> np.ndarray:
-    """The values row-major; a transposed view is copied a cache line of the output at a time, 3 times as fast."""
-    if values.flags.c_contiguous or not values.T.flags.c_contiguous:
-        return np.ascontiguousarray(values)
-    copied = np.empty(values.shape, values.dtype)
-    line = 64 // values.itemsize
-    for start in range(0, values.shape[1], line):
-        copied[:, start : start + line] = values[:, start : start + line]
-    return copied
-
-
-def bands(tensor: Source, unit: int, band_bytes: int = BAND_BYTES) -> Iterator[tuple[int, np.ndarray]]:
+def bands(tensor: Source, unit: int, band_bytes: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (first row, rows) of a tensor in order; every band but the last has a multiple of `unit` rows.
 
     What is unpacked together (`chunk_rows`) is read together, once.
@@ -166,28 +144,73 @@ def carry_out(step: Step, sink: Sink | None, progress: Progress = lambda nbytes:
         ConversionError: a value that the wanted element type cannot hold, an input that ends early.
     """
     digests = [TileDigest(shape, step.dtype) for shape in step.rule.cerebras_shapes]
-    from_cerebras = step.side == "cerebras"
-    writes = sink is not None and step.writes
-    for index, source in enumerate(step.inputs):
-        unit = _unit(step.operation, source.shape)
-        for first, values in bands(source, unit):
-            nbytes = values.nbytes
-            bits = _converted(step, source, values).view(f"u{np_dtype(step.dtype).itemsize}")
-            band = Piece(index, (first, *(0,) * (bits.ndim - 1))[: bits.ndim], bits)
-            pieces: tuple[Piece, ...] = (band,)
-            if writes or not from_cerebras:  # laid in order once, for the digest and for the file
-                moved = step.operation.move(band)
-                pieces = tuple(piece._replace(values=_contiguous(piece.values)) for piece in moved)
-            for piece in (band,) if from_cerebras else pieces:
-                digests[piece.tensor].add(piece.at, piece.values)
-            if sink is not None and step.writes:
-                for piece in pieces:
-                    sink.write(step.outputs[piece.tensor], piece.at, piece.values)
-            progress(nbytes)
-    if sink is not None and step.writes:
+    if sink is None or not step.writes:
+        _by_rows(step, None, digests, progress)
+    else:
+        as_it_lies = all(len(source.shape) == 2 and source.chunk_rows is None for source in step.inputs)
+        move = _by_columns if step.operation.transposes and as_it_lies else _by_rows
+        move(step, sink, digests, progress)
         for name in step.outputs:
             sink.finished(name)
     return tuple(digest.hexdigest() for digest in digests)
+
+
+def _by_rows(step: Step, sink: Sink | None, digests: Sequence[TileDigest], progress: Progress) -> None:
+    """Read bands of rows and write each where it belongs, be it to a part of many rows."""
+    from_cerebras = step.side == "cerebras"
+    for index, source in enumerate(step.inputs):
+        for first, values in bands(source, _unit(step.operation, source.shape), BAND_BYTES):
+            bits = _converted(step, source, values)
+            band = Piece(index, (first, *(0,) * (bits.ndim - 1))[: bits.ndim], bits)
+            pieces: tuple[Piece, ...] = (band,)
+            if sink is not None or not from_cerebras:  # laid in order once, for the digest and for the file
+                moved = step.operation.move(band)
+                pieces = tuple(piece._replace(values=contiguous(piece.values)) for piece in moved)
+            for piece in (band,) if from_cerebras else pieces:
+                digests[piece.tensor].add(piece.at, piece.values)
+            if sink is not None:
+                for piece in pieces:
+                    sink.write(step.outputs[piece.tensor], piece.at, piece.values)
+            progress(values.nbytes)
+
+
+def _by_columns(step: Step, sink: Sink, digests: Sequence[TileDigest], progress: Progress) -> None:
+    """Make bands of whole rows of what is written out of columns of what is read, for operations that transpose.
+
+    A disk takes long writes far quicker than many short ones, and short reads come out of memory, once it has been told
+    to fetch the tensor.
+    """
+    for number, header in enumerate(step.headers):
+        tile = tile_shape(header.shape)[0]
+        rows = max(1, BAND_BYTES * header.shape[0] // max(1, header.nbytes) // tile) * tile
+        for start in range(0, header.shape[0], rows):
+            shape = (min(rows, header.shape[0] - start), header.shape[1])
+            sink.write(step.outputs[number], (start, 0), _band(step, number, start, shape, digests, progress))
+
+
+def _band(
+    step: Step, number: int, start: int, shape: Shape, digests: Sequence[TileDigest], progress: Progress
+) -> np.ndarray:
+    """Rows from `start` on of the output `number`, put together and hashed."""
+    band = np.empty(shape, _bits_of(step))
+    for hole in step.operation.inverse.move(Piece(number, (start, 0), band)):
+        source = step.inputs[hole.tensor]
+        columns = hole.place[1]
+        values = source.read_columns(columns.start, columns.stop)
+        nbytes = values.nbytes
+        part = Piece(hole.tensor, hole.at, _converted(step, source, values))
+        if step.side == "cerebras":
+            digests[hole.tensor].add(part.at, part.values, copy_to=hole.values)
+        else:
+            (moved,) = step.operation.move(part)
+            digests[number].add(moved.at, moved.values, copy_to=band)
+        progress(nbytes)
+    return band
+
+
+def _bits_of(step: Step) -> str:
+    """The unsigned type that elements are moved as: bfloat16 is no type of numpy's own and moves slowly as itself."""
+    return f"u{np_dtype(step.dtype).itemsize}"
 
 
 def _unit(operation: Operation, shape: tuple[int, ...]) -> int:
@@ -196,8 +219,9 @@ def _unit(operation: Operation, shape: tuple[int, ...]) -> int:
 
 
 def _converted(step: Step, source: Source, values: np.ndarray) -> np.ndarray:
+    """The values as the bits of the element type that is written."""
     if source.dtype == step.dtype:
-        return values
+        return values.view(_bits_of(step))
     with np.errstate(over="ignore", invalid="ignore"):
         converted = values.astype(np_dtype(step.dtype))
     if step.dtype == "float16":
@@ -208,7 +232,7 @@ def _converted(step: Step, source: Source, values: np.ndarray) -> np.ndarray:
                 f"{', '.join(step.rule.names(step.side))} holds {largest:g}, which float16 cannot (65504 at most); "
                 "use bfloat16 or float32"
             )
-    return converted
+    return converted.view(_bits_of(step))
 
 
 def carry_out_all(
@@ -260,11 +284,12 @@ class _StoppedError(Exception):
 
 
 def working_bytes(step: Step) -> int:
-    """Memory that a worker needs for a step: a band as read, as converted and moved, and as copied for writing."""
+    """Memory that a worker needs for a step: a band as read and as written, and as converted between the two."""
     largest = 0
     for source in step.inputs:
         if source.shape and source.nbytes:
             row = source.nbytes // source.shape[0]
             together = max(_unit(step.operation, source.shape), source.chunk_rows or 1)
             largest = max(largest, min(source.nbytes, max(BAND_BYTES, row * together)))
-    return 3 * largest + 1
+    converted = any(source.dtype != step.dtype for source in step.inputs)
+    return (3 if converted else 2) * largest + 1

@@ -20,6 +20,7 @@ _DEFLATE, _SHUFFLE = 1, 2
 _EXPANSION = {_DEFLATE: 1032, LZ4_FILTER: LARGEST_EXPANSION, _SHUFFLE: 1}
 _MAX_TRANSFER = 1 << 30
 _WORTH_READING_ON = 1 << 20
+_READ_AHEAD = 128 << 10  # Linux's default, VM_READAHEAD_PAGES in linux/mm.h
 
 
 @dataclass(frozen=True)
@@ -91,13 +92,46 @@ def read_at(descriptor: int, out: memoryview, offset: int) -> None:
 
     The system is told that as much again will be wanted next, so that the disk reads on while this is worked on.
     """
-    if len(out) >= _WORTH_READING_ON and hasattr(os, "posix_fadvise"):  # macOS has none
-        os.posix_fadvise(descriptor, offset, 2 * len(out), os.POSIX_FADV_WILLNEED)
+    if len(out) >= _WORTH_READING_ON:
+        _will_need(descriptor, offset, 2 * len(out))
     while out:
         count = os.preadv(descriptor, [out[:_MAX_TRANSFER]], offset)
         if count == 0:
             raise EOFError("the file ends early")
         out, offset = out[count:], offset + count
+
+
+def read_columns_at(descriptor: int, out: np.ndarray, offset: int, row_bytes: int, *, ahead: bool) -> None:
+    """Fill the contiguous matrix `out` with columns of a matrix that lies in a file row by row.
+
+    Args:
+        descriptor: the file.
+        out: [rows, columns wanted], any dtype.
+        offset: byte of the file at which the first wanted column of the first row begins.
+        row_bytes: bytes of a whole row in the file.
+        ahead: whether the whole rows are to be fetched from the disk first, for all columns will be asked for in turn.
+
+    Raises EOFError when the file ends before that.
+    """
+    width = out.nbytes // len(out) if len(out) else 0
+    left = out.reshape(-1).view(np.uint8).data
+    if width == row_bytes:
+        read_at(descriptor, left, offset)
+        return
+    if ahead:
+        _will_need(descriptor, offset, len(out) * row_bytes)
+    for start in range(0, len(left), width or 1):
+        count = os.preadv(descriptor, [left[start : start + width]], offset)
+        if count < width:
+            read_at(descriptor, left[start + count : start + width], offset + count)
+        offset += row_bytes
+
+
+def _will_need(descriptor: int, offset: int, size: int) -> None:
+    """Have the disk start on a range; piece by piece, since Linux cuts what is asked for at once to its read-ahead."""
+    if hasattr(os, "posix_fadvise"):  # macOS has none
+        for start in range(offset, offset + size, _READ_AHEAD):
+            os.posix_fadvise(descriptor, start, _READ_AHEAD, os.POSIX_FADV_WILLNEED)
 
 
 def read_rows(

@@ -26,6 +26,7 @@ from cerebras_jais.checkpoint.chunks import (
     grid_of,
     packing_of,
     read_at,
+    read_columns_at,
     read_rows,
 )
 from cerebras_jais.checkpoint.dtypes import ELEMENT_TYPES
@@ -140,6 +141,23 @@ class GuardedFile:
                 read_rows(self._file.fileno(), table, header.packing, header.chunks, out, start)
             except (ValueError, EOFError) as error:
                 raise CheckpointError(f"{self.path}: tensor '{header.name}' has a damaged chunk: {error}") from error
+
+    def read_columns_into(self, header: DatasetHeader, out: np.ndarray, start: int) -> None:
+        """Fill the contiguous matrix `out`, of the header's dtype, with the columns from `start` on of all rows.
+
+        The dataset is a matrix that is not packed.
+        """
+        self._check_open()
+        if out.size == 0:
+            return
+        assert header.offset is not None  # its data is not empty
+        with as_checkpoint_error(self.path, f"reading tensor '{header.name}'"):
+            row_bytes = header.shape[1] * out.itemsize
+            place = header.offset + start * out.itemsize
+            try:
+                read_columns_at(self._file.fileno(), out, place, row_bytes, ahead=start == 0)
+            except EOFError as error:
+                raise CheckpointError(f"{self.path}: the file ends inside tensor '{header.name}'") from error
 
     def _check_open(self) -> None:
         if self._file.closed:

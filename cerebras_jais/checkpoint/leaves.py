@@ -70,6 +70,21 @@ class StoredTensor:
             raise IndexError(f"rows {start} to {stop} are not within '{self.key}' of shape {self.shape}")
         return self._read(start, (stop - start, *self.shape[1:]))
 
+    def read_columns(self, start: int, stop: int) -> np.ndarray:
+        """Read columns start to stop (exclusive) of a matrix that lies in one piece into a new array [rows, columns].
+
+        Raises IndexError when it is no matrix, is packed (`chunk_rows`) or does not have the columns.
+        """
+        if len(self.shape) != 2 or self.chunk_rows is not None or not 0 <= start <= stop <= self.shape[1]:
+            raise IndexError(f"columns {start} to {stop} cannot be read of '{self.key}' of shape {self.shape}")
+        element = ELEMENT_TYPES[self.dtype]
+        shape = (self.shape[0], stop - start)
+        if self.header is None:
+            return self._read(0, shape)
+        values = np.empty(shape, dtype=element.memory)
+        self.file.read_columns_into(self.header, values.view(element.disk), start)
+        return values
+
     def _read(self, start: int, shape: tuple[int, ...]) -> np.ndarray:
         element = ELEMENT_TYPES[self.dtype]
         needed = math.prod(shape) * element.itemsize

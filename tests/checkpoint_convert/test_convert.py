@@ -21,7 +21,7 @@ from cerebras_jais.checkpoint import open_checkpoint, save_checkpoint
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.decoder import LanguageModel
-from checkpoint_convert import targets
+from checkpoint_convert import stream, targets
 from checkpoint_convert.compare import compare
 from checkpoint_convert.convert import convert_to_cerebras, convert_to_hf
 from checkpoint_convert.safetensors_files import open_model
@@ -83,6 +83,31 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path, name, dtype):
         result = compare(*(tmp_path / path for path in pair))
         assert result.identical == result.tensors > 20
     assert listing(tmp_path) == ["back.manifest.json", "back.mdl", "back.yaml", "release", "there.mdl"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_tensors_of_several_bands_come_out_as_those_of_one(tmp_path, monkeypatch, dtype):
+    """Matrices of several tiles, in bands of a tile's rows: the same files as in one band, and as from a packed file."""
+    checkpoint = jais_checkpoint(tmp_path, hidden_size=12 * 56, num_heads=12, filter_size=900, vocab_size=700)
+
+    def made(name, band):
+        monkeypatch.setattr(stream, "BAND_BYTES", band)
+        there, back, packed = (tmp_path / f"{name}-{kind}" for kind in ("release", "back.mdl", "packed.mdl"))
+        convert_to_hf(checkpoint, there, dtype=dtype)
+        convert_to_cerebras(there, back)
+        convert_to_cerebras(there, packed, compression="lz4")
+        convert_to_hf(packed, tmp_path / f"{name}-again")
+        again, shards = (
+            [p.read_bytes() for p in sorted(d.glob("*.safetensors"))] for d in (tmp_path / f"{name}-again", there)
+        )
+        assert again == shards
+        with open_checkpoint(back) as opened:
+            return shards, {key: tensor.read().tobytes() for key, tensor in opened.tree["model"].items()}
+
+    assert made("narrow", 1) == made("whole", 1 << 30)
+    if dtype is None:
+        assert compare(checkpoint, tmp_path / "narrow-back.mdl").same
 
 
 @pytest.mark.parametrize("name", VARIANTS)

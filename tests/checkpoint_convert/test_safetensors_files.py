@@ -61,6 +61,7 @@ def test_we_read_what_the_library_writes(tmp_path):
     found = open_model(tmp_path)
     assert {n: bits(t.read()) for n, t in found.items()} == {n: bits(to_numpy(t)) for n, t in tensors.items()}
     assert bits(found["x"].read_rows(1, 4)) == bits(to_numpy(tensors["x"][1:4]))
+    assert bits(found["x"].read_columns(1, 3)) == bits(to_numpy(tensors["x"][:, 1:3]))
 
 
 def test_shards_hold_at_most_their_size_and_come_back_through_the_index(tmp_path):

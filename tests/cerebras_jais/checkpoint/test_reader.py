@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import pickle
 from collections import OrderedDict
 from pathlib import Path
@@ -97,6 +98,37 @@ def test_rows_equal_slices(tmp_path: Path) -> None:
                 for start, stop in [(-1, 1), (2, 1), (0, len(array) + 1)]:
                     with pytest.raises(IndexError, match="not within"):
                         tensor.read_rows(start, stop)
+
+
+def test_columns_equal_slices(tmp_path: Path) -> None:
+    arrays = {"w": RNG.standard_normal((150, 2000)), "h": RNG.standard_normal((3, 5)).astype(np.float16)}
+    with open_checkpoint(handmade.write(tmp_path / "x.mdl", arrays, lz4=False)) as checkpoint:
+        for name, array in arrays.items():
+            tensor, width = checkpoint.tensors[name], array.shape[1]
+            for start, stop in [(0, 0), (0, 1), (1, 4), (width - 1, width), (0, width)]:
+                read = tensor.read_columns(start, stop)
+                np.testing.assert_array_equal(read, array[:, start:stop])
+                assert read.dtype == array.dtype and read.flags.c_contiguous
+            for start, stop in [(-1, 1), (2, 1), (0, width + 1)]:
+                with pytest.raises(IndexError, match="columns"):
+                    tensor.read_columns(start, stop)
+
+
+def test_columns_of_what_is_packed_or_no_matrix_are_refused(tmp_path: Path) -> None:
+    for arrays, lz4 in (({"a": np.ones((4, 4))}, True), ({"a": np.ones(4)}, False)):
+        path = handmade.write(tmp_path / "x.mdl", arrays, lz4=lz4)
+        with open_checkpoint(path) as checkpoint, pytest.raises(IndexError, match="columns"):
+            checkpoint.tensors["a"].read_columns(0, 1)
+
+
+def test_columns_beyond_the_end_of_the_file_are_an_error(tmp_path: Path) -> None:
+    path = handmade.write(tmp_path / "x.mdl", {"a": RNG.standard_normal((40, 50))}, lz4=False)
+    with open_checkpoint(path) as checkpoint:
+        tensor = checkpoint.tensors["a"]
+        os.truncate(path, tensor.file_offset + tensor.nbytes - 1)
+        tensor.read_columns(0, 49)
+        with pytest.raises(CheckpointError, match="ends inside tensor 'a'"):
+            tensor.read_columns(48, 50)
 
 
 def test_a_scalar_has_no_rows(tmp_path: Path) -> None:
