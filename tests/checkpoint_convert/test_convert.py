@@ -88,7 +88,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path, name, dtype):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 def test_tensors_of_several_bands_come_out_as_those_of_one(tmp_path, monkeypatch, dtype):
-    """Matrices of several tiles, in bands of a tile's rows: the same files as in one band, and as from a packed file."""
+    """Matrices of several tiles, in bands of a tile's rows: the same files as in one band and as from packed files."""
     checkpoint = jais_checkpoint(tmp_path, hidden_size=12 * 56, num_heads=12, filter_size=900, vocab_size=700)
 
     def made(name, band):
