@@ -23,7 +23,7 @@ from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.file_tensors import FileTensor, np_dtype
 from checkpoint_convert.operations import Operation, Piece, Shape
 from checkpoint_convert.plan import Source, Step
-from checkpoint_convert.written_file import WrittenFile
+from checkpoint_convert.written_file import WrittenFile, memory_for
 
 BAND_BYTES = 24 << 20
 """Bytes of input that a worker takes at a time, give or take a tile."""
@@ -54,6 +54,10 @@ _MALLOC_OPTIONS = ((-8, 1), (-3, 32 << 20), (-1, 1 << 30))
 class Sink(Protocol):
     """Where tensors are written."""
 
+    def memory(self, name: str, at: tuple[int, ...], shape: Shape, dtype: str) -> np.ndarray:
+        """A new array, not filled, to put a piece of the tensor `name` together in."""
+        ...
+
     def write(self, name: str, at: tuple[int, ...], values: np.ndarray) -> None:
         """Put a piece of the tensor `name` in its place; called from several threads."""
         ...
@@ -78,15 +82,16 @@ class FileRanges:
     def __exit__(self, *_: object) -> None:
         self._closing.close()
 
+    def memory(self, name: str, at: tuple[int, ...], shape: Shape, dtype: str) -> np.ndarray:
+        """A new array, not filled; whole rows in it are written without a copy."""
+        return memory_for(self._offset(name, at, np.dtype(dtype).itemsize), shape, dtype)
+
     def write(self, name: str, at: tuple[int, ...], values: np.ndarray) -> None:
         """Put a piece in its place: one range for whole rows, a range per row for a part of each."""
         target = self._targets[name]
         file = self._files[target.path]
         itemsize = values.itemsize
-        first = 0
-        for index, size in zip(at, target.shape, strict=True):
-            first = first * size + index
-        offset = target.offset + first * itemsize
+        offset = self._offset(name, at, itemsize)
         data = contiguous(values).reshape(-1).view(np.uint8).data
         if values.shape[1:] == target.shape[1:]:
             file.write(data, offset)
@@ -99,6 +104,14 @@ class FileRanges:
         """Start to write the tensor to the disk, so that the disk works while others are read and moved."""
         target = self._targets[name]
         self._files[target.path].start_writing(target.offset, target.nbytes)
+
+    def _offset(self, name: str, at: tuple[int, ...], itemsize: int) -> int:
+        """Byte of the file at which an element lies."""
+        target = self._targets[name]
+        element = 0
+        for index, size in zip(at, target.shape, strict=True):
+            element = element * size + index
+        return target.offset + element * itemsize
 
     def flush(self) -> None:
         """Flush every file to the disk."""
@@ -185,15 +198,15 @@ def _by_columns(step: Step, sink: Sink, digests: Sequence[TileDigest], progress:
         rows = max(1, BAND_BYTES * header.shape[0] // max(1, header.nbytes) // tile) * tile
         for start in range(0, header.shape[0], rows):
             shape = (min(rows, header.shape[0] - start), header.shape[1])
-            sink.write(step.outputs[number], (start, 0), _band(step, number, start, shape, digests, progress))
+            band = sink.memory(header.name, (start, 0), shape, _bits_of(step))
+            _fill_band(step, Piece(number, (start, 0), band), digests, progress)
+            sink.write(header.name, (start, 0), band)
+            del band  # before there is another
 
 
-def _band(
-    step: Step, number: int, start: int, shape: Shape, digests: Sequence[TileDigest], progress: Progress
-) -> np.ndarray:
-    """Rows from `start` on of the output `number`, put together and hashed."""
-    band = np.empty(shape, _bits_of(step))
-    for hole in step.operation.inverse.move(Piece(number, (start, 0), band)):
+def _fill_band(step: Step, band: Piece, digests: Sequence[TileDigest], progress: Progress) -> None:
+    """Put whole rows of an output together and hash them."""
+    for hole in step.operation.inverse.move(band):
         source = step.inputs[hole.tensor]
         columns = hole.place[1]
         values = source.read_columns(columns.start, columns.stop)
@@ -203,9 +216,8 @@ def _band(
             digests[hole.tensor].add(part.at, part.values, copy_to=hole.values)
         else:
             (moved,) = step.operation.move(part)
-            digests[number].add(moved.at, moved.values, copy_to=band)
+            digests[band.tensor].add(moved.at, moved.values, copy_to=band.values)
         progress(nbytes)
-    return band
 
 
 def _bits_of(step: Step) -> str:

@@ -177,6 +177,10 @@ class _Packer:
     def __init__(self, filler: Filler) -> None:
         self._filler = filler
 
+    def memory(self, name: str, at: tuple[int, ...], shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        """Any memory: pieces are packed out of it."""
+        return np.empty(shape, dtype)
+
     def write(self, name: str, at: tuple[int, ...], values: np.ndarray) -> None:
         """Pack a piece, which comes as the bits of its elements."""
         self._filler.write(f"model.model.{name}", at, values)

@@ -1,18 +1,21 @@
 """A file of known size that is filled in any order, past the page cache where that can be done.
 
 The system's page cache copies what is written to it page by page, which takes longer than this program takes to move
-and hash the same bytes. Long ranges go around it (O_DIRECT), as whole blocks out of memory that begins at a page; the
-odd ends of a range, and short ranges, go through it. No block is written both ways, so neither way can overwrite the
-other's bytes.
+and hash the same bytes. Long ranges go around it (O_DIRECT), as whole blocks out of memory that begins at a page
+(`memory_for`, or a copy); the odd ends of a range, and short ranges, go through it. No block is written both ways, so
+neither way can overwrite the other's bytes.
 """
 
 from __future__ import annotations
 
 import errno
+import math
 import mmap
 import os
 import threading
 from pathlib import Path
+
+import numpy as np
 
 _BLOCK = 4096
 """Places and sizes of direct writes are multiples of it: it is one of 512, too, the other size that disks have."""
@@ -43,8 +46,12 @@ class WrittenFile:
             _write(self._descriptor, data, offset)
             return
         _write(self._descriptor, data[: begin - offset], offset)
-        for place in range(begin, end, _STAGE):
-            self._write_blocks(data[place - offset : min(place + _STAGE, end) - offset], place)
+        blocks = data[begin - offset : end - offset]
+        if _address(blocks) % _BLOCK == 0:
+            self._write_blocks(blocks, begin)
+        else:
+            for place in range(0, len(blocks), _STAGE):
+                self._write_blocks(self._staged(blocks[place : place + _STAGE]), begin + place)
         _write(self._descriptor, data[end - offset :], end)
 
     def start_writing(self, offset: int, size: int) -> None:
@@ -57,9 +64,10 @@ class WrittenFile:
         os.fsync(self._descriptor)
 
     def _write_blocks(self, data: memoryview, offset: int) -> None:
+        """Write whole blocks out of memory that begins at a page."""
         if self._direct is not None:
             try:
-                _write(self._direct, self._staged(data), offset)
+                _write(self._direct, data, offset)
                 return
             except OSError as error:
                 if error.errno != errno.EINVAL:  # a file system that wants other places and sizes says so
@@ -73,6 +81,24 @@ class WrittenFile:
         staged = memoryview(self._stages.memory)[: len(data)]
         staged[:] = data
         return staged
+
+
+def memory_for(offset: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """A new array, not filled, that lies in memory as it will in the file, so that it is written without a copy.
+
+    Args:
+        offset: byte of the file at which it will begin.
+        shape: of the array.
+        dtype: of its elements.
+    """
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(nbytes + _BLOCK, np.uint8)
+    start = (offset - memory.ctypes.data) % _BLOCK
+    return memory[start : start + nbytes].view(dtype).reshape(shape)
+
+
+def _address(data: memoryview) -> int:
+    return np.frombuffer(data, np.uint8).ctypes.data
 
 
 def _open_direct(path: Path) -> int | None:
