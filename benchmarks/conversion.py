@@ -4,10 +4,12 @@
     python benchmarks/conversion.py --memory --directory DIR
 
 Speed: a checkpoint of the model's published sizes in float32, random numbers in it. Each contestant runs alone, in a
-process of its own, its input out of the page cache where the system lets it be dropped; a run ends when its output is
-flushed to the disk (the Model Zoo's converter does not flush: the time of `sync` after it is added, and also shown
-apart). The copy reads and writes blocks of 16 MB and flushes. The Model Zoo's converter runs with `cs-2.9`, since its
-automatic names fail for checkpoints of 2.10.
+process of its own, its input out of the page cache where the system lets it be dropped, or, with `--warm`, in it, as
+after a download or a training step; a run ends when its output is flushed to the disk (the Model Zoo's converter does
+not flush: the time of `sync` after it is added, and also shown apart). The copy reads and writes blocks of 16 MB and
+flushes; "the disk alone" reads the input and then writes as much as the output, both past the page cache, which is
+what the disk allows a conversion that has to read its input from it. The Model Zoo's converter runs with `cs-2.9`,
+since its automatic names fail for checkpoints of 2.10.
 
 Memory: checkpoints of zeros (holes in the file, but for ALiBi's slopes), converted both ways; the peak resident size
 above that of the same program when it has imported everything and refused its input, and the most disk in use.
@@ -104,6 +106,15 @@ def drop_caches() -> bool:
     return True
 
 
+def warm_up(path: Path) -> None:
+    """Have a file, or those of a directory, in the page cache, and nothing left to be written."""
+    os.sync()
+    for file in path.iterdir() if path.is_dir() else [path]:
+        with open(file, "rb", buffering=0) as opened:
+            while opened.read(BLOCK):
+                pass
+
+
 def measured(command: list[str], *, watched: Path | None = None) -> Run:
     """Run a command to its end and flush what it left."""
     begun = time.perf_counter()
@@ -164,6 +175,7 @@ print("\\n", usage.ru_maxrss, flush=True)
 code = os.waitstatus_to_exitcode(status)
 sys.exit(128 - code if code < 0 else code)
 """
+FROM_RELEASE = ("copy of the release", "to Cerebras, ours", "to Cerebras, Model Zoo")
 COPY = """
 import os, sys
 with open(sys.argv[1], "rb", buffering=0) as source, open(sys.argv[2], "wb", buffering=0) as target:
@@ -171,6 +183,25 @@ with open(sys.argv[1], "rb", buffering=0) as source, open(sys.argv[2], "wb", buf
         target.write(block)
     os.fsync(target.fileno())
 """
+
+
+# What the disk itself does: a file read past the page cache and thrown away, and as many bytes written past it.
+DISK = """
+import mmap, os, sys
+block = mmap.mmap(-1, 16 << 20)
+size = os.path.getsize(sys.argv[1])
+source = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)
+while os.readv(source, [block]):
+    pass
+target = os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT | os.O_DIRECT)
+for _ in range(int(sys.argv[3]) // len(block)):
+    os.write(target, block)
+os.fsync(target)
+"""
+
+
+def disk_command(source: Path, target: Path, written: int) -> list[str]:
+    return [sys.executable, "-c", DISK, str(source), str(target), str(written)]
 
 
 def copy_command(source: Path, target: Path) -> list[str]:
@@ -190,12 +221,13 @@ def remove(paths: Iterable[Path]) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def measure_speed(name: str, directory: Path, modelzoo: str | None, repeats: int) -> None:
+def measure_speed(name: str, directory: Path, modelzoo: str | None, repeats: int, *, warm: bool) -> None:
     """Print the table of one model: seconds, rates and ratios, medians of the repeats."""
     source = directory / "source.mdl"
     print(f"writing {name} in float32 ...", file=sys.stderr)
     write_checkpoint(source, name, zeros=False)
-    cold = drop_caches()
+    cache = "holding the input" if warm else "emptied before each" if drop_caches() else "as it was"
+    copied = directory / "copy"
     release, back, theirs = directory / "release", directory / "back.mdl", directory / "theirs"
     runs: dict[str, list[Run]] = {}
 
@@ -203,6 +235,8 @@ def measure_speed(name: str, directory: Path, modelzoo: str | None, repeats: int
 
     def contest(label: str, command: list[str], keep: bool = False, outputs: Callable[[], list[Path]] = list) -> None:
         drop_caches()
+        if warm:
+            warm_up(release if label in FROM_RELEASE else source)
         try:
             found = measured(command)
         except Failed as failure:
@@ -217,19 +251,22 @@ def measure_speed(name: str, directory: Path, modelzoo: str | None, repeats: int
 
     for number in range(repeats):
         last = number == repeats - 1
-        contest(
-            "copy of the checkpoint", copy_command(source, directory / "copy"), outputs=lambda: [directory / "copy"]
-        )
+        contest("copy of the checkpoint", copy_command(source, copied), outputs=lambda: [copied])
         to_hf = [*OURS, "to-hf", str(source), "--output", str(release), "--max-shard-size", "100GB"]
         contest("to Hugging Face, ours", to_hf, keep=True)
         (shard,) = release.glob("*.safetensors")
-        contest("copy of the release", copy_command(shard, directory / "copy"), outputs=lambda: [directory / "copy"])
+        contest("copy of the release", copy_command(shard, copied), outputs=lambda: [copied])
         to_cerebras = [*OURS, "to-cerebras", str(release), "--output", str(back)]
         contest(
             "to Cerebras, ours",
             to_cerebras,
             outputs=lambda: [back, back.with_suffix(".yaml"), directory / "back.manifest.json"],
         )
+        if hasattr(os, "O_DIRECT"):
+            command = disk_command(source, copied, shard.stat().st_size)
+            contest("to Hugging Face, the disk alone", command, outputs=lambda: [copied])
+            command = disk_command(shard, copied, source.stat().st_size)
+            contest("to Cerebras, the disk alone", command, outputs=lambda: [copied])
         if modelzoo:
             command = modelzoo_command(modelzoo, theirs, to_hf=True, index=source, config=source.with_suffix(".yaml"))
             contest("to Hugging Face, Model Zoo", command, outputs=lambda: [theirs])
@@ -248,7 +285,7 @@ def measure_speed(name: str, directory: Path, modelzoo: str | None, repeats: int
     print(
         f"\n{name}, float32: {sizes['Cerebras'] / 1e9:.2f} GB as a checkpoint, "
         f"{sizes['Hugging Face'] / 1e9:.2f} GB as a release; {repeats} runs, medians; page cache "
-        f"{'emptied before each' if cold else 'as it was'}"
+        f"{cache}"
     )
     print("| run | seconds, flushed | seconds, not flushed | GB/s written | peak MB |")
     print("| --- | --- | --- | --- | --- |")
@@ -262,6 +299,8 @@ def measure_speed(name: str, directory: Path, modelzoo: str | None, repeats: int
     for side, copied in (("Hugging Face", "release"), ("Cerebras", "checkpoint")):
         ours = middle[f"to {side}, ours"]
         against = f"to {side}: {middle[f'copy of the {copied}'] / ours:.2f} of the rate of a copy"
+        if f"to {side}, the disk alone" in middle:
+            against += f", {middle[f'to {side}, the disk alone'] / ours:.2f} of what the disk allows"
         theirs_runs = runs.get(f"to {side}, Model Zoo")
         if theirs_runs:
             unflushed = statistics.median(run.unflushed for run in theirs_runs)
@@ -324,13 +363,16 @@ def main() -> None:
     parser.add_argument("--modelzoo-python", help="interpreter of an environment with the Model Zoo 2.10")
     parser.add_argument("--directory", type=Path, required=True, help="an empty directory with room for 5 copies")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--warm", action="store_true", help="measure speed with the input in the page cache")
     parser.add_argument("--memory", action="store_true", help="measure memory instead of speed")
     arguments = parser.parse_args()
     arguments.directory.mkdir(parents=True, exist_ok=True)
     if arguments.memory:
         measure_memory(arguments.directory)
     else:
-        measure_speed(arguments.model, arguments.directory, arguments.modelzoo_python, arguments.repeats)
+        measure_speed(
+            arguments.model, arguments.directory, arguments.modelzoo_python, arguments.repeats, warm=arguments.warm
+        )
 
 
 if __name__ == "__main__":
