@@ -186,6 +186,7 @@ def verify(
     """
     from checkpoint_convert.compare import check_manifest, compare
 
+    pair = _checkpoint_and_release(first, second) if logits else None
     with _bar("comparing") as progress:
         if second is None:
             result = check_manifest(first, config=config, allow_pickle=allow_pickle, progress=progress)
@@ -195,9 +196,8 @@ def verify(
     if not as_json:
         _tell_comparison(result)
     same = result.same
-    if logits:
-        checkpoint, release = _checkpoint_and_release(first, second)
-        found["logits"], agree = _compare_logits(checkpoint, release, config, quiet=as_json)
+    if pair is not None:
+        found["logits"], agree = _compare_logits(*pair, config, quiet=as_json)
         same = same and agree
     if as_json:
         click.echo(json.dumps(found))

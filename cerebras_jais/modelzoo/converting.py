@@ -20,6 +20,11 @@ CONVERTED_HERE = frozenset({*PLUGIN_NAMES, "jais", "llama"})
 
 def convert(words: Sequence[str]) -> int | None:
     """`checkpoint convert` of a model of the family, as the `checkpoint-convert` command; None: not one of ours."""
+    chooser = argparse.ArgumentParser(add_help=False)
+    chooser.add_argument("--model")
+    chosen, _ = chooser.parse_known_args(words)
+    if "-h" in words or "--help" in words or chosen.model not in CONVERTED_HERE:
+        return None
     parser = argparse.ArgumentParser(prog="cerebras-jais zoo checkpoint convert", add_help=False)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--model", required=True)
@@ -30,8 +35,6 @@ def convert(words: Sequence[str]) -> int | None:
     parser.add_argument("--hf-shard-size")
     for flag in ("--export-safetensors", "--drop-unmatched-keys", "--no-progress-bar", "--debug"):
         parser.add_argument(flag, action="store_true")
-    if "-h" in words or "--help" in words or not any(name in words for name in CONVERTED_HERE):
-        return None
     args = parser.parse_args(words)
     command = converter_command(args)
     if args.output_dir is not None:
@@ -53,6 +56,8 @@ def converter_command(args: argparse.Namespace) -> list[str]:
         return command + (["--max-shard-size", args.hf_shard_size] if args.hf_shard_size else [])
     if source == "hf" and target.startswith("cs"):
         release = args.checkpoint if args.checkpoint.is_dir() else args.checkpoint.parent
+        if args.config and args.config.resolve() != (release / "config.json").resolve():
+            raise UserError(f"{args.config}: a release is converted by its own config.json; put yours at {release}")
         return ["checkpoint-convert", "to-cerebras", str(release), "--output", str(folder / f"{release.name}.mdl")]
     raise UserError(
         f"from {args.src_fmt} to {args.tgt_fmt}: converted are cs-auto or cs-2.x to hf, and hf to cs-current; tensors "

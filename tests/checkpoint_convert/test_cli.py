@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from checkpoint_convert import compare
 from checkpoint_convert.cli import Size, cli
 from checkpoint_convert.convert import convert_to_hf
 from checkpoint_convert.errors import ConversionError
@@ -63,6 +64,13 @@ def test_verify_compares_logits_and_fails_on_other_weights(checkpoint, tmp_path)
     assert different.returncode == 1
     assert "largest difference" in different.stdout
     assert "first departure: embedding" in different.stdout
+
+
+def test_verify_wants_a_pair_for_logits_before_it_reads(checkpoint, monkeypatch):
+    monkeypatch.setattr(compare, "check_manifest", lambda *_, **__: pytest.fail("the model was read"))
+    result = CliRunner().invoke(cli, ["verify", str(checkpoint), "--logits"])
+    assert result.exit_code == 2
+    assert "--logits compares a .mdl file with a release directory" in result.output
 
 
 @pytest.mark.parametrize("damaged", ["checkpoint", "release"])

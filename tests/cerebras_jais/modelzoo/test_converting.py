@@ -34,6 +34,23 @@ def test_to_cerebras(ran):
     assert ran[2:] == ["to-cerebras", "hf", "--output", "hf/hf.mdl"]
 
 
+def test_a_model_said_with_an_equals_sign(ran):
+    assert converting.convert(["hf/config.json", "--model=jais", "--src-fmt=hf", "--tgt-fmt=cs-auto"]) == 3
+    assert ran[2:] == ["to-cerebras", "hf", "--output", "hf/hf.mdl"]
+
+
+def test_a_config_that_is_not_the_releases_own_is_refused(ran):
+    words = "hf/x.index.json --model jais --src-fmt hf --tgt-fmt cs-2.10 --config other.json"
+    with pytest.raises(UserError, match=r"other\.json: .* put yours at hf"):
+        converting.convert(words.split())
+    assert not ran
+
+
+def test_a_checkpoint_called_like_a_model_is_no_model(ran):
+    assert converting.convert(["jais", "--model", "gptj", "--src-fmt", "cs-auto", "--tgt-fmt", "hf"]) is None
+    assert not ran
+
+
 def test_other_models_and_help_are_the_model_zoos(ran):
     assert converting.convert(["c.mdl", "--model", "gptj", "--src-fmt", "cs-auto", "--tgt-fmt", "hf"]) is None
     assert converting.convert(["--help"]) is None
