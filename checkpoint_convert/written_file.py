@@ -27,32 +27,27 @@ class WrittenFile:
     """An existing file, open to be filled by several threads; use it in a `with` block."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._descriptor = os.open(path, os.O_RDWR)
-        self._direct = _open_direct(path)
+        self._direct = hasattr(os, "O_DIRECT")  # macOS has none
         self._stages = threading.local()
 
     def __enter__(self) -> WrittenFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for descriptor in (self._descriptor, self._direct):
-            if descriptor is not None:
-                os.close(descriptor)
+        os.close(self._descriptor)
 
     def write(self, data: memoryview, offset: int) -> None:
         """Write bytes at an offset; what raises is OSError."""
         begin, end = -(-offset // _BLOCK) * _BLOCK, (offset + len(data)) // _BLOCK * _BLOCK
-        if self._direct is None or end - begin < _WORTH_IT:
-            _write(self._descriptor, data, offset)
-            return
-        _write(self._descriptor, data[: begin - offset], offset)
-        blocks = data[begin - offset : end - offset]
-        if _address(blocks) % _BLOCK == 0:
-            self._write_blocks(blocks, begin)
-        else:
-            for place in range(0, len(blocks), _STAGE):
-                self._write_blocks(self._staged(blocks[place : place + _STAGE]), begin + place)
-        _write(self._descriptor, data[end - offset :], end)
+        if end - begin >= _WORTH_IT and self._direct:
+            self._direct = self._write_blocks(data[begin - offset : end - offset], begin)
+            if self._direct:
+                _write(self._descriptor, data[: begin - offset], offset)
+                _write(self._descriptor, data[end - offset :], end)
+                return
+        _write(self._descriptor, data, offset)
 
     def start_writing(self, offset: int, size: int) -> None:
         """Have the system begin to write to the disk what it holds back of a range."""
@@ -63,16 +58,25 @@ class WrittenFile:
         """Flush all to the disk."""
         os.fsync(self._descriptor)
 
-    def _write_blocks(self, data: memoryview, offset: int) -> None:
-        """Write whole blocks out of memory that begins at a page."""
-        if self._direct is not None:
-            try:
-                _write(self._direct, data, offset)
-                return
-            except OSError as error:
-                if error.errno != errno.EINVAL:  # a file system that wants other places and sizes says so
-                    raise
-        _write(self._descriptor, data, offset)
+    def _write_blocks(self, blocks: memoryview, offset: int) -> bool:
+        """Write whole blocks past the page cache; whether the file system takes that."""
+        try:
+            direct = os.open(self._path, os.O_WRONLY | os.O_DIRECT)  # for each: a release can have a thousand files
+        except OSError:
+            return False
+        try:
+            if _address(blocks) % _BLOCK == 0:
+                _write(direct, blocks, offset)
+            else:
+                for start in range(0, len(blocks), _STAGE):
+                    _write(direct, self._staged(blocks[start : start + _STAGE]), offset + start)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # so says a file system that wants other places and sizes
+                raise
+            return False
+        finally:
+            os.close(direct)
+        return True
 
     def _staged(self, data: memoryview) -> memoryview:
         """The data in memory of this thread's own that begins at a page."""
@@ -99,15 +103,6 @@ def memory_for(offset: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
 
 def _address(data: memoryview) -> int:
     return np.frombuffer(data, np.uint8).ctypes.data
-
-
-def _open_direct(path: Path) -> int | None:
-    if not hasattr(os, "O_DIRECT"):  # macOS
-        return None
-    try:
-        return os.open(path, os.O_WRONLY | os.O_DIRECT)
-    except OSError:  # a file system that has no such thing
-        return None
 
 
 def _write(descriptor: int, data: memoryview, offset: int) -> None:

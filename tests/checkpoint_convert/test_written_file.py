@@ -16,6 +16,7 @@ import pytest
 from checkpoint_convert.written_file import WrittenFile
 
 MB = 1 << 20
+linux = pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="macOS has no direct writes")
 
 
 def pieces(size, seed):
@@ -44,6 +45,7 @@ def test_every_byte_is_where_it_belongs(tmp_path, seed):
     assert fill(tmp_path / "f", 21 * MB + 1234, seed) == (tmp_path / "f").read_bytes()
 
 
+@linux
 def test_a_file_system_without_direct_writes(tmp_path, monkeypatch):
     real = os.open
 
@@ -56,12 +58,14 @@ def test_a_file_system_without_direct_writes(tmp_path, monkeypatch):
     assert fill(tmp_path / "f", 9 * MB + 1) == (tmp_path / "f").read_bytes()
 
 
+@linux
 def test_a_system_without_direct_writes(tmp_path, monkeypatch):
     monkeypatch.delattr(os, "O_DIRECT")
     monkeypatch.delattr(os, "posix_fadvise")
     assert fill(tmp_path / "f", 9 * MB + 1) == (tmp_path / "f").read_bytes()
 
 
+@linux
 def test_direct_writes_that_are_refused_when_tried(tmp_path, monkeypatch):
     real = os.pwrite
     refused = []
@@ -75,6 +79,18 @@ def test_direct_writes_that_are_refused_when_tried(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "pwrite", refusing)
     assert fill(tmp_path / "f", 9 * MB + 1) == (tmp_path / "f").read_bytes()
     assert refused
+
+
+@linux
+def test_a_thousand_files_need_no_more_descriptors_than_files(tmp_path):
+    open_before = len(os.listdir("/proc/self/fd"))
+    path = tmp_path / "f"
+    path.write_bytes(bytes(4 * MB))
+    with WrittenFile(path) as file:
+        file.write(np.ones(4 * MB, np.uint8).data, 0)
+        assert len(os.listdir("/proc/self/fd")) == open_before + 1
+    assert len(os.listdir("/proc/self/fd")) == open_before
+    assert path.read_bytes() == b"\1" * (4 * MB)
 
 
 def test_a_full_disk_is_an_error(tmp_path, monkeypatch):
