@@ -29,7 +29,7 @@ BAND_BYTES = 24 << 20
 """Bytes of input that a worker takes at a time, give or take a tile."""
 DEFAULT_WORKERS = min(4, (os.cpu_count() or 1) + 1)
 """Threads: one more than cores, since some wait for the disk; few are enough for any disk."""
-MEMORY_BYTES = 320 << 20
+MEMORY_BYTES = 340 << 20
 """What all workers together may hold, about; one worker always works."""
 Progress = Callable[[int], object]
 """Called with the bytes just read."""
@@ -72,9 +72,10 @@ class FileRanges:
 
     def __init__(self, targets: Mapping[str, FileTensor]) -> None:
         self._targets = targets
-        self._closing = ExitStack()
         paths = dict.fromkeys(target.path for target in targets.values())
-        self._files = {path: self._closing.enter_context(WrittenFile(path)) for path in paths}
+        with ExitStack() as opened:  # closed again when one cannot be opened
+            self._files = {path: opened.enter_context(WrittenFile(path)) for path in paths}
+            self._closing = opened.pop_all()
 
     def __enter__(self) -> FileRanges:
         return self
@@ -296,12 +297,20 @@ class _StoppedError(Exception):
 
 
 def working_bytes(step: Step) -> int:
-    """Memory that a worker needs for a step: a band as read and as written, and as converted between the two."""
-    largest = 0
+    """Memory that a worker needs for a step: twice a band as read and as written, for the last one is still held.
+
+    An element type of another size makes one of the two larger. A transposed band is at least a tile's rows of the
+    output.
+    """
+    most = 0.0
+    size = np_dtype(step.dtype).itemsize
     for source in step.inputs:
         if source.shape and source.nbytes:
             row = source.nbytes // source.shape[0]
-            together = max(_unit(step.operation, source.shape), source.chunk_rows or 1)
-            largest = max(largest, min(source.nbytes, max(BAND_BYTES, row * together)))
-    converted = any(source.dtype != step.dtype for source in step.inputs)
-    return (3 if converted else 2) * largest + 1
+            least = row * max(_unit(step.operation, source.shape), source.chunk_rows or 1)
+            if step.operation.transposes and len(source.shape) == 2:
+                least = max(least, source.nbytes // source.shape[1] * tile_shape(source.shape)[0])
+            band = min(source.nbytes, max(BAND_BYTES, least))
+            ratio = size / np_dtype(source.dtype).itemsize
+            most = max(most, 2 * band * (1 + max(ratio, 1 / ratio)))
+    return int(most) + 1

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-_BLOCK = 4096
-"""Places and sizes of direct writes are multiples of it: it is one of 512, too, the other size that disks have."""
+_BLOCK = max(4096, mmap.PAGESIZE)
+"""Places and sizes of direct writes are multiples of it: of the sizes that disks have, 512 and 4096, and of a page."""
 _STAGE = 4 << 20
 _WORTH_IT = 1 << 20
+_stages = threading.local()
 
 
 class WrittenFile:
@@ -30,7 +31,6 @@ class WrittenFile:
         self._path = path
         self._descriptor = os.open(path, os.O_RDWR)
         self._direct = hasattr(os, "O_DIRECT")  # macOS has none
-        self._stages = threading.local()
 
     def __enter__(self) -> WrittenFile:
         return self
@@ -42,11 +42,11 @@ class WrittenFile:
         """Write bytes at an offset; what raises is OSError."""
         begin, end = -(-offset // _BLOCK) * _BLOCK, (offset + len(data)) // _BLOCK * _BLOCK
         if end - begin >= _WORTH_IT and self._direct:
-            self._direct = self._write_blocks(data[begin - offset : end - offset], begin)
-            if self._direct:
+            if self._write_blocks(data[begin - offset : end - offset], begin):
                 _write(self._descriptor, data[: begin - offset], offset)
                 _write(self._descriptor, data[end - offset :], end)
                 return
+            self._direct = False
         _write(self._descriptor, data, offset)
 
     def start_writing(self, offset: int, size: int) -> None:
@@ -69,22 +69,26 @@ class WrittenFile:
                 _write(direct, blocks, offset)
             else:
                 for start in range(0, len(blocks), _STAGE):
-                    _write(direct, self._staged(blocks[start : start + _STAGE]), offset + start)
+                    _write(direct, _staged(blocks[start : start + _STAGE]), offset + start)
         except OSError as error:
-            if error.errno != errno.EINVAL:  # so says a file system that wants other places and sizes
+            if error.errno not in (
+                errno.EINVAL,
+                errno.EOPNOTSUPP,
+            ):  # so says a file system that wants other places and sizes
                 raise
             return False
         finally:
             os.close(direct)
         return True
 
-    def _staged(self, data: memoryview) -> memoryview:
-        """The data in memory of this thread's own that begins at a page."""
-        if not hasattr(self._stages, "memory"):
-            self._stages.memory = mmap.mmap(-1, _STAGE)
-        staged = memoryview(self._stages.memory)[: len(data)]
-        staged[:] = data
-        return staged
+
+def _staged(data: memoryview) -> memoryview:
+    """The data in memory of this thread's own, one for all files, that begins at a page."""
+    if not hasattr(_stages, "memory"):
+        _stages.memory = mmap.mmap(-1, _STAGE)
+    staged = memoryview(_stages.memory)[: len(data)]
+    staged[:] = data
+    return staged
 
 
 def memory_for(offset: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:

@@ -8,11 +8,13 @@ import errno
 import fcntl
 import itertools
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
+from checkpoint_convert import written_file
 from checkpoint_convert.written_file import WrittenFile
 
 MB = 1 << 20
@@ -91,6 +93,15 @@ def test_a_thousand_files_need_no_more_descriptors_than_files(tmp_path):
         assert len(os.listdir("/proc/self/fd")) == open_before + 1
     assert len(os.listdir("/proc/self/fd")) == open_before
     assert path.read_bytes() == b"\1" * (4 * MB)
+
+
+def test_a_thread_copies_to_the_same_memory_for_every_file(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(written_file.mmap, "mmap", lambda *size: made.append(size) or bytearray(size[1]))
+    monkeypatch.setattr(written_file, "_stages", threading.local())
+    written_file._staged(memoryview(b"one"))
+    assert bytes(written_file._staged(memoryview(b"two"))) == b"two"
+    assert len(made) == 1
 
 
 def test_a_full_disk_is_an_error(tmp_path, monkeypatch):
