@@ -284,8 +284,7 @@ def measure_speed(name: str, directory: Path, modelzoo: str | None, repeats: int
     remove([release, source, source.with_suffix(".yaml")])
     print(
         f"\n{name}, float32: {sizes['Cerebras'] / 1e9:.2f} GB as a checkpoint, "
-        f"{sizes['Hugging Face'] / 1e9:.2f} GB as a release; {repeats} runs, medians; page cache "
-        f"{cache}"
+        f"{sizes['Hugging Face'] / 1e9:.2f} GB as a release; {repeats} runs, medians; page cache {cache}"
     )
     print("| run | seconds, flushed | seconds, not flushed | GB/s written | peak MB |")
     print("| --- | --- | --- | --- | --- |")
@@ -296,9 +295,9 @@ def measure_speed(name: str, directory: Path, modelzoo: str | None, repeats: int
         peak = max(run.peak for run in found)
         rate = written / middle[label] / 1e9
         print(f"| {label} | {middle[label]:.1f} | {unflushed:.1f} | {rate:.3f} | {peak / 1e6:.0f} |")
-    for side, copied in (("Hugging Face", "release"), ("Cerebras", "checkpoint")):
+    for side, kind in (("Hugging Face", "release"), ("Cerebras", "checkpoint")):
         ours = middle[f"to {side}, ours"]
-        against = f"to {side}: {middle[f'copy of the {copied}'] / ours:.2f} of the rate of a copy"
+        against = f"to {side}: {middle[f'copy of the {kind}'] / ours:.2f} of the rate of a copy"
         if f"to {side}, the disk alone" in middle:
             against += f", {middle[f'to {side}, the disk alone'] / ours:.2f} of what the disk allows"
         theirs_runs = runs.get(f"to {side}, Model Zoo")

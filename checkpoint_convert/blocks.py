@@ -11,23 +11,27 @@ import threading
 
 import numpy as np
 
-SIDE = 256
-"""Rows and columns of a block: 256 KB of float32, which stay in the second level of the cache."""
+_SIDE = 256  # rows and columns of a block: 256 KB of float32, which stay in the second level of the cache
 _LINE = 64
 _turning = threading.local()
 
 
-def copy_block(source: np.ndarray, target: np.ndarray) -> None:
-    """Copy an array into another of its shape and dtype, one that is transposed too if it is at most [256, 256]."""
+def copy_into(source: np.ndarray, target: np.ndarray) -> None:
+    """Copy an array into another of its shape and dtype; a matrix that is transposed is turned block by block."""
     if source.ndim != 2 or _by_columns(source) == _by_columns(target):
         target[...] = source
         return
-    upright = source.T if _by_columns(source) else source
-    block = _buffer(upright.dtype)[: upright.shape[0], : upright.shape[1]]
-    block[...] = upright
-    if _by_columns(target):
-        target = target.T
-    target[...] = block.T
+    if _by_columns(source):
+        source, target = source.T, target.T
+    # The rows of the source are now the columns of the target.
+    buffer = _buffer(source.dtype)
+    for row in range(0, source.shape[0], _SIDE):
+        for column in range(0, source.shape[1], _SIDE):
+            place = slice(row, row + _SIDE), slice(column, column + _SIDE)
+            values = source[place]
+            block = buffer[: values.shape[0], : values.shape[1]]
+            block[...] = values
+            target.T[place[::-1]] = block.T
 
 
 def contiguous(values: np.ndarray) -> np.ndarray:
@@ -35,10 +39,7 @@ def contiguous(values: np.ndarray) -> np.ndarray:
     if values.ndim != 2 or not _by_columns(values):
         return np.ascontiguousarray(values)
     copied = np.empty(values.shape, values.dtype)
-    for row in range(0, values.shape[0], SIDE):
-        for column in range(0, values.shape[1], SIDE):
-            place = slice(row, row + SIDE), slice(column, column + SIDE)
-            copy_block(values[place], copied[place])
+    copy_into(values, copied)
     return copied
 
 
@@ -48,8 +49,8 @@ def _by_columns(matrix: np.ndarray) -> bool:
 
 
 def _buffer(dtype: np.dtype) -> np.ndarray:
-    """[256, 256] of this thread's own, with a cache line between one row and the next."""
+    """A block of this thread's own, with a cache line between one row and the next."""
     buffers = _turning.__dict__
     if dtype.name not in buffers:
-        buffers[dtype.name] = np.empty((SIDE, SIDE + _LINE // dtype.itemsize), dtype)
-    return buffers[dtype.name][:, :SIDE]
+        buffers[dtype.name] = np.empty((_SIDE, _SIDE + _LINE // dtype.itemsize), dtype)
+    return buffers[dtype.name][:, :_SIDE]

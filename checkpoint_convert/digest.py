@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 
-from checkpoint_convert.blocks import SIDE, copy_block
+from checkpoint_convert.blocks import copy_into
 from checkpoint_convert.operations import Shape
 
 SCHEME = "sha256 over 256x256 tiles"
@@ -25,7 +25,7 @@ def tile_shape(shape: Shape) -> Shape:
     """The tile of a tensor: [256, 256] of a matrix, [65536] of a vector; other axes are taken one by one."""
     if len(shape) < 2:
         return (65536,) * len(shape)
-    return (*(1,) * (len(shape) - 2), SIDE, SIDE)
+    return (*(1,) * (len(shape) - 2), 256, 256)
 
 
 class TileDigest:
@@ -36,7 +36,7 @@ class TileDigest:
         self._dtype = dtype
         self._tile = tile_shape(shape)
         self._grid = tuple(-(-size // tile) for size, tile in zip(shape, self._tile, strict=True))
-        self._last: np.ndarray | None = None
+        self._memory: np.ndarray | None = None
         self._hashes: list[bytes | None] = [None] * math.prod(self._grid)
 
     def add(self, at: tuple[int, ...], values: np.ndarray, copy_to: np.ndarray | None = None) -> None:
@@ -52,17 +52,17 @@ class TileDigest:
             number = 0
             for index, offset, size in zip(first, step, self._grid, strict=True):
                 number = number * size + index + offset
-            tile = self._memory(values.dtype, values[place].shape)
-            copy_block(values[place], tile)
+            tile = self._tile_memory(values.dtype, values[place].shape)
+            copy_into(values[place], tile)
             self._hashes[number] = hashlib.sha256(tile.reshape(-1).view(np.uint8).data).digest()
             if copy_to is not None:
-                copy_block(tile, copy_to[place])
+                copy_into(tile, copy_to[place])
 
-    def _memory(self, dtype: np.dtype, shape: Shape) -> np.ndarray:
+    def _tile_memory(self, dtype: np.dtype, shape: Shape) -> np.ndarray:
         """Contiguous memory for one tile, used again for the next."""
-        if self._last is None or self._last.dtype != dtype:
-            self._last = np.empty(math.prod(self._tile), dtype)
-        return self._last[: math.prod(shape)].reshape(shape)
+        if self._memory is None or self._memory.dtype != dtype:
+            self._memory = np.empty(math.prod(self._tile), dtype)
+        return self._memory[: math.prod(shape)].reshape(shape)
 
     def hexdigest(self) -> str:
         """The digest, 64 hexadecimal digits; every piece must have been added."""

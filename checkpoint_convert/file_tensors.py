@@ -77,8 +77,7 @@ class FileTensor:
         """Columns start to stop (exclusive) of a matrix, as a new array [rows, columns]."""
         rows, columns = self.shape
         values = np.empty((rows, stop - start), np_dtype(self.dtype))
-        offset, row_bytes = self.offset + start * values.itemsize, columns * values.itemsize
-        self._filled(lambda file: read_columns_at(file, values, offset, row_bytes, ahead=start == 0))
+        self._filled(lambda file: read_columns_at(file, values, start, columns, self.offset))
         return values
 
     def _read(self, offset: int, shape: Shape) -> np.ndarray:

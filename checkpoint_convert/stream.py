@@ -1,6 +1,6 @@
 """Carry out the steps of a plan in bounded memory: bands of rows are read, moved, hashed and written where they belong.
 
-A worker takes one step at a time and reads its inputs in bands of some 16 MB, so memory does not depend on the size of
+A worker takes one step at a time and reads its inputs in bands of some 24 MB, so memory does not depend on the size of
 a tensor. Files to write are laid out beforehand; every piece goes to its final place.
 """
 
@@ -106,6 +106,11 @@ class FileRanges:
         target = self._targets[name]
         self._files[target.path].start_writing(target.offset, target.nbytes)
 
+    def flush(self) -> None:
+        """Flush every file to the disk."""
+        for file in self._files.values():
+            file.flush()
+
     def _offset(self, name: str, at: tuple[int, ...], itemsize: int) -> int:
         """Byte of the file at which an element lies."""
         target = self._targets[name]
@@ -113,11 +118,6 @@ class FileRanges:
         for index, size in zip(at, target.shape, strict=True):
             element = element * size + index
         return target.offset + element * itemsize
-
-    def flush(self) -> None:
-        """Flush every file to the disk."""
-        for file in self._files.values():
-            file.flush()
 
 
 def bands(tensor: Source, unit: int, band_bytes: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -209,6 +209,7 @@ def _fill_band(step: Step, band: Piece, digests: Sequence[TileDigest], progress:
     """Put whole rows of an output together and hash them."""
     for hole in step.operation.inverse.move(band):
         source = step.inputs[hole.tensor]
+        assert np.may_share_memory(hole.values, band.values), "an operation that transposes moves views"
         columns = hole.place[1]
         values = source.read_columns(columns.start, columns.stop)
         nbytes = values.nbytes

@@ -21,6 +21,7 @@ _BLOCK = max(4096, mmap.PAGESIZE)
 """Places and sizes of direct writes are multiples of it: of the sizes that disks have, 512 and 4096, and of a page."""
 _STAGE = 4 << 20
 _WORTH_IT = 1 << 20
+_REFUSALS = (errno.EINVAL, errno.EOPNOTSUPP)  # of a file system that wants other places and sizes, or none at all
 _stages = threading.local()
 
 
@@ -71,10 +72,7 @@ class WrittenFile:
                 for start in range(0, len(blocks), _STAGE):
                     _write(direct, _staged(blocks[start : start + _STAGE]), offset + start)
         except OSError as error:
-            if error.errno not in (
-                errno.EINVAL,
-                errno.EOPNOTSUPP,
-            ):  # so says a file system that wants other places and sizes
+            if error.errno not in _REFUSALS:
                 raise
             return False
         finally:

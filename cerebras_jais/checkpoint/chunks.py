@@ -101,29 +101,32 @@ def read_at(descriptor: int, out: memoryview, offset: int) -> None:
         out, offset = out[count:], offset + count
 
 
-def read_columns_at(descriptor: int, out: np.ndarray, offset: int, row_bytes: int, *, ahead: bool) -> None:
+def read_columns_at(descriptor: int, out: np.ndarray, start: int, columns: int, offset: int) -> None:
     """Fill the contiguous matrix `out` with columns of a matrix that lies in a file row by row.
+
+    With the first columns the whole matrix is asked of the disk, for the others will be wanted in turn.
 
     Args:
         descriptor: the file.
         out: [rows, columns wanted], any dtype.
-        offset: byte of the file at which the first wanted column of the first row begins.
-        row_bytes: bytes of a whole row in the file.
-        ahead: whether the whole rows are to be fetched from the disk first, for all columns will be asked for in turn.
+        start: the first column wanted.
+        columns: how many the matrix in the file has.
+        offset: byte of the file at which that matrix begins.
 
     Raises EOFError when the file ends before that.
     """
-    width = out.nbytes // len(out) if len(out) else 0
+    row_bytes, width = columns * out.itemsize, out.shape[1] * out.itemsize
+    offset += start * out.itemsize
     left = out.reshape(-1).view(np.uint8).data
     if width == row_bytes:
         read_at(descriptor, left, offset)
         return
-    if ahead:
+    if start == 0:
         _will_need(descriptor, offset, len(out) * row_bytes)
-    for start in range(0, len(left), width or 1):
-        count = os.preadv(descriptor, [left[start : start + width]], offset)
+    for at in range(0, len(left), width or 1):
+        count = os.preadv(descriptor, [left[at : at + width]], offset)
         if count < width:
-            read_at(descriptor, left[start + count : start + width], offset + count)
+            read_at(descriptor, left[at + count : at + width], offset + count)
         offset += row_bytes
 
 

@@ -152,10 +152,8 @@ class GuardedFile:
             return
         assert header.offset is not None  # its data is not empty
         with as_checkpoint_error(self.path, f"reading tensor '{header.name}'"):
-            row_bytes = header.shape[1] * out.itemsize
-            place = header.offset + start * out.itemsize
             try:
-                read_columns_at(self._file.fileno(), out, place, row_bytes, ahead=start == 0)
+                read_columns_at(self._file.fileno(), out, start, header.shape[1], header.offset)
             except EOFError as error:
                 raise CheckpointError(f"{self.path}: the file ends inside tensor '{header.name}'") from error
 

@@ -20,12 +20,13 @@ CONVERTED_HERE = frozenset({*PLUGIN_NAMES, "jais", "llama"})
 
 def convert(words: Sequence[str]) -> int | None:
     """`checkpoint convert` of a model of the family, as the `checkpoint-convert` command; None: not one of ours."""
-    chooser = argparse.ArgumentParser(add_help=False)
+    name = "cerebras-jais zoo checkpoint convert"
+    chooser = argparse.ArgumentParser(prog=name, add_help=False)
     chooser.add_argument("--model")
     chosen, _ = chooser.parse_known_args(words)
     if "-h" in words or "--help" in words or chosen.model not in CONVERTED_HERE:
         return None
-    parser = argparse.ArgumentParser(prog="cerebras-jais zoo checkpoint convert", add_help=False)
+    parser = argparse.ArgumentParser(prog=name, add_help=False)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--model", required=True)
     parser.add_argument("--src-fmt", required=True)
