@@ -1,4 +1,4 @@
-"""One digest per tensor that both sides share: SHA-256 over the tensor in the Cerebras layout, tile by tile.
+"""One digest per tensor that both sides share: BLAKE3 over the tensor in the Cerebras layout, tile by tile.
 
 A hash wants its bytes in one order, and the two sides store them in different ones. So a tensor is cut into tiles of
 256 x 256 elements (vectors: 65,536), each tile is hashed alone (row-major, little-endian), and the digest of the tensor
@@ -8,16 +8,16 @@ rows of one side or of the other, its tiles come by whole.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 
 import numpy as np
+from blake3 import blake3
 
 from checkpoint_convert.blocks import copy_into
 from checkpoint_convert.operations import Shape
 
-SCHEME = "sha256 over 256x256 tiles"
+SCHEME = "blake3 over 256x256 tiles"
 """What a manifest calls these digests."""
 
 
@@ -54,7 +54,7 @@ class TileDigest:
                 number = number * size + index + offset
             tile = self._tile_memory(values.dtype, values[place].shape)
             copy_into(values[place], tile)
-            self._hashes[number] = hashlib.sha256(tile.reshape(-1).view(np.uint8).data).digest()
+            self._hashes[number] = blake3(tile.reshape(-1).view(np.uint8).data).digest()
             if copy_to is not None:
                 copy_into(tile, copy_to[place])
 
@@ -66,7 +66,7 @@ class TileDigest:
 
     def hexdigest(self) -> str:
         """The digest, 64 hexadecimal digits; every piece must have been added."""
-        total = hashlib.sha256(f"{self._dtype} {list(self._shape)}\n".encode())
+        total = blake3(f"{self._dtype} {list(self._shape)}\n".encode())
         for part in self._hashes:
             assert part is not None, "a tile is missing"
             total.update(part)

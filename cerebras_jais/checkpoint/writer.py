@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import h5py
-import hdf5plugin
 import numpy as np
 
 from cerebras_jais.checkpoint import treespec
@@ -221,6 +220,8 @@ def _create(path: Path, plan: _Plan, compression: Compression, complete: bool = 
             attributes.create(name, text, dtype=h5py.string_dtype())
         for tensor in plan.tensors:
             if compression == "lz4" and tensor.nbytes and tensor.shape:
+                import hdf5plugin  # here, since its import takes as long as that of numpy
+
                 dataset = file.create_dataset(
                     tensor.key,
                     tensor.shape,
