@@ -101,6 +101,7 @@ def to_hf(
     A Jais model comes with its own code (load it with trust_remote_code=True); an adapted model becomes a plain
     LlamaForCausalLM. Optimizer and other training state is left out.
     """
+    _start_inspector()
     from checkpoint_convert.convert import convert_to_hf
     from checkpoint_convert.stream import keep_freed_memory
 
@@ -147,6 +148,7 @@ def to_cerebras(
 
     The YAML says in its first lines what is left to choose: the data and the learning rates.
     """
+    _start_inspector()  # it says where the tensors of a checkpoint that was laid out lie
     from checkpoint_convert.convert import convert_to_cerebras
     from checkpoint_convert.stream import keep_freed_memory
 
@@ -184,9 +186,10 @@ def verify(
     on the reference path and the release in transformers, with its own code, both in float32 and a layer at a time;
     the first layer that departs by more than rounding can explain is named.
     """
+    pair = _checkpoint_and_release(first, second) if logits else None
+    _start_inspector()
     from checkpoint_convert.compare import check_manifest, compare
 
-    pair = _checkpoint_and_release(first, second) if logits else None
     with _bar("comparing") as progress:
         if second is None:
             result = check_manifest(first, config=config, allow_pickle=allow_pickle, progress=progress)
@@ -213,6 +216,7 @@ def verify(
 @_json
 def diff(first: Path, second: Path, config: Path | None, allow_pickle: bool, as_json: bool) -> None:
     """Say what differs between two models, and by how much; each is a .mdl file or a release."""
+    _start_inspector()
     from checkpoint_convert.compare import compare
 
     with _bar("comparing") as progress:
@@ -232,6 +236,8 @@ def diff(first: Path, second: Path, config: Path | None, allow_pickle: bool, as_
 @_json
 def inspect(path: Path, config: Path | None, allow_pickle: bool, as_json: bool) -> None:
     """Say what a file is, from its headers: release, model, parameters, element types, ties, training step."""
+    if path.is_file():
+        _start_inspector()
     from checkpoint_convert.inspection import inspect as look
     from checkpoint_convert.inspection import readable
 
@@ -240,6 +246,13 @@ def inspect(path: Path, config: Path | None, allow_pickle: bool, as_json: bool) 
 
 
 cli.add_command(completion_command("checkpoint-convert"))
+
+
+def _start_inspector() -> None:
+    """Have HDF5's inspector load while the rest of this program does."""
+    from cerebras_jais.checkpoint import hdf5_inspection
+
+    hdf5_inspection.start()
 
 
 def _compare_logits(checkpoint: Path, release: Path, config: Path | None, quiet: bool) -> tuple[dict, bool]:

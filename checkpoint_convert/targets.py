@@ -16,7 +16,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cerebras_jais.checkpoint import Filler, LazyTensor, filling, lay_out_checkpoint, open_checkpoint
+from cerebras_jais.checkpoint import LazyTensor, lay_out_checkpoint, open_checkpoint
+from cerebras_jais.checkpoint.filling import Filler, filling
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.file_tensors import FileTensor
 from checkpoint_convert.journal import sync

@@ -1,23 +1,35 @@
-"""The .mdl file of Cerebras PyTorch 2.10: read lazily, written whole or not at all, without any Cerebras package."""
+"""The .mdl file of Cerebras PyTorch 2.10: read lazily, written whole or not at all, without any Cerebras package.
 
-from cerebras_jais.checkpoint.errors import CheckpointError
-from cerebras_jais.checkpoint.files import replacing
-from cerebras_jais.checkpoint.filling import Filler, filling
-from cerebras_jais.checkpoint.leaves import LazyTensor, RefusedLeaf, StoredTensor
-from cerebras_jais.checkpoint.reader import Checkpoint, open_checkpoint
-from cerebras_jais.checkpoint.writer import lay_out_checkpoint, mark_complete, save_checkpoint
+What the package exports is imported when it is first asked for, so that a program can have HDF5's inspector started
+(hdf5_inspection.py) while numpy and h5py are still to be loaded.
+"""
 
-__all__ = [
-    "Checkpoint",
-    "CheckpointError",
-    "Filler",
-    "LazyTensor",
-    "RefusedLeaf",
-    "StoredTensor",
-    "filling",
-    "lay_out_checkpoint",
-    "mark_complete",
-    "open_checkpoint",
-    "replacing",
-    "save_checkpoint",
-]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cerebras_jais.checkpoint.errors import CheckpointError  # noqa: F401
+    from cerebras_jais.checkpoint.files import replacing  # noqa: F401
+    from cerebras_jais.checkpoint.leaves import LazyTensor, RefusedLeaf, StoredTensor  # noqa: F401
+    from cerebras_jais.checkpoint.reader import Checkpoint, open_checkpoint  # noqa: F401
+    from cerebras_jais.checkpoint.writer import lay_out_checkpoint, mark_complete, save_checkpoint  # noqa: F401
+
+_HOMES = {
+    "Checkpoint": "reader",
+    "CheckpointError": "errors",
+    "LazyTensor": "leaves",
+    "RefusedLeaf": "leaves",
+    "StoredTensor": "leaves",
+    "lay_out_checkpoint": "writer",
+    "mark_complete": "writer",
+    "open_checkpoint": "reader",
+    "replacing": "files",
+    "save_checkpoint": "writer",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,15 +1,17 @@
 """Ask what stands in an HDF5 file without letting the HDF5 library into this process.
 
 The library parses files in C and trusts them; see hdf5_inspector.py, the program that faces them instead. It is started
-at the first question (a few tenths of a second, most of it importing h5py) and makes a fork of itself for each file (a
-few milliseconds), until this process ends. A fork of this process itself would not do: h5py, BLAS and their like are in
-the middle of something when other threads run, and a process of a hundred GB takes seconds to fork.
+at the first question or ahead of it (a few tenths of a second, most of it importing h5py) and makes a fork of itself
+for each file (a few milliseconds), until this process ends. A fork of this process itself would not do: h5py, BLAS and
+their like are in the middle of something when other threads run, and a process of a hundred GB takes seconds to fork.
 """
 
 import atexit
+import contextlib
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -17,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cerebras_jais.checkpoint import hdf5_inspector
 from cerebras_jais.checkpoint.errors import CheckpointError, as_checkpoint_error
 
+_PROGRAM = Path(__file__).with_name("hdf5_inspector.py")
+_SIZES = struct.Struct("<QQ")  # of an answer: those of its text and its numbers
 # Reading the structure of 6,000 tensors (20 MB of file) takes 3 seconds; nothing honest comes near these limits.
 _PROCESSOR_SECONDS = 2
 _PROCESSOR_SECONDS_PER_BYTE = 1 / (1 << 20)
@@ -82,10 +85,10 @@ class Inspection:
             self._channel, self._process = _new_channel(self._path, self._descriptor), os.getpid()
         try:
             self._channel.sendall(question)
-            sizes = _receive(self._channel, hdf5_inspector.SIZES.size)
+            sizes = _receive(self._channel, _SIZES.size)
             if sizes is None:
                 return None
-            text_size, numbers_size = hdf5_inspector.SIZES.unpack(sizes)
+            text_size, numbers_size = _SIZES.unpack(sizes)
             if text_size + numbers_size > _LONGEST_ANSWER:
                 raise CheckpointError(f"{self._path}: has more structure than is read, above 1 GiB")
             text = _receive(self._channel, text_size)
@@ -116,13 +119,17 @@ def _receive(channel: socket.socket, size: int) -> bytes | None:
 # ---- the inspector --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Inspector:
     process: subprocess.Popen
     control: socket.socket
+    ready: bool = False
 
     def is_running(self) -> bool:
         try:
+            if not self.ready:  # its first byte says so, or that it will never be
+                self.ready = bool(self.control.recv(1))
+                return self.ready
             return bool(self.control.recv(1, socket.MSG_DONTWAIT))
         except BlockingIOError:
             return True
@@ -145,28 +152,41 @@ def _new_channel(path: Path, descriptor: int) -> socket.socket:
         return ours
 
 
+def start() -> None:
+    """Start the inspector if there is none, and do not wait for it: it loads while this process does something else."""
+    with _inspector_lock, contextlib.suppress(OSError):  # which the first question will meet again, and tell
+        if _inspector is None:
+            _new_inspector()
+
+
 def _running_inspector(path: Path) -> _Inspector:
-    global _inspector
     if _inspector is not None and _inspector.is_running():
         return _inspector
     _stop()
+    with as_checkpoint_error(path, f"starting {sys.executable} to look into it"):
+        inspector = _new_inspector()
+    if not inspector.is_running():
+        _stop()
+        raise CheckpointError(f"{path}: cannot be looked into: {sys.executable} does not import h5py in a new process")
+    return inspector
+
+
+def _new_inspector() -> _Inspector:
+    global _inspector
     ours, theirs = socket.socketpair()
     # What this process can import the other must, and nothing from the program's own directory, where files have names
     # of other modules. It computes nothing, so one BLAS thread is enough, and it unpacks nothing.
     paths = os.pathsep.join(filter(None, sys.path))
     environment = os.environ | {"PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1", "HDF5_PLUGIN_PRELOAD": "::"}
-    with theirs, as_checkpoint_error(path, f"starting {sys.executable} to look into it"):
+    with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-P", hdf5_inspector.__file__],
+            [sys.executable, "-P", str(_PROGRAM)],
             stdin=theirs.fileno(),
             stdout=subprocess.DEVNULL,
             env=environment,
             start_new_session=True,
         )
     _inspector = _Inspector(process, ours)
-    if not ours.recv(1):
-        _stop()
-        raise CheckpointError(f"{path}: cannot be looked into: {sys.executable} does not import h5py in a new process")
     return _inspector
 
 

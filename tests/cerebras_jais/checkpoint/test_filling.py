@@ -12,12 +12,12 @@ import pytest
 from cerebras_jais.checkpoint import (
     CheckpointError,
     LazyTensor,
-    filling,
     lay_out_checkpoint,
     mark_complete,
     open_checkpoint,
     save_checkpoint,
 )
+from cerebras_jais.checkpoint.filling import filling
 
 RNG = np.random.default_rng(0)
 STATE = {

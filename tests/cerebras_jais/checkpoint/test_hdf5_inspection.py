@@ -61,7 +61,7 @@ def inspector_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
             "real.structure = trap\n"
             "real.main()\n"
         )
-        monkeypatch.setattr(hdf5_inspector, "__file__", str(program))
+        monkeypatch.setattr(hdf5_inspection, "_PROGRAM", program)
         hdf5_inspection._stop()
 
     yield use
@@ -141,6 +141,32 @@ def test_an_inspector_that_was_killed_is_replaced(path: Path) -> None:
         assert_readable(path)
         np.testing.assert_array_equal(checkpoint.tensors["b"].read(), ARRAYS["b"])
     assert hdf5_inspection._inspector is not inspector
+
+
+def test_an_inspector_started_ahead_answers_the_first_question(path: Path) -> None:
+    hdf5_inspection._stop()
+    hdf5_inspection.start()
+    inspector = hdf5_inspection._inspector
+    assert inspector is not None
+    hdf5_inspection.start()
+    assert_readable(path)
+    assert hdf5_inspection._inspector is inspector
+
+
+def test_one_that_could_not_be_started_ahead_is_an_error_of_the_first_question(  # type: ignore[no-untyped-def]
+    path: Path, tmp_path: Path, monkeypatch
+) -> None:
+    hdf5_inspection._stop()
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+    hdf5_inspection.start()
+    with pytest.raises(CheckpointError, match="No such file"):
+        open_checkpoint(path)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    hdf5_inspection.start()
+    with pytest.raises(CheckpointError, match="does not import h5py"):
+        open_checkpoint(path)
+    monkeypatch.undo()
+    assert_readable(path)
 
 
 def test_an_inspector_that_does_not_start_is_an_error(path: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
