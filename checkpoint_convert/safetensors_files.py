@@ -20,6 +20,7 @@ from checkpoint_convert.file_tensors import FileTensor, Shape, TensorHeader, np_
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_BLOCK = 4096  # bytes of a disk's block, at multiples of which data begin
 _LARGEST_HEADER = 100_000_000  # bytes; the limit of the format's own library
 
 _DTYPE_OF_CODE = {
@@ -165,7 +166,11 @@ def _parsed(path: Path, text: bytes) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of a model: its name and its tensors, widest elements first so that each is aligned."""
+    """One file of a model: its name and its tensors, those of whole disk blocks first, then widest elements first.
+
+    So each begins at a multiple of its element's size, and all but the small ones at a block, where a write past the
+    page cache can begin.
+    """
 
     file: str
     tensors: tuple[TensorHeader, ...]
@@ -184,7 +189,7 @@ def plan_shards(tensors: Iterable[TensorHeader], max_shard_size: int) -> tuple[S
     return tuple(
         Shard(
             f"model-{number:05d}-of-{len(groups):05d}.safetensors",
-            tuple(sorted(group, key=lambda tensor: -np_dtype(tensor.dtype).itemsize)),
+            tuple(sorted(group, key=lambda tensor: (tensor.nbytes % _BLOCK > 0, -np_dtype(tensor.dtype).itemsize))),
         )
         for number, group in enumerate(groups, start=1)
     )
@@ -232,7 +237,7 @@ def _header(tensors: Sequence[TensorHeader]) -> bytes:
         }
         at += tensor.nbytes
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-(len(text) + 8) % 64)  # data at a multiple of 64 bytes, a line of the processor's cache
+    text += b" " * (-(len(text) + 8) % _BLOCK)
     return len(text).to_bytes(8, "little") + text
 
 

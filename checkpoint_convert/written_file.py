@@ -85,7 +85,7 @@ def _staged(data: memoryview) -> memoryview:
     if not hasattr(_stages, "memory"):
         _stages.memory = mmap.mmap(-1, _STAGE)
     staged = memoryview(_stages.memory)[: len(data)]
-    staged[:] = data
+    np.copyto(np.frombuffer(staged, np.uint8), np.frombuffer(data, np.uint8))  # lets other threads work meanwhile
     return staged
 
 

@@ -81,6 +81,19 @@ def test_every_tensor_begins_at_a_multiple_of_its_element(tmp_path):
         assert tensor.offset % tensor.read().dtype.itemsize == 0
 
 
+def test_tensors_of_whole_blocks_of_the_disk_begin_at_one(tmp_path):
+    arrays = {
+        "small": np.ones(3, "f4"),
+        "b": np.ones((512, 8), "f2"),
+        "one": np.ones(1, "f8"),
+        "a": np.ones(1024, "f4"),
+    }
+    write(tmp_path, arrays)
+    found = open_model(tmp_path)
+    assert {name for name, tensor in found.items() if tensor.offset % 4096 == 0} >= {"a", "b"}
+    assert all(tensor.offset % arrays[name].itemsize == 0 for name, tensor in found.items())
+
+
 @pytest.mark.parametrize("length", [0, 4, 8, 20, 200, -1])
 def test_a_truncated_file_is_refused(tmp_path, length):
     write(tmp_path, ARRAYS)

@@ -197,7 +197,13 @@ def test_a_state_that_cannot_be_held_is_refused_by_name(path: Path, state: objec
 
 def test_laying_out_then_filling_the_ranges_equals_saving(tmp_path: Path) -> None:
     state: OrderedDict[str, Any] = OrderedDict(
-        a=WEIGHT, tied=WEIGHT, empty=np.zeros((0, 2)), half=np.ones((3,), ml_dtypes.bfloat16), step=4
+        a=WEIGHT,
+        tied=WEIGHT,
+        empty=np.zeros((0, 2)),
+        half=np.ones((3,), ml_dtypes.bfloat16),
+        large=np.arange(1 << 16, dtype="f4"),
+        step=4,
+        larger=np.arange(1 << 17, dtype="f4"),
     )
     places = OrderedDict(
         (key, LazyTensor(value.shape, value.dtype.name) if isinstance(value, np.ndarray) else value)
@@ -207,8 +213,8 @@ def test_laying_out_then_filling_the_ranges_equals_saving(tmp_path: Path) -> Non
     save_checkpoint(tmp_path / "saved.mdl", state)
     with replacing(tmp_path / "filled.mdl") as temporary:
         offsets = lay_out_checkpoint(temporary, places)
-        assert sorted(offsets) == ["a", "half"]
-        assert all(offset % 64 == 0 for offset in offsets.values())
+        assert sorted(offsets) == ["a", "half", "large", "larger"]
+        assert offsets["large"] % 4096 == offsets["larger"] % 4096 == 0, "not at a block of the disk"
         with pytest.raises(CheckpointError, match="partly written"):
             open_checkpoint(temporary)
         with open(temporary, "r+b") as file:
