@@ -10,6 +10,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from cerebras_jais.checkpoint import memory
 from cerebras_jais.checkpoint.chunks import read_at, read_columns_at
 from checkpoint_convert.errors import ConversionError
 
@@ -81,7 +82,7 @@ class FileTensor:
         return values
 
     def _read(self, offset: int, shape: Shape) -> np.ndarray:
-        values = np.empty(shape, np_dtype(self.dtype))
+        values = memory.empty(shape, np_dtype(self.dtype))
         left = values.reshape(-1).view(np.uint8).data
         self._filled(lambda file: read_at(file, left, offset))
         return values

@@ -17,13 +17,14 @@ from typing import Protocol
 
 import numpy as np
 
+from cerebras_jais.checkpoint import memory
 from checkpoint_convert.blocks import contiguous
 from checkpoint_convert.digest import TileDigest, tile_shape
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.file_tensors import FileTensor, np_dtype
 from checkpoint_convert.operations import Operation, Piece, Shape
 from checkpoint_convert.plan import Source, Step
-from checkpoint_convert.written_file import WrittenFile, memory_for
+from checkpoint_convert.written_file import WrittenFile
 
 BAND_BYTES = 24 << 20
 """Bytes of input that a worker takes at a time, give or take a tile."""
@@ -85,7 +86,7 @@ class FileRanges:
 
     def memory(self, name: str, at: tuple[int, ...], shape: Shape, dtype: str) -> np.ndarray:
         """A new array, not filled; whole rows in it are written without a copy."""
-        return memory_for(self._offset(name, at, np.dtype(dtype).itemsize), shape, dtype)
+        return memory.empty(shape, dtype, self._offset(name, at, np.dtype(dtype).itemsize))
 
     def write(self, name: str, at: tuple[int, ...], values: np.ndarray) -> None:
         """Put a piece in its place: one range for whole rows, a range per row for a part of each."""

@@ -2,14 +2,13 @@
 
 The system's page cache copies what is written to it page by page, which takes longer than this program takes to move
 and hash the same bytes. Long ranges go around it (O_DIRECT), as whole blocks out of memory that begins at a page
-(`memory_for`, or a copy); the odd ends of a range, and short ranges, go through it. No block is written both ways, so
-neither way can overwrite the other's bytes.
+(cerebras_jais/checkpoint/memory.py; what lies elsewhere is copied); the odd ends of a range, and short ranges, go
+through it. No block is written both ways, so neither way can overwrite the other's bytes.
 """
 
 from __future__ import annotations
 
 import errno
-import math
 import mmap
 import os
 import threading
@@ -17,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-_BLOCK = max(4096, mmap.PAGESIZE)
-"""Places and sizes of direct writes are multiples of it: of the sizes that disks have, 512 and 4096, and of a page."""
+from cerebras_jais.checkpoint.memory import BLOCK
+
 _STAGE = 4 << 20
 _WORTH_IT = 1 << 20
 _REFUSALS = (errno.EINVAL, errno.EOPNOTSUPP)  # of a file system that wants other places and sizes, or none at all
@@ -41,7 +40,7 @@ class WrittenFile:
 
     def write(self, data: memoryview, offset: int) -> None:
         """Write bytes at an offset; what raises is OSError."""
-        begin, end = -(-offset // _BLOCK) * _BLOCK, (offset + len(data)) // _BLOCK * _BLOCK
+        begin, end = -(-offset // BLOCK) * BLOCK, (offset + len(data)) // BLOCK * BLOCK
         if end - begin >= _WORTH_IT and self._direct:
             if self._write_blocks(data[begin - offset : end - offset], begin):
                 _write(self._descriptor, data[: begin - offset], offset)
@@ -66,7 +65,7 @@ class WrittenFile:
         except OSError:
             return False
         try:
-            if _address(blocks) % _BLOCK == 0:
+            if _address(blocks) % BLOCK == 0:
                 _write(direct, blocks, offset)
             else:
                 for start in range(0, len(blocks), _STAGE):
@@ -87,20 +86,6 @@ def _staged(data: memoryview) -> memoryview:
     staged = memoryview(_stages.memory)[: len(data)]
     np.copyto(np.frombuffer(staged, np.uint8), np.frombuffer(data, np.uint8))  # lets other threads work meanwhile
     return staged
-
-
-def memory_for(offset: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """A new array, not filled, that lies in memory as it will in the file, so that it is written without a copy.
-
-    Args:
-        offset: byte of the file at which it will begin.
-        shape: of the array.
-        dtype: of its elements.
-    """
-    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
-    memory = np.empty(nbytes + _BLOCK, np.uint8)
-    start = (offset - memory.ctypes.data) % _BLOCK
-    return memory[start : start + nbytes].view(dtype).reshape(shape)
 
 
 def _address(data: memoryview) -> int:
