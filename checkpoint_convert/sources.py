@@ -67,11 +67,22 @@ def opening(
         UserError: the file or directory cannot be read, is damaged, or is no model of the family.
     """
     if path.is_dir():
-        yield _open_release(path, allow_pickle)
+        yield _with_its_layers(_open_release(path, allow_pickle))
         return
     files = {str(path): _state_of(path)}
     with open_checkpoint(path, on_object="skip") as opened:
-        yield _open_checkpoint(opened, config, files)
+        yield _with_its_layers(_open_checkpoint(opened, config, files))
+
+
+def _with_its_layers(model: Model) -> Model:
+    """The model, unless it has fewer tensors than layers: so many layers would take for ever only to be named."""
+    layers = model.config.num_hidden_layers
+    if layers > len(model.tensors):
+        raise ConversionError(
+            f"{model.path}: its config has {layers} layers (num_hidden_layers, n_layer), but the model holds "
+            f"{len(model.tensors)} tensors in all; give the config that belongs to it"
+        )
+    return model
 
 
 def _open_release(path: Path, allow_pickle: bool) -> Model:
