@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cerebras_jais.checkpoint.memory import DISK_BLOCK
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.file_tensors import FileTensor, Shape, TensorHeader, np_dtype
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_BLOCK = 4096  # bytes of a disk's block, at multiples of which data begin
 _LARGEST_HEADER = 100_000_000  # bytes; the limit of the format's own library
 
 _DTYPE_OF_CODE = {
@@ -189,7 +189,7 @@ def plan_shards(tensors: Iterable[TensorHeader], max_shard_size: int) -> tuple[S
     return tuple(
         Shard(
             f"model-{number:05d}-of-{len(groups):05d}.safetensors",
-            tuple(sorted(group, key=lambda tensor: (tensor.nbytes % _BLOCK > 0, -np_dtype(tensor.dtype).itemsize))),
+            tuple(sorted(group, key=lambda tensor: (tensor.nbytes % DISK_BLOCK > 0, -np_dtype(tensor.dtype).itemsize))),
         )
         for number, group in enumerate(groups, start=1)
     )
@@ -237,7 +237,7 @@ def _header(tensors: Sequence[TensorHeader]) -> bytes:
         }
         at += tensor.nbytes
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-(len(text) + 8) % _BLOCK)
+    text += b" " * (-(len(text) + 8) % DISK_BLOCK)  # the data begin at a block of the disk
     return len(text).to_bytes(8, "little") + text
 
 

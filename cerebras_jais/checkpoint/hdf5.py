@@ -32,10 +32,10 @@ from cerebras_jais.checkpoint.chunks import (
 from cerebras_jais.checkpoint.dtypes import ELEMENT_TYPES
 from cerebras_jais.checkpoint.errors import CheckpointError, as_checkpoint_error
 from cerebras_jais.checkpoint.hdf5_inspection import Inspection
+from cerebras_jais.checkpoint.memory import DISK_BLOCK
 
 _MAX_RANK = 32
-# Data of this size begin at a block of the disk, where a write past the system's page cache can begin.
-_LARGE, _BLOCK = 64 << 10, 4096
+_LARGE = 64 << 10  # data of this size begin at a block of the disk, where a write past the page cache can begin
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _FIRST_PLACE = 512  # of the signature when something else comes before it; then at twice that, and so on
 # A chunk's entry in any index of HDF5 has at least its offset; without that an absurd number of chunks costs nothing.
@@ -240,7 +240,7 @@ def _create(disk: "_Disk") -> h5py.File:
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     # This version keeps thousands of root attributes in an index; the older layout searches them one by one.
     access.set_libver_bounds(h5py.h5f.LIBVER_V18, h5py.h5f.LIBVER_V18)
-    access.set_alignment(_LARGE, _BLOCK)
+    access.set_alignment(_LARGE, DISK_BLOCK)
     access.set_fileobj_driver(h5py.h5fd.fileobj_driver, disk)
     return h5py.File(h5py.h5f.create(repr(disk).encode(), h5py.h5f.ACC_TRUNC, creation, access))
 

@@ -22,7 +22,7 @@ from typing import Any
 from cerebras_jais.checkpoint.errors import CheckpointError, as_checkpoint_error
 
 _PROGRAM = Path(__file__).with_name("hdf5_inspector.py")
-_SIZES = struct.Struct("<QQ")  # of an answer: those of its text and its numbers
+_SIZES = struct.Struct("<QQ")  # of an answer, as hdf5_inspector.SIZES, whose import would bring h5py with it
 # Reading the structure of 6,000 tensors (20 MB of file) takes 3 seconds; nothing honest comes near these limits.
 _PROCESSOR_SECONDS = 2
 _PROCESSOR_SECONDS_PER_BYTE = 1 / (1 << 20)
@@ -178,7 +178,8 @@ def _new_inspector() -> _Inspector:
     # of other modules. It computes nothing, so one BLAS thread is enough, and it unpacks nothing.
     paths = os.pathsep.join(filter(None, sys.path))
     environment = os.environ | {"PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1", "HDF5_PLUGIN_PRELOAD": "::"}
-    with theirs:
+    with contextlib.ExitStack() as failed, theirs:
+        failed.callback(ours.close)
         process = subprocess.Popen(
             [sys.executable, "-P", str(_PROGRAM)],
             stdin=theirs.fileno(),
@@ -186,6 +187,7 @@ def _new_inspector() -> _Inspector:
             env=environment,
             start_new_session=True,
         )
+        failed.pop_all()
     _inspector = _Inspector(process, ours)
     return _inspector
 

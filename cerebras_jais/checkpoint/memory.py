@@ -6,8 +6,10 @@ import mmap
 import numpy as np
 from numpy.typing import DTypeLike
 
-BLOCK = max(4096, mmap.PAGESIZE)
-"""Bytes; of the sizes that a disk's blocks have, 512 and 4096, and of a page, each divides it."""
+DISK_BLOCK = 4096
+"""Bytes; 512, the other size of a disk's blocks, divides it. Large data begin at a multiple in the files made here."""
+BLOCK = max(DISK_BLOCK, mmap.PAGESIZE)
+"""Bytes of which the places and sizes of transfers past the page cache are multiples, in memory and in a file."""
 
 
 def empty(shape: tuple[int, ...], dtype: DTypeLike, offset: int = 0) -> np.ndarray:

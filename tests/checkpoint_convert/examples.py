@@ -76,6 +76,17 @@ def write_checkpoint(path, section, state, *, with_metadata=True):
     return path
 
 
+def jais_checkpoint(directory, **changes):
+    """The checkpoint `c.mdl` of a small Jais model of random weights; `changes` are to its section."""
+    section = jais_section(**changes)
+    return write_checkpoint(directory / "c.mdl", section, state_of(random_model(section)))
+
+
+def listing(directory):
+    """The names in a directory, sorted."""
+    return sorted(p.name for p in directory.iterdir())
+
+
 def _jais(H, L, heads, F, length, embeddings_scale, alpha):
     return jais_section(
         vocab_size=84992,
