@@ -1,5 +1,6 @@
 """From documents to a folder of packed data: held-out split, tokens, rows, files."""
 
+import itertools
 import os
 import re
 import shutil
@@ -12,10 +13,18 @@ import numpy as np
 from cerebras_jais.data.hdf5 import SAMPLES_PER_FILE, DataParameters, write_hdf5
 from cerebras_jais.data.pack import PackingReport, pack_stream, pack_vsl
 from cerebras_jais.data.text import DataError, Document, count_bytes, language_of, split_held_out
-from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer
+from cerebras_jais.data.tokenizer import (
+    check_end_of_text,
+    check_round_trip,
+    encode_texts,
+    end_of_text_id,
+    load_tokenizer,
+)
 
 # Documents tokenised at once: enough to keep all cores busy.
 _BATCH = 256
+# Of each batch, so many documents are decoded again and compared with their text.
+_DECODED_AGAIN = 8
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,8 @@ def pack_documents(
     `seed`, or a corpus sorted by language would be trained on language by language. The held-out data stays apart by
     language for a loss and bits per byte of each; the Model Zoo reads several of them as one when `data_dir` is a
     list. `tokenizer` is a folder with tokenizer.json. `progress(documents, name)` may wrap the documents of a split.
-    All or nothing: `output` appears when everything is written. Raises DataError if it exists and is not empty.
+    All or nothing: `output` appears when everything is written. Raises DataError if it exists and is not empty, and
+    for text that the tokenizer turns into the end of text or does not give back (a sample is decoded again).
     """
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -68,7 +78,7 @@ def pack_documents(
     try:
         for name, members in splits.items():
             watched = progress(members, name) if progress else members
-            token_docs = _encode(encoder, watched)
+            token_docs = _encode(encoder, watched, eos_id)
             rows = (
                 pack_vsl(token_docs, max_sequence_length, eos_id, eos_id, seed=seed)
                 if vsl
@@ -95,14 +105,15 @@ def pack_documents(
     return packed
 
 
-def _encode(tokenizer, documents: Iterable[Document]) -> Iterator[Sequence[int]]:
-    batch: list[str] = []
-    for document in documents:
-        batch.append(document.text)
-        if len(batch) == _BATCH:
-            yield from (encoding.ids for encoding in tokenizer.encode_batch(batch, add_special_tokens=False))
-            batch = []
-    yield from (encoding.ids for encoding in tokenizer.encode_batch(batch, add_special_tokens=False))
+def _encode(tokenizer, documents: Iterable[Document], eos_id: int) -> Iterator[Sequence[int]]:
+    """Yield the token ids of each document; DataError where they hold the end of text or do not decode to the text."""
+    remaining = iter(documents)
+    while batch := list(itertools.islice(remaining, _BATCH)):
+        for number, ids in enumerate(encode_texts(tokenizer, [document.text for document in batch])):
+            check_end_of_text(batch[number], ids, eos_id)
+            if number < _DECODED_AGAIN:
+                check_round_trip(tokenizer, batch[number], ids)
+            yield ids
 
 
 def _common_source(documents: Sequence[Document]) -> str:

@@ -1,9 +1,13 @@
-"""A byte-level BPE tokenizer in the way of Jais, trained on documents and saved as Hugging Face expects it."""
+"""A byte-level BPE tokenizer in the way of Jais, trained on documents and saved as Hugging Face expects it.
+
+Text is data: whatever tokenizer.json stores, a text is encoded whole, and a special token that is written in it (such as
+`<|endoftext|>`) is spelled out like any other word. Control tokens are put in by their id alone.
+"""
 
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +45,7 @@ def train_tokenizer(documents: Iterable[Document], vocab_size: int, eos: str = E
     )
     tokenizer.train_from_iterator((document.text for document in documents), trainer)
     assert tokenizer.token_to_id(eos) == EOS_ID
-    return tokenizer
+    return _reading_text_as_data(tokenizer)
 
 
 def save_tokenizer(tokenizer: "Tokenizer", directory: str | Path, model_max_length: int) -> Path:
@@ -77,7 +81,11 @@ def save_tokenizer(tokenizer: "Tokenizer", directory: str | Path, model_max_leng
 
 
 def load_tokenizer(directory: str | Path) -> "Tokenizer":
-    """Load tokenizer.json from a folder (or the file itself); DataError if it is not there or cannot be read."""
+    """Load tokenizer.json from a folder (or the file itself), set to read text as data.
+
+    Truncation, padding and BPE dropout that the file stores are switched off; `encode_texts` spells special tokens out.
+    Raises DataError if the file is not there or cannot be read.
+    """
     from tokenizers import Tokenizer
 
     path = Path(directory)
@@ -85,9 +93,54 @@ def load_tokenizer(directory: str | Path) -> "Tokenizer":
     if not file.is_file():
         raise DataError(f"{file}: no such file; make one with `cerebras-jais data tokenizer` or name its folder")
     try:
-        return Tokenizer.from_file(str(file))
+        return _reading_text_as_data(Tokenizer.from_file(str(file)))
     except Exception as error:  # tokenizers raises bare Exception
         raise DataError(f"{file}: not a readable tokenizer ({error})") from error
+
+
+def _reading_text_as_data(tokenizer: "Tokenizer") -> "Tokenizer":
+    tokenizer.encode_special_tokens = True  # special tokens in a text are not parsed
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if getattr(tokenizer.model, "dropout", None):
+        tokenizer.model.dropout = None
+    return tokenizer
+
+
+def encode_texts(tokenizer: "Tokenizer", texts: Sequence[str]) -> list[list[int]]:
+    """Return the token ids of each text, without special tokens around them."""
+    return [encoding.ids for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+
+def encode_document(tokenizer: "Tokenizer", document: Document, eos_id: int) -> list[int]:
+    """Return the token ids of one document, checked by `check_end_of_text` and `check_round_trip`."""
+    (ids,) = encode_texts(tokenizer, [document.text])
+    check_end_of_text(document, ids, eos_id)
+    check_round_trip(tokenizer, document, ids)
+    return ids
+
+
+def check_end_of_text(document: Document, ids: Sequence[int], eos_id: int) -> None:
+    """Raise DataError if a document's own text became the end-of-text token, which only ends documents."""
+    if eos_id in ids:
+        raise DataError(
+            f"{document.source}: the tokenizer turns text of this document into the end-of-text token (id {eos_id}); "
+            "give that token the property special: true in tokenizer.json"
+        )
+
+
+def check_round_trip(tokenizer: "Tokenizer", document: Document, ids: Sequence[int]) -> None:
+    """Raise DataError if the token ids of a document do not decode to its text, or to its text as normalised."""
+    text, decoded = document.text, tokenizer.decode(list(ids), skip_special_tokens=False)
+    if decoded != text and tokenizer.normalizer is not None:
+        text, decoded = (tokenizer.normalizer.normalize_str(version) for version in (text, decoded))
+    if decoded == text:
+        return
+    at = len(os.path.commonprefix([text, decoded]))
+    raise DataError(
+        f"{document.source}: its tokens do not decode to its text: {text[at : at + 20]!r} at character {at} becomes "
+        f"{decoded[at : at + 20]!r}; use a tokenizer that keeps every text, such as a byte-level BPE"
+    )
 
 
 def end_of_text_id(tokenizer: "Tokenizer", directory: str | Path | None = None) -> int:
@@ -113,7 +166,7 @@ def tokens_per_word(tokenizer: "Tokenizer", documents: Iterable[Document]) -> fl
     """Return the fertility: tokens per white-space separated word over all documents (nan without words)."""
     tokens = words = 0
     for document in documents:
-        tokens += len(tokenizer.encode(document.text, add_special_tokens=False).ids)
+        tokens += len(encode_texts(tokenizer, [document.text])[0])
         words += count_words(document.text)
     return tokens / words if words else math.nan
 

@@ -44,14 +44,14 @@ def generate(
     """
     import torch
 
-    from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer
+    from cerebras_jais.data.tokenizer import encode_texts, end_of_text_id, load_tokenizer
     from cerebras_jais.model.generate import generate as continue_ids
 
     model, encoder = _load(checkpoint, config), load_tokenizer(tokenizer)
     eos = end_of_text_id(encoder, tokenizer)
     generator = torch.Generator().manual_seed(seed)
-    for text in prompt:
-        ids = torch.tensor([encoder.encode(text, add_special_tokens=False).ids or [eos]])
+    for prompt_ids in encode_texts(encoder, prompt):
+        ids = torch.tensor([prompt_ids or [eos]])
         out = continue_ids(
             model,
             ids,
@@ -88,7 +88,7 @@ def score(
       cerebras-jais score model/checkpoint_200.mdl --tokenizer tokenizer --text TEXT --held-out 10
     """
     from cerebras_jais.data.text import read_documents, sample_corpus_path, split_held_out
-    from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer
+    from cerebras_jais.data.tokenizer import encode_document, end_of_text_id, load_tokenizer
     from cerebras_jais.errors import UserError
     from cerebras_jais.evaluate.score import score_documents
 
@@ -99,7 +99,7 @@ def score(
         documents = split_held_out(documents, held_out)[1]
     if not documents:
         raise UserError(f"no document is held out with --held-out {held_out}; give more text or a smaller number")
-    scores = score_documents(model, documents, lambda t: encoder.encode(t, add_special_tokens=False).ids, eos)
+    scores = score_documents(model, documents, lambda document: encode_document(encoder, document, eos), eos)
     if as_json:
         click.echo(
             json.dumps(

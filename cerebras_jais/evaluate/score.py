@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +45,7 @@ class Score:
 def score_documents(
     model: LanguageModel,
     documents: Iterable[Document],
-    encode,
+    encode: Callable[[Document], list[int]],
     eos_token_id: int,
     *,
     max_sequence_length: int | None = None,
@@ -57,13 +57,13 @@ def score_documents(
     of the one before.
 
     Args:
-        encode: text to a list of token ids.
+        encode: a document to its token ids, without special tokens.
     """
     length = max_sequence_length or model.config.max_position_embeddings
     totals: dict[str, list[float]] = {}
     model.eval()
     for document in documents:
-        ids = [eos_token_id, *encode(document.text), eos_token_id]
+        ids = [eos_token_id, *encode(document), eos_token_id]
         total = totals.setdefault(language_of(document), [0, 0, 0, 0.0])
         total[0] += 1
         total[1] += len(ids) - 1

@@ -61,6 +61,36 @@ def test_packed_data_holds_every_document(documents, tokenizer_dir, tmp_path, vs
     assert params["setup"]["data"]["source"] == str(sample_corpus_path())
 
 
+@pytest.mark.parametrize("vsl", [False, True])
+def test_an_end_of_text_written_in_documents_ends_none_of_them(tokenizer_dir, tmp_path, vsl):
+    documents = [Document(f"<|endoftext|>{number}<|endoftext|>\n<|endoftext|>", "en", "here") for number in range(30)]
+    pack_documents(documents, tokenizer_dir, 64, tmp_path / "packed", vsl=vsl, held_out=0)
+    samples = HDF5Samples(tmp_path / "packed/train", 1, use_vsl=vsl)
+    rows = samples.read(np.arange(len(samples)))
+    assert (rows["labels"][rows["attention_mask"] == 1] == 0).sum() == 30
+    assert sorted(texts_of(tmp_path / "packed/train", load_tokenizer(tokenizer_dir), vsl)) == sorted(
+        d.text for d in documents
+    )
+
+
+def test_text_that_a_tokenizer_loses_is_not_packed(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    lossy = Tokenizer(models.WordLevel({"<|endoftext|>": 0, "<unk>": 1, "one": 2}, unk_token="<unk>"))
+    lossy.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    (tmp_path / "lossy").mkdir()
+    lossy.save(str(tmp_path / "lossy/tokenizer.json"))
+    with pytest.raises(DataError, match="second: its tokens do not decode"):
+        pack_documents(
+            [Document("one", "en", "first"), Document("other", "en", "second")],
+            tmp_path / "lossy",
+            8,
+            tmp_path / "packed",
+            held_out=0,
+        )
+    assert not (tmp_path / "packed").exists()
+
+
 def test_training_documents_of_all_languages_are_mixed(documents, tokenizer_dir, tmp_path):
     pack_documents(documents, tokenizer_dir, 64, tmp_path / "packed")
     texts = texts_of(tmp_path / "packed/train", load_tokenizer(tokenizer_dir), False)

@@ -1,5 +1,6 @@
 """Contract: the tokenizer spells every text back exactly, adds nothing, has end of text as token 0, and loads with
-transformers as what it is."""
+transformers as what it is. Text is data: a special token written in it is spelled out, and what tokenizer.json stores
+(truncation, padding, dropout) changes nothing."""
 
 import json
 import math
@@ -9,6 +10,8 @@ import pytest
 from cerebras_jais.data.text import DataError, Document, read_documents, sample_corpus_path
 from cerebras_jais.data.tokenizer import (
     bits_per_byte,
+    encode_document,
+    encode_texts,
     end_of_text_id,
     load_tokenizer,
     save_tokenizer,
@@ -52,10 +55,71 @@ def test_corpus_round_trips_and_nothing_is_normalised(tokenizer, documents):
     assert tokenizer.encode("كتَب").ids != tokenizer.encode("كتب").ids
 
 
-def test_end_of_text_is_token_0_and_parsed_in_text(tokenizer):
+def test_end_of_text_is_token_0_and_spelled_out_in_text(tokenizer):
     assert tokenizer.get_vocab_size() == 2000
     assert tokenizer.token_to_id("<|endoftext|>") == 0
-    assert tokenizer.encode("a<|endoftext|>b").ids.count(0) == 1
+    (ids,) = encode_texts(tokenizer, ["a<|endoftext|>b"])
+    assert 0 not in ids
+    assert tokenizer.decode(ids, skip_special_tokens=False) == "a<|endoftext|>b"
+
+
+def llama_tokenizer(directory):
+    """A tokenizer.json of Llama-2's kind: BPE with byte fallback, a space put first, `<s>` and `</s>` special."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcdefghijklmnop<>/"]
+    vocabulary = {name: number for number, name in enumerate(names)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names[:3]])
+    directory.mkdir()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return directory
+
+
+@pytest.mark.parametrize("text", ["<s>a</s>", "</s>", "a b </s><unk> ب", " a  b "])
+def test_special_tokens_of_llama_are_spelled_out_in_text(tmp_path, text):
+    tokenizer = load_tokenizer(llama_tokenizer(tmp_path / "llama"))
+    (ids,) = encode_texts(tokenizer, [text])
+    assert not {0, 1, 2} & set(ids)
+    assert encode_document(tokenizer, Document(text, None, ""), 2) == ids
+
+
+def test_stored_truncation_padding_and_dropout_change_nothing(tokenizer, documents, tmp_path):
+    from tokenizers import Tokenizer
+
+    save_tokenizer(tokenizer, tmp_path, 512)
+    stored = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    stored.enable_truncation(8)
+    stored.enable_padding(length=64, pad_token="<|endoftext|>")
+    stored.model.dropout = 0.9
+    stored.save(str(tmp_path / "tokenizer.json"))
+    texts = [document.text for document in documents]
+    assert encode_texts(load_tokenizer(tmp_path), texts) == encode_texts(tokenizer, texts)
+
+
+def test_text_that_becomes_the_end_of_text_is_refused_by_its_place(tokenizer, tmp_path):
+    save_tokenizer(tokenizer, tmp_path, 512)
+    file = tmp_path / "tokenizer.json"
+    file.write_text(file.read_text(encoding="utf-8").replace('"special": true', '"special": false'), encoding="utf-8")
+    with pytest.raises(DataError, match=r"a\.jsonl:3: .*end-of-text token.*special: true"):
+        encode_document(load_tokenizer(tmp_path), Document("a<|endoftext|>b", None, "a.jsonl:3"), 0)
+
+
+def test_a_tokenizer_that_loses_text_is_refused_where_it_does():
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    lossy = Tokenizer(models.WordLevel({"<unk>": 0, "one": 1, "two": 2, "two²": 3}, unk_token="<unk>"))
+    lossy.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    with pytest.raises(DataError, match=r"here: .*'three' at character 4 becomes '<unk>'"):
+        encode_document(lossy, Document("one three", None, "here"), 9)
+    assert encode_document(lossy, Document("one two", None, "here"), 9) == [1, 2]
+    lossy.normalizer = normalizers.NFKC()  # a text and its normal form count as the same
+    lossy.model = models.WordLevel({"<unk>": 0, "one": 1, "two2": 2}, unk_token="<unk>")
+    assert encode_document(lossy, Document("one two²", None, "here"), 9) == [1, 2]
 
 
 def test_training_is_deterministic(documents, tokenizer):

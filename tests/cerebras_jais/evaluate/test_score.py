@@ -15,8 +15,8 @@ from tests.cerebras_jais.model.examples import jais_section
 EOS = 0
 
 
-def encode(text):
-    return [1 + byte % 90 for byte in text.encode()]
+def encode(document):
+    return [1 + byte % 90 for byte in document.text.encode()]
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def documents():
 def test_nats_are_the_log_probabilities_of_all_tokens_and_the_end(model):
     scores = {s.language: s for s in score_documents(model, documents()[:2], encode, EOS)}
     for document in documents()[:2]:
-        ids = torch.tensor([[EOS, *encode(document.text), EOS]])
+        ids = torch.tensor([[EOS, *encode(document), EOS]])
         # The Arabic one has 30 bytes: longer than the context of 24, so it is cut after it.
         pieces = [ids[:, :25], ids[:, 24:]] if document.language == "ar" else [ids]
         nats = 0.0
