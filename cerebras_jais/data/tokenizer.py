@@ -1,7 +1,7 @@
 """A byte-level BPE tokenizer in the way of Jais, trained on documents and saved as Hugging Face expects it.
 
-Text is data: whatever tokenizer.json stores, a text is encoded whole, and a special token that is written in it (such as
-`<|endoftext|>`) is spelled out like any other word. Control tokens are put in by their id alone.
+Text is data: whatever tokenizer.json stores, a text is encoded whole, and a special token that is written in it (such
+as `<|endoftext|>`) is spelled out like any other word. Control tokens are put in by their id alone.
 """
 
 import json
@@ -136,7 +136,8 @@ def check_round_trip(tokenizer: "Tokenizer", document: Document, ids: Sequence[i
         text, decoded = (tokenizer.normalizer.normalize_str(version) for version in (text, decoded))
     if decoded == text:
         return
-    at = len(os.path.commonprefix([text, decoded]))
+    differing = (index for index, (a, b) in enumerate(zip(text, decoded, strict=False)) if a != b)
+    at = next(differing, min(len(text), len(decoded)))
     raise DataError(
         f"{document.source}: its tokens do not decode to its text: {text[at : at + 20]!r} at character {at} becomes "
         f"{decoded[at : at + 20]!r}; use a tokenizer that keeps every text, such as a byte-level BPE"
