@@ -5,10 +5,31 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 import click
 
 from cerebras_jais.errors import UserError
+from cerebras_jais.ranges import Range
+
+
+class Number(click.ParamType):
+    """A number of a range as the value of an option."""
+
+    def __init__(self, bounds: Range) -> None:
+        self.bounds = bounds
+        self.name = "integer" if bounds.whole else "float"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:
+        """The number; fails with the range in words."""
+        try:
+            number = value if isinstance(value, int | float) else (int if self.bounds.whole else float)(value)
+        except ValueError:
+            number = value
+        problem = self.bounds.problem(number)
+        if problem is not None:
+            self.fail(problem, param, ctx)
+        return number
 
 
 class LazyGroup(click.Group):

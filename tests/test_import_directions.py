@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BASE = {"errors", "progress", "commandline"}  # used by every room
+BASE = {"errors", "ranges", "progress", "commandline"}  # used by every room
 LOW = BASE | {"model", "checkpoint"}
 ALLOWED = {
     "errors": set(),
+    "ranges": set(),
     "progress": {"errors"},
-    "commandline": {"errors"},
+    "commandline": {"errors", "ranges"},
     "model": BASE | {"checkpoint"},  # weights.py fills a model from a file
     "checkpoint": BASE,
     "data": LOW,

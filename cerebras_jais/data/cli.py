@@ -4,6 +4,9 @@ from pathlib import Path
 
 import click
 
+from cerebras_jais.commandline import Number
+from cerebras_jais.ranges import COUNT_OR_NONE, SEED, SIZE, VOCABULARY
+
 
 @click.group()
 def data() -> None:
@@ -31,22 +34,23 @@ _text = click.option(
 )
 _held_out = click.option(
     "--held-out",
+    type=Number(COUNT_OR_NONE),
     default=10,
     show_default=True,
     metavar="EVERY",
     help="Keep every EVERY-th document of each language out of training; 0 keeps none.",
 )
-_length = click.option(
-    "--max-sequence-length", type=click.IntRange(min=1), required=True, help="Tokens per row, e.g. 2048."
-)
+_length = click.option("--max-sequence-length", type=Number(SIZE), required=True, help="Tokens per row, e.g. 2048.")
 
 
 @data.command()
 @_text
-@click.option("--vocab-size", type=int, required=True, help="Entries wanted, 257 or more; Jais has 84992.")
+@click.option(
+    "--vocab-size", type=Number(VOCABULARY), required=True, help="Entries wanted, 257 or more; Jais has 84992."
+)
 @click.option("--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder to write.")
 @click.option(
-    "--model-max-length", type=click.IntRange(min=1), default=2048, show_default=True, help="Context length to record."
+    "--model-max-length", type=Number(SIZE), default=2048, show_default=True, help="Context length to record."
 )
 @_held_out
 @click.option("--overwrite", is_flag=True, help="Replace the tokenizer that is there.")
@@ -90,7 +94,7 @@ def tokenizer(
 @click.option("--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="New folder to write.")
 @click.option("--vsl", is_flag=True, help="Pack whole documents that attend to themselves alone (use_vsl: True).")
 @_held_out
-@click.option("--seed", default=0, show_default=True, help="Order of the training documents.")
+@click.option("--seed", type=Number(SEED), default=0, show_default=True, help="Order of the training documents.")
 def pack(
     texts: tuple[Path, ...],
     tokenizer_dir: Path,

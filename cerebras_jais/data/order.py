@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from cerebras_jais.data.text import DataError
+from cerebras_jais.ranges import subset_bounds
 
 
 @dataclass(frozen=True)
@@ -98,18 +99,10 @@ def subset_indices(length: int, data_subset: str) -> np.ndarray:
     A range start-end selects int(length start) to int(length end). Raises DataError for ranges that cannot be read,
     leave [0, 1] or do not rise.
     """
-    problem = (
-        f"data_subset {data_subset!r}: expected rising ranges within 0 to 1 such as '0.0-0.5' or '0.1-0.3,0.7-1.0'"
-    )
     try:
-        ranges = [
-            (float(part.split("-")[0]), float(part.split("-")[1])) for part in str(data_subset).strip().split(",")
-        ]
-    except (ValueError, IndexError) as error:
-        raise DataError(problem) from error
-    bounds = [bound for pair in ranges for bound in pair]
-    if any(not 0 <= bound <= 1 for bound in bounds) or bounds != sorted(bounds):
-        raise DataError(problem)
+        ranges = subset_bounds(data_subset)
+    except ValueError as error:
+        raise DataError(f"data_subset: {error}") from None
     return np.concatenate([np.arange(int(length * start), int(length * end), dtype=np.int64) for start, end in ranges])
 
 

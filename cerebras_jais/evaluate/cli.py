@@ -7,6 +7,9 @@ from pathlib import Path
 
 import click
 
+from cerebras_jais.commandline import Number
+from cerebras_jais.ranges import COUNT_OR_NONE, SEED, SHARE, SIZE, TEMPERATURE
+
 _CHECKPOINT = click.argument("checkpoint", type=click.Path(path_type=Path))
 _TOKENIZER = click.option(
     "--tokenizer", required=True, type=click.Path(path_type=Path), help="Folder of the tokenizer."
@@ -23,10 +26,22 @@ _CONFIG = click.option(
 @_TOKENIZER
 @_CONFIG
 @click.option("--prompt", required=True, multiple=True, help="Text to continue; may be given several times.")
-@click.option("--max-new-tokens", default=64, show_default=True, help="Tokens to add at most.")
-@click.option("--temperature", default=0.0, show_default=True, help="0 takes the likeliest token each time.")
-@click.option("--top-p", default=1.0, show_default=True, help="Sample from the likeliest tokens of this total.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the sampling.")
+@click.option("--max-new-tokens", type=Number(SIZE), default=64, show_default=True, help="Tokens to add at most.")
+@click.option(
+    "--temperature",
+    type=Number(TEMPERATURE),
+    default=0.0,
+    show_default=True,
+    help="0 takes the likeliest token each time.",
+)
+@click.option(
+    "--top-p",
+    type=Number(SHARE),
+    default=1.0,
+    show_default=True,
+    help="Sample from the likeliest tokens of this total.",
+)
+@click.option("--seed", type=Number(SEED), default=0, show_default=True, help="Seed of the sampling.")
 def generate(
     checkpoint: Path,
     tokenizer: Path,
@@ -76,7 +91,10 @@ def generate(
     help="Folder or file of .txt, .jsonl or SQuAD .json; repeatable. Default: the bundled sample.",
 )
 @click.option(
-    "--held-out", default=0, help="Score only every N-th document of each language, as `data pack` sets aside."
+    "--held-out",
+    type=Number(COUNT_OR_NONE),
+    default=0,
+    help="Score only every N-th document of each language, as `data pack` sets aside.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def score(

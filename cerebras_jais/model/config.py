@@ -15,6 +15,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cerebras_jais.errors import UserError
+from cerebras_jais.ranges import (
+    BASE_WIDTH,
+    EPSILON,
+    FACTOR,
+    FRACTION,
+    LAYERS,
+    OFFSET,
+    ROTATION,
+    SIZE,
+    SPREAD,
+    VOCABULARY,
+    Range,
+    shown,
+)
 
 
 class ModelConfigError(UserError):
@@ -36,7 +50,7 @@ class Initializer:
         """Read one initializer of the YAML: a name, or a mapping with `name`, `mean`, `std`, `a`, `b`."""
         section = {"name": section} if isinstance(section, str) else section
         if not isinstance(section, Mapping):
-            raise ModelConfigError(f"model.{key}: must be a name or a mapping with a name (got {section!r})")
+            raise ModelConfigError(f"model.{key}: must be a name or a mapping with a name (got {shown(section)})")
         name = str(section.get("name", "")).lower()
         if name not in ("normal", "truncated_normal"):
             raise ModelConfigError(
@@ -46,18 +60,26 @@ class Initializer:
         unknown = set(section) - {"name", "mean", "std", "a", "b"}
         if unknown:
             raise ModelConfigError(f"model.{key}: unknown key {sorted(unknown)[0]!r}; known: name, mean, std, a, b")
-        for part in ("mean", "std", "a", "b"):
-            value = section.get(part, 0.0)
-            if not (isinstance(value, int | float) or (value is None and part in ("a", "b"))):
-                raise ModelConfigError(f"model.{key}.{part}: must be a number (got {value!r})")
+        for part, bounds in (("mean", OFFSET), ("std", SPREAD), ("a", OFFSET), ("b", OFFSET)):
+            value = section.get(part)
+            if part not in section or (value is None and part in ("a", "b")):
+                continue
+            problem = bounds.problem(value)
+            if problem is not None:
+                raise ModelConfigError(f"model.{key}.{part}: {problem}")
         std = float(section.get("std", 0.05))
         truncated = name == "truncated_normal"
-        bound = {side: section.get(side) for side in ("a", "b")}
+        bound: dict[str, Any] = {side: section.get(side) for side in ("a", "b")}
         # The Model Zoo's default bounds are two standard deviations where the keys are absent, and +-0.1 where null.
         for side, sign in (("a", -1.0), ("b", 1.0)):
             if truncated and bound[side] is None:
                 bound[side] = sign * (0.1 if side in section else 2 * std)
-        return cls(name, float(section.get("mean", 0.0)), std, bound["a"], bound["b"])
+        mean = float(section.get("mean", 0.0))
+        if truncated and not (bound["a"] <= mean <= bound["b"] and bound["a"] < bound["b"]):
+            raise ModelConfigError(
+                f"model.{key}: mean {mean} must lie between the bounds a {bound['a']} and b {bound['b']}"
+            )
+        return cls(name, mean, std, bound["a"], bound["b"])
 
     def scaled(self, factor: float) -> Initializer:
         """The same distribution with its spread and bounds times `factor`, as muP scales it."""
@@ -76,6 +98,19 @@ _INITIALIZERS = (
     "ffn_initializer",
     "ffn_output_layer_initializer",
 )
+
+_RANGES: Mapping[str, Range] = {
+    "vocab_size": VOCABULARY,
+    "num_hidden_layers": LAYERS,
+    **dict.fromkeys(("max_position_embeddings", "hidden_size", "filter_size", "num_heads", "rotary_dim"), SIZE),
+    **dict.fromkeys(("mup_base_hidden_size", "mup_base_filter_size"), BASE_WIDTH),
+    **dict.fromkeys(("dropout_rate", "embd_pdrop", "attention_dropout_rate"), FRACTION),
+    **dict.fromkeys(("pos_scaling_factor", "embeddings_scale", "attention_logits_alpha"), FACTOR),
+    **dict.fromkeys(("output_logits_alpha", "output_logits_scale", "loss_weight"), FACTOR),
+    "initializer_range": SPREAD,
+    "layer_norm_epsilon": EPSILON,
+    "rope_theta": ROTATION,
+}
 
 # Keys of the Model Zoo's GPT-2 class that no model of the family uses: accepted at the Model Zoo's default only.
 _ONLY_AT_DEFAULT: dict[str, Any] = {
@@ -215,7 +250,7 @@ class DecoderConfig:
             elif key in _ONLY_AT_DEFAULT:
                 if value != _ONLY_AT_DEFAULT[key]:
                     raise ModelConfigError(
-                        f"model.{given}: {value!r} is not supported; no model of the family uses it "
+                        f"model.{given}: {shown(value)} is not supported; no model of the family uses it "
                         f"(remove the key, its default is {_ONLY_AT_DEFAULT[key]!r})"
                     )
             else:
@@ -250,7 +285,7 @@ class DecoderConfig:
 
         def demand(holds: bool, key: str, what: str) -> None:
             if not holds:
-                raise ModelConfigError(f"model.{key}: {what} (got {getattr(self, key)!r})")
+                raise ModelConfigError(f"model.{key}: {what} (got {shown(getattr(self, key))})")
 
         demand(
             self.name in (*STOCK_NAMES, *PLUGIN_NAMES), "name", f"use one of {', '.join(PLUGIN_NAMES + STOCK_NAMES)}"
@@ -260,9 +295,9 @@ class DecoderConfig:
             "frozen_parameters",
             f"the Model Zoo's own {self.name!r} freezes nothing; use name: {' or '.join(PLUGIN_NAMES)}",
         )
-        for key in ("vocab_size", "max_position_embeddings", "hidden_size", "num_hidden_layers", "num_heads"):
-            demand(getattr(self, key) > 0, key, "must be positive")
-        demand(self.filter_size > 0, "filter_size", "must be positive")
+        for key in _RANGES:
+            if getattr(self, key) is not None:
+                _check_range(key, getattr(self, key))
         demand(self.hidden_size % self.num_heads == 0, "num_heads", f"must divide hidden_size {self.hidden_size}")
         demand(
             self.position_embedding_type in ("alibi", "rotary"),
@@ -274,7 +309,6 @@ class DecoderConfig:
         demand(
             self.loss_scaling in ("num_tokens", "batch_size"), "loss_scaling", "must be 'num_tokens' or 'batch_size'"
         )
-        demand(self.pos_scaling_factor > 0, "pos_scaling_factor", "must be positive")
         demand(
             self.attention_module in ("aiayn_attention", "multiquery_attention"),
             "attention_module",
@@ -284,7 +318,7 @@ class DecoderConfig:
         demand(not unknown, "extra_attention_params", f"unknown key {sorted(unknown)[:1]}; known: num_kv_groups")
         groups = self.extra_attention_params.get("num_kv_groups", 1)
         demand(
-            isinstance(groups, int) and groups > 0 and self.num_heads % groups == 0,
+            isinstance(groups, int) and SIZE.holds(groups) and self.num_heads % groups == 0,
             "extra_attention_params",
             f"num_kv_groups must be a whole number that divides num_heads {self.num_heads}",
         )
@@ -293,13 +327,9 @@ class DecoderConfig:
             "attention_module",
             "must be 'multiquery_attention' for num_kv_groups to have an effect",
         )
-        for key in ("dropout_rate", "embd_pdrop", "attention_dropout_rate"):
-            demand(getattr(self, key) is None or 0 <= getattr(self, key) < 1, key, "must be in [0, 1)")
         if self.position_embedding_type == "rotary":
             dim = self.effective_rotary_dim
             demand(dim % 2 == 0 and 0 < dim <= self.head_dim, "rotary_dim", f"must be even and at most {self.head_dim}")
-        for key in ("mup_base_hidden_size", "mup_base_filter_size"):
-            demand(getattr(self, key) is None or getattr(self, key) > 0, key, "must be positive")
         demand(
             self.is_mup or self.output_logits_alpha is None,
             "output_logits_alpha",
@@ -374,26 +404,27 @@ def _coerced(key: str, value: Any, f: dataclasses.Field) -> Any:
         return value if "None" in wanted else f.default
     if wanted.startswith("bool"):
         if not isinstance(value, bool):
-            raise ModelConfigError(f"model.{key}: must be true or false (got {value!r})")
-    elif wanted.startswith("int"):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value % 1 != 0:
-            raise ModelConfigError(f"model.{key}: must be a whole number (got {value!r})")
-        return int(value)
-    elif wanted.startswith("float"):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise ModelConfigError(f"model.{key}: must be a number (got {value!r})")
-        return float(value)
+            raise ModelConfigError(f"model.{key}: must be true or false (got {shown(value)})")
+    elif wanted.startswith(("int", "float")):
+        _check_range(key, value)
+        return int(value) if wanted.startswith("int") else float(value)
     elif wanted.startswith("str"):
         if not isinstance(value, str):
-            raise ModelConfigError(f"model.{key}: must be a string (got {value!r})")
+            raise ModelConfigError(f"model.{key}: must be a string (got {shown(value)})")
         return value if key in ("name", "attention_kernel") else value.lower()
     elif wanted.startswith("tuple"):
         if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
-            raise ModelConfigError(f"model.{key}: must be a list of strings (got {value!r})")
+            raise ModelConfigError(f"model.{key}: must be a list of strings (got {shown(value)})")
         return tuple(value)
     elif wanted.startswith("Mapping") and not isinstance(value, Mapping):
-        raise ModelConfigError(f"model.{key}: must be a mapping (got {value!r})")
+        raise ModelConfigError(f"model.{key}: must be a mapping (got {shown(value)})")
     return value
+
+
+def _check_range(key: str, value: Any) -> None:
+    problem = _RANGES[key].problem(value)
+    if problem is not None:
+        raise ModelConfigError(f"model.{key}: {problem}")
 
 
 def _plain(value: Any) -> Any:

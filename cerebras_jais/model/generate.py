@@ -7,6 +7,8 @@ from torch import Tensor
 
 from cerebras_jais.model.decoder import LanguageModel
 
+_COLDEST = 1e-6  # logits divided by less overflow, and the likeliest token is certain long before
+
 
 @torch.inference_mode()
 def generate(
@@ -25,7 +27,7 @@ def generate(
         model: put in eval mode for the call, and back afterwards.
         input_ids_BL: prompts, int64 or int32, on the model's device.
         eos_token_id: a sequence that produced it is filled with it; generation ends when all have.
-        temperature: 0 takes the likeliest token; otherwise logits are divided by it and sampled.
+        temperature: logits are divided by it and sampled; 0, and less than 1e-6, takes the likeliest token.
         top_p: sample only from the likeliest tokens that together hold this probability.
 
     Raises:
@@ -57,7 +59,7 @@ def generate(
 
 
 def _choose(logits_BV: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
-    if temperature == 0:
+    if temperature < _COLDEST:
         return logits_BV.argmax(-1)
     probability_BV, order_BV = (logits_BV / temperature).softmax(-1).sort(-1, descending=True)
     # A token stays while the tokens likelier than it hold less than top_p; the likeliest always stays.

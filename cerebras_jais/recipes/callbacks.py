@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from cerebras_jais.ranges import COUNT
+
 # Change what is trained or kept: done here too.
 HONOURED: Mapping[str, tuple[str, ...]] = {
     "CheckLoss": (),
@@ -69,11 +71,19 @@ LOGGERS_WITHOUT_EFFECT: Mapping[str, tuple[str, ...]] = {
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int) and COUNT.holds(value)
 
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
+
+
+def _is_path(value: Any) -> bool:
+    return _is_text(value) and bool(value) and "\0" not in value
+
+
+def _or_null(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or kind(value)
 
 
 def _is_names(value: Any) -> bool:
@@ -82,9 +92,9 @@ def _is_names(value: Any) -> bool:
 
 # What the arguments that have an effect here may be, if they are given: a test of the value, and its name in words.
 ARGUMENT_KINDS: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = {
-    "KeepNCheckpoints": {"n": (_is_count, "a whole number above 0")},
+    "KeepNCheckpoints": {"n": (_or_null(_is_count), f"{COUNT}, or null")},
     "LoadCheckpointStates": {"load_checkpoint_states": (_is_names, "text or a list of names")},
-    "TensorBoardLogger": {"summary_dir": (_is_text, "the path of a folder")},
+    "TensorBoardLogger": {"summary_dir": (_or_null(_is_path), "the path of a folder, or null")},
 }
 
 # Callbacks whose arguments are paths of flags under cerebras.pytorch's backends.

@@ -288,7 +288,13 @@ def _rate(schedule: Any, end: int) -> float:
 
 # ---- several trainers -------------------------------------------------------------------------------------------
 
-_SAME_IN_ALL = ("hidden_size", "num_hidden_layers", "num_heads", "filter_size", "vocab_size", "position_embedding_type")
+# What names and shapes of tensors follow from, and the key that says it where its own name is another.
+_SAME_IN_ALL = (
+    *("hidden_size", "num_hidden_layers", "num_heads", "filter_size", "vocab_size", "position_embedding_type"),
+    *("num_kv_groups", "norm_type", "share_embedding_weights", "use_bias_in_output", "use_ffn_bias"),
+    *("use_projection_bias_in_attention", "use_ffn_bias_in_attention"),
+)
+_SAID_BY = {"num_kv_groups": "extra_attention_params"}
 
 
 def _problems_between(configs: Sequence[TrainerConfig]) -> Iterator[Problem]:
@@ -298,9 +304,10 @@ def _problems_between(configs: Sequence[TrainerConfig]) -> Iterator[Problem]:
         for key in _SAME_IN_ALL:
             ours, theirs = getattr(config.init.model, key), getattr(first.model, key)
             if ours != theirs:
+                name = f"{key} " if key in _SAID_BY else ""
                 yield (
-                    (*at, "model", key),
-                    f"is {ours} here and {theirs} in the first phase, whose weights would not fit; make them equal",
+                    (*at, "model", _SAID_BY.get(key, key)),
+                    f"{name}is {ours} here and {theirs} in the first phase, whose weights do not fit; make them equal",
                 )
         if config.init.backend_type != first.backend_type:
             yield (

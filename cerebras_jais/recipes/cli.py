@@ -54,7 +54,8 @@ def check(files: tuple[Path, ...], tokenizer: Path | None, as_json: bool) -> int
     Every line names file, line, key and remedy. Looked at: every key; backend, cluster options and flags; sequence
     lengths against model and data; muP's numbers; schedules against the length of the run; what CS systems demand of
     precision; loss_weight; the vocabulary; names of frozen tensors. Where the Model Zoo is installed, its own
-    validation runs too. Data that is not on this machine is not looked at, and a note says so.
+    validation runs too. Data that is not on this machine, the start checkpoint and the memory of the machine are not
+    looked at, or do not count; notes say so.
     """
     import json
 
@@ -65,26 +66,25 @@ def check(files: tuple[Path, ...], tokenizer: Path | None, as_json: bool) -> int
     zoo = modelzoo_is_installed()
     results = []
     for file in files:
-        problems, absent = check_file(file), list[str]()
+        problems, notes = check_file(file), list[str]()
         if not problems:
-            problems, absent = preflight(file, tokenizer)
+            problems, notes = preflight(file, tokenizer)
         if zoo and not problems:
             problems = modelzoo_problems(file)
-        results.append((str(file), problems, absent))
+        results.append((str(file), problems, notes))
     failed = any(problems for _, problems, _ in results)
     if as_json:
-        keys = ("file", "problems", "data_not_here")
+        keys = ("file", "problems", "notes")
         found = [{**dict(zip(keys, result, strict=True)), "modelzoo": zoo} for result in results]
         click.echo(json.dumps(found, ensure_ascii=False))
         return int(failed)
-    for name, problems, absent in results:
+    for name, problems, notes in results:
         for problem in problems:
             click.echo(f"error: {problem}", err=True)
         if not problems:
             click.echo(f"{name}: good{'' if zoo else ' (the Model Zoo is not installed, so it had no say)'}")
-        if absent:
-            more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
-            click.echo(f"note: {name}: its data is not here and was not looked at: {absent[0]}{more}")
+        for note in notes:
+            click.echo(f"note: {name}: {note}")
     return int(failed)
 
 

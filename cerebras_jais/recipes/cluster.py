@@ -10,9 +10,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
-from cerebras_jais.recipes.section import Section, refuse
+from cerebras_jais.ranges import COUNT, shown
+from cerebras_jais.recipes.section import Count, CountOrNone, Section, refuse
 from cerebras_jais.recipes.yaml_source import suggestion
 
 _LABEL_PART = re.compile(r"([A-Za-z0-9][-A-Za-z0-9_.]{0,61})?[A-Za-z0-9]")
@@ -24,14 +25,14 @@ class ClusterConfig(Section):
     mgmt_address: str | None = None
     mgmt_namespace: str | None = None
     credentials_path: str | None = None
-    num_csx: int = Field(default=1, gt=0)
-    max_wgt_servers: int = Field(default=0, ge=0)
-    max_act_per_csx: int = Field(default=0, ge=0)
-    num_workers_per_csx: int = Field(default=1, ge=0)
+    num_csx: Count = 1
+    max_wgt_servers: CountOrNone = 0
+    max_act_per_csx: CountOrNone = 0
+    num_workers_per_csx: CountOrNone = 1
     cbcore_image: str | None = None
     job_labels: list[str] | None = None
     job_priority: Literal["p1", "p2", "p3"] = "p2"
-    job_time_sec: int | None = Field(default=None, gt=0)
+    job_time_sec: Count | None = None
     mount_dirs: str | list[str | dict[str, Any]] | None = None
     python_paths: str | list[str] | None = None
     automount: bool = True
@@ -47,12 +48,12 @@ class ClusterConfig(Section):
         for label in labels or []:
             parts = label.split("=")
             if len(parts) != 2 or not all(_LABEL_PART.fullmatch(part) for part in parts):
-                raise refuse(f"label {label!r} must be key=value of letters, digits, '-', '_' and '.'")
+                raise refuse(f"label {shown(label)} must be key=value of letters, digits, '-', '_' and '.'")
         return labels
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int) and COUNT.holds(value)
 
 
 def _is_micro_batch(value: Any) -> bool:
@@ -119,4 +120,4 @@ def flag_problem(flag: str, value: Any) -> str | None:
     if flag not in FLAGS:
         return f"flag {flag!r} is unknown to cerebras_pytorch 2.10; {suggestion(flag, FLAGS)}"
     holds, what = FLAGS[flag]
-    return None if holds(value) else f"{flag} must be {what} (got {value!r})"
+    return None if holds(value) else f"{flag} must be {what} (got {shown(value)})"

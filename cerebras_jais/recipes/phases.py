@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cerebras_jais.checkpoint import open_checkpoint
+from cerebras_jais.checkpoint import open_checkpoint, read_step
 from cerebras_jais.errors import UserError
 from cerebras_jais.recipes.schema import TrainerConfig
 from cerebras_jais.recipes.yaml_source import RecipeError
@@ -106,7 +106,7 @@ def _present(path: Path) -> tuple[frozenset[str], int]:
     with open_checkpoint(path) as opened:
         tree = opened.tree if isinstance(opened.tree, Mapping) else {}
         names = frozenset(str(name) for name in tree if not str(name).startswith("__"))
-        return names, int(tree["global_step"]) if "global_step" in names else 0
+        return names, read_step(tree, path)
 
 
 def _wanted(config: TrainerConfig) -> frozenset[str] | None:

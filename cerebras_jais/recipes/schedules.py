@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from cerebras_jais.recipes.section import Section, refuse, unwrap
+from cerebras_jais.recipes.section import Count, Rate, Section, refuse, unwrap
 from cerebras_jais.recipes.yaml_source import suggestion
 
 
@@ -29,25 +29,25 @@ class Schedule(Section):
 class LinearLR(Schedule):
     """From one learning rate to another in a straight line, then constant."""
 
-    initial_learning_rate: float
-    end_learning_rate: float
-    total_iters: int = Field(gt=0)
+    initial_learning_rate: Rate
+    end_learning_rate: Rate
+    total_iters: Count
     cycle: bool = False
 
 
 class CosineDecayLR(Schedule):
     """From one learning rate to another along half a cosine, then constant."""
 
-    initial_learning_rate: float
-    end_learning_rate: float
-    total_iters: int = Field(gt=0)
+    initial_learning_rate: Rate
+    end_learning_rate: Rate
+    total_iters: Count
 
 
 class ConstantLR(Schedule):
     """One learning rate."""
 
-    learning_rate: float
-    total_iters: int | None = Field(default=None, gt=0)
+    learning_rate: Rate
+    total_iters: Count | None = None
 
 
 class SequentialLR(Schedule):

@@ -11,10 +11,11 @@ from pydantic import Field, PlainValidator, PrivateAttr, ValidationError, field_
 
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.config import NO_EFFECT_HERE, PLUGIN_NAMES, STOCK_NAMES, DecoderConfig
+from cerebras_jais.ranges import shown
 from cerebras_jais.recipes.callbacks import LOGGERS_WITHOUT_EFFECT, WITHOUT_EFFECT
 from cerebras_jais.recipes.family import check_family
 from cerebras_jais.recipes.schedules import AnySchedule
-from cerebras_jais.recipes.section import Section, refuse, unwrap
+from cerebras_jais.recipes.section import PathText, Section, Seed, refuse, unwrap
 from cerebras_jais.recipes.sections import (
     AdamW,
     AutoRestart,
@@ -41,7 +42,7 @@ def _model(section: Any) -> DecoderConfig:
     if isinstance(section, DecoderConfig):
         return section
     if not isinstance(section, dict):
-        raise refuse(f"must be a mapping (got {section!r})")
+        raise refuse(f"must be a mapping (got {shown(section)})")
     if "name" not in section and "model_name" not in section:
         raise refuse(f"missing; use one of {', '.join(PLUGIN_NAMES + STOCK_NAMES)}", "name")
     try:
@@ -59,8 +60,8 @@ class TrainerInit(Section):
 
     device: str | None = None
     backend: Backend = Backend()
-    model_dir: str = "./model_dir"
-    seed: int | None = None
+    model_dir: PathText = "./model_dir"
+    seed: Seed | None = None
     model: Annotated[DecoderConfig, PlainValidator(_model)]
     optimizer: AdamW | None = None
     schedulers: list[AnySchedule] = Field(default_factory=list)
@@ -110,7 +111,7 @@ class TrainerFit(Section):
 
     train_dataloader: DataLoader
     val_dataloader: list[DataLoader] = Field(default_factory=list)
-    ckpt_path: str | None = None
+    ckpt_path: PathText | None = None
 
     @field_validator("val_dataloader", mode="before")
     @classmethod
@@ -127,14 +128,14 @@ class TrainerValidate(Section):
     """The data of one evaluation."""
 
     val_dataloader: DataLoader
-    ckpt_path: str | None = None
+    ckpt_path: PathText | None = None
 
 
 class TrainerValidateAll(Section):
     """The data of evaluations of several checkpoints."""
 
     val_dataloaders: list[DataLoader] = Field(default_factory=list)
-    ckpt_paths: str | list[str] | None = None
+    ckpt_paths: PathText | list[PathText] | None = None
 
     @field_validator("val_dataloaders", mode="before")
     @classmethod
@@ -337,4 +338,4 @@ def _in_words(problem: Any) -> str:
         return f"unknown key; {suggestion(str(problem['loc'][-1]), ())}"
     message = problem["msg"][:1].lower() + problem["msg"][1:]
     given = problem.get("input")
-    return f"{message} (got {given!r})" if not isinstance(given, dict | list) else message
+    return f"{message} (got {shown(given)})" if not isinstance(given, dict | list) else message

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
+from cerebras_jais import ranges
+from cerebras_jais.ranges import Range, shown
 from cerebras_jais.recipes.yaml_source import suggestion
 
 
@@ -39,6 +41,55 @@ class Section(BaseModel):
 
 def unwrap(value: Any, what: str) -> tuple[str, Any]:
     if not isinstance(value, dict) or len(value) != 1:
-        raise refuse(f"expected one mapping from the name of the {what} to its keys (got {value!r})")
+        raise refuse(f"expected one mapping from the name of the {what} to its keys (got {shown(value)})")
     ((name, keys),) = value.items()
     return str(name), {} if keys is None else keys
+
+
+# ---- numbers and paths of a section ---------------------------------------------------------------------------------
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise refuse(f"must be a number (got {value})")
+    return value
+
+
+def _path(value: Any) -> Any:
+    if isinstance(value, str) and (not value or "\0" in value):
+        raise refuse(f"must be the path of a file or folder (got {shown(value)})")
+    return value
+
+
+def _within(bounds: Range) -> AfterValidator:
+    def check(value: Any) -> Any:
+        problem = bounds.problem(value)
+        if problem is not None:
+            raise refuse(problem)
+        return value
+
+    return AfterValidator(check)
+
+
+def _subset(value: str) -> str:
+    try:
+        ranges.subset_bounds(value)
+    except ValueError as error:
+        raise refuse(str(error)) from None
+    return value
+
+
+_NUMBER = BeforeValidator(_number)
+Count = Annotated[int, _NUMBER, _within(ranges.COUNT)]
+CountOrNone = Annotated[int, _NUMBER, _within(ranges.COUNT_OR_NONE)]
+Size = Annotated[int, _NUMBER, _within(ranges.SIZE)]
+Seed = Annotated[int, _NUMBER, _within(ranges.SEED)]
+Rate = Annotated[float, _NUMBER, _within(ranges.RATE)]
+RateScale = Annotated[float, _NUMBER, _within(ranges.RATE_SCALE)]
+Fraction = Annotated[float, _NUMBER, _within(ranges.FRACTION)]
+Epsilon = Annotated[float, _NUMBER, _within(ranges.EPSILON)]
+Factor = Annotated[float, _NUMBER, _within(ranges.FACTOR)]
+Weight = Annotated[float, _NUMBER, _within(ranges.WEIGHT)]
+StepsOrFraction = Annotated[int | float, _NUMBER]
+PathText = Annotated[str, BeforeValidator(_path)]
+Subset = Annotated[str, AfterValidator(_subset)]

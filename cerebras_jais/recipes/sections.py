@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
+from cerebras_jais.ranges import COUNT_OR_NONE, SHARE, shown
 from cerebras_jais.recipes.callbacks import (
     ARGUMENT_KINDS,
     FLAG_CALLBACKS,
@@ -21,8 +22,26 @@ from cerebras_jais.recipes.callbacks import (
     WITHOUT_EFFECT,
 )
 from cerebras_jais.recipes.cluster import ClusterConfig, flag_problem
-from cerebras_jais.recipes.section import Section, refuse
+from cerebras_jais.recipes.section import (
+    Count,
+    CountOrNone,
+    Epsilon,
+    Factor,
+    Fraction,
+    PathText,
+    Rate,
+    RateScale,
+    Section,
+    Seed,
+    Size,
+    StepsOrFraction,
+    Subset,
+    Weight,
+    refuse,
+)
 from cerebras_jais.recipes.yaml_source import suggestion
+
+Paths = Annotated[list[PathText], Field(min_length=1)]
 
 
 class TaggedParams(Section):
@@ -35,14 +54,14 @@ class TaggedParams(Section):
 class AdamW(Section):
     """AdamW as Cerebras defines it (decoupled weight decay, optional bias correction)."""
 
-    learning_rate: float | None = Field(default=None, ge=0, validation_alias=AliasChoices("learning_rate", "lr"))
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    eps: float = Field(default=1e-6, ge=0)
-    weight_decay: float = 0.0
+    learning_rate: Rate | None = Field(default=None, validation_alias=AliasChoices("learning_rate", "lr"))
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: Epsilon = 1e-6
+    weight_decay: Rate = 0.0
     correct_bias: bool = True
     amsgrad: Literal[False] = False
     params: list[TaggedParams] = Field(default_factory=list)
-    adjust_learning_rate: dict[str, float] = Field(default_factory=dict)
+    adjust_learning_rate: dict[str, RateScale] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -60,13 +79,13 @@ class Precision(Section):
     enabled: bool = True
     fp16_type: Literal["float16", "bfloat16", "cbfloat16"] = "bfloat16"
     precision_opt_level: Literal[0, 1, 2] | None = None
-    loss_scaling_factor: float | Literal["dynamic"] | None = 1.0
-    initial_loss_scale: float | None = None
-    steps_per_increase: int = 2000
-    min_loss_scale: float | None = None
-    max_loss_scale: float | None = None
-    max_gradient_norm: float | None = Field(default=None, gt=0)
-    max_gradient_value: float | None = Field(default=None, gt=0)
+    loss_scaling_factor: Factor | Literal["dynamic"] | None = 1.0
+    initial_loss_scale: Factor | None = None
+    steps_per_increase: Count = 2000
+    min_loss_scale: Factor | None = None
+    max_loss_scale: Factor | None = None
+    max_gradient_norm: Factor | None = None
+    max_gradient_value: Factor | None = None
     log_loss_scale: bool | None = None
 
     @model_validator(mode="after")
@@ -81,13 +100,13 @@ class Precision(Section):
 class Loop(Section):
     """How long to train and when to evaluate; a step is one optimizer step of `grad_accum_steps` batches."""
 
-    num_steps: int | None = Field(default=None, gt=0)
-    max_steps: int | None = Field(default=None, gt=0)
-    num_epochs: int | None = Field(default=None, gt=0)
-    steps_per_epoch: int | None = Field(default=None, gt=0)
-    eval_frequency: int | float | None = 1.0
-    eval_steps: int | None = Field(default=None, gt=0)
-    grad_accum_steps: int = Field(default=1, gt=0)
+    num_steps: Count | None = None
+    max_steps: Count | None = None
+    num_epochs: Count | None = None
+    steps_per_epoch: Count | None = None
+    eval_frequency: StepsOrFraction | None = 1.0
+    eval_steps: Count | None = None
+    grad_accum_steps: Size = 1
 
     @model_validator(mode="after")
     def _lengths_that_fit_together(self) -> Loop:
@@ -95,10 +114,12 @@ class Loop(Section):
             raise refuse("give num_steps or num_epochs, not both", "num_epochs")
         if self.num_steps is None and self.num_epochs is None and self.max_steps is None:
             raise refuse("give one of max_steps, num_steps and num_epochs")
-        frequency = self.eval_frequency
-        if frequency and (frequency < 0 or (isinstance(frequency, float) and frequency > 1)):
+        bounds = SHARE if isinstance(self.eval_frequency, float) else COUNT_OR_NONE
+        if self.eval_frequency is not None and not bounds.holds(self.eval_frequency):
             raise refuse(
-                f"a whole number of steps, or a fraction in (0, 1] of the run (got {frequency})", "eval_frequency"
+                "must be a whole number of steps, or a fraction from 0 to 1 of the run "
+                f"(got {shown(self.eval_frequency)})",
+                "eval_frequency",
             )
         return self
 
@@ -106,11 +127,11 @@ class Loop(Section):
 class CheckpointSection(Section):
     """When checkpoints are written, how they are named, and whether the last one is taken up."""
 
-    steps: int | None = Field(default=None, ge=0)
+    steps: CountOrNone | None = None
     autoload_last_checkpoint: bool = True
     disable_strict_checkpoint_loading: bool = False
     save_initial_checkpoint: bool = False
-    checkpoint_root: str | None = None
+    checkpoint_root: PathText | None = None
     checkpoint_name: str = "checkpoint_{step}.mdl"
     strict_version: bool = True
 
@@ -130,7 +151,7 @@ class Logging(Section):
 
     without_effect = frozenset({"log_level", "wsc_log_level", "enable_act_frequency"})
 
-    log_steps: int = Field(default=1, ge=0)
+    log_steps: CountOrNone = 1
     log_level: str | int = "INFO"
     wsc_log_level: dict[str, Any] | None = None
     enable_act_frequency: bool = False
@@ -139,8 +160,8 @@ class Logging(Section):
 class AutoRestart(Section):
     """Restarts of a run on a cluster."""
 
-    max_num_restarts: int | None = None
-    min_num_csx: int = 1
+    max_num_restarts: CountOrNone | None = None
+    min_num_csx: Count = 1
 
 
 class Backend(Section):
@@ -158,7 +179,7 @@ class Backend(Section):
     validate_only: bool = False
     cluster_config: ClusterConfig | None = None
     enable_distributed: bool = False
-    main_process_id: int = 0
+    main_process_id: CountOrNone = 0
     dist_backend: str = "nccl"
     init_method: str | None = None
     sync_batchnorm: bool = False
@@ -177,9 +198,9 @@ class Backend(Section):
 class MixturePart(Section):
     """One data set of a mixture and the share of samples drawn from it."""
 
-    data_dir: str | list[str]
-    weight: float = Field(ge=0)
-    data_subset: str | None = None
+    data_dir: PathText | Paths
+    weight: Weight
+    data_subset: Subset | None = None
 
 
 class DataLoader(Section):
@@ -190,21 +211,21 @@ class DataLoader(Section):
     )
 
     data_processor: str
-    data_dir: str | list[str] | None = None
+    data_dir: PathText | Paths | None = None
     mixture: list[MixturePart] | None = None
-    batch_size: int = Field(gt=0)
+    batch_size: Count
     shuffle: bool = False
-    shuffle_seed: int = 0
+    shuffle_seed: Seed = 0
     use_worker_cache: bool = False
-    max_sequence_length: int | None = Field(default=None, gt=0)
-    data_subset: str | None = None
+    max_sequence_length: Size | None = None
+    data_subset: Subset | None = None
     drop_last: bool = True
-    num_samples: int | None = Field(default=None, gt=0)
+    num_samples: Count | None = None
     sort_files: bool = True
     use_vsl: bool = False
     pad_last: bool = False
-    num_workers: int = 0
-    prefetch_factor: int | None = 10
+    num_workers: CountOrNone = 0
+    prefetch_factor: Count | None = 10
     persistent_workers: bool = True
     dataset_map_fn: None = None
     data_transforms: None = None
@@ -241,7 +262,7 @@ class Named(Section):
         if isinstance(value, dict) and set(value) == {"name", "arguments"}:
             return value
         if not isinstance(value, dict) or len(value) != 1:
-            raise refuse(f"expected one mapping from a name to its arguments (got {value!r})")
+            raise refuse(f"expected one mapping from a name to its arguments (got {shown(value)})")
         ((given, arguments),) = value.items()
         known: dict[str, Any] = cls._known()
         name = {k.lower(): k for k in known}.get(str(given).lower())
@@ -252,7 +273,7 @@ class Named(Section):
         allowed = known[name]
         if arguments is not None and not isinstance(arguments, dict):
             keys = f"the keys {', '.join(allowed)}" if allowed else "keys"
-            raise refuse(f"its arguments must be a mapping with {keys} (got {arguments!r})", str(given))
+            raise refuse(f"its arguments must be a mapping with {keys} (got {shown(arguments)})", str(given))
         for key in arguments or {}:
             if allowed is not None and key not in allowed:
                 raise refuse(f"unknown key {key!r}; {suggestion(str(key), allowed)}", str(given))
@@ -260,8 +281,8 @@ class Named(Section):
             if problem is not None:
                 raise refuse(problem, str(given))
         for key, (kind, what) in ARGUMENT_KINDS.get(name, {}).items():
-            if arguments and arguments.get(key) is not None and not kind(arguments[key]):
-                raise refuse(f"{key} must be {what} (got {arguments[key]!r})", str(given))
+            if arguments and key in arguments and not kind(arguments[key]):
+                raise refuse(f"{key} must be {what} (got {shown(arguments[key])})", str(given))
         return {"name": name, "arguments": arguments}
 
     @classmethod

@@ -54,6 +54,11 @@ def dotted(keys: Iterable[str | int]) -> str:
     return text
 
 
+def undotted(text: str) -> tuple[str | int, ...]:
+    """The path of a key that `dotted` wrote."""
+    return tuple(int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", text))
+
+
 def suggestion(key: str, known: Iterable[str]) -> str:
     """A phrase naming the known key that is closest to an unknown one, or listing the known ones if they are few."""
     known = sorted(known)

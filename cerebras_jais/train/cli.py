@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from cerebras_jais.commandline import Number
+from cerebras_jais.ranges import COUNT
+
 if TYPE_CHECKING:
     from cerebras_jais.recipes.phases import Phase
 
@@ -30,7 +33,7 @@ _CLUSTER_KEYS = {
     help="Where to train. Default: the YAML's backend_type, when that is CPU or GPU; csx must be said.",
 )
 @click.option("--model-dir", type=click.Path(file_okay=False, path_type=Path), help="Where the run goes.")
-@click.option("--max-steps", type=click.IntRange(min=1), help="End at this step; a list of phases ends there too.")
+@click.option("--max-steps", type=Number(COUNT), help="End at this step; a list of phases ends there too.")
 @click.option(
     "--checkpoint",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -46,8 +49,8 @@ _CLUSTER_KEYS = {
     help="Several processes under torchrun: copies of the model, or one model divided among them.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would run, phase by phase, and start nothing.")
-@click.option("--num-csx", type=click.IntRange(min=1), help="csx: CS systems to train on.")
-@click.option("--workers-per-csx", type=click.IntRange(min=1), help="csx: processes that feed each system.")
+@click.option("--num-csx", type=Number(COUNT), help="csx: CS systems to train on.")
+@click.option("--workers-per-csx", type=Number(COUNT), help="csx: processes that feed each system.")
 @click.option("--mount-dir", "mount_dirs", multiple=True, help="csx: directory that workers see; may be repeated.")
 @click.option("--python-path", "python_paths", multiple=True, help="csx: on the PYTHONPATH of workers; repeatable.")
 @click.option(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.decoder import RMSNorm
+from cerebras_jais.recipes.sections import AdamW as AdamWSection
 
 # Name of each scale and the globs of the parameters it is for.
 LEARNING_RATE_GROUPS: Mapping[str, tuple[str, ...]] = {
@@ -65,6 +66,17 @@ def learning_rate_scales(config: DecoderConfig, overrides: Mapping[str, float] =
             raise OptimizerError(f"optimizer.AdamW.adjust_learning_rate.{name}: no such group of parameters; {hint}")
         scales[name] = scale
     return scales
+
+
+def groups_of(model: nn.Module, config: DecoderConfig, optimizer: AdamWSection) -> list[ParameterGroup]:
+    """The groups that an optimizer section makes; raises OptimizerError as `parameter_groups` does."""
+    return parameter_groups(
+        model,
+        config,
+        weight_decay=optimizer.weight_decay,
+        adjust_learning_rate=optimizer.adjust_learning_rate,
+        tagged=[([p.params] if isinstance(p.params, str) else p.params, p.tag) for p in optimizer.params],
+    )
 
 
 def parameter_groups(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.decoder import DecoderLayer
 from cerebras_jais.train.optimizer import AdamW
+from cerebras_jais.train.plan import machine_memory
 
 
 class Processes:
@@ -48,6 +49,14 @@ class Processes:
     def is_first(self) -> bool:
         """Whether this process writes files and talks."""
         return self.rank == 0
+
+    @property
+    def memory(self) -> int:
+        """Bytes of memory for the weights, gradients and moments of the run: of all devices where they are divided."""
+        shares = self.world_size if self.sharding == "fsdp" else 1
+        if self.device.type == "cuda":
+            return shares * torch.cuda.get_device_properties(self.device).total_memory
+        return shares * machine_memory()
 
     def prepare(self, model: nn.Module, optimizer: AdamW) -> tuple[nn.Module, AdamW]:
         """The model that keeps all processes in step, and the optimizer over its parameters."""

@@ -6,15 +6,18 @@ Source: cerebras.pytorch utils/data/utils.py (compute_num_steps), Model Zoo trai
 from __future__ import annotations
 
 import math
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NoReturn
 
 from cerebras_jais.data.hdf5 import HDF5Samples
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.config import DecoderConfig
+from cerebras_jais.recipes.estimate import measure
 from cerebras_jais.recipes.phases import Phase, Start
+from cerebras_jais.recipes.schema import TrainerConfig
 from cerebras_jais.recipes.sections import CheckpointSection, Loop
 
 
@@ -27,14 +30,28 @@ class NothingLeft(PlanError):
 
 
 @dataclass(frozen=True)
+class Every:
+    """The steps `start` + n, `start` + 2 n and so on, n being `steps`, and `end`; none where n is 0."""
+
+    steps: int
+    start: int
+    end: int
+
+    def __contains__(self, step: int) -> bool:
+        if not self.steps or not self.start < step <= self.end:
+            return False
+        return step == self.end or (step - self.start) % self.steps == 0
+
+
+@dataclass(frozen=True)
 class TrainingPlan:
     """Steps done before (`start`) and after (`end`) the run; the steps after which it saves and evaluates."""
 
     start: int
     end: int
     batches_per_step: int
-    checkpoint_steps: frozenset[int]
-    evaluation_steps: frozenset[int]
+    checkpoint_steps: Every
+    evaluation_steps: Every
 
 
 def plan_training(
@@ -57,16 +74,15 @@ def plan_training(
         loop = Loop.model_construct(**{**dict(loop), "max_steps": max_steps, "num_steps": None, "num_epochs": None})
     steps = _steps(loop, data, start, source)
     end = start + steps
-    saves: set[int] = set()
-    if checkpoint.steps:
-        every = min(checkpoint.steps, steps)
-        saves = {*range(start + every, end + 1, every), end}
-    evaluations: set[int] = set()
-    if loop.eval_frequency:
-        frequency = loop.eval_frequency
-        every = math.ceil(frequency * steps) if isinstance(frequency, float) else min(frequency, steps)
-        evaluations = {*range(start + every, end + 1, every), end}
-    return TrainingPlan(start, end, loop.grad_accum_steps, frozenset(saves), frozenset(evaluations))
+    frequency = loop.eval_frequency or 0
+    evaluates = math.ceil(frequency * steps) if isinstance(frequency, float) else frequency
+    return TrainingPlan(
+        start,
+        end,
+        loop.grad_accum_steps,
+        checkpoint_steps=Every(checkpoint.steps or 0, start, end),
+        evaluation_steps=Every(evaluates, start, end),
+    )
 
 
 def _steps(loop: Loop, data: HDF5Samples, start: int, source: str) -> int:
@@ -115,6 +131,37 @@ def check_data(data: HDF5Samples, model: DecoderConfig, where: str, world_size: 
             "smaller batch_size"
         )
     data.check_vocabulary(model.vocab_size)
+
+
+def missing_sections(config: TrainerConfig) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The sections that training needs and a trainer does not have: path of the key, and what to do."""
+    if config.fit is None:
+        yield ("fit",), "missing; it names the data to train on"
+    elif config.init.optimizer is None:
+        yield ("init", "optimizer"), "missing; add AdamW"
+
+
+def machine_memory() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def memory_problem(model: DecoderConfig, memory: int) -> str | None:
+    """What is wrong where weights, gradients and AdamW's two moments, all float32, are more than `memory` bytes.
+
+    Activations come on top, so a model that passes may still be too large.
+    """
+    needed = measure(model).training_bytes
+    if needed <= memory:
+        return None
+    return f"training takes {needed / 1e9:,.4g} GB for weights, gradients and moments; there are {memory / 1e9:,.4g} GB"
+
+
+def check_memory(model: DecoderConfig, memory: int, source: str) -> None:
+    """Raise PlanError for a model that cannot be trained in `memory` bytes."""
+    problem = memory_problem(model, memory)
+    if problem is not None:
+        raise PlanError(f"{source}: {problem}; use a smaller model, a larger machine, or --sharding fsdp over several")
 
 
 def say_to(aloud: bool) -> Callable[[str], None]:

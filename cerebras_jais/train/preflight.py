@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -13,14 +14,20 @@ from cerebras_jais.data.sources import recorded_vocabulary
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.freeze import freeze_parameters
+from cerebras_jais.recipes.phases import Phase, ending_at, first_work, lay_out
 from cerebras_jais.recipes.schema import TrainerConfig, read_trainer_yaml
 from cerebras_jais.recipes.sections import DataLoader
-from cerebras_jais.recipes.yaml_source import YamlSource, read_yaml
-from cerebras_jais.train.plan import check_data
+from cerebras_jais.recipes.yaml_source import YamlSource, read_yaml, undotted
+from cerebras_jais.train.groups import groups_of
+from cerebras_jais.train.plan import check_data, machine_memory, memory_problem, missing_sections, plan_training
+from cerebras_jais.train.schedule import check_schedules
 
 
 def preflight(path: str | Path, tokenizer: Path | None = None) -> tuple[list[str], list[str]]:
-    """The problems of a YAML that the schema takes with its surroundings, and the data folders that are not here.
+    """The problems of a YAML that the schema takes with its surroundings, and notes of what was not looked at.
+
+    What `fit` would refuse is a problem here too, but what only a file that is not here, the start checkpoint or the
+    memory of the machine can tell; a note names that.
 
     Args:
         path: the trainer YAML.
@@ -30,12 +37,22 @@ def preflight(path: str | Path, tokenizer: Path | None = None) -> tuple[list[str
         RecipeError: the schema refuses the file.
     """
     configs, source = read_trainer_yaml(path), read_yaml(path)
-    problems: list[str] = []
-    not_here: list[str] = []
     several = isinstance(source.data["trainer"], list)
+    problems: list[str] = []
+    notes: list[str] = []
+    not_here: list[str] = []
+    phases = _phases(configs, problems, notes)
     for index, config in enumerate(configs):
         at: tuple[str | int, ...] = ("trainer", index, "trainer") if several else ("trainer",)
-        problems += [*_tokenizer_problems(config, tokenizer, source, at), *_freezing_problems(config, source, at)]
+        if config.fit is None and (config.validation or config.validation_all):
+            notes.append("it has data to validate on alone; `fit` cannot train it")
+        else:
+            problems += [f"{source.place((*at, *keys))}: {message}" for keys, message in missing_sections(config)]
+        of_model = list(_model_problems(config, source, at))
+        problems += [*_tokenizer_problems(config, tokenizer, source, at), *of_model]
+        if not of_model and config.init.backend_type != "CSX":
+            memory = memory_problem(config.init.model, machine_memory())
+            notes += [f"{memory} here"] if memory else []
         for keys, loader in _loaders(config):
             absent = [folder for folder in _folders(loader) if not Path(folder).is_dir()]
             if absent:
@@ -43,12 +60,39 @@ def preflight(path: str | Path, tokenizer: Path | None = None) -> tuple[list[str
                 continue
             problems += _recorded_problems(config, loader, source, at)
             try:
-                check_data(HDF5Samples(**loader.reader_keys()), config.init.model, source.place((*at, *keys)), 1)
+                with closing(HDF5Samples(**loader.reader_keys())) as samples:
+                    check_data(samples, config.init.model, source.place((*at, *keys)), 1)
+                    if phases and keys == ("fit", "train_dataloader"):
+                        run = ending_at(phases[index])
+                        plan_training(
+                            run.init.loop, run.init.checkpoint, samples, phases[index].begins, None, str(path)
+                        )
             except UserError as error:
                 message = str(error)
                 place = source.place((*at, *keys))
-                problems.append(message if message.startswith(place) else f"{place}: {message}")
-    return problems, not_here
+                problems.append(message if message.startswith((place, str(path))) else f"{place}: {message}")
+    if not_here:
+        more = f" and {len(not_here) - 1} more" if len(not_here) > 1 else ""
+        notes.append(f"its data is not here and was not looked at: {not_here[0]}{more}")
+    return problems, notes
+
+
+def _phases(configs: Sequence[TrainerConfig], problems: list[str], notes: list[str]) -> list[Phase]:
+    """The phases of a launch, empty where they cannot be continued; what is wrong or not looked at is added."""
+    named = [config.fit.ckpt_path for config in configs if config.fit is not None and config.fit.ckpt_path]
+    try:
+        phases = lay_out(configs)
+        index, start = first_work(phases)
+    except UserError as error:
+        absent = [checkpoint for checkpoint in named if str(error) == f"{checkpoint}: no such checkpoint"]
+        notes += [f"its start checkpoint is not here and was not looked at: {checkpoint}" for checkpoint in absent]
+        problems += [] if absent else [str(error)]
+        return []
+    if index == len(phases):
+        notes.append(f"nothing is left to train: {start.checkpoint} is at the end of the run")
+    elif start.checkpoint is not None:
+        notes.append(f"it begins {start}; the tensors of that file were not looked at")
+    return phases
 
 
 def _loaders(config: TrainerConfig) -> Iterator[tuple[tuple[str | int, ...], DataLoader]]:
@@ -106,13 +150,15 @@ def _recorded_problems(
             )
 
 
-def _freezing_problems(config: TrainerConfig, source: YamlSource, at: tuple[str | int, ...]) -> Iterator[str]:
-    if not config.init.model.frozen_parameters:
-        return
+def _model_problems(config: TrainerConfig, source: YamlSource, at: tuple[str | int, ...]) -> Iterator[str]:
+    """Whether patterns of frozen and of tagged parameters find any, and each parameter has one schedule."""
+    init = config.init
     with torch.device("meta"):
-        model = LanguageModel(config.init.model)
+        model = LanguageModel(init.model)
     try:
-        freeze_parameters(model, config.init.model.frozen_parameters)
+        freeze_parameters(model, init.model.frozen_parameters)
+        if init.optimizer is not None:
+            check_schedules(init.schedulers, groups_of(model, init.model, init.optimizer))
     except UserError as error:
-        message = str(error).removeprefix("model.frozen_parameters: ")
-        yield f"{source.place((*at, 'init', 'model', 'frozen_parameters'))}: {message}"
+        where, _, message = str(error).partition(": ")
+        yield f"{source.place((*at, 'init', *undotted(where)))}: {message}"

@@ -71,7 +71,7 @@ BROKEN = (
     Broken("unknown backend key", SMALL, _CSX, f"{_CSX}\n      compile_dirs: c", "init.backend.compile_dirs", "did you mean 'compile_dir'?", True, "compile_dirs"),
     Broken("unknown device", SMALL, "seed: 1", "device: GPU\n    seed: 1", "init.device", "remove one of them", True),
     Broken("unknown cluster option", SMALL, _CSX, _cluster("num_csxs: 4"), f"{_CLUSTER}.num_csxs", "did you mean 'num_csx'?", True, "num_csxs"),
-    Broken("no systems", SMALL, _CSX, _cluster("num_csx: 0"), f"{_CLUSTER}.num_csx", "greater than 0", True, "num_csx"),
+    Broken("no systems", SMALL, _CSX, _cluster("num_csx: 0"), f"{_CLUSTER}.num_csx", "must be a whole number from 1", True, "num_csx"),
     Broken("unknown priority", SMALL, _CSX, _cluster("job_priority: high"), f"{_CLUSTER}.job_priority", "'p1', 'p2' or 'p3'", True, "job_priority"),
     Broken("label without value", SMALL, _CSX, _cluster("job_labels: [mine]"), f"{_CLUSTER}.job_labels", "must be key=value", True, "job_labels"),
     Broken("more systems than samples", SMALL, _CSX, _cluster("num_csx: 2000"), f"{_TRAIN}.batch_size", "raise it to 2000 or more", True, "batch_size: 1120"),
@@ -123,7 +123,7 @@ BROKEN = (
     Broken("mixture of nothing", SMALL, "weight: 283 # published: card, billions of tokens\n      - data_dir: data/jais-family/2048/train/arabic\n        weight: 141 # published: card, billions of tokens\n      - data_dir: data/jais-family/2048/train/code\n        weight: 56", "weight: 0\n      - data_dir: a\n        weight: 0", f"{_TRAIN}.mixture", "give the shares", True, "mixture:"),
     Broken("evaluation on data that is not packed", CHAT, "use_vsl: true\n", "use_vsl: false\n", "fit.val_dataloader.use_vsl", "pack both alike", True),
     Broken("misspelt data processor", SMALL, "data_processor: GptHDF5MapDataProcessor", "data_processor: GptHDF5MapDataProcesor", f"{_TRAIN}.data_processor", "use GptHDF5MapDataProcessor", False),
-    Broken("empty batches", SMALL, "batch_size: 1120", "batch_size: 0", f"{_TRAIN}.batch_size", "greater than 0", False),
+    Broken("empty batches", SMALL, "batch_size: 1120", "batch_size: 0", f"{_TRAIN}.batch_size", "must be a whole number from 1", False),
     # several phases
     Broken("phases of different widths", PHASES, "num_hidden_layers: 4", "num_hidden_layers: 5", f"{_MODEL}.num_hidden_layers", "make them equal", True, nth=1),
     Broken("phases on different backends", PHASES, "backend_type: CPU", "backend_type: GPU", "init.backend.backend_type", "one process has one", True, nth=1),

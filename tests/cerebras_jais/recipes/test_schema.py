@@ -128,7 +128,10 @@ def test_a_key_given_twice_is_refused(tmp_path):
         ({"init__checkpoint": {"steps": 1, "checkpoint_name": "last.mdl"}}, "must hold {step}, once"),
         ({"init__sparsity": 0.5}, "trainer.init.sparsity"),
         ({"init__callbacks": [{"KeepNCheckpoints": 3}]}, "must be a mapping with the keys n (got 3)"),
-        ({"init__callbacks": [{"KeepNCheckpoints": {"n": "two"}}]}, "n must be a whole number above 0 (got 'two')"),
+        (
+            {"init__callbacks": [{"KeepNCheckpoints": {"n": "two"}}]},
+            "n must be a whole number from 1 to 2147483647, or null (got 'two')",
+        ),
         ({"init__checkpoint": {"checkpoint_name": "c_{step:04d}.mdl"}}, "must hold {step}, once and without a format"),
         ({"init__checkpoint": {"checkpoint_name": "c_{}_{step}.mdl"}}, "trainer.init.checkpoint.checkpoint_name"),
         ({"init__loop": {"max_steps": 4, "eval_frequency": float("nan")}}, "trainer.init.loop.eval_frequency"),
