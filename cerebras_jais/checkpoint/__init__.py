@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from cerebras_jais.checkpoint.files import replacing  # noqa: F401
     from cerebras_jais.checkpoint.leaves import LazyTensor, RefusedLeaf, StoredTensor  # noqa: F401
     from cerebras_jais.checkpoint.reader import Checkpoint, open_checkpoint  # noqa: F401
+    from cerebras_jais.checkpoint.scalars import read_number, read_step  # noqa: F401
     from cerebras_jais.checkpoint.writer import lay_out_checkpoint, mark_complete, save_checkpoint  # noqa: F401
 
 _HOMES = {
@@ -23,6 +24,8 @@ _HOMES = {
     "lay_out_checkpoint": "writer",
     "mark_complete": "writer",
     "open_checkpoint": "reader",
+    "read_number": "scalars",
+    "read_step": "scalars",
     "replacing": "files",
     "save_checkpoint": "writer",
 }

@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from cerebras_jais.checkpoint import read_number
 from cerebras_jais.data.order import SampleOrder, mixture_indices, subset_indices
-from cerebras_jais.data.pack import STREAM_FEATURES, VSL_FEATURES
+from cerebras_jais.data.pack import STREAM_FEATURES, VSL_FEATURES, as_int32
 from cerebras_jais.data.sources import HDF5Source
 from cerebras_jais.data.text import DataError
+from cerebras_jais.ranges import STREAMED
 
 SAMPLES_PER_FILE = 4096
 # check_vocabulary reads at most this many tokens at once, and this many in all before it only samples.
 _SCAN_TOKENS = 4 * 1024 * 1024
+_SHUFFLED_AT_ONCE = 2**28  # samples, of 8 bytes each
 _FULL_SCAN_TOKENS = 256 * 1024 * 1024
 
 
@@ -141,6 +144,12 @@ class HDF5Samples:
             weights = [part["weight"] for part in self.mixture]
             self._mixture = mixture_indices(lengths, weights, interleave=not shuffle, seed=shuffle_seed)
         self._length = lengths[0] if self._mixture is None else len(self._mixture[0])
+        if shuffle and num_samples is not None and num_samples > max(_SHUFFLED_AT_ONCE, 10 * self._length):
+            raise DataError(
+                f"data: num_samples {num_samples} repeats the {self._length} samples of "
+                f"{self.data_dir or 'the mixture'} and shuffles all of them at once in memory; give fewer, and train "
+                "more epochs"
+            )
         self.order = SampleOrder(self._length, batch_size, shuffle, shuffle_seed, drop_last, num_samples)
 
     def __len__(self) -> int:
@@ -253,15 +262,17 @@ class HDF5Samples:
         """
         return {"samples_streamed": samples_streamed, "__version__": 1, "dataset": self.state_dict()}
 
-    def start_sample_from(self, state: Mapping[str, Any]) -> int:
+    def start_sample_from(self, state: Any, checkpoint: str | Path = "checkpoint") -> int:
         """Check a checkpoint's `dataloader` entry against these settings; return the samples it has consumed.
 
         Pass the result to `batches(start_sample=...)`. As in the Model Zoo, batch_size and use_worker_cache may
-        differ, all else must be equal. Raises DataError naming the keys that are not.
+        differ, all else must be equal. Raises DataError naming the file `checkpoint` and the keys that are not, and
+        CheckpointError for a number of samples that cannot be.
         """
-        if state.get("__version__") != 1 or "samples_streamed" not in state or "dataset" not in state:
+        known = isinstance(state, Mapping) and state.get("__version__") == 1 and "samples_streamed" in state
+        if not known or not isinstance(state.get("dataset"), Mapping):
             raise DataError(
-                "checkpoint: its `dataloader` entry is not of version 1; leave `dataloader` out of the states to load"
+                f"{checkpoint}: its `dataloader` entry is not of version 1; leave it out of the states to load"
             )
         saved, own = dict(state["dataset"]), self.state_dict()
         ignored = {"batch_size", "use_worker_cache"}
@@ -272,10 +283,10 @@ class HDF5Samples:
         ]
         if differing:
             raise DataError(
-                f"checkpoint: made with other training data: {', '.join(differing)}; restore these keys, or leave "
+                f"{checkpoint}: made with other training data: {', '.join(differing)}; restore these keys, or leave "
                 f"`dataloader` out of the states to load to begin the new data from its start"
             )
-        return int(state["samples_streamed"])
+        return int(read_number(state["samples_streamed"], STREAMED, "dataloader.samples_streamed", checkpoint))
 
     def close(self) -> None:
         """Close the files; reading opens them again."""
@@ -336,7 +347,7 @@ def _write_file(file: Path, rows: list[np.ndarray], metadata: DataParameters, st
         raise DataError(
             f"rows to write: all must have one shape [3 or 5, length], got {sorted({r.shape for r in rows})}"
         )
-    data = np.stack(rows).astype(np.int32, copy=False)
+    data = as_int32(np.stack(rows), metadata.source or "rows to write")
     if statistics["n_features"] not in (0, data.shape[1]) or statistics.get("length", data.shape[2]) != data.shape[2]:
         raise DataError("rows to write: features or length change on the way")
     ids, mask = data[:, 0], data[:, 1]

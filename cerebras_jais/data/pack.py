@@ -61,7 +61,7 @@ class PackedRows:
             if len(tokens) == 0:
                 continue
             document = np.empty(len(tokens) + 1, dtype=np.int32)
-            document[:-1] = tokens
+            document[:-1] = as_int32(np.asarray(tokens), "tokens to pack")
             document[-1] = eos_id
             self._documents += 1
             self._tokens += len(document)
@@ -168,6 +168,15 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
             with_room[left].append(bin_index)
             occupied |= 1 << left
     return bins
+
+
+def as_int32(values: np.ndarray, where: str) -> np.ndarray:
+    """Return integers as int32; DataError naming `where` for one that does not fit: 2^32 + 5 must not become 5."""
+    if values.size and not np.can_cast(values.dtype, np.int32):
+        for value in (values.min(), values.max()):
+            if not np.iinfo(np.int32).min <= int(value) <= np.iinfo(np.int32).max:
+                raise DataError(f"{where}: holds {value}, which is no token id; tokenise and pack the text again")
+    return values.astype(np.int32, copy=False)
 
 
 def _check_length(max_sequence_length: int) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cerebras_jais.data.pack import STREAM_FEATURES, VSL_FEATURES
+from cerebras_jais.data.pack import STREAM_FEATURES, VSL_FEATURES, as_int32
 from cerebras_jais.data.text import DataError
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ class HDF5Source:
     """The *.h5 files of one or more directories as one sequence of samples, files in sorted order.
 
     Samples are stored [N, 3 or 5, length] (`by_sample`), or cut at reading time out of a corpus: rank 1 tokens of all
-    files joined, sample i being tokens i L to i L + L inclusive. Integers of any width are read as int32.
+    files joined, sample i being tokens i L to i L + L inclusive. Integers of any width are read as int32; one that does
+    not fit raises DataError.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class HDF5Source:
             if stop > start:
                 file = int(files[start])
                 first = int(indices[start]) - self._start_of(file)
-                out[start:stop] = self._dataset(file)[first : first + stop - start]
+                out[start:stop] = self._read_int32(file, first, first + stop - start)
         return out
 
     def file_of(self, index: int) -> Path:
@@ -119,9 +120,12 @@ class HDF5Source:
             file = int(np.searchsorted(self._ends, start, side="right"))
             end = min(stop, int(self._ends[file]))
             offset = self._start_of(file)
-            parts.append(self._dataset(file)[start - offset : end - offset])
+            parts.append(self._read_int32(file, start - offset, end - offset))
             start = end
         return np.concatenate(parts)
+
+    def _read_int32(self, file: int, start: int, stop: int) -> np.ndarray:
+        return as_int32(self._dataset(file)[start:stop], str(self.files[file]))
 
     def _start_of(self, file: int) -> int:
         return int(self._ends[file - 1]) if file else 0

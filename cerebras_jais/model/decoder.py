@@ -274,9 +274,9 @@ class LanguageModel(nn.Module):
 
     def check_token_ids(self, input_ids_BL: Tensor) -> None:
         """Raise UserError when an id is not in the vocabulary."""
-        highest = int(input_ids_BL.max())
-        if highest >= self.config.vocab_size:
+        lowest, highest = (int(bound) for bound in input_ids_BL.aminmax())
+        if lowest < 0 or highest >= self.config.vocab_size:
             raise UserError(
-                f"token id {highest} is outside the vocabulary of {self.config.vocab_size}: "
+                f"token id {lowest if lowest < 0 else highest} is outside the vocabulary of {self.config.vocab_size}: "
                 "the tokenizer does not belong to this model"
             )

@@ -65,7 +65,8 @@ def fill_model(model: LanguageModel, checkpoint: Checkpoint) -> None:
 
     What the model holds under two names (a tied head, the last norm) may be stored twice, linked, or once; names may
     lack the leading `model.` (files of the Model Zoo's own converter). Raises WeightsError that groups what is missing,
-    left over or of another shape by layer pattern, or names two stored tensors that the config ties but that differ.
+    left over or of another shape by layer pattern, or names two stored tensors that the config ties but that differ, or
+    one that holds NaN or infinity.
     """
     stored = stored_weights(checkpoint)
     targets = model.state_dict()
@@ -86,9 +87,9 @@ def fill_model(model: LanguageModel, checkpoint: Checkpoint) -> None:
         raise WeightsError(f"{checkpoint.path}: does not fit the config: {'; '.join(problems)}")
     with torch.no_grad():
         for first, *others in aliases:
-            value = to_torch(stored[first])
+            value = read_finite(stored[first])
             for other in others:
-                if stored[other].key != stored[first].key and not torch.equal(to_torch(stored[other]), value):
+                if stored[other].key != stored[first].key and not torch.equal(read_finite(stored[other]), value):
                     raise WeightsError(
                         f"{checkpoint.path}: {first} and {other} differ, but the config makes them one tensor; "
                         "for an untied head set share_embedding_weights: false"
@@ -119,6 +120,14 @@ def to_torch(tensor: StoredTensor) -> torch.Tensor:
     if tensor.dtype == "bfloat16":
         return torch.from_numpy(array.view("int16")).view(torch.bfloat16)
     return torch.from_numpy(array)
+
+
+def read_finite(tensor: StoredTensor) -> torch.Tensor:
+    """Read a stored tensor into torch; WeightsError where it holds NaN or infinity, from which no run recovers."""
+    values = to_torch(tensor)
+    if values.numel() and not all(torch.isfinite(bound) for bound in values.aminmax()):  # NaN is both bounds then
+        raise WeightsError(f"{tensor.path}: {tensor.key} holds NaN or infinite values; use an earlier checkpoint")
+    return values
 
 
 def describe(names: Iterable[str], what: str, detail=None) -> list[str]:

@@ -22,11 +22,20 @@ from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.freeze import freeze_parameters
 from cerebras_jais.recipes.phases import Start, first_work, lay_out
 from cerebras_jais.recipes.schema import TrainerConfig
+from cerebras_jais.recipes.yaml_source import dotted
 from cerebras_jais.train.evaluation import Evaluation, TrainedModel, evaluation_of
-from cerebras_jais.train.groups import ParameterGroup, named_tensors, parameter_groups
+from cerebras_jais.train.groups import ParameterGroup, groups_of, named_tensors
 from cerebras_jais.train.optimizer import AdamW, build_adamw
 from cerebras_jais.train.parallel import Processes
-from cerebras_jais.train.plan import TrainingPlan, check_data, plan_training, refuse_finished, say_to
+from cerebras_jais.train.plan import (
+    TrainingPlan,
+    check_data,
+    check_memory,
+    missing_sections,
+    plan_training,
+    refuse_finished,
+    say_to,
+)
 from cerebras_jais.train.precision import plan_precision
 from cerebras_jais.train.progress import Reporter
 from cerebras_jais.train.schedule import check_schedules, learning_rates
@@ -42,6 +51,8 @@ from cerebras_jais.train.state import (
     write_checkpoint,
 )
 
+_REMEDIES = "A lower learning rate, a longer warm-up, max_gradient_norm or another precision may help"
+
 
 class TrainingError(UserError):
     """A run that cannot go on."""
@@ -49,8 +60,8 @@ class TrainingError(UserError):
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a run did. Losses in nats, the largest learning rate and the norm of all gradients before clipping (NaN
-    where there is no max_gradient_norm) are of each step from `start_step` on, evaluations of the end of the run."""
+    """What a run did. Losses in nats, the largest learning rate and the norm of all gradients before clipping are of
+    each step from `start_step` on, evaluations of the end of the run."""
 
     start_step: int
     steps: int
@@ -138,10 +149,9 @@ class _Trainer:
     def __init__(self, config: TrainerConfig, processes: Processes, options: _Options):
         self.config, self.processes, self.options = config, processes, options
         init = config.init
-        if config.fit is None:
-            raise TrainingError(f"{config.source}: no trainer.fit section; it names the data to train on")
-        if init.optimizer is None:
-            raise TrainingError(f"{config.source}: no trainer.init.optimizer; add AdamW")
+        for keys, missing in missing_sections(config):
+            raise TrainingError(f"{config.source}: {dotted(('trainer', *keys))}: {missing}")
+        assert config.fit is not None and init.optimizer is not None
         self.model_dir = Path(options.model_dir or init.model_dir)
         self.notes: list[str] = []
         self.precision = plan_precision(init.precision, processes.device.type, self.notes.append)
@@ -160,6 +170,7 @@ class _Trainer:
         for samples, key in [(self.data, "train_dataloader"), *((v, "val_dataloader") for v in self.held_out)]:
             check_data(samples, init.model, f"{config.source}: trainer.fit.{key}", processes.world_size)
 
+        check_memory(init.model, processes.memory, config.source)
         seed = processes.common_seed(init.seed)
         if seed is not None:
             torch.manual_seed(seed)
@@ -170,15 +181,9 @@ class _Trainer:
         if frozen:
             self.notes.append(f"frozen: {len(frozen)} of {len(dict(model.named_parameters()))} tensors do not train")
         optimizer_section = init.optimizer
-        groups = parameter_groups(
-            model,
-            init.model,
-            weight_decay=optimizer_section.weight_decay,
-            adjust_learning_rate=optimizer_section.adjust_learning_rate,
-            tagged=[([p.params] if isinstance(p.params, str) else p.params, p.tag) for p in optimizer_section.params],
-        )
+        groups = groups_of(model, init.model, optimizer_section)
         check_schedules(init.schedulers, groups)
-        if not init.schedulers and any((g.adjust_learning_rate or 1.0) != 1.0 for g in groups):
+        if not init.schedulers and any(g.adjust_learning_rate not in (None, 1.0) for g in groups):
             self.notes.append(
                 "no schedulers: the learning rate is the same for all parameters, as in the Model Zoo, which applies "
                 "muP's scales to schedules only; a ConstantLR would have them"
@@ -309,7 +314,15 @@ class _Trainer:
         mean = float(total) / plan.batches_per_step
         if not math.isfinite(mean) and not self.config.switched_off("CheckLoss"):
             raise TrainingError(f"loss is {mean} at step {step + 1}; nothing of this step was kept. {self._why(step)}")
-        self.norms.append(self._update(optimizer))
+        norm = self._clip(optimizer)
+        # An update with such gradients would make every weight NaN. A loss scale leaves the update out by itself.
+        if not math.isfinite(norm) and self.precision.scaler is None and not self.config.switched_off("CheckLoss"):
+            raise TrainingError(
+                f"the norm of the gradients is {norm} at step {step + 1} (its loss is {mean:.6g}); nothing of this "
+                f"step was kept. {_REMEDIES}"
+            )
+        self._update(optimizer)
+        self.norms.append(norm)
         self.position = Position(step + 1, self.position.samples + samples, self.position.scheduled + 1)
         self.losses.append(mean)
         self.rates.append(max(rates))
@@ -329,7 +342,7 @@ class _Trainer:
                     f"The loss mask of a whole batch of {where} is empty, so there is nothing to take a mean over; "
                     "leave out samples without a trained token, or use a larger batch_size"
                 )
-        return "A lower learning rate, a longer warm-up, max_gradient_norm or another precision may help"
+        return _REMEDIES
 
     def _forward_backward(self, step: int, index: int, part: int) -> tuple[float, int, int]:
         """Gradients of one batch are added up; returns its loss, tokens and samples, all of them over all processes."""
@@ -383,19 +396,20 @@ class _Trainer:
         share = (rank + 1) * rows // world_size - rank * rows // world_size
         return share / rows * world_size
 
-    def _update(self, optimizer: AdamW) -> float:
-        """Clip and step; returns the norm of all gradients before clipping."""
+    def _clip(self, optimizer: AdamW) -> float:
+        """Unscale and clip the gradients; returns the norm of all of them before clipping."""
+        if self.precision.scaler is not None:
+            self.precision.scaler.unscale_(optimizer)
+        return self.precision.clip([p for group in optimizer.param_groups for p in group["params"]])
+
+    def _update(self, optimizer: AdamW) -> None:
         scaler = self.precision.scaler
-        if scaler is not None:
-            scaler.unscale_(optimizer)
-        norm = self.precision.clip([p for group in optimizer.param_groups for p in group["params"]])
         if scaler is not None:
             scaler.step(optimizer)
             scaler.update()
         else:
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return norm
 
     def _save(self) -> Path:
         path = checkpoint_path(self.config, self.model_dir, self.position.step)

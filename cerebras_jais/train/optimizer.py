@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cerebras_jais.checkpoint import read_number
+from cerebras_jais.ranges import SHARE
 from cerebras_jais.train.groups import OptimizerError, ParameterGroup
 
 
@@ -171,7 +173,7 @@ def load_optimizer_state(
                     f"the parameter {list(parameter.shape)}; {remedy}"
                 )
         if index == numbers[0]:
-            steps = _steps_from_powers(entry, optimizer.param_groups[0]["betas"], global_step)
+            steps = _steps_from_powers(entry, optimizer.param_groups[0]["betas"], global_step, source)
         step = torch.tensor(float(steps), device=parameter.device if optimizer.param_groups[0]["fused"] else "cpu")
         optimizer.state[parameter] = {
             "step": step,
@@ -181,14 +183,14 @@ def load_optimizer_state(
     optimizer.steps_taken = steps
 
 
-def _steps_from_powers(entry: Mapping[str, Any], betas: tuple[float, float], global_step: int) -> int:
+def _steps_from_powers(entry: Mapping[str, Any], betas: tuple[float, float], global_step: int, source: str) -> int:
     """Steps taken, from beta^(t + 1); the beta nearer to 1 tells them longest before it underflows in float32."""
     known = [("beta2_power", betas[1]), ("beta1_power", betas[0])]
     for key, beta in sorted(known, key=lambda pair: -pair[1]):
         if key not in entry or not 0 < beta < 1:
             continue
-        power = float(entry[key].read()) if hasattr(entry[key], "read") else float(entry[key])
-        if power < float(np.finfo(np.float32).tiny):
+        power = read_number(entry[key], SHARE, f"optimizer.state.{key}", source)
+        if not np.finfo(np.float32).tiny <= power < 1:
             continue
         estimate = math.log(power) / math.log(beta) - 1
         # The power was multiplied up in float32; within its error the file's own step is the truth.

@@ -5,7 +5,6 @@ Source: Model Zoo trainer/callbacks/precision.py of 2.10. Weights stay float32; 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -36,18 +35,24 @@ class PrecisionPlan:
         return step_precision(self.device_type, self.dtype)
 
     def clip(self, parameters: Sequence[Tensor]) -> float:
-        """Clip the gradients in place, by the norm of all together or each value; the norm before, NaN if not asked."""
+        """Clip the gradients in place, by the norm of all together or each value; the norm before, NaN or infinite
+        where a gradient is."""
         if self.max_gradient_norm is not None:
-            norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_gradient_norm)
-            return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+            return _number(torch.nn.utils.clip_grad_norm_(parameters, self.max_gradient_norm))
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = _number(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))) if gradients else 0.0
         if self.max_gradient_value is not None:
             torch.nn.utils.clip_grad_value_(parameters, self.max_gradient_value)
-        return math.nan
+        return norm
 
     @property
     def name(self) -> str:
         """The dtype for people."""
         return str(self.dtype or torch.float32).removeprefix("torch.")
+
+
+def _number(norm: Tensor) -> float:
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
 
 def plan_precision(section: Precision | None, device_type: str, say: Callable[[str], None]) -> PrecisionPlan:

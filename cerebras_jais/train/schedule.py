@@ -58,7 +58,8 @@ def learning_rates(
         rate = constant if constant is not None else 0.1  # the Model Zoo's default
         for schedule in schedules:
             if _applies(schedule, group):
-                rate = learning_rate(schedule, step) * (group.adjust_learning_rate or 1.0)
+                scale = 1.0 if group.adjust_learning_rate is None else group.adjust_learning_rate
+                rate = learning_rate(schedule, step) * scale
         rates.append(rate)
     return rates
 

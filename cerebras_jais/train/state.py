@@ -16,11 +16,20 @@ import torch
 import yaml
 from torch import Tensor
 
-from cerebras_jais.checkpoint import Checkpoint, LazyTensor, StoredTensor, open_checkpoint, save_checkpoint
+from cerebras_jais.checkpoint import (
+    Checkpoint,
+    LazyTensor,
+    StoredTensor,
+    open_checkpoint,
+    read_number,
+    read_step,
+    save_checkpoint,
+)
 from cerebras_jais.data.hdf5 import HDF5Samples
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.decoder import LanguageModel
-from cerebras_jais.model.weights import fill_model, stored_weights, to_torch
+from cerebras_jais.model.weights import fill_model, read_finite, stored_weights
+from cerebras_jais.ranges import COUNT_OR_NONE, FACTOR, STREAMED
 from cerebras_jais.recipes.phases import EVERYTHING
 from cerebras_jais.recipes.schema import TrainerConfig
 from cerebras_jais.train.groups import ParameterGroup
@@ -166,40 +175,54 @@ def load_weights(checkpoint: Checkpoint, model: LanguageModel, states: set[str],
     with torch.no_grad():
         for name, target in model.state_dict().items():
             if name in stored and stored[name].shape == tuple(target.shape):
-                target.copy_(to_torch(stored[name]))
+                target.copy_(read_finite(stored[name]))
 
 
 def load_position(checkpoint: Checkpoint, run: Run, states: set[str]) -> Position:
     """Take optimizer, scaler, step and data position, as far as the file and `states` have them."""
     tree = checkpoint.tree
-    step = int(tree["global_step"]) if "global_step" in states else 0
+    step = read_step(tree, checkpoint.path) if "global_step" in states else 0
 
     def place(leaf: StoredTensor, parameter: Tensor) -> Tensor:
-        return run.processes.like(to_torch(leaf), parameter.detach()).clone()
+        values = read_finite(leaf)
+        if leaf.key.endswith("exp_avg_sq") and values.numel() and values.min() < 0:
+            raise ResumeError(f"{leaf.path}: {leaf.key} holds squares below 0; use another checkpoint")
+        return run.processes.like(values, parameter.detach()).clone()
 
     if "optimizer" in states:
         load_optimizer_state(
             run.optimizer, run.groups, tree["optimizer"], step, source=str(checkpoint.path), place=place
         )
     if run.scaler is not None and "grad_scaler" in states and tree["grad_scaler"]:
-        run.scaler.load_state_dict(dict(tree["grad_scaler"]))
+        run.scaler.load_state_dict(_scaler_state(tree["grad_scaler"], checkpoint.path))
     samples = 0
-    if "dataloader" in states and not run.config.init.checkpoint.disable_strict_checkpoint_loading:
-        samples = run.data.start_sample_from(tree["dataloader"])
-    elif "dataloader" in states:
-        samples = int(tree["dataloader"].get("samples_streamed", 0))
+    if "dataloader" in states:
+        loader = tree["dataloader"]
+        if not run.config.init.checkpoint.disable_strict_checkpoint_loading:
+            samples = run.data.start_sample_from(loader, checkpoint.path)
+        elif isinstance(loader, Mapping) and "samples_streamed" in loader:
+            streamed = loader["samples_streamed"]
+            samples = int(read_number(streamed, STREAMED, "dataloader.samples_streamed", checkpoint.path))
     scheduled = 0
     if "schedulers" in states and run.config.init.schedulers:
-        scheduled = _steps_scheduled(tree["schedulers"], step)
+        scheduled = _steps_scheduled(tree["schedulers"], step, checkpoint.path)
     return Position(step, samples, scheduled)
 
 
-def _steps_scheduled(schedulers: Any, step: int) -> int:
+def _steps_scheduled(schedulers: Any, step: int, path: Path) -> int:
     """How many steps the schedules of a checkpoint have done; `step` where it does not say."""
-    last = schedulers[0].get("last_epoch") if schedulers and isinstance(schedulers[0], Mapping) else None
-    if last is None:
-        return step
-    return int(last.read()) if isinstance(last, StoredTensor) else int(last)
+    first = schedulers[0] if isinstance(schedulers, Sequence) and schedulers else None
+    last = first.get("last_epoch") if isinstance(first, Mapping) else None
+    return step if last is None else int(read_number(last, COUNT_OR_NONE, "schedulers.last_epoch", path))
+
+
+def _scaler_state(state: Any, path: Path) -> dict[str, Any]:
+    """The state of torch's GradScaler as a checkpoint has it."""
+    if not isinstance(state, Mapping):
+        raise ResumeError(f"{path}: grad_scaler is not the state of a loss scale; leave it out of the states to load")
+    scale = read_number(state.get("scale"), FACTOR, "grad_scaler.scale", path)
+    tracker = read_number(state.get("_growth_tracker"), COUNT_OR_NONE, "grad_scaler._growth_tracker", path)
+    return {**state, "scale": scale, "_growth_tracker": int(tracker)}
 
 
 # ---- names of checkpoints -----------------------------------------------------------------------------------------

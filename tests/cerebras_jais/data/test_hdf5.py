@@ -164,6 +164,27 @@ def test_wrong_vocabulary_names_file_and_token(data_dir):
         samples.check_vocabulary(20)
 
 
+@pytest.mark.parametrize("offender", [2**32 + 5, -(2**32) + 5, 2**63 - 1])
+def test_an_id_too_wide_for_int32_is_refused_before_it_is_cast(tmp_path, offender):
+    rows = np.stack(list(numbered_rows(4))).astype(np.int64)
+    rows[2, 0, 1] = offender
+    (tmp_path / "wide").mkdir()
+    with h5py.File(tmp_path / "wide/a.h5", "w") as file:
+        file["data"] = rows
+    with pytest.raises(DataError, match=rf"a\.h5: holds {offender}"):
+        HDF5Samples(tmp_path / "wide", 2).check_vocabulary(10_000)
+    with h5py.File(tmp_path / "wide/a.h5", "r+") as file:
+        del file["data"]
+        file["data"] = rows.reshape(-1)  # a corpus
+    with pytest.raises(DataError, match=rf"a\.h5: holds {offender}"):
+        HDF5Samples(tmp_path / "wide", 2, max_sequence_length=4).check_vocabulary(10_000)
+    with pytest.raises(DataError, match=f"holds {offender}"):
+        write_hdf5(tmp_path / "written", iter(rows), metadata=DataParameters(vocab_size=10_000, eos_id=0, pad_id=0))
+    with pytest.raises(DataError, match=f"holds {offender}"):
+        list(pack_stream([np.array([1, offender])], 8, 0))
+    assert not (tmp_path / "written").exists()
+
+
 def test_every_batch_is_checked_once_the_vocabulary_is_known(data_dir):
     """Data too large to be looked through beforehand is still never trained on with a wrong id."""
     samples = HDF5Samples(data_dir, 2, data_subset="0.5-1.0")

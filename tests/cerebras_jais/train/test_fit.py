@@ -273,8 +273,8 @@ WRONG = {
     "small-vocabulary": (change_model(vocab_size=60), "vocabulary of 60"),
     "wrong-length": (change_model(max_position_embeddings=64), "32 tokens, model.max_position_embeddings is 64"),
     "packed-data-wanted": (lambda s: s["fit"]["train_dataloader"].update(use_vsl=True), "use_vsl"),
-    "no-optimizer": (lambda s: s["init"].pop("optimizer"), "no trainer.init.optimizer"),
-    "no-data": (lambda s: s.pop("fit"), "no trainer.fit"),
+    "no-optimizer": (lambda s: s["init"].pop("optimizer"), "trainer.init.optimizer: missing"),
+    "no-data": (lambda s: s.pop("fit"), "trainer.fit: missing"),
     "unknown-scale": (
         lambda s: s["init"]["optimizer"]["AdamW"].update(adjust_learning_rate={"head": 0.5}),
         "no such group",
