@@ -199,14 +199,14 @@ def mutate_index(draw: random.Random, index: Path) -> None:
 # ---- verdicts -------------------------------------------------------------------------------------------------------
 
 
-class _Hang(BaseException):
+class Hang(BaseException):
     """Not an Exception, so that no reader takes it for an error of its own."""
 
 
 @contextmanager
-def _time_limit():
+def time_limit():
     def stop(*_):
-        raise _Hang
+        raise Hang
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, LIMIT)
@@ -242,11 +242,11 @@ def _confirms(subject: Subject, directory: Path, found: Tensors) -> bool:
 def judge(subject: Subject, directory: Path, original: Tensors) -> str:
     """The verdict on one damaged directory."""
     try:
-        with _time_limit():
+        with time_limit():
             found = from_reader(subject.open_model(directory))
     except subject.refusal:
         return "refused"
-    except _Hang:
+    except Hang:
         return "hang"
     except BaseException:
         traceback.print_exc()

@@ -1,6 +1,7 @@
 """The fuzz programs, in short: no damaged file crashes a reader, holds it up, or is read as something that it is not.
 
-Contract: a hundred damaged files of each kind; long runs are started by hand (CONTRIBUTING.md).
+Contract: a hundred damaged files of each kind, and five hundred changes to trainer YAML, of which none is refused by
+`fit` after `config check` called it good; long runs are started by hand (CONTRIBUTING.md).
 """
 
 import re
@@ -20,6 +21,15 @@ def test_damaged_files_are_refused_or_read_as_libraries_read_them(program):
     assert done.returncode == 0, done.stdout + done.stderr
     verdicts = {verdict: int(count) for verdict, count in re.findall(r"(\w+) (\d+)", done.stdout)}
     assert sum(verdicts.values()) == 100 and verdicts["refused"] > 50, done.stdout
+
+
+@pytest.mark.slow
+def test_what_config_check_calls_good_trains():
+    command = [sys.executable, str(HERE / "config.py"), "--count", "500", "--seed", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    verdicts = {verdict: int(count) for verdict, count in re.findall(r"(\w+) (\d+)", done.stdout)}
+    assert sum(verdicts.values()) == 500 and verdicts["refused"] > 300 and verdicts["trained"] > 20, done.stdout
 
 
 @pytest.mark.slow
