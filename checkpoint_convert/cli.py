@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ import click
 
 from cerebras_jais import __version__
 from cerebras_jais.commandline import completion_command, run
+from cerebras_jais.ranges import shown
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -31,9 +34,10 @@ class Size(click.ParamType):
         if isinstance(value, int):
             return value
         found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", value.strip())
-        if not found or found[2].upper() not in _UNITS or float(found[1]) == 0:
-            self.fail(f"{value!r} is not a size such as 5GB, 500MB or 2GiB", param, ctx)
-        return int(float(found[1]) * _UNITS[found[2].upper()])
+        size = float(found[1]) * _UNITS.get(found[2].upper(), math.nan) if found else math.nan
+        if not 1 <= size < 2**63:
+            self.fail(f"{shown(value)} is not a size such as 5GB, 500MB or 2GiB", param, ctx)
+        return int(size)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -174,33 +178,56 @@ def to_cerebras(
 @click.argument("second", type=_EXISTING, required=False)
 @_config
 @click.option("--logits", is_flag=True, help="Then run Arabic and English prompts through both, layer by layer.")
+@click.option(
+    "--trust-release-code",
+    is_flag=True,
+    help="With --logits: run the code in the release even if it is not this package's. Read it first.",
+)
 @_allow_pickle
 @_json
 def verify(
-    first: Path, second: Path | None, config: Path | None, logits: bool, allow_pickle: bool, as_json: bool
+    first: Path,
+    second: Path | None,
+    config: Path | None,
+    logits: bool,
+    trust_release_code: bool,
+    allow_pickle: bool,
+    as_json: bool,
 ) -> None:
     """Prove that two models are the same: every tensor, the config, and on demand the logits.
 
     Each is a .mdl file or a release. Digests of all tensors are compared, no model is built. A model alone is compared
-    with the manifest that the conversion put beside it. --logits takes a checkpoint and a release: the checkpoint runs
-    on the reference path and the release in transformers, with its own code, both in float32 and a layer at a time;
-    the first layer that departs by more than rounding can explain is named.
+    with the manifest that the conversion put beside it. The files of a release are compared with its manifest; only
+    the model card and the licence may be edited. --logits takes a checkpoint and a release: the checkpoint runs on the
+    reference path and the release in transformers, both in float32 and a layer at a time; the first layer that departs
+    by more than rounding can explain is named.
+
+    The code in a release must be a version of this package's code. Other code, that of releases published by others
+    too, is a difference and is not run. With --trust-release-code it is run and is only noted. Nothing is ever fetched.
     """
+    if trust_release_code and not logits:
+        raise click.UsageError("--trust-release-code needs --logits: nothing else runs the code of a release")
     pair = _checkpoint_and_release(first, second) if logits else None
     _start_inspector()
-    from checkpoint_convert.compare import check_manifest, compare
+    from checkpoint_convert.compare import check_manifest, compare, with_trusted_code
 
     with _bar("comparing") as progress:
         if second is None:
             result = check_manifest(first, config=config, allow_pickle=allow_pickle, progress=progress)
         else:
             result = compare(first, second, config=config, allow_pickle=allow_pickle, progress=progress)
+    if trust_release_code:
+        result = with_trusted_code(result)
     found = _as_json(result)
     if not as_json:
         _tell_comparison(result)
     same = result.same
-    if pair is not None:
-        found["logits"], agree = _compare_logits(*pair, config, quiet=as_json)
+    if pair is not None and result.code:
+        found["logits"] = None
+        if not as_json:
+            click.echo("logits: not compared: the release has other code than this package's; see --trust-release-code")
+    elif pair is not None:
+        found["logits"], agree = _compare_logits(*pair, config, trust_release_code, quiet=as_json)
         same = same and agree
     if as_json:
         click.echo(json.dumps(found))
@@ -215,7 +242,10 @@ def verify(
 @_allow_pickle
 @_json
 def diff(first: Path, second: Path, config: Path | None, allow_pickle: bool, as_json: bool) -> None:
-    """Say what differs between two models, and by how much; each is a .mdl file or a release."""
+    """Say what differs between two models, and by how much; each is a .mdl file or a release.
+
+    The files and the code of a release are checked as `verify` does.
+    """
     _start_inspector()
     from checkpoint_convert.compare import compare
 
@@ -255,13 +285,18 @@ def _start_inspector() -> None:
     hdf5_inspection.start()
 
 
-def _compare_logits(checkpoint: Path, release: Path, config: Path | None, quiet: bool) -> tuple[dict, bool]:
+def _compare_logits(
+    checkpoint: Path, release: Path, config: Path | None, trust_release_code: bool, quiet: bool
+) -> tuple[dict, bool]:
     import dataclasses
 
+    os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is fetched; transformers reads it when it is imported
     from checkpoint_convert.logits import compare_logits
 
     with _bar("running both models") as progress:
-        report = compare_logits(checkpoint, release, config=config, progress=progress)
+        report = compare_logits(
+            checkpoint, release, config=config, trust_release_code=trust_release_code, progress=progress
+        )
     departure = report.first_departure
     if not quiet:
         last = report.places[-1]
@@ -337,6 +372,10 @@ def _tell_comparison(result) -> None:
             click.echo(f"  {names}: {what}")
     for key, (one, other) in result.config.items():
         click.echo(f"  config {key}: {one!r} and {other!r}")
+    for path, what in {**result.code, **result.files}.items():
+        click.echo(f"  {path}: {what}")
+    for note in result.notes:
+        click.echo(f"note: {note}")
 
 
 def _as_json(result) -> dict:
@@ -348,6 +387,9 @@ def _as_json(result) -> dict:
         "compared_as": list(result.rounded),
         "config": {key: list(values) for key, values in result.config.items()},
         "manifests": dict(result.manifests),
+        "files": dict(result.files),
+        "code": dict(result.code),
+        "notes": list(result.notes),
     }
 
 

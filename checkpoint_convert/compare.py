@@ -2,6 +2,7 @@
 
 Digests are compared, in the Cerebras layout, so that neither side is brought into the form of the other and nothing of
 a tensor but a band is in memory. Where one side has a tensor in a narrower element type, the other is rounded to it.
+The files of a release beside its weights are compared with its manifest, and its code with this package's.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ import numpy as np
 
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.file_tensors import np_dtype
-from checkpoint_convert.manifest import manifest_path, read_manifest
+from checkpoint_convert.manifest import Manifest, manifest_path, read_manifest
 from checkpoint_convert.model_config import public_keys
 from checkpoint_convert.operations import forward
 from checkpoint_convert.plan import Source, Step, same_values
+from checkpoint_convert.release_code import read_code
+from checkpoint_convert.release_files import check_files
 from checkpoint_convert.rules import Rule, architecture_of, rules, ties
 from checkpoint_convert.sources import Model, opening
 from checkpoint_convert.stream import carry_out_all
@@ -50,6 +53,12 @@ class Comparison:
     """Key of config.json -> its two values, where they differ and change what is computed."""
     manifests: Mapping[str, int]
     """Path of a manifest -> tensors whose digests it has right; one that is wrong is among the differences."""
+    files: Mapping[str, str]
+    """Path of a file of a release -> how it differs from the manifest of the release."""
+    code: Mapping[str, str]
+    """Path of a file of a release -> what makes it not this package's code."""
+    notes: tuple[str, ...]
+    """What differs from a manifest and may, and what was not checked."""
 
     @property
     def identical(self) -> int:
@@ -57,7 +66,7 @@ class Comparison:
 
     @property
     def same(self) -> bool:
-        return not self.differences and not self.config
+        return not (self.differences or self.config or self.files or self.code)
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,7 @@ class _Side:
     """Cerebras names of a rule -> the rule and its tensors, where all are there in the shapes they should have."""
     problems: Mapping[str, str]
     """Cerebras name -> why a tensor cannot be compared."""
-    manifest: Mapping[str, str]
+    manifest: Manifest | None
 
 
 def compare(
@@ -103,7 +112,8 @@ def compare(
             if config is None and release is not None and not _has_config(path, stack):
                 given = release.section
             opened[path] = stack.enter_context(opening(path, config=given, allow_pickle=allow_pickle))
-        return _compare((_side_of(opened[paths[0]]), _side_of(opened[paths[1]])), magnitudes, progress)
+        sides = (_side_of(opened[paths[0]]), _side_of(opened[paths[1]]))
+        return _with_files(_compare(sides, magnitudes, progress), *sides)
 
 
 def check_manifest(
@@ -113,7 +123,7 @@ def check_manifest(
     allow_pickle: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Comparison:
-    """Compare the tensors of a model with the manifest that it has.
+    """Compare the tensors of a model, and the files of a release, with the manifest that it has.
 
     Raises:
         ConversionError: it has none, or the model cannot be opened.
@@ -121,7 +131,7 @@ def check_manifest(
     path = Path(path)
     with opening(path, config=config, allow_pickle=allow_pickle) as model:
         side = _side_of(model)
-        if not side.manifest:
+        if side.manifest is None:
             raise ConversionError(
                 f"{path}: has no manifest ({manifest_path(path).name}); name the model to compare with"
             )
@@ -130,11 +140,19 @@ def check_manifest(
         right, wrong = _against_manifest(side, {key: digests["", key] for key in steps}, steps)
         names = {name for key in side.found for name in key}
         second = ties(model.config, "cerebras").keys()
-        differences = dict.fromkeys(names - side.manifest.keys() - second, "not in the manifest")
-        differences |= dict.fromkeys(side.manifest.keys() - names, "only in the manifest")
+        listed = side.manifest.tensors.keys()
+        differences = dict.fromkeys(names - listed - second, "not in the manifest")
+        differences |= dict.fromkeys(listed - names, "only in the manifest")
         differences |= dict(side.problems) | wrong
         total = len(names | differences.keys())
-        return Comparison(total, differences, (), {}, {str(manifest_path(path)): right})
+        manifests = {str(manifest_path(path)): right}
+        return _with_files(Comparison(total, differences, (), {}, manifests, {}, {}, ()), side)
+
+
+def with_trusted_code(comparison: Comparison) -> Comparison:
+    """The comparison with other code than this package's among the notes, for whoever has read it."""
+    notes = [f"{path}: {what}; it is trusted (--trust-release-code)" for path, what in comparison.code.items()]
+    return replace(comparison, code={}, notes=(*comparison.notes, *notes))
 
 
 def _has_config(path: Path, stack: ExitStack) -> bool:
@@ -174,8 +192,21 @@ def _side_of(model: Model) -> _Side:
     for name in model.tensors:
         if name not in known | second.keys() and not (model.side == "hugging_face" and ignored.fullmatch(name)):
             problems[name] = f"in {model.path}, and not in such a model"
-    manifest = read_manifest(manifest_path(model.path)) or {}
-    return _Side(model, found, problems, manifest)
+    return _Side(model, found, problems, read_manifest(manifest_path(model.path)))
+
+
+def _with_files(comparison: Comparison, *sides: _Side) -> Comparison:
+    """The comparison with what is found of the files of releases beside their weights."""
+    files: dict[str, str] = {}
+    code: dict[str, str] = {}
+    notes: list[str] = []
+    for release, manifest in {side.model.path: side.manifest for side in sides if side.model.path.is_dir()}.items():
+        problems = read_code(release).problems
+        differences, more = check_files(release, manifest)
+        code |= {str(release / name): what for name, what in problems.items()}
+        files |= {str(release / name): what for name, what in differences.items() if name not in problems}
+        notes += more
+    return replace(comparison, files=files, code=code, notes=tuple(notes))
 
 
 def _compare(models: tuple[_Side, _Side], magnitudes: bool, progress: Progress) -> Comparison:
@@ -185,7 +216,7 @@ def _compare(models: tuple[_Side, _Side], magnitudes: bool, progress: Progress) 
     for which, side in enumerate(models):
         own = {key: step for (owner, key), step in steps.items() if owner == which}
         of_side = {key: digests[which, key] for key in own}
-        if side.manifest:
+        if side.manifest is not None:
             right, wrong = _against_manifest(side, of_side, own)
             manifests[str(manifest_path(side.model.path))] = right
             differences |= wrong
@@ -200,7 +231,7 @@ def _compare(models: tuple[_Side, _Side], magnitudes: bool, progress: Progress) 
     names = {name for side in models for key in side.found for name in key} | differences.keys()
     rounded = {step.dtype for step in steps.values() if step.inputs[0].dtype != step.dtype}
     config = _config_differences(*(side.model for side in models))
-    return Comparison(len(names), differences, tuple(sorted(rounded)), config, manifests)
+    return Comparison(len(names), differences, tuple(sorted(rounded)), config, manifests, {}, {}, ())
 
 
 def _pair_up(models: tuple[_Side, _Side]) -> tuple[dict[str, str], dict[tuple[int, Names], Step]]:
@@ -256,13 +287,14 @@ def _against_manifest(
 ) -> tuple[int, dict[str, str]]:
     """How many digests the manifest has right, and which wrong; those of rounded tensors say nothing of it."""
     right, wrong = 0, {}
+    listed = side.manifest.tensors if side.manifest is not None else {}
     for key, found in digests.items():
         if any(source.dtype != steps[key].dtype for source in steps[key].inputs):
             continue
         for name, digest in zip(key, found, strict=True):
-            if name not in side.manifest:
+            if name not in listed:
                 continue
-            if side.manifest[name] == digest:
+            if listed[name] == digest:
                 right += 1
             else:
                 wrong[name] = f"not what {manifest_path(side.model.path)} says"

@@ -4,21 +4,43 @@ A hash wants its bytes in one order, and the two sides store them in different o
 256 x 256 elements (vectors: 65,536), each tile is hashed alone (row-major, little-endian), and the digest of the tensor
 is the hash of its element type, its shape and its tiles' hashes in row-major order. Whichever way a tensor is read, in
 rows of one side or of the other, its tiles come by whole.
+
+Files beside the weights have the plain BLAKE3 of their bytes.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 from blake3 import blake3
 
 from checkpoint_convert.blocks import copy_into
+from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.operations import Shape
 
 SCHEME = "blake3 over 256x256 tiles"
 """What a manifest calls these digests."""
+_BLOCK_BYTES = 1 << 20
+
+
+def digest_of(content: bytes) -> str:
+    """The digest of a file's content, 64 hexadecimal digits."""
+    return blake3(content).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """The digest of a file, read block by block; ConversionError when it cannot be read."""
+    total = blake3()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                total.update(block)
+    except OSError as error:
+        raise ConversionError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return total.hexdigest()
 
 
 def tile_shape(shape: Shape) -> Shape:

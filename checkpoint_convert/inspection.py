@@ -55,7 +55,7 @@ def inspect(path: Path | str, *, config: Path | None = None, allow_pickle: bool 
         found["converts"] = f"no: {error}"
     try:
         manifest = read_manifest(manifest_path(path))
-        found["manifest"] = f"{len(manifest)} tensors" if manifest else "none"
+        found["manifest"] = f"{len(manifest.tensors)} tensors" if manifest else "none"
     except UserError as error:
         found["manifest"] = f"cannot be used: {error}"
     return found

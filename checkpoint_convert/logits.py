@@ -1,8 +1,9 @@
 """Proof that a release computes what its checkpoint computes: the same prompts through both, layer by layer.
 
-Both models run their own code, unchanged, in float32, with weights that are read module by module as they are needed
-(streamed_weights.py): a tied one at each of its places, every other once. The reference path runs first and leaves what
-it computes in a temporary file; the release then runs against that.
+Both models run unchanged, in float32: the release on its own code where that is a version of this package's, or on
+transformers' Llama (release_code.py). Weights are read module by module as they are needed (streamed_weights.py): a
+tied one at each of its places, every other once. The reference path runs first and leaves what it computes in a
+temporary file; the release then runs against that.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,8 +24,8 @@ from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.decoder import LanguageModel
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.plan import Source
+from checkpoint_convert.release_code import ReleaseCode, classes_of, read_code
 from checkpoint_convert.rules import JAIS, LLAMA, architecture_of, rules, ties
-from checkpoint_convert.safetensors_files import read_json
 from checkpoint_convert.sources import opening, weights_of
 from checkpoint_convert.streamed_weights import find_weights, load, stream_weights
 
@@ -140,6 +141,7 @@ def compare_logits(
     *,
     config: str | Path | Mapping[str, Any] | None = None,
     prompts: Sequence[str] = PROMPTS,
+    trust_release_code: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> LogitsReport:
     """Run prompts through the reference path and through transformers, both in float32, and compare place by place.
@@ -149,21 +151,26 @@ def compare_logits(
     Args:
         checkpoint: the .mdl file.
         release: the Hugging Face directory; its tokenizer turns the prompts into ids (a release without one is given
-            evenly spread ids instead). Its own code is run (`trust_remote_code`).
+            evenly spread ids instead).
         config: a trainer YAML, or a `model:` section; None takes what the checkpoint says of itself.
         prompts: texts; each is cut to the context of the model.
+        trust_release_code: run the code in the release even if it is not a version of this package's.
         progress: called as weights are read.
 
     Raises:
-        UserError: a file that cannot be read, models that cannot be compared (tensors missing, other sizes), or values
-            that are not finite: a difference from NaN says nothing.
+        UserError: a file that cannot be read, code that is not trusted, models that cannot be compared (tensors
+            missing, other sizes), or values that are not finite: a difference from NaN says nothing.
     """
     checkpoint, release = Path(checkpoint), Path(release)
     section = config if config is None or isinstance(config, Mapping) else Path(config)
-    with opening(checkpoint, config=section) as opened, _scratch_file() as scratch, torch.inference_mode():
+    with (
+        opening(checkpoint, config=section) as opened,
+        _scratch_file() as scratch,
+        torch.inference_mode(),
+        _release_model(read_code(release), trust_release_code) as (theirs, landmarks),
+    ):
         with torch.device("meta"):
             ours = LanguageModel(opened.config).eval()
-        theirs, landmarks = _release_model(release)
         _check_sizes(release, ours.config, theirs.config)
         our_ties = {f"model.{name}": f"model.{first}" for name, first in ties(ours.config, "cerebras").items()}
         stored = {f"model.{name}": tensor for name, tensor in opened.tensors.items()}
@@ -220,21 +227,29 @@ def compare_logits(
 # ---- the two models, without weights --------------------------------------------------------------------------------
 
 
-def _release_model(release: Path) -> tuple[Any, _Landmarks]:
-    """The model of transformers on the meta device, but for buffers, which no file holds; and its landmarks."""
+@contextmanager
+def _release_model(code: ReleaseCode, trust: bool) -> Iterator[tuple[Any, _Landmarks]]:
+    """The model of a release on the meta device, but for buffers, which no file holds; and its landmarks."""
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    kind = read_json(release / "config.json").get("model_type")
+    kind = code.config.get("model_type")
     if kind not in _THEIRS:
-        raise ConversionError(f"{release / 'config.json'}: model_type is {kind!r}; only 'jais' and 'llama' are known")
-    with _transformers_errors(release), init_empty_weights(include_buffers=False):
-        config = AutoConfig.from_pretrained(release, trust_remote_code=True, local_files_only=True)
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=True, dtype=torch.float32)
-    return model.eval(), _THEIRS[kind]
+        raise ConversionError(
+            f"{code.release / 'config.json'}: model_type is {kind!r}; only 'jais' and 'llama' are known"
+        )
+    # The classes are called directly: transformers' Auto classes follow a config to any code. Keys that choose an
+    # implementation are dropped, because one may name a kernel that transformers fetches and runs.
+    keys = {key: value for key, value in code.config.items() if "_implementation" not in key}
+    with ExitStack() as stack:
+        with _transformers_errors(code.release):
+            config_class, model_class = stack.enter_context(classes_of(code, trust=trust))
+            with init_empty_weights(include_buffers=False):
+                config = config_class.from_dict(keys)
+                model = model_class._from_config(config, dtype=torch.float32)
+        yield model.eval(), _THEIRS[kind]
 
 
 def _release_ties(model: Any) -> dict[str, str]:

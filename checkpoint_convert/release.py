@@ -15,7 +15,7 @@ from checkpoint_convert.plan import Plan
 from checkpoint_convert.rules import JAIS, architecture_of
 from checkpoint_convert.safetensors_files import read_json, write_json, write_text
 
-_CODE = Path(__file__).parent / "hf_code"
+CODE_DIRECTORY = Path(__file__).parent / "hf_code"
 CODE_FILES = ("alibi_jais.py", "configuration_jais.py", "modeling_jais.py")
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -115,7 +115,7 @@ def write_companions(
     write_json(directory / "generation_config.json", ids)
     copied = list(tokenizer.files)
     if architecture_of(config) is JAIS:
-        copied += [_CODE / name for name in CODE_FILES]
+        copied += [CODE_DIRECTORY / name for name in CODE_FILES]
     for file in copied:
         _copy(file, directory / file.name)
     write_text(directory / "README.md", model_card(directory, config, config_json, tokenizer, plan, origin))
@@ -160,11 +160,16 @@ def model_card(
     rows["Tokenizer"] = "included" if tokenizer.files else "not included"
     rows |= origin
     table = "\n".join(f"| {label} | {value} |" for label, value in rows.items())
-    load_tokenizer = "tokenizer = AutoTokenizer.from_pretrained(path)\n" if tokenizer.files else ""
+    load_tokenizer = f"tokenizer = AutoTokenizer.from_pretrained(path{trust})\n" if tokenizer.files else ""
     use = (
         'inputs = tokenizer("اللغة العربية", return_tensors="pt")\n'
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))\n"
         if tokenizer.files
+        else ""
+    )
+    runs_code = (
+        f"\n`trust_remote_code=True` runs the Python files in this directory: {', '.join(CODE_FILES)}.\n"
+        if jais
         else ""
     )
     return f"""---
@@ -187,7 +192,7 @@ from transformers import AutoModelForCausalLM{", AutoTokenizer" if tokenizer.fil
 path = "."  # this directory
 model = AutoModelForCausalLM.from_pretrained(path{trust})
 {load_tokenizer}{use}```
-"""
+{runs_code}"""
 
 
 def _short(count: int) -> str:

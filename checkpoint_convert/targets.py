@@ -24,6 +24,7 @@ from checkpoint_convert.journal import sync
 from checkpoint_convert.manifest import RELEASE_MANIFEST, manifest_path
 from checkpoint_convert.model_config import RELEASE
 from checkpoint_convert.plan import Plan
+from checkpoint_convert.release_files import list_files
 from checkpoint_convert.safetensors_files import Shard, lay_out_model, places_in, write_json, write_text
 from checkpoint_convert.stream import DEFAULT_WORKERS, FileRanges, Sink
 from checkpoint_convert.trainer_yaml import yaml_text
@@ -98,7 +99,7 @@ class ReleaseTarget:
     def complete(self, directory: Path, manifest: Mapping[str, Any]) -> None:
         made = directory / self.output.name
         self.write_companions(made)
-        write_json(made / RELEASE_MANIFEST, manifest)
+        write_json(made / RELEASE_MANIFEST, {**manifest, **list_files(made, [shard.file for shard in self.shards])})
         sync(made)
 
 

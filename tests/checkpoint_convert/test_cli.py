@@ -128,7 +128,7 @@ def test_sizes(text, size):
     assert Size().convert(text, None, None) == size
 
 
-@pytest.mark.parametrize("text", ["", "GB", "5XB", "-1", "0"])
+@pytest.mark.parametrize("text", ["", "GB", "5XB", "-1", "0", "0.5", "9" * 400, "9999999999999GiB", "1e5GB"])
 def test_a_size_that_is_none_is_a_usage_error(text, checkpoint, tmp_path):
     words = ["to-hf", str(checkpoint), "--output", str(tmp_path / "r"), f"--max-shard-size={text}"]
     assert CliRunner().invoke(cli, words).exit_code == 2
