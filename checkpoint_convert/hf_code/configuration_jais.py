@@ -3,6 +3,8 @@
 Needs only transformers (4.57 or newer, 5.x included).
 """
 
+from difflib import get_close_matches
+from inspect import signature
 from typing import ClassVar
 
 from transformers import PretrainedConfig
@@ -36,12 +38,15 @@ class JAISConfig(PretrainedConfig):
     `scale_qk_dot_by_d` is mup_scale_qk_dot_by_d, and `width_scale` is the product mup_output_alpha * mup_width_scale.
     How that product splits is not written there, so it goes whole into mup_output_alpha: logits only see the product.
 
+    Keys of other models and of users are kept, as in every configuration, but for those that would ask for what Jais
+    does not do, and those that are nearly one of the keys above.
+
     Raises:
         ValueError: names the key that cannot be right and what is allowed.
     """
 
     model_type = "jais"
-    keys_to_ignore_at_inference: ClassVar = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar = ["past_key_values", "cache"]
     attribute_map: ClassVar = {
         "hidden_size": "n_embd",
         "max_position_embeddings": "n_positions",
@@ -88,6 +93,7 @@ class JAISConfig(PretrainedConfig):
         if "scale_qk_dot_by_d" in kwargs:
             _refuse_both("scale_qk_dot_by_d", mup_scale_qk_dot_by_d=mup_scale_qk_dot_by_d, default=False)
             mup_scale_qk_dot_by_d = kwargs.pop("scale_qk_dot_by_d")
+        _refuse_misspelt(kwargs)
 
         self.vocab_size = vocab_size
         self.n_positions = n_positions
@@ -111,7 +117,6 @@ class JAISConfig(PretrainedConfig):
         self.alibi_scaling = alibi_scaling
         self.alibi_trainable_slopes = alibi_trainable_slopes
         self.use_cache = use_cache
-        check_config(self)
 
         # Attributes of every configuration in transformers 4, which would set them to its own defaults; not so in 5.
         common = {
@@ -121,10 +126,11 @@ class JAISConfig(PretrainedConfig):
             "tie_word_embeddings": tie_word_embeddings,
         }
         super().__init__(**common, **kwargs)
+        check_config(self)  # last, since standard names such as hidden_size have reached the keys only now
 
     @property
-    def logits_scale(self):
-        """The factor on the logits: mup_output_alpha * mup_width_scale."""
+    def logit_scale(self):
+        """The factor on the logits, mup_output_alpha * mup_width_scale, under the name that TRL's losses read."""
         return self.mup_output_alpha * self.mup_width_scale
 
     def to_diff_dict(self):
@@ -134,8 +140,24 @@ class JAISConfig(PretrainedConfig):
         return written
 
 
+# What other models do and Jais does not; a value that is not false asks for it. Other such keys change nothing here:
+# reorder_and_upcast_attn, for one, asks for scores in float32, which they always are.
+NOT_IN_JAIS = (
+    "add_cross_attention",
+    "is_encoder_decoder",
+    "pruned_heads",
+    "rope_parameters",
+    "rope_scaling",
+    "rotary_dim",
+    "sliding_window",
+)
+
+
 def check_config(config):
     """Raises ValueError, naming the key, if the model of `config` cannot be built."""
+    for key in NOT_IN_JAIS:
+        if getattr(config, key, None):
+            raise ValueError(f"Jais has no {key}: leave it out, got {getattr(config, key)!r}")
     for key in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
         if not _is_integer(getattr(config, key)) or getattr(config, key) < 1:
             raise ValueError(f"{key} must be a positive integer, got {getattr(config, key)!r}")
@@ -172,6 +194,15 @@ def _refuse_both(old_key, default=1.0, **new_values):
     for key, value in new_values.items():
         if value != default:
             raise ValueError(f"{old_key} is the old name of what {key} says: give one of them, not both")
+
+
+def _refuse_misspelt(others):
+    """A key that is nearly one of Jais would leave that one at its default."""
+    known = [key for key in signature(JAISConfig.__init__).parameters if key not in ("self", "kwargs")]
+    for key in others:
+        nearest = get_close_matches(key, known, n=1, cutoff=0.85)
+        if nearest:
+            raise ValueError(f"{key} is not a key of Jais: {nearest[0]} is")
 
 
 def _is_integer(value):

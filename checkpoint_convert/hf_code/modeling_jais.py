@@ -10,7 +10,10 @@ Mathematics, for token ids t with hidden size M and head size D:
 bias is ALiBi (alibi_jais.py), and the most negative number where a query may not look. It is built once per forward
 pass, in float32, for all layers, and stays float32 where the attention can add it so (eager everywhere, SDPA on the
 CPU); other kernels want the dtype of the queries.
-It depends on distances only, so left padding needs no positions and position_ids have no effect.
+It depends on distances only, so left padding needs no positions; position_ids only tell texts in one row apart.
+
+The cache is `cache` in the newest transformers and `past_key_values` in those before; every class takes both names. A
+keyword that no class knows is a TypeError: one that is passed over may change the result unseen.
 
 Shape suffixes: B batch, L query length, S key length, H heads, D head size, M hidden size, F filter size, V vocabulary.
 """
@@ -22,6 +25,7 @@ from typing import cast
 
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -33,19 +37,15 @@ from transformers.modeling_outputs import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .alibi_jais import JAISRelativePositions, bias_dtype, read_mask
+from .alibi_jais import JAISRelativePositions, attention_bias, bias_dtype, eager_attention, may_read, place_queries
 from .configuration_jais import JAISConfig, check_config
 
+# What the outputs of this transformers call the cache.
+CACHE_FIELD = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
-def eager_attention(module, q_BHLD, k_BHSD, v_BHSD, bias_BHLS, scaling, dropout=0.0, **_):
-    """Plain attention with a float32 softmax; the scale is put on q, so that q.k stays in the range of float16.
-
-    Returns (output [B, L, H, D], weights [B, H, L, S]), both in the dtype of v.
-    """
-    scores_BHLS = torch.matmul(q_BHLD * scaling, k_BHSD.transpose(2, 3)).float() + bias_BHLS.float()
-    weights_BHLS = nn.functional.softmax(scores_BHLS, dim=-1).to(v_BHSD.dtype)
-    weights_BHLS = nn.functional.dropout(weights_BHLS, p=dropout, training=module.training)
-    return torch.matmul(weights_BHLS, v_BHSD).transpose(1, 2), weights_BHLS
+# Keywords of JAISModel that its signature does not name, since generate warns of remote code that names cache_position.
+# max_length_q and max_length_k are not read: some kernels want them, and they follow from cu_seq_lens_q.
+KEYWORDS = ("cache_position", "seq_idx", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 
 
 class JAISAttention(nn.Module):
@@ -115,7 +115,7 @@ class JAISMLP(nn.Module):
         self.dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, x_BLM: torch.Tensor) -> torch.Tensor:
-        return self.dropout(self.c_proj(self.c_fc(x_BLM) * nn.functional.silu(self.c_fc2(x_BLM))))
+        return self.dropout(self.c_proj(self.c_fc(x_BLM) * functional.silu(self.c_fc2(x_BLM))))
 
 
 class JAISBlock(GradientCheckpointingLayer):
@@ -123,10 +123,20 @@ class JAISBlock(GradientCheckpointingLayer):
 
     def __init__(self, config: JAISConfig, layer_idx: int):
         super().__init__()
+        self.checkpoints = False
         self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.attn = JAISAttention(config, layer_idx)
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = JAISMLP(config)
+
+    @property
+    def gradient_checkpointing(self) -> bool:  # type: ignore[override]
+        """Never without gradients: there is nothing to save then, and checkpointing would take the cache away."""
+        return self.checkpoints and torch.is_grad_enabled()
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, value: bool) -> None:
+        self.checkpoints = value
 
     def forward(
         self,
@@ -150,7 +160,7 @@ class JAISPreTrainedModel(PreTrainedModel):
     base_model_prefix = "transformer"
     supports_gradient_checkpointing = True
     _no_split_modules = ["JAISBlock"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_cache_class = True
     _supports_static_cache = True
@@ -210,16 +220,30 @@ class JAISModel(JAISPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast | tuple:
         """Hidden states after the last LayerNorm.
 
         Args:
             input_ids: [B, L] integers; or inputs_embeds: [B, L, M], rows of the embedding, not yet scaled.
-            attention_mask: [B, S] with 0 for padding; or [B, 1, L, S], boolean (True: may look) or additive.
-            position_ids: accepted for the sake of callers; without effect.
-            past_key_values: a Cache (or the (key, value) pairs of each layer) of the tokens before these.
+            attention_mask: [B, S] with 0 for padding; or [B, 1, L, S], boolean (True: may look) or additive, which
+                says all there is to say about where a query may look, whatever position_ids are.
+            position_ids: [B, L]. Where they begin anew another text begins, which does not see the one before.
+            cache, past_key_values: a Cache (or the (key, value) pairs of each layer) of the tokens before these.
+            token_type_ids: zeros, as tokenizers make them: Jais has one type of token.
+            cache_position (keyword): the positions [L] of these tokens; the cache knows them itself.
+            seq_idx (keyword): the number [B, L] of each token's text in its row.
+            cu_seq_lens_q (keyword): 0 and the ends of the texts, counted over all rows; cu_seq_lens_k is the same.
+
+        Raises:
+            TypeError: a keyword is unknown.
+            ValueError: an argument does not fit the others.
         """
+        for name in kwargs:
+            if name not in KEYWORDS:
+                raise TypeError(f"{type(self).__name__}.forward() got an unexpected keyword argument {name!r}")
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = (
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -231,12 +255,23 @@ class JAISModel(JAISPreTrainedModel):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.wte(input_ids)
-        past_key_values = self._prepare_cache(past_key_values, use_cache)
+        if token_type_ids is not None and may_read(token_type_ids) and bool((token_type_ids != 0).any()):
+            raise ValueError("token_type_ids must be 0: Jais has one type of token")
+        cache = self._prepare_cache(_one_cache(cache, past_key_values), use_cache)
 
         # Not in place: the embeddings may be a leaf that requires a gradient, or belong to the caller.
         h_BLM = self.drop(inputs_embeds * self.config.mup_embeddings_scale)
-        positions_L = self._query_positions(h_BLM, past_key_values, kwargs.get("cache_position"))
-        bias_BHLS = self._attention_bias(h_BLM, attention_mask, past_key_values, positions_L, output_attentions)
+        positions_L = place_queries(h_BLM, cache, kwargs.get("cache_position"))
+        bias_BHLS = attention_bias(
+            self.relative_pe,
+            h_BLM,
+            cache,
+            positions_L,
+            torch.float32 if self.config._attn_implementation == "eager" or output_attentions else bias_dtype(h_BLM),
+            attention_mask,
+            position_ids,
+            **{name: kwargs.get(name) for name in ("seq_idx", "cu_seq_lens_q", "cu_seq_lens_k")},
+        )
 
         all_hidden_states = [h_BLM]
         all_attentions = []
@@ -245,7 +280,7 @@ class JAISModel(JAISPreTrainedModel):
             h_BLM, weights_BHLS = block(
                 h_BLM,
                 bias_BHLS,
-                past_key_values=past_key_values,
+                past_key_values=cache,
                 positions_L=positions_L,
                 output_attentions=output_attentions,
             )
@@ -258,61 +293,24 @@ class JAISModel(JAISPreTrainedModel):
 
         output = BaseModelOutputWithPast(
             last_hidden_state=h_BLM,
-            past_key_values=past_key_values if use_cache else None,
             hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
             attentions=tuple(all_attentions) if output_attentions else None,
+            **{CACHE_FIELD: cache if use_cache else None},
         )
         return output if return_dict else output.to_tuple()
 
-    def _prepare_cache(self, past_key_values, use_cache: bool) -> Cache | None:
-        if past_key_values is not None and not isinstance(past_key_values, Cache):
-            pairs, past_key_values = past_key_values, DynamicCache()
+    def _prepare_cache(self, cache, use_cache: bool) -> Cache | None:
+        if cache is not None and not isinstance(cache, Cache):
+            pairs, cache = cache, DynamicCache()
             for layer_idx, (keys_BHSD, values_BHSD) in enumerate(pairs):
-                past_key_values.update(keys_BHSD, values_BHSD, layer_idx)
-        if self.gradient_checkpointing and self.training:
-            if past_key_values is not None and past_key_values.get_seq_length() > 0:
-                raise ValueError("gradient checkpointing runs each block twice and cannot use a filled past_key_values")
+                cache.update(keys_BHSD, values_BHSD, layer_idx)
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            if cache is not None:
+                raise ValueError(
+                    "gradient checkpointing runs each block twice and cannot use a cache or past_key_values"
+                )
             return None
-        if past_key_values is None and use_cache:
-            past_key_values = DynamicCache()
-        return past_key_values
-
-    @staticmethod
-    def _query_positions(h_BLM, past_key_values: Cache | None, cache_position: torch.Tensor | None) -> torch.Tensor:
-        if cache_position is not None:
-            return cache_position
-        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
-        return torch.arange(h_BLM.shape[1], device=h_BLM.device) + past_length
-
-    def _attention_bias(
-        self,
-        h_BLM: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        past_key_values: Cache | None,
-        positions_L: torch.Tensor,
-        output_attentions: bool,
-    ) -> torch.Tensor:
-        """ALiBi and every mask in one tensor [B or 1, H, L, S], in the dtype that the attention will add it in."""
-        key_length = _key_length(past_key_values, h_BLM.shape[1])
-        positions_S = torch.arange(key_length, device=h_BLM.device)
-        allowed_BHLS, additive_BHLS = read_mask(attention_mask, positions_L, positions_S)
-
-        bias_BHLS = self.relative_pe(positions_L, positions_S, lengths_B=allowed_BHLS[:, 0, -1].sum(-1))
-        bias_BHLS = bias_BHLS.to(h_BLM.device)
-        if additive_BHLS is not None:
-            bias_BHLS = bias_BHLS + additive_BHLS
-
-        dtype = torch.float32
-        if self.config._attn_implementation != "eager" and not output_attentions:
-            dtype = bias_dtype(h_BLM)
-        lowest = torch.finfo(dtype).min
-        bias_BHLS = bias_BHLS.to(dtype).clamp(min=lowest)
-
-        # A query that may look nowhere, such as left padding, looks at itself: its output is never read, but a softmax
-        # over nothing is NaN, and NaN spreads through the values. With it every row has a score that is not masked.
-        nowhere_BHL1 = ~allowed_BHLS.any(-1, keepdim=True)
-        allowed_BHLS = allowed_BHLS | (nowhere_BHL1 & (positions_S == positions_L.unsqueeze(1)))
-        return bias_BHLS.masked_fill(~allowed_BHLS, lowest)
+        return DynamicCache() if cache is None and use_cache else cache
 
 
 class JAISLMHeadModel(JAISPreTrainedModel, GenerationMixin):
@@ -322,6 +320,7 @@ class JAISLMHeadModel(JAISPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: JAISConfig):
         super().__init__(config)
+        self.loss_type = "ForCausalLM"  # Trainer then does not count the first label, which nothing predicts
         self.transformer = JAISModel(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.post_init()
@@ -345,6 +344,8 @@ class JAISLMHeadModel(JAISPreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        token_type_ids: torch.Tensor | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast | tuple:
         """Logits [B, L, V], and the loss if labels are given.
@@ -352,39 +353,37 @@ class JAISLMHeadModel(JAISPreTrainedModel, GenerationMixin):
         Args:
             labels: [B, L], usually the input_ids; shifted in here; -100 counts nothing.
             logits_to_keep: 0 for logits of all positions, n for the last n, or the indices of the wanted positions.
+            shift_labels (keyword): labels that are shifted already; they are used in place of labels.
             num_items_in_batch (keyword): the loss is the sum over tokens divided by it; without it, the mean.
         The other arguments are those of JAISModel.
         """
         return_dict = self.config.return_dict if return_dict is None else return_dict
-        logits_to_keep = kwargs.pop("num_logits_to_keep", logits_to_keep)
+        shift_labels = kwargs.pop("shift_labels", None)
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
-        outputs = self.transformer(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-            **kwargs,
-        )
+        outputs = self.transformer(  # in the order of its signature
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache,
+            output_attentions, output_hidden_states, True, token_type_ids, cache, **kwargs,
+        )  # fmt: skip
         h_BLM = outputs.last_hidden_state
-        keeps_all = isinstance(logits_to_keep, int) and logits_to_keep == 0
-        if not keeps_all:
-            if labels is not None:
-                raise ValueError("labels need the logits of all positions: leave logits_to_keep at 0")
-            h_BLM = h_BLM[:, -logits_to_keep:] if isinstance(logits_to_keep, int) else h_BLM[:, logits_to_keep]
-        logits_BLV = self.lm_head(h_BLM) * self.config.logits_scale
+        if not isinstance(logits_to_keep, int):
+            h_BLM = h_BLM[:, logits_to_keep]
+        elif logits_to_keep > 0:
+            h_BLM = h_BLM[:, -logits_to_keep:]
+        elif logits_to_keep < 0:
+            raise ValueError(f"logits_to_keep must not be negative, got {logits_to_keep}")
+        logits_BLV = self.lm_head(h_BLM) * self.config.logit_scale
 
-        loss = None if labels is None else _causal_loss(logits_BLV, labels, num_items_in_batch)
+        loss = None
+        if labels is not None or shift_labels is not None:
+            if not isinstance(logits_to_keep, int) or logits_to_keep > 0:
+                raise ValueError("labels need the logits of all positions: leave logits_to_keep at 0")
+            loss = _causal_loss(logits_BLV, labels, shift_labels, num_items_in_batch)
         output = CausalLMOutputWithPast(
             loss=loss,
             logits=logits_BLV,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE_FIELD: getattr(outputs, CACHE_FIELD)},
         )
         return output if return_dict else output.to_tuple()
 
@@ -414,37 +413,36 @@ class JAISForSequenceClassification(JAISPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> SequenceClassifierOutputWithPast | tuple:
-        """Scores [B, num_labels], and the loss if labels are given; the arguments are those of JAISModel.
+        """Scores [B, num_labels], and the loss if labels are given; the other arguments are those of JAISModel.
 
         Padding is what pad_token_id says; without input_ids it is what attention_mask says.
-        labels: [B] class indices, [B, num_labels] for several labels, or [B] numbers if num_labels is 1.
+
+        Args:
+            labels: [B] class indices, [B, num_labels] for several labels, or [B] numbers if num_labels is 1.
+            num_items_in_batch (keyword): the number of labels that the loss is a mean of, over all the batches of a
+                step: the sum over the labels of this one is divided by it.
         """
         return_dict = self.config.return_dict if return_dict is None else return_dict
-        outputs = self.transformer(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-            **kwargs,
-        )
+        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
+        outputs = self.transformer(  # in the order of its signature
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache,
+            output_attentions, output_hidden_states, True, token_type_ids, cache, **kwargs,
+        )  # fmt: skip
         h_BLM = outputs.last_hidden_state
         last_B = self._last_tokens(input_ids, attention_mask, h_BLM)
         h_BM = h_BLM[torch.arange(h_BLM.shape[0], device=h_BLM.device), last_B]
-        scores_BN = self.score(h_BM) * self.config.logits_scale
+        scores_BN = self.score(h_BM) * self.config.logit_scale
 
         output = SequenceClassifierOutputWithPast(
-            loss=None if labels is None else self._loss(scores_BN, labels),
+            loss=None if labels is None else self._labels_loss(scores_BN, labels, num_items_in_batch),
             logits=scores_BN,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE_FIELD: getattr(outputs, CACHE_FIELD)},
         )
         return output if return_dict else output.to_tuple()
 
@@ -461,37 +459,40 @@ class JAISForSequenceClassification(JAISPreTrainedModel):
         positions_L = torch.arange(length, device=h_BLM.device)
         return (is_token_BL.to(h_BLM.device) * positions_L).argmax(-1)
 
-    def _loss(self, scores_BN: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _labels_loss(self, scores_BN: torch.Tensor, labels: torch.Tensor, num_items_in_batch) -> torch.Tensor:
         problem = self.config.problem_type
         if problem is None:
             is_class = self.num_labels > 1 and labels.dtype in (torch.long, torch.int)
             problem = "regression" if self.num_labels == 1 else "multi_label_classification"
             problem = "single_label_classification" if is_class else problem
             self.config.problem_type = problem
-        scores_BN, labels = scores_BN.float(), labels.to(scores_BN.device)
         if problem == "regression":
-            return nn.functional.mse_loss(scores_BN.squeeze(), labels.squeeze().float())
+            return _loss(functional.mse_loss, scores_BN, labels.view_as(scores_BN).float(), num_items_in_batch)
         if problem == "single_label_classification":
-            return nn.functional.cross_entropy(scores_BN, labels.view(-1).long())
-        return nn.functional.binary_cross_entropy_with_logits(scores_BN, labels.float())
+            return _loss(functional.cross_entropy, scores_BN, labels.view(-1).long(), num_items_in_batch)
+        if problem == "multi_label_classification":
+            return _loss(functional.binary_cross_entropy_with_logits, scores_BN, labels.float(), num_items_in_batch)
+        raise ValueError(f"problem_type of the configuration is unknown: {problem!r}")
 
 
-def _causal_loss(logits_BLV: torch.Tensor, labels_BL: torch.Tensor, num_items_in_batch) -> torch.Tensor:
-    """Cross entropy of the next token, in float32."""
-    logits_NV = logits_BLV[:, :-1].float().flatten(0, 1)
-    labels_N = labels_BL[:, 1:].to(logits_NV.device).flatten()
+def _causal_loss(logits_BLV: torch.Tensor, labels_BL, shift_labels_BL, num_items_in_batch) -> torch.Tensor:
+    """Cross entropy of the next token."""
+    if shift_labels_BL is None:
+        logits_BLV, shift_labels_BL = logits_BLV[:, :-1], labels_BL[:, 1:]
+    return _loss(functional.cross_entropy, logits_BLV.flatten(0, 1), shift_labels_BL.flatten(), num_items_in_batch)
+
+
+def _loss(function, scores: torch.Tensor, labels: torch.Tensor, num_items_in_batch) -> torch.Tensor:
+    """The mean of the losses, in float32; or their sum divided by num_items_in_batch."""
+    scores, labels = scores.float(), labels.to(scores.device)
     if num_items_in_batch is None:
-        return nn.functional.cross_entropy(logits_NV, labels_N, ignore_index=-100)
+        return function(scores, labels)
     if torch.is_tensor(num_items_in_batch):
-        num_items_in_batch = num_items_in_batch.to(logits_NV.device)
-    return nn.functional.cross_entropy(logits_NV, labels_N, ignore_index=-100, reduction="sum") / num_items_in_batch
+        num_items_in_batch = num_items_in_batch.to(scores.device)
+    return function(scores, labels, reduction="sum") / num_items_in_batch
 
 
-def _key_length(past_key_values: Cache | None, query_length: int) -> int:
-    """How many keys the attention will see: a static cache hands out all its slots, used or not."""
-    if past_key_values is None:
-        return query_length
-    if past_key_values.is_compileable:
-        renamed_in_5 = "get_max_length" if hasattr(past_key_values, "get_max_length") else "get_max_cache_shape"
-        return getattr(past_key_values, renamed_in_5)()
-    return past_key_values.get_seq_length() + query_length
+def _one_cache(cache, past_key_values):
+    if cache is not None and past_key_values is not None and cache is not past_key_values:
+        raise ValueError("cache and past_key_values are two names of one argument: give one of them, not both")
+    return past_key_values if cache is None else cache

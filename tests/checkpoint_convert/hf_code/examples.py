@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from checkpoint_convert.hf_code.configuration_jais import JAISConfig
 from checkpoint_convert.hf_code.modeling_jais import JAISLMHeadModel
@@ -45,7 +47,13 @@ def tiny_config(**changes) -> JAISConfig:
     return JAISConfig(**{**shape, **changes})
 
 
-def tiny_model(seed: int = 0, model_class=JAISLMHeadModel, attention: str = "eager", **changes):
+# The name that this transformers gives the cache in its outputs.
+CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+
+
+def tiny_model(
+    seed: int = 0, model_class=JAISLMHeadModel, attention: str = "eager", spread: float = 0.2, **changes
+) -> torch.nn.Module:
     """A model of random weights in eval mode: no bias is 0 and no norm is 1, so that an ignored tensor is noticed."""
     torch.manual_seed(seed)
     config = tiny_config(**changes)
@@ -55,8 +63,32 @@ def tiny_model(seed: int = 0, model_class=JAISLMHeadModel, attention: str = "eag
             if name.endswith("slopes"):
                 continue
             centre = 1.0 if ".ln_" in name and name.endswith("weight") else 0.0
-            parameter.copy_(centre + 0.2 * torch.randn_like(parameter))
+            parameter.copy_(centre + spread * torch.randn_like(parameter))
     return model.eval()
+
+
+def talkative_jais(attention: str = "eager") -> JAISLMHeadModel:
+    """A model that generates many different tokens, each after all those before; with a tied head it repeats itself."""
+    return tiny_model(seed=2, attention=attention, spread=0.3, tie_word_embeddings=False)
+
+
+def talkative_llama(attention: str = "eager") -> LlamaForCausalLM:
+    """The same of transformers' own Llama, which the adapted models of the family are released as."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=61,
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=3,
+        num_attention_heads=12,
+        num_key_value_heads=4,
+        initializer_range=0.3,
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM._from_config(config, attn_implementation=attention).eval()
 
 
 def random_ids(rows: int, length: int, seed: int = 1) -> torch.Tensor:

@@ -68,7 +68,7 @@ def test_the_keys_of_the_first_jais_files_are_read():
     """core42/jais-13b: width_scale is the product 2.22 * 256 / 5120."""
     config = JAISConfig(embeddings_scale=14.6, width_scale=0.11100000000000002, scale_qk_dot_by_d=True)
     assert config.mup_embeddings_scale == 14.6
-    assert config.logits_scale == 0.11100000000000002
+    assert config.logit_scale == 0.11100000000000002
     assert config.mup_scale_qk_dot_by_d is True
     assert not {"embeddings_scale", "width_scale", "scale_qk_dot_by_d"} & set(config.to_dict())
 

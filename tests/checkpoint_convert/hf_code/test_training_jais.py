@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from tests import tolerances
-from tests.checkpoint_convert.hf_code.examples import random_ids, tiny_model
+from tests.checkpoint_convert.hf_code.examples import CACHE, random_ids, tiny_model
 from tests.checkpoint_convert.hf_code.test_modeling_jais import KERNELS
 
 
@@ -27,7 +28,7 @@ def test_checkpointing_changes_no_gradient(attention, reentrant):
     model = tiny_model(attention=attention)
     expected = gradients(model)
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-    assert model.is_gradient_checkpointing
+    assert all(block.gradient_checkpointing for block in model.transformer.h)
     if reentrant:
         model.enable_input_require_grads()
     result = gradients(model)
@@ -40,10 +41,11 @@ def test_gradients_are_finite_with_padding_in_half_precision():
     assert all(torch.isfinite(g).all() for g in gradients(tiny_model(attention="sdpa").half()).values())
 
 
-def test_checkpointing_with_a_filled_cache_is_refused():
+@pytest.mark.parametrize("is_filled", [True, False])
+def test_checkpointing_with_a_cache_is_refused(is_filled):
     model = tiny_model()
     ids = random_ids(1, 6)
-    cache = model(ids).past_key_values
+    cache = model(ids)[CACHE] if is_filled else DynamicCache()
     model.gradient_checkpointing_enable()
     with pytest.raises(ValueError, match="past_key_values"):
         model.train()(ids, past_key_values=cache)

@@ -1,0 +1,163 @@
+"""Contract: texts that stand in one row do not see one another, however the caller says where each begins."""
+
+import pytest
+import torch
+from transformers import DataCollatorWithFlattening
+
+from tests import tolerances
+from tests.checkpoint_convert.hf_code.examples import CACHE, plain_logits, random_ids, talkative_jais, tiny_model
+from tests.checkpoint_convert.hf_code.test_modeling_jais import KERNELS, assert_same, left_padded
+
+LENGTHS = (7, 4, 9)
+TEXTS = [random_ids(1, length, seed=length)[0] for length in LENGTHS]
+FORMS = {
+    "position_ids": {},
+    "all_keywords": {"return_flash_attn_kwargs": True, "return_seq_idx": True},
+    "cu_seq_lens": {"return_position_ids": False, "return_flash_attn_kwargs": True},
+    "seq_idx": {"return_position_ids": False, "return_seq_idx": True},
+}
+COLLATED = pytest.mark.parametrize("form", FORMS)
+
+
+def packed(form: str = "position_ids") -> dict:
+    return DataCollatorWithFlattening(**FORMS[form])([{"input_ids": text.tolist()} for text in TEXTS])
+
+
+def loss_one_by_one(model) -> torch.Tensor:
+    """The mean over all predicted tokens of the texts, each read alone."""
+    losses = [model(text[None], labels=text[None]).loss * (len(text) - 1) for text in TEXTS]
+    return torch.stack(losses).sum() / sum(len(text) - 1 for text in TEXTS)
+
+
+@KERNELS
+@COLLATED
+def test_packed_texts_have_the_logits_and_the_loss_of_texts_alone(attention, form):
+    model = talkative_jais(attention)
+    output = model(**packed(form))
+    for result, text in zip(output.logits[0].split(LENGTHS), TEXTS, strict=True):
+        assert_same(result, plain_logits(model, text))
+    assert output.loss.item() == pytest.approx(loss_one_by_one(model).item(), abs=tolerances.HF_LOSS)
+
+
+@KERNELS
+def test_packed_texts_have_the_gradients_of_texts_alone(attention):
+    model = tiny_model(attention=attention)
+    loss_one_by_one(model).backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    model(**packed()).loss.backward()
+    for name, gradient in expected.items():
+        result = model.get_parameter(name).grad
+        torch.testing.assert_close(result, gradient, atol=tolerances.HF_GRADIENT, rtol=0, msg=name)
+
+
+def test_the_padding_free_batch_of_trl_has_the_loss_of_texts_alone():
+    sft_trainer = pytest.importorskip("trl.trainer.sft_trainer")
+    collator = sft_trainer.DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True, pad_to_multiple_of=8)
+    model = talkative_jais()
+    batch = collator([{"input_ids": text.tolist()} for text in TEXTS])
+    assert batch["input_ids"].shape == (1, 24)
+    assert "attention_mask" not in batch
+    loss = model(**batch).loss.item()
+    assert loss == pytest.approx(loss_one_by_one(model).item(), abs=tolerances.HF_LOSS)
+
+
+@pytest.mark.parametrize("start", [0, 2])
+def test_several_rows_may_each_hold_several_texts_with_padding(start):
+    model = talkative_jais("sdpa")
+    rows = [torch.cat(TEXTS[:2]), TEXTS[2]]
+    batch = left_padded(rows)
+    positions = torch.zeros_like(batch["input_ids"])
+    positions[0] = torch.cat([torch.arange(7), torch.arange(4)])
+    positions[1, 2:] = torch.arange(9)
+    logits = model(**batch, position_ids=positions + start).logits
+    for result, text in ((logits[0, :7], TEXTS[0]), (logits[0, 7:], TEXTS[1]), (logits[1, 2:], TEXTS[2])):
+        assert_same(result, model(text[None]).logits[0])
+
+
+def test_dynamic_scaling_goes_by_the_length_of_each_text():
+    model = tiny_model(alibi_scaling={"type": "linear", "train_seq_len": 6})
+    for result, text in zip(model(**packed()).logits[0].split(LENGTHS), TEXTS, strict=True):
+        assert_same(result, plain_logits(model, text, slope_divisor=max(1.0, len(text) / 6)))
+
+
+@pytest.mark.parametrize("filler", [0, 1])
+@pytest.mark.parametrize("start", [0, 1, 5])
+def test_the_positions_of_one_text_change_nothing(filler, start):
+    """As generate makes them from a mask: padding, on the left, in the middle or on the right, gets 0 or 1."""
+    model = talkative_jais()
+    ids = random_ids(3, 8)
+    mask = torch.tensor([[1] * 8, [0] * 3 + [1] * 5, [1, 1, 0, 0, 1, 1, 0, 0]])
+    positions = (mask.cumsum(-1) - 1 + start).masked_fill(mask == 0, filler)
+    result = model(ids, attention_mask=mask, position_ids=positions).logits
+    expected = model(ids, attention_mask=mask).logits
+    assert_same(result[mask == 1], expected[mask == 1])
+
+
+def test_plain_positions_leave_one_bias_for_all_rows(monkeypatch):
+    model = talkative_jais("sdpa")
+    fused, seen = torch.nn.functional.scaled_dot_product_attention, []
+
+    def watched(*args, attn_mask, **keys):
+        seen.append(attn_mask.shape)
+        return fused(*args, attn_mask=attn_mask, **keys)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    ids = random_ids(4, 6)
+    model(ids, attention_mask=torch.ones_like(ids), position_ids=torch.arange(6).expand(4, 6))
+    assert set(seen) == {(1, 12, 6, 6)}
+
+
+def test_positions_that_go_on_from_a_filled_cache_are_taken_and_others_refused():
+    model = talkative_jais()
+    ids = random_ids(2, 9)
+    expected = model(ids).logits
+
+    def read_on(positions):
+        cache = model(ids[:, :5], position_ids=torch.arange(5)[None])[CACHE]
+        return model(ids[:, 5:], cache=cache, position_ids=torch.tensor([positions])).logits
+
+    assert_same(read_on([5, 6, 7, 8]), expected[:, 5:])
+    for positions in ([0, 1, 2, 3], [5, 6, 0, 1], [5, 6, 9, 10]):
+        with pytest.raises(ValueError, match="position_ids"):
+            read_on(positions)
+
+
+@pytest.mark.parametrize("name", ["seq_idx", "cu_seq_lens_q"])
+def test_text_borders_with_a_filled_cache_are_refused(name):
+    model = talkative_jais()
+    ids = random_ids(1, 9)
+    cache = model(ids[:, :5])[CACHE]
+    borders = {"seq_idx": torch.zeros(1, 4, dtype=torch.int), "cu_seq_lens_q": torch.tensor([0, 4])}
+    with pytest.raises(ValueError, match="filled cache"):
+        model(ids[:, 5:], cache=cache, **{name: borders[name]})
+
+
+@pytest.mark.parametrize(
+    "borders",
+    [
+        {"cu_seq_lens_q": torch.tensor([0, 3])},
+        {"cu_seq_lens_q": torch.tensor([1, 5])},
+        {"cu_seq_lens_q": torch.tensor([0, 2, 5]), "cu_seq_lens_k": torch.tensor([0, 3, 5])},
+        {"seq_idx": torch.zeros(1, 4, dtype=torch.int)},
+    ],
+)
+def test_text_borders_that_do_not_fit_are_refused(borders):
+    with pytest.raises(ValueError, match=r"cu_seq_lens|seq_idx"):
+        talkative_jais()(random_ids(1, 5), **borders)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("masked", [False, True])
+def test_packed_texts_compile_into_one_graph(masked):
+    model = tiny_model(n_layer=1, attention="sdpa")
+    batch = packed()
+    expected = model(**batch)
+    if masked:
+        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    one_graph = torch.__version__ >= torch.torch_version.TorchVersion("2.6")
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=one_graph)
+    for length in (17, 11):  # from the second length on, that of input_ids is a symbol and others are not
+        compiled(batch["input_ids"][:, :length])
+    assert_same(compiled(**batch).logits, expected.logits)
