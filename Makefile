@@ -1,38 +1,49 @@
 # Every target sets up what it needs; a fresh machine wants only Python 3.11, make and a package index.
 PYTHON ?= python3.11
+PIP_INSTALL := pip install --quiet --disable-pip-version-check
 CURRENT := .venv
-CEREBRAS := .venv-cerebras
 PYTEST_JOBS ?= 2
 
-.PHONY: help demo test test-cerebras check bench clean
+.PHONY: help demo test test-newest test-cerebras update-newest check bench clean
 
 help:
 	@echo "make demo           text to tokens to a trained model to a release and back, for both families (CPU)"
-	@echo "make test           the whole test suite with the newest torch and transformers"
+	@echo "make test           the whole test suite with the current pins"
+	@echo "make test-newest    the same with the newest transformers and what goes with it"
 	@echo "make test-cerebras  the same with cerebras_pytorch 2.10 and its pins"
+	@echo "make update-newest  pins the newest releases of the day in requirements/newest.txt"
 	@echo "make check          format, lint, types, import directions and the fast tests"
 	@echo "make bench          every measurement of BENCHMARKS.md"
 
-$(CURRENT)/.ready: requirements/current.txt setup.cfg
-	$(PYTHON) -m venv $(CURRENT)
-	$(CURRENT)/bin/pip install --quiet --disable-pip-version-check -r requirements/current.txt
-	$(CURRENT)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+.venv/.ready: requirements/current.txt
+.venv-newest/.ready: requirements/newest.txt
+.venv-cerebras/.ready: requirements/cerebras.txt
+.venv/.ready .venv-newest/.ready .venv-cerebras/.ready: %/.ready: setup.cfg
+	$(PYTHON) -m venv $*
+	$*/bin/$(PIP_INSTALL) -r $(filter requirements/%,$^)
+	$*/bin/$(PIP_INSTALL) --no-deps --no-build-isolation -e .
 	touch $@
 
-$(CEREBRAS)/.ready: requirements/cerebras.txt setup.cfg
-	$(PYTHON) -m venv $(CEREBRAS)
-	$(CEREBRAS)/bin/pip install --quiet --disable-pip-version-check -r requirements/cerebras.txt
-	$(CEREBRAS)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	touch $@
+# Torch stays that of the current pins and is installed first, so that nothing else chooses its build.
+update-newest: TORCH = $(shell grep '^torch==' requirements/current.txt)
+update-newest:
+	$(PYTHON) -m venv --clear build/newest
+	build/newest/bin/$(PIP_INSTALL) $(TORCH)
+	build/newest/bin/$(PIP_INSTALL) $(TORCH) setuptools -e ".[dev]" trl datasets
+	build/newest/bin/pip freeze --all --exclude pip --exclude cerebras_jais > build/newest.txt
+	! grep -E '@|file:|://' build/newest.txt
+	( echo "# The newest of everything but torch, which is that of current.txt; written by make update-newest." ; \
+	  sed 's/+[^+]*$$//' build/newest.txt ) > requirements/newest.txt
+	rm -rf build/newest build/newest.txt
 
 demo: $(CURRENT)/.ready
 	$(CURRENT)/bin/python runs/demo.py $(DEMO_ARGS)
 
-test: $(CURRENT)/.ready
-	OMP_NUM_THREADS=1 $(CURRENT)/bin/python -m pytest -q -n $(PYTEST_JOBS)
-
-test-cerebras: $(CEREBRAS)/.ready
-	OMP_NUM_THREADS=1 $(CEREBRAS)/bin/python -m pytest -q -n $(PYTEST_JOBS)
+test: .venv/.ready
+test-newest: .venv-newest/.ready
+test-cerebras: .venv-cerebras/.ready
+test test-newest test-cerebras:
+	OMP_NUM_THREADS=1 $(<D)/bin/python -m pytest -q -n $(PYTEST_JOBS)
 
 check: $(CURRENT)/.ready
 	$(CURRENT)/bin/ruff format --check .
