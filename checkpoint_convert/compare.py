@@ -201,8 +201,11 @@ def _with_files(comparison: Comparison, *sides: _Side) -> Comparison:
     code: dict[str, str] = {}
     notes: list[str] = []
     for release, manifest in {side.model.path: side.manifest for side in sides if side.model.path.is_dir()}.items():
-        problems = read_code(release).problems
+        found = read_code(release)
+        problems = found.problems
         differences, more = check_files(release, manifest)
+        if found.is_earlier:
+            notes.append(f"{release}: its code is an earlier version of this package's; convert again to have today's")
         code |= {str(release / name): what for name, what in problems.items()}
         files |= {str(release / name): what for name, what in differences.items() if name not in problems}
         notes += more

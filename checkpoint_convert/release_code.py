@@ -18,7 +18,7 @@ from importlib.util import module_from_spec
 from pathlib import Path
 from typing import Any
 
-from checkpoint_convert.code_versions import known_versions
+from checkpoint_convert.code_versions import current_version, known_versions
 from checkpoint_convert.digest import digest_of
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.jais_config import AUTO_MAP
@@ -41,6 +41,11 @@ class ReleaseCode:
     """Name of a file -> what makes it not this package's; empty when all code of the release is."""
     elsewhere: Mapping[str, str]
     """Name of a config -> a reference to code that is not in the release."""
+
+    @property
+    def is_earlier(self) -> bool:
+        """Whether the code is this package's, of an earlier version."""
+        return bool(self.files) and not self.problems and _digests(self.files) != current_version()
 
 
 def read_code(release: Path) -> ReleaseCode:
@@ -112,9 +117,13 @@ def classes_of(code: ReleaseCode, *, trust: bool) -> Iterator[tuple[Any, Any]]:
         yield tuple(_class(code, package, named, kind) for kind in ("AutoConfig", "AutoModelForCausalLM"))
 
 
+def _digests(files: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: digest_of(content) for name, content in files.items()}
+
+
 def _unknown(files: Mapping[str, bytes]) -> dict[str, str]:
     """Name of a file -> why the files are no version of this package's; against the version most like them."""
-    found = {name: digest_of(content) for name, content in files.items()}
+    found = _digests(files)
     versions = known_versions()
     nearest = max(versions, key=lambda version: len(version.items() & found.items()))
     problems = dict.fromkeys(nearest.keys() - found.keys(), "missing, but the rest of the code needs it")

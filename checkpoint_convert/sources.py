@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cerebras_jais.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from cerebras_jais.errors import UserError
 from cerebras_jais.model.config import DecoderConfig
 from checkpoint_convert import pickle_files, safetensors_files
 from checkpoint_convert.errors import ConversionError
@@ -87,15 +88,25 @@ def _with_its_layers(model: Model) -> Model:
 
 def _open_release(path: Path, allow_pickle: bool) -> Model:
     config_json = read_json(path / "config.json")
-    section, notes = to_model_section(config_json)
-    config = DecoderConfig.from_section(section)
-    refuse_inexpressible(config)
+    with _named(path / "config.json"):
+        section, notes = to_model_section(config_json)
+        config = DecoderConfig.from_section(section)
+        refuse_inexpressible(config)
     files = {str(file): _state_of(file) for file in path.iterdir() if file.suffix in (".safetensors", ".bin", ".json")}
     tensors = weights_of(path, allow_pickle)
     read = {str(tensor.path) for tensor in tensors.values()} | {str(path / "config.json")}
     return Model(
         path, "hugging_face", section, config, tensors, tuple(notes), {}, {name: files[name] for name in sorted(read)}
     )
+
+
+@contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """Put the file that a config comes from before what is wrong with it."""
+    try:
+        yield
+    except UserError as error:
+        raise ConversionError(f"{file}: {error}") from error
 
 
 def weights_of(path: Path, allow_pickle: bool) -> dict[str, FileTensor]:
@@ -125,7 +136,8 @@ def _open_checkpoint(opened: Checkpoint, config: Path | Mapping[str, Any] | None
         section = model_section_of(params, f"{opened.path} (its __metadata__)")
     else:
         raise ConversionError(f"{opened.path}: says nothing of its config; give the trainer YAML with --config")
-    model = DecoderConfig.from_section(section)
+    with _named(config if isinstance(config, Path) else opened.path):
+        model = DecoderConfig.from_section(section)
     notes = [*_left_out(opened), *(adjustments_left_out(params) if params else [])]
     return Model(
         opened.path, "cerebras", section, model, cerebras_tensors(opened), tuple(notes), _origin(opened), files

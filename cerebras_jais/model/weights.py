@@ -11,7 +11,7 @@ import torch
 
 from cerebras_jais.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from cerebras_jais.errors import UserError
-from cerebras_jais.model.config import DecoderConfig
+from cerebras_jais.model.config import DecoderConfig, ModelConfigError
 from cerebras_jais.model.decoder import LanguageModel
 
 
@@ -46,7 +46,10 @@ def recorded_config(checkpoint: Checkpoint) -> DecoderConfig:
     for record in reversed(checkpoint.metadata):
         section = model_section(record.get("params", {}))
         if section is not None:
-            return DecoderConfig.from_section(section)
+            try:
+                return DecoderConfig.from_section(section)
+            except ModelConfigError as error:
+                raise WeightsError(f"{checkpoint.path}: its recorded config cannot be used: {error}") from error
     raise WeightsError(f"{checkpoint.path}: does not say which model it holds; give its trainer YAML with --config")
 
 

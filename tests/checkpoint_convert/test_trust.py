@@ -250,6 +250,7 @@ def test_earlier_code_of_this_package_is_its_code(pair, monkeypatch):
     result = run("verify", checkpoint, release, "--logits")
     assert result.exit_code == 0, result.output
     assert "logits: largest difference" in result.output
+    assert f"note: {release}: its code is an earlier version of this package's" in result.output
     with classes_of(read_code(release), trust=False) as (_, model_class):
         assert "# as it was" in inspect.getsource(inspect.getmodule(model_class))
 
