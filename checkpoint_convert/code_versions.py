@@ -30,7 +30,7 @@ VERSIONS: tuple[Version, ...] = (
         "modeling_jais.py": "b26e72d30233f90be8e6b06edbaeea1bc324e75d1eafe9a48d90555e82d5ed01",
     },
     {
-        "alibi_jais.py": "57a47bb1bdb207533103f6ec9ddd33ed438130f9d1155fb682c23cf0fc9ad7b9",
+        "alibi_jais.py": "2433a7cd1542813fe71a54752d6e28b9305a33abf19e0aa9cfc3ffd0a398df5d",
         "configuration_jais.py": "93ca8d702cb664ae89ee6a771cb69e264ba2f25a02fcfecf3d019eca018b6d45",
         "modeling_jais.py": "ca27ac3f118460f82418d8652a5b8b7a0695497074dde61ada7a736c26917cb4",
     },

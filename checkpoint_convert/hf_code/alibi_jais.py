@@ -249,7 +249,7 @@ def _read_texts(
 
 
 def _has_shape(tensor: torch.Tensor, batch: int, *lengths: int) -> bool:
-    """Whether a tensor has `batch` rows, or one for all, and these lengths; in comparisons that a compiler can guard."""
+    """Whether a tensor has `batch` rows, or one for all, and these lengths; a compiler can guard each comparison."""
     sizes = tensor.shape[1:]
     if len(sizes) != len(lengths) or (tensor.shape[0] != 1 and tensor.shape[0] != batch):
         return False
