@@ -295,7 +295,8 @@ def _system_errors(output: Path) -> Iterator[None]:
 def _file(checkpoint: Path_) -> Path:
     path = Path(checkpoint)
     if path.is_dir():
-        raise ConversionError(f"{path}: is a directory; give the .mdl file of a checkpoint")
+        hint = "; it is a release already" if (path / "config.json").is_file() else ""
+        raise ConversionError(f"{path}: is a directory; give the .mdl file of a checkpoint{hint}")
     return path
 
 
