@@ -11,6 +11,7 @@ import torch
 
 from cerebras_jais.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from cerebras_jais.errors import UserError
+from cerebras_jais.model.adapters import FOLD_THEM, adapters_in
 from cerebras_jais.model.config import DecoderConfig, ModelConfigError
 from cerebras_jais.model.decoder import LanguageModel
 
@@ -82,6 +83,9 @@ def fill_model(model: LanguageModel, checkpoint: Checkpoint) -> None:
     for names in aliases:
         known = [name for name in names if name in stored]
         stored.update({name: stored[known[0]] for name in names if known and name not in stored})
+    adapters = adapters_in(stored)
+    if adapters:
+        raise WeightsError(f"{checkpoint.path}: {'; '.join(describe(adapters, 'in it'))}; {FOLD_THEM}")
     problems = [
         *describe(targets.keys() - stored.keys(), "missing"),
         *describe(stored.keys() - targets.keys(), "not part of the model"),
