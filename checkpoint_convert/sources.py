@@ -127,7 +127,7 @@ def weights_of(path: Path, allow_pickle: bool) -> dict[str, FileTensor]:
     """The tensors of a release by name: of safetensors, or where there are none and it is allowed, of pickle files.
 
     Raises:
-        ConversionError: there are neither, or they are an adapter's alone, or they are damaged, or pickle files are not allowed.
+        ConversionError: there are neither, or an adapter's alone, or they are damaged, or pickle files not allowed.
     """
     _refuse_adapter(path)
     pickled = any((path / name).is_file() for name in (pickle_files.INDEX, pickle_files.SINGLE))

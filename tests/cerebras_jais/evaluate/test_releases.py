@@ -136,5 +136,5 @@ def test_a_damaged_release_is_refused_by_the_name_of_its_tensor(released):
 
 
 def test_no_message_sends_to_a_file_that_a_release_does_not_have(released):
-    with pytest.raises(UserError, match="`checkpoint-convert to-cerebras` makes a .mdl"):
+    with pytest.raises(UserError, match=r"`checkpoint-convert to-cerebras` makes a \.mdl"):
         load_model(released / "release")
