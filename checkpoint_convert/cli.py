@@ -47,14 +47,14 @@ def cli() -> None:
 
     \b
     Release a checkpoint:
-      checkpoint-convert to-hf model/checkpoint_200.mdl --tokenizer tokenizer --output release
+      checkpoint-convert to-hf jais/checkpoint_100.mdl --tokenizer tokenizer --output release
     Take a release back for more training:
       checkpoint-convert to-cerebras release --output start.mdl
     Check one against the other, every tensor and then the logits:
-      checkpoint-convert verify model/checkpoint_200.mdl release --logits
+      checkpoint-convert verify jais/checkpoint_100.mdl release --logits
     See what a file is, and what differs between two:
       checkpoint-convert inspect start.mdl
-      checkpoint-convert diff start.mdl model/checkpoint_200.mdl
+      checkpoint-convert diff start.mdl jais/checkpoint_100.mdl
 
     Every tensor keeps its bits unless --dtype asks for another element type. What does not fit is refused before
     anything is written; an output appears complete or not at all. A conversion that was killed goes on when the same

@@ -75,7 +75,7 @@ def fit(
     """Train a model as a Model Zoo trainer YAML says: on a CPU or GPU here, or on CS systems by the Model Zoo.
 
     \b
-      cerebras-jais fit configs/tiny/jais.yaml --backend cpu --model-dir runs/jais
+      cerebras-jais fit tiny/jais --backend cpu --model-dir runs/jais
       cerebras-jais fit jais-family-590m --backend csx --num-csx 16
 
     FILE is a YAML file, or the name of a config of ours (`cerebras-jais config list`).
