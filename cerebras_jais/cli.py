@@ -12,8 +12,8 @@ VERBS = {
     "config": ("cerebras_jais.recipes.cli:config", "Check, list, show, compare and write trainer YAML."),
     "data": ("cerebras_jais.data.cli:data", "Turn text into a tokenizer and packed training data."),
     "fit": ("cerebras_jais.train.cli:fit", "Train a model from a Model Zoo trainer YAML: CPU, GPU or CS systems."),
-    "generate": ("cerebras_jais.evaluate.cli:generate", "Continue a prompt with a trained checkpoint."),
-    "score": ("cerebras_jais.evaluate.cli:score", "Loss and bits per byte of a checkpoint on text."),
+    "generate": ("cerebras_jais.evaluate.cli:generate", "Continue a prompt with a checkpoint or a release."),
+    "score": ("cerebras_jais.evaluate.cli:score", "Loss and bits per byte of a checkpoint or a release on text."),
     "zoo": ("cerebras_jais.modelzoo.cli:zoo", "Run cszoo of the Model Zoo with the models of the family."),
 }
 
@@ -26,11 +26,11 @@ def cli() -> None:
     """Train and run the Jais family of Arabic-English language models.
 
     \b
-    A whole run in miniature, from text to an answer:
-      cerebras-jais data tokenizer --text TEXT --vocab-size 4096 --output tokenizer
-      cerebras-jais data pack --text TEXT --tokenizer tokenizer --max-sequence-length 512 --output data
-      cerebras-jais fit configs/tiny/jais.yaml --model-dir model
-      cerebras-jais generate model/checkpoint_200.mdl --tokenizer tokenizer --prompt "ما هي عاصمة الإمارات؟"
+    A whole run in miniature, from the bundled sample of text (--text names your own) to an answer:
+      cerebras-jais data tokenizer --vocab-size 2048 --output tokenizer
+      cerebras-jais data pack --tokenizer tokenizer --max-sequence-length 128 --output data
+      cerebras-jais fit tiny/jais
+      cerebras-jais generate jais/checkpoint_100.mdl --tokenizer tokenizer --prompt "ما هي عاصمة الإمارات؟"
 
     Checkpoints are Cerebras checkpoints (.mdl). `checkpoint-convert` makes Hugging Face releases of them.
     """

@@ -47,14 +47,14 @@ def cli() -> None:
 
     \b
     Release a checkpoint:
-      checkpoint-convert to-hf model/checkpoint_200.mdl --tokenizer tokenizer --output release
+      checkpoint-convert to-hf jais/checkpoint_100.mdl --tokenizer tokenizer --output release
     Take a release back for more training:
       checkpoint-convert to-cerebras release --output start.mdl
     Check one against the other, every tensor and then the logits:
-      checkpoint-convert verify model/checkpoint_200.mdl release --logits
+      checkpoint-convert verify jais/checkpoint_100.mdl release --logits
     See what a file is, and what differs between two:
       checkpoint-convert inspect start.mdl
-      checkpoint-convert diff start.mdl model/checkpoint_200.mdl
+      checkpoint-convert diff start.mdl jais/checkpoint_100.mdl
 
     Every tensor keeps its bits unless --dtype asks for another element type. What does not fit is refused before
     anything is written; an output appears complete or not at all. A conversion that was killed goes on when the same
@@ -227,7 +227,7 @@ def verify(
         if not as_json:
             click.echo("logits: not compared: the release has other code than this package's; see --trust-release-code")
     elif pair is not None:
-        found["logits"], agree = _compare_logits(*pair, config, trust_release_code, quiet=as_json)
+        found["logits"], agree = _compare_logits(*pair, config, trust_release_code, allow_pickle, quiet=as_json)
         same = same and agree
     if as_json:
         click.echo(json.dumps(found))
@@ -286,7 +286,7 @@ def _start_inspector() -> None:
 
 
 def _compare_logits(
-    checkpoint: Path, release: Path, config: Path | None, trust_release_code: bool, quiet: bool
+    checkpoint: Path, release: Path, config: Path | None, trust_release_code: bool, allow_pickle: bool, quiet: bool
 ) -> tuple[dict, bool]:
     import dataclasses
 
@@ -295,7 +295,12 @@ def _compare_logits(
 
     with _bar("running both models") as progress:
         report = compare_logits(
-            checkpoint, release, config=config, trust_release_code=trust_release_code, progress=progress
+            checkpoint,
+            release,
+            config=config,
+            trust_release_code=trust_release_code,
+            allow_pickle=allow_pickle,
+            progress=progress,
         )
     departure = report.first_departure
     if not quiet:
@@ -346,7 +351,7 @@ def _tell(report, dry_run: bool, as_json: bool) -> None:
             click.echo(line)
     click.echo(
         f"{report.output}: {report.architecture}, {report.parameters:,} parameters in {', '.join(report.dtypes)}, "
-        f"{report.tensors} tensors, {report.write_bytes / 1e9:.3g} GB"
+        f"{report.tensors} tensors under {report.names} names, {report.write_bytes / 1e9:.3g} GB"
     )
     if dry_run:
         click.echo(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,12 +17,14 @@ from typing import Any
 
 import numpy as np
 
+from checkpoint_convert.digest import file_digest
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.file_tensors import np_dtype
 from checkpoint_convert.manifest import Manifest, manifest_path, read_manifest
 from checkpoint_convert.model_config import public_keys
 from checkpoint_convert.operations import forward
 from checkpoint_convert.plan import Source, Step, same_values
+from checkpoint_convert.release import TOKENIZER_FILES
 from checkpoint_convert.release_code import read_code
 from checkpoint_convert.release_files import check_files
 from checkpoint_convert.rules import Rule, architecture_of, rules, ties
@@ -45,7 +47,7 @@ class Comparison:
     """How far two models are the same."""
 
     tensors: int
-    """Tensors that either has, by their Cerebras names."""
+    """Tensors that either has, by their Cerebras names; a second name counts only where it is another tensor."""
     differences: Mapping[str, str]
     """Cerebras name -> what differs."""
     rounded: tuple[str, ...]
@@ -110,7 +112,7 @@ def compare(
         for path in sorted(paths, key=lambda path: not path.is_dir()):
             given: Any = config
             release = next((model for model in opened.values() if model.side == "hugging_face"), None)
-            if config is None and release is not None and not _has_config(path, stack):
+            if config is None and release is not None and path.is_file() and not _has_config(path, stack):
                 given = release.section
             opened[path] = stack.enter_context(opening(path, config=given, allow_pickle=allow_pickle))
         sides = (_side_of(opened[paths[0]]), _side_of(opened[paths[1]]))
@@ -145,7 +147,7 @@ def check_manifest(
         differences = dict.fromkeys(names - listed - second, "not in the manifest")
         differences |= dict.fromkeys(listed - names, "only in the manifest")
         differences |= dict(side.problems) | wrong
-        total = len(names | differences.keys())
+        total = len((names - second) | differences.keys())
         manifests = {str(manifest_path(path)): right}
         return _with_files(Comparison(total, differences, (), {}, manifests, {}, {}, ()), side)
 
@@ -212,7 +214,20 @@ def _with_files(comparison: Comparison, *sides: _Side) -> Comparison:
         code |= {str(release / name): what for name, what in problems.items()}
         files |= {str(release / name): what for name, what in differences.items() if name not in problems}
         notes += more
+    notes += _other_files([side.model.path for side in sides if side.model.path.is_dir()])
     return replace(comparison, files=files, code=code, notes=tuple(notes))
+
+
+def _other_files(releases: Sequence[Path]) -> Iterator[str]:
+    """A note on the tokenizers of two releases that differ: a tokenizer is no part of the model."""
+    if len(releases) != 2:
+        return
+    found = {file.relative_to(r).as_posix() for r in releases for name in TOKENIZER_FILES for file in r.glob(name)}
+    names = sorted(found)
+    digests = [[file_digest(r / name) if (r / name).is_file() else None for name in names] for r in releases]
+    differing = [name for name, one, other in zip(names, *digests, strict=True) if one != other]
+    if differing:
+        yield f"the two tokenizers differ, in {', '.join(differing)}; only the models are compared"
 
 
 def _compare(models: tuple[_Side, _Side], magnitudes: bool, progress: Progress) -> Comparison:
@@ -234,7 +249,8 @@ def _compare(models: tuple[_Side, _Side], magnitudes: bool, progress: Progress) 
             if digests[0, key][index] != digests[1, key][index] and name not in differences:
                 how = _magnitude(steps[0, key], steps[1, key], index) if magnitudes else "other values"
                 differences[name] = how
-    names = {name for side in models for key in side.found for name in key} | differences.keys()
+    second = set.intersection(*(set(ties(side.model.config, "cerebras")) for side in models))
+    names = ({name for side in models for key in side.found for name in key} - second) | differences.keys()
     rounded = {step.dtype for step in steps.values() if step.inputs[0].dtype != step.dtype}
     config = _config_differences(*(side.model for side in models))
     return Comparison(len(names), differences, tuple(sorted(rounded)), config, manifests, {}, {}, ())

@@ -18,10 +18,10 @@ from cerebras_jais import __version__
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.journal import Work, fingerprint, working_beside
 from checkpoint_convert.manifest import manifest_of
-from checkpoint_convert.model_config import refuse_inexpressible, to_config_json
+from checkpoint_convert.model_config import default_special_tokens, refuse_inexpressible, to_config_json
 from checkpoint_convert.plan import WEIGHT_TYPES, Plan, Step, make_plan
 from checkpoint_convert.release import read_tokenizer, write_companions
-from checkpoint_convert.rules import architecture_of, grouped, other_side
+from checkpoint_convert.rules import architecture_of, grouped, other_side, tensor_count
 from checkpoint_convert.safetensors_files import plan_shards
 from checkpoint_convert.sources import Model, opening
 from checkpoint_convert.stream import DEFAULT_WORKERS, MEMORY_BYTES, carry_out_all, working_bytes
@@ -46,7 +46,9 @@ class Report:
     architecture: str
     """Name of the Hugging Face class."""
     tensors: int
-    """Tensors in the output, second names of tied ones included."""
+    """Tensors of the model, each counted once, as a Cerebras checkpoint divides it."""
+    names: int
+    """Names that the output stores them under: a tied tensor has two, q, k and v of a Jais release share one."""
     parameters: int
     """Parameters, tied ones counted once."""
     dtypes: tuple[str, ...]
@@ -97,19 +99,17 @@ def convert_to_hf(
     found = config if config is None or isinstance(config, Mapping) else Path(config)
     with opening(_file(checkpoint), config=found) as model:
         refuse_inexpressible(model.config)
-        files = read_tokenizer(Path(tokenizer) if tokenizer else None, model.config)
+        files = read_tokenizer(Path(tokenizer) if tokenizer else None, model.config, model.tokens)
         plan = _plan(model, dtype)
         config_json = to_config_json(model.section, plan.dtypes[0], files.tokens)
-        notes = list(model.notes)
-        if tokenizer is None:
-            notes.append("no tokenizer was given: add one before publishing")
+        notes = [*model.notes, *files.notes]
         shards = plan_shards(plan.headers, max_shard_size)
 
         def companions(directory: Path) -> None:
             write_companions(directory, model.config, config_json, files, plan, model.origin)
 
         target = ReleaseTarget(output, shards, companions)
-        options = [config_json, max_shard_size, [_identity_of(file) for file in files.files]]
+        options = [config_json, max_shard_size, [_identity_of(file) for file in files.files.values()]]
         return _convert(model, plan, target, options, notes, dry_run, progress)
 
 
@@ -149,9 +149,15 @@ def convert_to_cerebras(
         notes = list(model.notes)
         if plan.ignored:
             notes.append(f"left out: {len(plan.ignored)} buffers that code recomputes, such as {plan.ignored[0]}")
+        if model.tokens not in (None, default_special_tokens(model.config)):
+            notes.append(
+                f"config.json: {model.tokens}: kept in the checkpoint for `to-hf`; checkpoints of a run that begins "
+                "from it do not have them, so give `to-hf` the tokenizer, and look at config.json, after training on"
+            )
         params = trainer_params(model.section, output.name)
-        target = CheckpointTarget(output, plan, params, tuple(notes), compression)
-        return _convert(model, plan, target, [params, compression], notes, dry_run, progress)
+        target = CheckpointTarget(output, plan, params, tuple(notes), compression, model.tokens)
+        kept = None if model.tokens is None else model.tokens.keys()
+        return _convert(model, plan, target, [params, compression, kept], notes, dry_run, progress)
 
 
 def _plan(model: Model, dtype: str | None, *, link_ties: bool = False) -> Plan:
@@ -295,7 +301,8 @@ def _system_errors(output: Path) -> Iterator[None]:
 def _file(checkpoint: Path_) -> Path:
     path = Path(checkpoint)
     if path.is_dir():
-        raise ConversionError(f"{path}: is a directory; give the .mdl file of a checkpoint")
+        hint = "; it is a release already" if (path / "config.json").is_file() else ""
+        raise ConversionError(f"{path}: is a directory; give the .mdl file of a checkpoint{hint}")
     return path
 
 
@@ -312,6 +319,7 @@ def _report(plan: Plan, output: Path, free: int, notes: list[str], continued: in
     return Report(
         output,
         architecture_of(plan.config).transformers_class,
+        tensor_count(plan.config),
         len(plan.names),
         plan.parameters,
         plan.dtypes,

@@ -12,9 +12,9 @@ from cerebras_jais.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from cerebras_jais.errors import UserError
 from checkpoint_convert.file_tensors import FileTensor
 from checkpoint_convert.manifest import manifest_path, read_manifest
-from checkpoint_convert.model_config import public_keys
+from checkpoint_convert.model_config import default_special_tokens, public_keys, refuse_inexpressible, to_config_json
 from checkpoint_convert.plan import make_plan
-from checkpoint_convert.rules import architecture_of
+from checkpoint_convert.rules import architecture_of, tensor_count
 from checkpoint_convert.sources import Model, cerebras_tensors, opening, weights_of
 
 _SIZES = {
@@ -82,7 +82,7 @@ def _of_tensors(tensors: Mapping[str, StoredTensor | FileTensor]) -> dict[str, A
         kinds[tensor.dtype] += math.prod(tensor.shape)
     links = [name for name, tensor in tensors.items() if getattr(tensor, "linked_to", None)]
     return {
-        "tensors": len(tensors),
+        "names": len(tensors),
         "bytes": sum(tensor.nbytes for tensor in tensors.values() if not getattr(tensor, "linked_to", None)),
         "element types": {dtype: f"{count:,} values" for dtype, count in kinds.most_common()},
         "links": ", ".join(links) or "none",
@@ -92,7 +92,7 @@ def _of_tensors(tensors: Mapping[str, StoredTensor | FileTensor]) -> dict[str, A
 def _of_model(model: Model) -> dict[str, Any]:
     config = model.config
     keys = public_keys(config)
-    found: dict[str, Any] = {"model": architecture_of(config).transformers_class}
+    found: dict[str, Any] = {"model": architecture_of(config).transformers_class, "tensors": tensor_count(config)}
     found |= {label: getattr(config, key) for label, key in _SIZES.items()}
     found["head"] = "tied to the embedding" if config.share_embedding_weights else "its own"
     if model.files:
@@ -102,8 +102,12 @@ def _of_model(model: Model) -> dict[str, Any]:
         found["muP"] = mup
     found["position scaling"] = config.pos_scaling_factor
     try:
+        if model.side == "cerebras":
+            refuse_inexpressible(config)
         plan = make_plan(config, model.side, model.tensors)
         found["parameters"] = plan.parameters
+        if model.side == "cerebras":
+            to_config_json(model.section, plan.dtypes[0], default_special_tokens(config))
         found["converts"] = "yes"
     except UserError as error:
         found["converts"] = f"no: {error}"

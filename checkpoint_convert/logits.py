@@ -143,6 +143,7 @@ def compare_logits(
     config: str | Path | Mapping[str, Any] | None = None,
     prompts: Sequence[str] = PROMPTS,
     trust_release_code: bool = False,
+    allow_pickle: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> LogitsReport:
     """Run prompts through the reference path and through transformers, both in float32, and compare place by place.
@@ -156,6 +157,7 @@ def compare_logits(
         config: a trainer YAML, or a `model:` section; None takes what the checkpoint says of itself.
         prompts: texts; each is cut to the context of the model.
         trust_release_code: run the code in the release even if it is not a version of this package's.
+        allow_pickle: whether the release's weights in pickle files may be read; nothing in them is run.
         progress: called as weights are read.
 
     Raises:
@@ -177,7 +179,7 @@ def compare_logits(
         stored = {f"model.{name}": tensor for name, tensor in opened.tensors.items()}
         our_weights = find_weights(checkpoint, ours, stored, our_ties)
         their_weights = find_weights(
-            release, theirs, weights_of(release, allow_pickle=False), _release_ties(theirs), landmarks.ignored
+            release, theirs, weights_of(release, allow_pickle), _release_ties(theirs), landmarks.ignored
         )
 
         context = min(ours.config.max_position_embeddings, theirs.config.max_position_embeddings)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cerebras_jais.model.config import DecoderConfig
+from cerebras_jais.ranges import shown
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.jais_config import AUTO_MAP as AUTO_MAP
 from checkpoint_convert.jais_config import jais_keys, jais_section
@@ -35,16 +36,38 @@ _LOGITS_KEYS = {
 _OLD_NAMES = {"embedding_dropout_rate": "embd_pdrop", "model_name": "name"}
 
 
+Ids = int | list[int] | None
+
+
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Ids of the special tokens; None where the tokenizer has no such token."""
+    """Ids of the special tokens; None where the tokenizer has no such token, several where each of them ends a text."""
 
-    bos: int | None
-    eos: int | None
-    pad: int | None
+    bos: Ids
+    eos: Ids
+    pad: Ids
 
-    def keys(self) -> dict[str, int | None]:
+    def keys(self) -> dict[str, Ids]:
         return {"bos_token_id": self.bos, "eos_token_id": self.eos, "pad_token_id": self.pad}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{key} {json.dumps(ids)}" for key, ids in self.keys().items())
+
+
+def special_tokens_of(keys: Any) -> SpecialTokens | None:
+    """The ids that config.json, or what a checkpoint keeps of it, says; None where it says none.
+
+    Raises:
+        ConversionError: an id is no whole number.
+    """
+    if not isinstance(keys, Mapping):
+        return None
+    found = [keys.get(f"{kind}_token_id") for kind in ("bos", "eos", "pad")]
+    for kind, ids in zip(("bos", "eos", "pad"), found, strict=True):
+        several = ids if isinstance(ids, list) else [] if ids is None else [ids]
+        if not all(type(number) is int for number in several):
+            raise ConversionError(f"{kind}_token_id: must be a token's id, several, or null (got {shown(ids)})")
+    return SpecialTokens(*found) if any(ids is not None for ids in found) else None
 
 
 def default_special_tokens(config: DecoderConfig) -> SpecialTokens:

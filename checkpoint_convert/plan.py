@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
+from cerebras_jais.model.adapters import FOLD_THEM, adapters_in
 from cerebras_jais.model.config import DecoderConfig
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.file_tensors import TensorHeader, np_dtype
@@ -254,6 +255,9 @@ def _check_names(
     tied: Mapping[str, str],
 ) -> tuple[str, ...]:
     """Every expected name is there and no other; returns the names that may be ignored."""
+    adapters = adapters_in(tensors)
+    if adapters:
+        raise ConversionError(f"holds {_listed(adapters)}; {FOLD_THEM}")
     surplus = [name for name in tensors if name not in expected]
     ignored = [name for name in surplus if side == "hugging_face" and architecture_of(config).ignored.fullmatch(name)]
     left_over = set(surplus) - set(ignored)

@@ -17,7 +17,7 @@ from checkpoint_convert.safetensors_files import read_json, write_json, write_te
 
 CODE_DIRECTORY = Path(__file__).parent / "hf_code"
 CODE_FILES = ("alibi_jais.py", "configuration_jais.py", "modeling_jais.py")
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -26,37 +26,52 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
 )
+# What a release has beside its tokenizer: a tokenizer that comes out of one is not missing these.
+_OF_A_RELEASE = ("config.json", "generation_config.json", "manifest.json", "README.md", "LICENSE", *CODE_FILES)
+_WEIGHTS = frozenset({".safetensors", ".bin", ".mdl"})
+_SHOWN = 6
 
 
 @dataclass(frozen=True)
 class Tokenizer:
     """The files of a tokenizer and what was found in them."""
 
-    files: tuple[Path, ...]
+    files: Mapping[str, Path]
+    """Name in the release -> the file."""
     tokens: SpecialTokens
+    notes: tuple[str, ...]
+    """What was left out or assumed."""
 
 
-def read_tokenizer(path: Path | None, config: DecoderConfig) -> Tokenizer:
+def read_tokenizer(path: Path | None, config: DecoderConfig, kept: SpecialTokens | None = None) -> Tokenizer:
     """Find the files of a tokenizer and check them against the model.
 
     Args:
-        path: its directory; None for no tokenizer, which gives the special tokens of the published models.
+        path: its directory; None for no tokenizer.
         config: the model whose vocabulary must hold the tokenizer's.
+        kept: the special tokens that the checkpoint says. What the tokenizer declares counts first, then these, then
+            those of the published models.
 
     Raises:
         ConversionError: no tokenizer there, ids beyond the model's vocabulary, or a special token without an id.
     """
-    default = default_special_tokens(config)
+    assumed = kept or default_special_tokens(config)
     if path is None:
-        return Tokenizer((), default)
+        origin = "those of the published models" if kept is None else "those that the checkpoint keeps"
+        note = f"no tokenizer was given: add one before publishing; the special tokens are {origin}: {assumed}"
+        return Tokenizer({}, assumed, (note,))
     if not path.is_dir():
         raise ConversionError(f"{path}: is not a directory; give the directory that holds tokenizer.json")
-    files = tuple(path / name for name in _TOKENIZER_FILES if (path / name).is_file())
-    if not {"tokenizer.json", "tokenizer.model", "vocab.json"} & {file.name for file in files}:
+    found = [file for pattern in TOKENIZER_FILES for file in sorted(path.glob(pattern)) if file.is_file()]
+    files = {file.relative_to(path).as_posix(): file for file in found}
+    if not {"tokenizer.json", "tokenizer.model", "vocab.json"} & files.keys():
         raise ConversionError(f"{path}: has no tokenizer.json, tokenizer.model or vocab.json")
-    if path / "tokenizer.json" not in files:
-        return Tokenizer(files, default)
+    left_out = _left_out(path, files)
+    if "tokenizer.json" not in files:
+        return Tokenizer(files, assumed, left_out)
     ids = _token_ids(path / "tokenizer.json")
     if max(ids.values(), default=0) >= config.vocab_size:
         raise ConversionError(
@@ -64,8 +79,42 @@ def read_tokenizer(path: Path | None, config: DecoderConfig) -> Tokenizer:
             "the tokenizer does not belong to this model"
         )
     declared = _declared_tokens(path, ids)
-    tokens = SpecialTokens(*(declared.get(name) for name in ("bos", "eos", "pad"))) if declared else default
-    return Tokenizer(files, tokens)
+    if not declared:
+        return Tokenizer(files, assumed, left_out)
+    tokens, others = _special_tokens(declared, kept)
+    return Tokenizer(files, tokens, (*left_out, *others))
+
+
+def _special_tokens(declared: Mapping[str, int], kept: SpecialTokens | None) -> tuple[SpecialTokens, list[str]]:
+    """What a tokenizer declares, filled up from what the checkpoint keeps; and notes on what it keeps otherwise.
+
+    A tokenizer declares one token that ends a text; where the checkpoint keeps several, it among them, all end it.
+    """
+    chosen: dict[str, Any] = {}
+    notes = []
+    for kind in ("bos", "eos", "pad"):
+        before = getattr(kept, kind, None)
+        among = before if isinstance(before, list) else [before]
+        chosen[kind] = before if kind not in declared or declared[kind] in among else declared[kind]
+        if before is not None and chosen[kind] != before:
+            notes.append(
+                f"{kind}_token_id is {chosen[kind]}, which the tokenizer declares; the checkpoint keeps {before}"
+            )
+    return SpecialTokens(**chosen), notes
+
+
+def _left_out(path: Path, files: Mapping[str, Path]) -> tuple[str, ...]:
+    """A note that names what else lies in the directory of a tokenizer."""
+    known = {*_OF_A_RELEASE, *(name.partition("/")[0] for name in files)}
+    others = sorted(
+        f"{entry.name}/" if entry.is_dir() else entry.name
+        for entry in path.iterdir()
+        if entry.name not in known and not entry.name.startswith(".") and not {*entry.suffixes} & _WEIGHTS
+    )
+    if not others:
+        return ()
+    more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+    return (f"left out, as no file of a tokenizer: {', '.join(others[:_SHOWN])}{more} (in {path})",)
 
 
 def _token_ids(file: Path) -> dict[str, int]:
@@ -113,11 +162,12 @@ def write_companions(
     write_json(directory / "config.json", config_json)
     ids = {key: value for key, value in tokenizer.tokens.keys().items() if value is not None}
     write_json(directory / "generation_config.json", ids)
-    copied = list(tokenizer.files)
+    copied = dict(tokenizer.files)
     if architecture_of(config) is JAIS:
-        copied += [CODE_DIRECTORY / name for name in CODE_FILES]
-    for file in copied:
-        _copy(file, directory / file.name)
+        copied |= {name: CODE_DIRECTORY / name for name in CODE_FILES}
+    for name, file in copied.items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        _copy(file, directory / name)
     write_text(directory / "README.md", model_card(directory, config, config_json, tokenizer, plan, origin))
 
 

@@ -118,6 +118,11 @@ def expected_tensors(config: DecoderConfig, side: Side) -> dict[str, Shape]:
     return shapes | {name: shapes[first] for name, first in ties(config, side).items()}
 
 
+def tensor_count(config: DecoderConfig) -> int:
+    """The tensors of a model: those of the Cerebras side, each counted once whatever names it has."""
+    return len(expected_tensors(config, "cerebras").keys() - ties(config, "cerebras").keys())
+
+
 _Table = tuple[list[Rule], ...]
 _LAYER = "transformer_decoder.layers.{layer}."
 

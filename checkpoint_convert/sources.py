@@ -11,11 +11,17 @@ from typing import Any
 
 from cerebras_jais.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from cerebras_jais.errors import UserError
+from cerebras_jais.model.adapters import FOLD_THEM
 from cerebras_jais.model.config import DecoderConfig
 from checkpoint_convert import pickle_files, safetensors_files
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.file_tensors import FileTensor
-from checkpoint_convert.model_config import refuse_inexpressible, to_model_section
+from checkpoint_convert.model_config import (
+    SpecialTokens,
+    refuse_inexpressible,
+    special_tokens_of,
+    to_model_section,
+)
 from checkpoint_convert.plan import Source
 from checkpoint_convert.rules import Side
 from checkpoint_convert.safetensors_files import read_json
@@ -45,6 +51,8 @@ class Model:
     """What it says of where it comes from: label -> text."""
     files: FileStates
     """The files that were opened, as they were found."""
+    tokens: SpecialTokens | None
+    """Ids of the special tokens, where it says them."""
 
     def check_unchanged(self) -> None:
         """Raise ConversionError when one of its files has changed since it was opened."""
@@ -87,17 +95,23 @@ def _with_its_layers(model: Model) -> Model:
 
 
 def _open_release(path: Path, allow_pickle: bool) -> Model:
+    _refuse_adapter(path)
     config_json = read_json(path / "config.json")
     with _named(path / "config.json"):
         section, notes = to_model_section(config_json)
         config = DecoderConfig.from_section(section)
         refuse_inexpressible(config)
+        tokens = special_tokens_of(config_json)
     files = {str(file): _state_of(file) for file in path.iterdir() if file.suffix in (".safetensors", ".bin", ".json")}
     tensors = weights_of(path, allow_pickle)
     read = {str(tensor.path) for tensor in tensors.values()} | {str(path / "config.json")}
-    return Model(
-        path, "hugging_face", section, config, tensors, tuple(notes), {}, {name: files[name] for name in sorted(read)}
-    )
+    opened = {name: files[name] for name in sorted(read)}
+    return Model(path, "hugging_face", section, config, tensors, tuple(notes), {}, opened, tokens)
+
+
+def _refuse_adapter(path: Path) -> None:
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        raise ConversionError(f"{path}: is an adapter without its model; {FOLD_THEM}")
 
 
 @contextmanager
@@ -113,8 +127,9 @@ def weights_of(path: Path, allow_pickle: bool) -> dict[str, FileTensor]:
     """The tensors of a release by name: of safetensors, or where there are none and it is allowed, of pickle files.
 
     Raises:
-        ConversionError: there are neither, or they are damaged, or pickle files are not allowed.
+        ConversionError: there are neither, or an adapter's alone, or they are damaged, or pickle files not allowed.
     """
+    _refuse_adapter(path)
     pickled = any((path / name).is_file() for name in (pickle_files.INDEX, pickle_files.SINGLE))
     if not pickled or any((path / name).is_file() for name in (safetensors_files.INDEX, safetensors_files.SINGLE)):
         return safetensors_files.open_model(path)
@@ -127,7 +142,7 @@ def weights_of(path: Path, allow_pickle: bool) -> dict[str, FileTensor]:
 
 
 def _open_checkpoint(opened: Checkpoint, config: Path | Mapping[str, Any] | None, files: FileStates) -> Model:
-    params: Any = _params_of(opened)
+    params: Any = _last_record(opened).get("params")
     if isinstance(config, Mapping):
         section = dict(config)
     elif config is not None:
@@ -138,9 +153,11 @@ def _open_checkpoint(opened: Checkpoint, config: Path | Mapping[str, Any] | None
         raise ConversionError(f"{opened.path}: says nothing of its config; give the trainer YAML with --config")
     with _named(config if isinstance(config, Path) else opened.path):
         model = DecoderConfig.from_section(section)
+    with _named(opened.path):
+        tokens = special_tokens_of(_last_record(opened).get("special_tokens"))
     notes = [*_left_out(opened), *(adjustments_left_out(params) if params else [])]
     return Model(
-        opened.path, "cerebras", section, model, cerebras_tensors(opened), tuple(notes), _origin(opened), files
+        opened.path, "cerebras", section, model, cerebras_tensors(opened), tuple(notes), _origin(opened), files, tokens
     )
 
 
@@ -170,9 +187,10 @@ def cerebras_tensors(opened: Checkpoint) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _params_of(opened: Checkpoint) -> Any:
+def _last_record(opened: Checkpoint) -> Mapping[str, Any]:
+    """What the last program that wrote the checkpoint says of it."""
     last = opened.metadata[-1] if opened.metadata else None
-    return last.get("params") if isinstance(last, Mapping) else None
+    return last if isinstance(last, Mapping) else {}
 
 
 def _left_out(opened: Checkpoint) -> list[str]:
@@ -188,8 +206,8 @@ def _left_out(opened: Checkpoint) -> list[str]:
 def _origin(opened: Checkpoint) -> dict[str, str]:
     """Where the weights come from, as far as the checkpoint says."""
     origin: dict[str, str] = {}
-    last = opened.metadata[-1] if opened.metadata else None
-    if isinstance(last, Mapping) and isinstance(last.get("version"), str):
+    last = _last_record(opened)
+    if isinstance(last.get("version"), str):
         origin["Made from"] = f"a checkpoint of Cerebras release {last['version']}"
     step = opened.tree.get("global_step")
     if isinstance(step, StoredTensor) and not step.shape:

@@ -22,7 +22,7 @@ from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.file_tensors import FileTensor
 from checkpoint_convert.journal import sync
 from checkpoint_convert.manifest import RELEASE_MANIFEST, manifest_path
-from checkpoint_convert.model_config import RELEASE
+from checkpoint_convert.model_config import RELEASE, SpecialTokens
 from checkpoint_convert.plan import Plan
 from checkpoint_convert.release_files import list_files
 from checkpoint_convert.safetensors_files import Shard, lay_out_model, places_in, write_json, write_text
@@ -112,6 +112,8 @@ class CheckpointTarget:
     params: Mapping[str, Any]
     notes: tuple[str, ...]
     compression: str | None
+    tokens: SpecialTokens | None
+    """Ids that the release says, kept for whoever releases the model again."""
 
     @property
     def names(self) -> tuple[Path, ...]:
@@ -136,11 +138,16 @@ class CheckpointTarget:
         section = self.params["trainer"]["init"]["model"]
         lazy = {header.name: LazyTensor(header.shape, header.dtype) for header in self.plan.headers}
         aliases = self.plan.aliases  # the same object under two names is stored once and linked
+        record = {
+            "version": RELEASE,
+            "model_name": name.get(section.get("name"), "JAISModel"),
+            "params": self.params,
+        }
+        if self.tokens is not None:
+            record["special_tokens"] = self.tokens.keys()
         state = {
             "model": OrderedDict((f"model.{name}", lazy[aliases.get(name, name)]) for name in self.plan.names),
-            "__metadata__": [
-                {"version": RELEASE, "model_name": name.get(section.get("name"), "JAISModel"), "params": self.params}
-            ],
+            "__metadata__": [record],
         }
         lay_out_checkpoint(directory / self.output.name, state, compression=self.compression, complete=True)  # type: ignore[arg-type]
 

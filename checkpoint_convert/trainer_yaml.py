@@ -19,7 +19,9 @@ _HEAD = """\
 # Trains {name} on. Written beside it by checkpoint-convert; `model:` is what the release says of itself.
 #
 # Before the first run choose:
-#   fit.train_dataloader.data_dir  your data, packed to {length} tokens (Model Zoo HDF5); likewise val_dataloader
+#   fit.*_dataloader.data_dir      your data; the folders named are those that `cerebras-jais data pack --output data
+#                                  --tokenizer RELEASE --max-sequence-length {length} --held-out N` makes of Arabic and
+#                                  English text
 #   batch_size, max_steps and the learning rates: no release says how to train it on; a cautious start
 #   backend_type                   CPU, GPU or CSX
 #   fit.ckpt_path                  the checkpoint, relative to where the run is started; remove it to resume a run that
@@ -159,8 +161,8 @@ def trainer_params(section: Mapping[str, Any], checkpoint: str) -> dict[str, Any
                 "logging": {"log_steps": 10},
             },
             "fit": {
-                "train_dataloader": {**data, "data_dir": "./data/train", "shuffle": True, "shuffle_seed": 1},
-                "val_dataloader": {**data, "data_dir": "./data/validation", "shuffle": False},
+                "train_dataloader": {**data, "data_dir": "data/train", "shuffle": True, "shuffle_seed": 1},
+                "val_dataloader": {**data, "data_dir": ["data/held_out/ar", "data/held_out/en"], "shuffle": False},
                 "ckpt_path": checkpoint,
             },
         }

@@ -8,7 +8,7 @@
 set -euo pipefail
 
 SYSTEMS=${1:-16}
-VOLUME=${VOLUME:-/cb/$USER}                # mounted by the cluster: environment, Model Zoo, data
+VOLUME=${VOLUME:-/cb/$(id -un)}            # mounted by the cluster: environment, Model Zoo, data
 RUN=${RUN:-$VOLUME/runs/jais-family-30b}   # checkpoints; see --dry-run for how much room they take
 CONFIG=${CONFIG:-configs/jais-family-30b-16k/phases.yaml}
 

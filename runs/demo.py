@@ -4,7 +4,7 @@ Text becomes a tokenizer and packed tokens; a Model Zoo trainer YAML trains a mo
 becomes a Hugging Face release that transformers loads and generates from; the release becomes a checkpoint again, bit
 for bit. Every command is printed as it is run, so this file is also the manual.
 
-    python runs/demo.py [--text PATH] [--output DIR]
+    python runs/demo.py [--text PATH] [--output DIR] [--max-steps N]
 """
 
 import argparse
@@ -74,10 +74,10 @@ def write_config(folder: str, output: Path) -> str:
     return f"{folder}.yaml"
 
 
-def run_family(name: str, text: list[str], held_out: str, output: Path) -> dict[str, str]:
-    """Train, release, take back and compare one model; the rows of its table."""
+def run_family(name: str, text: list[str], held_out: str, output: Path, limit: list[str]) -> dict[str, str]:
+    """Train, release, take back and compare one model; the rows of its table. `limit` is --max-steps N, or nothing."""
     folder = FAMILIES[name]
-    command("cerebras-jais", "fit", write_config(folder, output), "--model-dir", folder, output=output)
+    command("cerebras-jais", "fit", write_config(folder, output), "--model-dir", folder, *limit, output=output)
     checkpoint = max((output / folder).glob("checkpoint_*.mdl"), key=lambda p: p.stat().st_mtime)
     mdl, release, back = str(checkpoint.relative_to(output)), f"{folder}-release", f"{folder}-back.mdl"
     command("checkpoint-convert", "to-hf", mdl, "--tokenizer", "tokenizer", "--output", release, output=output)
@@ -141,6 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", action="append", default=[], help="your own text: a folder or file of .txt or .jsonl")
     parser.add_argument("--output", type=Path, default=ROOT / "demo_output", help="where everything goes, made anew")
+    parser.add_argument("--max-steps", help="train no longer than this, to try the demo out")
     options = parser.parse_args()
     output, started = options.output.resolve(), time.monotonic()
     marker = output / ".cerebras_jais_demo"
@@ -154,9 +155,10 @@ def main() -> None:
 
     held_out = str(choose_held_out(options.text))
     make_data(text, held_out, output)
-    tables = {name: run_family(name, text, held_out, output) for name in FAMILIES}
+    limit = ["--max-steps", options.max_steps] if options.max_steps else []
+    tables = {name: run_family(name, text, held_out, output, limit) for name in FAMILIES}
     for name, rows in tables.items():
-        print(f"\n{name} (tiny)\n{'-' * 100}")
+        print(f"\n{name} (tiny)\n{'-' * 60}")
         for what, value in rows.items():
             print(f"{what:<32}{value}")
     print(f"\nDone in {time.monotonic() - started:.0f} s.")

@@ -1,9 +1,11 @@
-"""What all tests share: no hub, no caches outside the run, quiet libraries."""
+"""What all tests share: no hub, no caches outside the run, quiet libraries, an empty working directory."""
 
 import atexit
 import os
 import shutil
 import tempfile
+
+import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -13,3 +15,15 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 # what it imported from there, so a place of each test's own would vanish under the next one.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="cerebras_jais_tests_")
 atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def working_directory():
+    """An empty directory that no test leaves anything in: what lies where the suite is started changes no result."""
+    before = os.getcwd()
+    with tempfile.TemporaryDirectory(prefix="cerebras_jais_cwd_") as directory:
+        os.chdir(directory)
+        yield directory
+        left = os.listdir(directory)
+        os.chdir(before)
+        assert not left, f"tests left {left} in the working directory; give them a tmp_path"

@@ -32,6 +32,7 @@ ALLOWED = {
     "cli": LOW | {"train", "modelzoo", "evaluate", "data", "vocabulary", "recipes"},
 }
 CONVERTER = LOW | {"recipes"}
+READS_RELEASES = Path("evaluate", "cli.py")  # stands above the converter, which imports nothing of its room
 
 
 def imports_of(path):
@@ -65,7 +66,8 @@ def test_a_room_imports_only_what_lies_below_it(path):
     names = list(imports_of(path))
     if room != "__init__":
         assert rooms(names) <= ALLOWED[room] | {room}
-    assert not [n for n in names if n.split(".")[0] == "checkpoint_convert"]
+    if path.relative_to(ROOT / "cerebras_jais") != READS_RELEASES:
+        assert not [n for n in names if n.split(".")[0] == "checkpoint_convert"]
     assert path.name == "cli.py" or not [n for n in names if n.endswith(".cli")]
     if path.parent.name != "modelzoo":
         assert not [n for n in names if n.split(".")[0] == "cerebras"]

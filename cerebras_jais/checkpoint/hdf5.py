@@ -65,7 +65,9 @@ class GuardedFile:
         if str(path).startswith("s3:/"):
             raise CheckpointError(f"{path}: only local files are read; copy the checkpoint here first")
         if self.path.is_dir():
-            raise CheckpointError(f"{path}: is a directory; give the .mdl file inside it")
+            made = "`checkpoint-convert to-cerebras` makes a .mdl file of a release"
+            remedy = made if (self.path / "config.json").is_file() else "give the .mdl file inside it"
+            raise CheckpointError(f"{path}: is a directory; {remedy}")
         if not self.path.is_file():
             raise CheckpointError(f"{path}: no such file")
         with as_checkpoint_error(self.path, "opening"):

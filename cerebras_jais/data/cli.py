@@ -14,9 +14,9 @@ def data() -> None:
 
     \b
     The usual way:
-      cerebras-jais data tokenizer --text my_texts/ --vocab-size 16000 --output tokenizer/
-      cerebras-jais data pack --text my_texts/ --tokenizer tokenizer/ \\
-          --max-sequence-length 512 --output packed/
+      cerebras-jais data tokenizer --text my_texts/ --vocab-size 16000 --output my_tokenizer
+      cerebras-jais data pack --text my_texts/ --tokenizer my_tokenizer \\
+          --max-sequence-length 512 --output my_data
 
     Text is a folder of .txt and .jsonl files ({"text": ..., "language": "ar"} per line), one such file, or a
     question-answering file in SQuAD format (.json, contexts are taken). Several --text may be given. Without any, the

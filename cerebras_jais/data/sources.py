@@ -45,7 +45,7 @@ class HDF5Source:
         sort_files: bool = True,
     ):
         directories = [data_dirs] if isinstance(data_dirs, str | Path) else list(data_dirs)
-        self.files = _find_files([Path(directory) for directory in directories], sort_files)
+        self.files = _find_files([Path(directory) for directory in directories], sort_files, use_vsl)
         shapes = _read_shapes(self.files)
         self.by_sample = len(shapes[0]) > 1
         self.n_features = len(STREAM_FEATURES)
@@ -144,15 +144,23 @@ class HDF5Source:
         return self._open[file]
 
 
-def _find_files(directories: Sequence[Path], sort_files: bool) -> list[Path]:
+_MADE_BY = "`cerebras-jais data pack` makes one of text"
+_PACKED_BY = (
+    "`cerebras-jais data pack --vsl` packs text; no command here makes instruction data, which counts responses alone: "
+    f"it takes *.h5 files of int32 rows [{len(VSL_FEATURES)}, length] of {', '.join(VSL_FEATURES)}, attention_mask "
+    "being 1 on responses, as `cszoo data_preprocess run` writes them in its mode finetuning with use_vsl"
+)
+
+
+def _find_files(directories: Sequence[Path], sort_files: bool, use_vsl: bool) -> list[Path]:
     files: list[Path] = []
+    remedy = _PACKED_BY if use_vsl else _MADE_BY
     for directory in directories:
         if not directory.is_dir():
-            raise DataError(f"{directory}: no such data directory; make it with `cerebras-jais data pack`")
+            raise DataError(f"{directory}: no such data directory; {remedy}")
         files.extend(directory.glob("*.h5"))
     if not files:
-        names = ", ".join(map(str, directories))
-        raise DataError(f"{names}: no *.h5 files in it; make them with `cerebras-jais data pack`")
+        raise DataError(f"{', '.join(map(str, directories))}: no *.h5 files in it; {remedy}")
     return sorted(files) if sort_files else files
 
 

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from cerebras_jais.commandline import Number
 from cerebras_jais.ranges import COUNT_OR_NONE, SEED, SHARE, SIZE, TEMPERATURE
 
-_CHECKPOINT = click.argument("checkpoint", type=click.Path(path_type=Path))
+if TYPE_CHECKING:
+    from cerebras_jais.model.decoder import LanguageModel
+
+_MODEL = click.argument("path", metavar="MODEL", type=click.Path(path_type=Path))
 _TOKENIZER = click.option(
-    "--tokenizer", required=True, type=click.Path(path_type=Path), help="Folder of the tokenizer."
+    "--tokenizer", type=click.Path(path_type=Path), help="Folder of the tokenizer. Default: the release's own."
 )
 _CONFIG = click.option(
     "--config",
     type=click.Path(path_type=Path),
     help="Trainer YAML of the model, where the checkpoint does not record it.",
 )
+_ALLOW_PICKLE = click.option(
+    "--allow-pickle", is_flag=True, help="Read a release's weights in pickle files too (.bin); nothing in them is run."
+)
 
 
 @click.command()
-@_CHECKPOINT
+@_MODEL
 @_TOKENIZER
 @_CONFIG
+@_ALLOW_PICKLE
 @click.option("--prompt", required=True, multiple=True, help="Text to continue; may be given several times.")
 @click.option("--max-new-tokens", type=Number(SIZE), default=64, show_default=True, help="Tokens to add at most.")
 @click.option(
@@ -43,19 +51,23 @@ _CONFIG = click.option(
 )
 @click.option("--seed", type=Number(SEED), default=0, show_default=True, help="Seed of the sampling.")
 def generate(
-    checkpoint: Path,
-    tokenizer: Path,
+    path: Path,
+    tokenizer: Path | None,
     config: Path | None,
+    allow_pickle: bool,
     prompt: tuple[str, ...],
     max_new_tokens: int,
     temperature: float,
     top_p: float,
     seed: int,
 ) -> None:
-    """Continue prompts with a trained checkpoint.
+    """Continue prompts with a trained model: a checkpoint (.mdl) or a Hugging Face release.
 
     \b
-      cerebras-jais generate model/checkpoint_200.mdl --tokenizer tokenizer --prompt "الشمس"
+      cerebras-jais generate jais/checkpoint_100.mdl --tokenizer tokenizer --prompt "الشمس"
+      cerebras-jais generate release --prompt "الشمس"
+
+    A release is read without running its code, and brings its tokenizer.
     """
     import torch
 
@@ -63,7 +75,8 @@ def generate(
     from cerebras_jais.encoding import encode_texts
     from cerebras_jais.model.generate import generate as continue_ids
 
-    model, encoder = _load(checkpoint, config), load_tokenizer(tokenizer)
+    tokenizer = _tokenizer_of(path, tokenizer)
+    model, encoder = _load(path, config, allow_pickle), load_tokenizer(tokenizer)
     eos = end_of_text_id(encoder, tokenizer)
     generator = torch.Generator().manual_seed(seed)
     for prompt_ids in encode_texts(encoder, prompt):
@@ -81,9 +94,10 @@ def generate(
 
 
 @click.command()
-@_CHECKPOINT
+@_MODEL
 @_TOKENIZER
 @_CONFIG
+@_ALLOW_PICKLE
 @click.option(
     "--text",
     multiple=True,
@@ -99,19 +113,27 @@ def generate(
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def score(
-    checkpoint: Path, tokenizer: Path, config: Path | None, text: tuple[Path, ...], held_out: int, as_json: bool
+    path: Path,
+    tokenizer: Path | None,
+    config: Path | None,
+    allow_pickle: bool,
+    text: tuple[Path, ...],
+    held_out: int,
+    as_json: bool,
 ) -> None:
-    """Loss and bits per byte of a checkpoint on text, language by language.
+    """Loss and bits per byte of a checkpoint (.mdl) or a release on text, language by language.
 
     \b
-      cerebras-jais score model/checkpoint_200.mdl --tokenizer tokenizer --text TEXT --held-out 10
+      cerebras-jais score jais/checkpoint_100.mdl --tokenizer tokenizer --text TEXT --held-out 10
+      cerebras-jais score release --text TEXT
     """
     from cerebras_jais.data.text import read_documents, sample_corpus_path, split_held_out
     from cerebras_jais.data.tokenizer import encode_document, end_of_text_id, load_tokenizer
     from cerebras_jais.errors import UserError
     from cerebras_jais.evaluate.score import score_documents
 
-    model, encoder = _load(checkpoint, config), load_tokenizer(tokenizer)
+    tokenizer = _tokenizer_of(path, tokenizer)
+    model, encoder = _load(path, config, allow_pickle), load_tokenizer(tokenizer)
     eos = end_of_text_id(encoder, tokenizer)
     documents = [document for path in text or [sample_corpus_path()] for document in read_documents(path)]
     if held_out:
@@ -142,9 +164,28 @@ def score(
         )
 
 
-def _load(checkpoint: Path, config: Path | None):
-    """The model of a checkpoint, by the config it records or by the YAML given."""
+def _tokenizer_of(path: Path, given: Path | None) -> Path:
+    """The folder of the tokenizer: the one given, or the release itself."""
+    from cerebras_jais.errors import UserError
+
+    if given is not None:
+        return given
+    if not path.is_dir():
+        raise UserError(f"{path}: a checkpoint has no tokenizer in it; give its folder with --tokenizer")
+    if not (path / "tokenizer.json").is_file():
+        raise UserError(f"{path}: has no tokenizer.json; give the folder of one with --tokenizer")
+    return path
+
+
+def _load(path: Path, config: Path | None, allow_pickle: bool) -> LanguageModel:
+    """The model of a release, or of a checkpoint by the config it records or by the YAML given."""
+    from cerebras_jais.errors import UserError
     from cerebras_jais.model.weights import load_model
     from cerebras_jais.recipes.schema import read_trainer_yaml
+    from checkpoint_convert.load import load_release
 
-    return load_model(checkpoint, read_trainer_yaml(config)[-1].init.model if config else None)
+    if not path.is_dir():
+        return load_model(path, read_trainer_yaml(config)[-1].init.model if config else None)
+    if config is not None:
+        raise UserError(f"{config}: a release is read by its own config.json; leave --config out")
+    return load_release(path, allow_pickle=allow_pickle)

@@ -11,6 +11,7 @@ import torch
 
 from cerebras_jais.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from cerebras_jais.errors import UserError
+from cerebras_jais.model.adapters import FOLD_THEM, adapters_in
 from cerebras_jais.model.config import DecoderConfig, ModelConfigError
 from cerebras_jais.model.decoder import LanguageModel
 
@@ -31,14 +32,19 @@ def load_model(path: str | Path, config: DecoderConfig | None = None) -> Languag
         WeightsError: no config is recorded, or the tensors are not those the config demands.
     """
     with open_checkpoint(path) as checkpoint:
-        config = config or recorded_config(checkpoint)
-        with torch.device("meta"):
-            model = LanguageModel(config)
-        model.to_empty(device="cpu")
-        if config.share_embedding_weights:
-            model.model.lm_head.weight = model.model.embedding_layer.word_embeddings.weight
+        model = empty_model(config or recorded_config(checkpoint))
         fill_model(model, checkpoint)
     return model.eval()
+
+
+def empty_model(config: DecoderConfig) -> LanguageModel:
+    """A model on the CPU, in float32, whose weights hold nothing yet; a tied head is the embedding."""
+    with torch.device("meta"):
+        model = LanguageModel(config)
+    model.to_empty(device="cpu")
+    if config.share_embedding_weights:
+        model.model.lm_head.weight = model.model.embedding_layer.word_embeddings.weight
+    return model
 
 
 def recorded_config(checkpoint: Checkpoint) -> DecoderConfig:
@@ -77,6 +83,9 @@ def fill_model(model: LanguageModel, checkpoint: Checkpoint) -> None:
     for names in aliases:
         known = [name for name in names if name in stored]
         stored.update({name: stored[known[0]] for name in names if known and name not in stored})
+    adapters = adapters_in(stored)
+    if adapters:
+        raise WeightsError(f"{checkpoint.path}: {'; '.join(describe(adapters, 'in it'))}; {FOLD_THEM}")
     problems = [
         *describe(targets.keys() - stored.keys(), "missing"),
         *describe(stored.keys() - targets.keys(), "not part of the model"),
@@ -128,9 +137,14 @@ def to_torch(tensor: StoredTensor) -> torch.Tensor:
 def read_finite(tensor: StoredTensor) -> torch.Tensor:
     """Read a stored tensor into torch; WeightsError where it holds NaN or infinity, from which no run recovers."""
     values = to_torch(tensor)
-    if values.numel() and not all(torch.isfinite(bound) for bound in values.aminmax()):  # NaN is both bounds then
-        raise WeightsError(f"{tensor.path}: {tensor.key} holds NaN or infinite values; use an earlier checkpoint")
+    refuse_infinite(values, tensor.path, tensor.key, "use an earlier checkpoint")
     return values
+
+
+def refuse_infinite(values: torch.Tensor, path: str | Path, name: str, remedy: str = "fetch it again") -> None:
+    """Raise WeightsError where values hold NaN or infinity; it names the file, the tensor and the remedy."""
+    if values.numel() and not all(torch.isfinite(bound) for bound in values.aminmax()):  # NaN is both bounds then
+        raise WeightsError(f"{path}: {name} holds NaN or infinite values; {remedy}")
 
 
 def describe(names: Iterable[str], what: str, detail=None) -> list[str]:

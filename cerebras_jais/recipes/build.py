@@ -7,13 +7,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cerebras_jais.errors import UserError
 from cerebras_jais.recipes import rules
 from cerebras_jais.recipes.catalog import MODELS, last_step, lineage
 from cerebras_jais.recipes.emit import Alias, Anchor, Note, Remark, to_yaml
 from cerebras_jais.recipes.miniatures import MINIATURES
 from cerebras_jais.recipes.model_facts import Architecture, Model, Phase
-from cerebras_jais.recipes.yaml_source import suggestion
+from cerebras_jais.recipes.yaml_source import RecipeError, suggestion
 
 EVERY = (*MODELS, *MINIATURES)
 
@@ -77,7 +76,7 @@ def recipes() -> tuple[Recipe, ...]:
 def find_recipe(name: str) -> Recipe:
     """The recipe of a name such as jais-family-590m/pretrain; a model with one phase may be named alone.
 
-    Raises UserError that names the closest one.
+    Raises RecipeError that names the closest one.
     """
     by_name = {recipe.name: recipe for recipe in recipes()}
     key = name.lower().removesuffix(".yaml").removeprefix("configs/")
@@ -87,9 +86,10 @@ def find_recipe(name: str) -> Recipe:
     if len(of_model) == 1:
         return of_model[0]
     if of_model:
-        raise UserError(f"{name}: has several; say which of {', '.join(r.name for r in of_model)}")
-    raise UserError(
-        f"{name}: neither a file nor a config of ours; {suggestion(key, by_name)} (`cerebras-jais config list`)"
+        raise RecipeError(f"{name}: has several; say which of {', '.join(r.name for r in of_model)}")
+    raise RecipeError(
+        f"{name}: no such file, and no config of ours; "
+        + suggestion(key, by_name, otherwise="give the path of a YAML file, or a name of `cerebras-jais config list`")
     )
 
 
@@ -320,6 +320,8 @@ def _fit(model: Model, phase: Phase, tiny: bool) -> dict[str, Any]:
         where, order = _full_data(model, phase, root), {"shuffle": Note(False, "shuffled when it was packed")}
     workers = {"num_workers": 0} if tiny else {"num_workers": 1, "prefetch_factor": 10, "persistent_workers": True}
     held_out: Any = [f"{root}/held_out/ar", f"{root}/held_out/en"]
+    if not tiny and model.mix is not None:  # each part is packed by itself, with what it holds out
+        held_out = [f"{root}/arabic/held_out/ar", f"{root}/english/held_out/en"]
     fit: dict[str, Any] = {
         "train_dataloader": {**reader, **where, "batch_size": phase.batch_size, **packed, **order, **workers},
         "val_dataloader": {
@@ -357,7 +359,7 @@ def _full_data(model: Model, phase: Phase, root: str) -> dict[str, Any]:
         parts.append(("code", mix.code))
     return {
         "mixture": [
-            {"data_dir": f"{root}/train/{language}", "weight": Note(share.value, "published: card, billions of tokens")}
+            {"data_dir": f"{root}/{language}/train", "weight": Note(share.value, "published: card, billions of tokens")}
             for language, share in parts
         ]
     }

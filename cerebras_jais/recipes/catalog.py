@@ -370,7 +370,8 @@ def find_model(name: str) -> Model:
     found = by_name.get(name.lower())
     if found is None:
         raise UserError(
-            f"{name}: not one of the family's models; {suggestion(name, by_name)} (see `cerebras-jais models`)"
+            f"{name}: not one of the family's models; "
+            + suggestion(name, by_name, otherwise="`cerebras-jais models` lists them")
         )
     return found
 

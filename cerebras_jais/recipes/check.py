@@ -43,14 +43,11 @@ def check_file(path: str | Path) -> list[str]:
     source = read_yaml(path)
     several = isinstance(source.data["trainer"], list)
     found = []
-    begins = 0
-    for index, config in enumerate(configs):
+    for index, (config, begins, _) in enumerate(steps_of(configs)):
         at: tuple[str | int, ...] = ("trainer", index, "trainer") if several else ("trainer",)
-        begins = _first_step(config, begins if several and index else None)
         problems = [problem for check in CHECKS for problem in check(config)]
         problems += _schedule_problems(config, begins)
         found += [_placed(source, at, problem) for problem in problems]
-        begins = _last_step(config, begins)
     if several:
         found += [_placed(source, ("trainer",), problem) for problem in _problems_between(configs)]
     return found
@@ -226,6 +223,15 @@ CHECKS: Sequence[Callable[[TrainerConfig], Iterator[Problem]]] = (
 
 
 # ---- schedules --------------------------------------------------------------------------------------------------
+
+
+def steps_of(configs: Sequence[TrainerConfig]) -> Iterator[tuple[TrainerConfig, int, int]]:
+    """Each trainer with the steps that it begins and ends at; it ends where it begins when only its data can tell."""
+    ends: int | None = None
+    for config in configs:
+        begins = _first_step(config, ends)
+        ends = _last_step(config, begins)
+        yield config, begins, ends
 
 
 def _first_step(config: TrainerConfig, before: int | None) -> int:

@@ -35,7 +35,7 @@ def models(name: str | None, as_json: bool) -> None:
 def config() -> None:
     """Check, list, show, compare and write trainer YAML.
 
-    NAME is a file, or one of ours such as jais-family-590m/pretrain (`cerebras-jais config list`).
+    NAME and FILE are a file, or one of ours such as jais-family-590m/pretrain (`cerebras-jais config list`).
     """
 
 
@@ -61,6 +61,8 @@ def check(files: tuple[Path, ...], tokenizer: Path | None, as_json: bool) -> int
 
     from cerebras_jais.modelzoo.validate import modelzoo_is_installed, modelzoo_problems
     from cerebras_jais.recipes.check import check_file
+    from cerebras_jais.recipes.planned import token_notes
+    from cerebras_jais.recipes.schema import read_trainer_yaml
     from cerebras_jais.train.preflight import preflight
 
     zoo = modelzoo_is_installed()
@@ -69,6 +71,7 @@ def check(files: tuple[Path, ...], tokenizer: Path | None, as_json: bool) -> int
         problems, notes = check_file(file), list[str]()
         if not problems:
             problems, notes = preflight(file, tokenizer)
+            notes += token_notes(read_trainer_yaml(file))
         if zoo and not problems:
             problems = modelzoo_problems(file)
         results.append((str(file), problems, notes))

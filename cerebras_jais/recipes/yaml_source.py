@@ -59,7 +59,7 @@ def undotted(text: str) -> tuple[str | int, ...]:
     return tuple(int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", text))
 
 
-def suggestion(key: str, known: Iterable[str]) -> str:
+def suggestion(key: str, known: Iterable[str], otherwise: str = "remove it") -> str:
     """A phrase naming the known key that is closest to an unknown one, or listing the known ones if they are few."""
     known = sorted(known)
     # Underscores and case are the usual slips: compare without them first.
@@ -69,19 +69,23 @@ def suggestion(key: str, known: Iterable[str]) -> str:
         return f"did you mean {plain[near[0]]!r}?"
     if 0 < len(known) <= 12:
         return f"known here: {', '.join(known)}"
-    return "remove it"
+    return otherwise
 
 
 def read_yaml(path: str | Path) -> YamlSource:
-    """Parse a YAML file with the line of every key.
+    """Parse a YAML file with the line of every key; where there is no such file, the config of ours of that name.
 
-    Raises RecipeError for a missing or unreadable file, broken YAML, or a key given twice in one mapping.
+    Raises RecipeError for what is neither a file nor a config of ours, an unreadable file, broken YAML, or a key given
+    twice in one mapping.
     """
     path = Path(path)
+    if not path.exists():
+        from cerebras_jais.recipes.build import find_recipe, recipe_yaml  # which stands on this module
+
+        recipe = find_recipe(str(path))
+        return parse_yaml(recipe_yaml(recipe), Path(recipe.name))
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RecipeError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read as text: {error}") from error
     return parse_yaml(text, path)

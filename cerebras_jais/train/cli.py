@@ -26,7 +26,7 @@ _CLUSTER_KEYS = {
 
 
 @click.command()
-@click.argument("yaml_file", metavar="FILE.yaml", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("yaml_file", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path))
 @click.option(
     "--backend",
     type=click.Choice(["cpu", "gpu", "csx"]),
@@ -75,8 +75,10 @@ def fit(
     """Train a model as a Model Zoo trainer YAML says: on a CPU or GPU here, or on CS systems by the Model Zoo.
 
     \b
-      cerebras-jais fit configs/tiny/jais.yaml --backend cpu --model-dir runs/jais
-      cerebras-jais fit configs/jais-family-590m/pretrain.yaml --backend csx --num-csx 16
+      cerebras-jais fit tiny/jais --backend cpu --model-dir runs/jais
+      cerebras-jais fit jais-family-590m --backend csx --num-csx 16
+
+    FILE is a YAML file, or the name of a config of ours (`cerebras-jais config list`).
 
     Before anything is asked of a cluster, what can be known to be wrong is looked for and said.
 

@@ -127,7 +127,7 @@ def test_the_model_zoo_validates_it(name, tmp_path, monkeypatch):
     from cerebras.modelzoo.trainer.validate import validate_trainer_params
 
     monkeypatch.chdir(tmp_path)
-    for part in ("train", "validation"):
+    for part in ("train", "held_out/ar", "held_out/en"):
         (tmp_path / "data" / part).mkdir(parents=True)
     if name in OLD_RUNS:
         section = model_section_of(in_first_form(OLD_RUNS[name], {"decoder_kernel": 1 / 3}), "run.yaml")

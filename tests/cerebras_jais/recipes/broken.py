@@ -120,7 +120,7 @@ BROKEN = (
     # data
     Broken("length of the data section", SMALL, "batch_size: 1120", "max_sequence_length: 1024\n      batch_size: 1120", f"{_TRAIN}.max_sequence_length", "make them equal", True),
     Broken("misspelt key of a mixture", SMALL, "weight: 283", "wieght: 283", f"{_TRAIN}.mixture[0].wieght", "did you mean 'weight'?", True),
-    Broken("mixture of nothing", SMALL, "weight: 283 # published: card, billions of tokens\n      - data_dir: data/jais-family/2048/train/arabic\n        weight: 141 # published: card, billions of tokens\n      - data_dir: data/jais-family/2048/train/code\n        weight: 56", "weight: 0\n      - data_dir: a\n        weight: 0", f"{_TRAIN}.mixture", "give the shares", True, "mixture:"),
+    Broken("mixture of nothing", SMALL, "weight: 283 # published: card, billions of tokens\n      - data_dir: data/jais-family/2048/arabic/train\n        weight: 141 # published: card, billions of tokens\n      - data_dir: data/jais-family/2048/code/train\n        weight: 56", "weight: 0\n      - data_dir: a\n        weight: 0", f"{_TRAIN}.mixture", "give the shares", True, "mixture:"),
     Broken("evaluation on data that is not packed", CHAT, "use_vsl: true\n", "use_vsl: false\n", "fit.val_dataloader.use_vsl", "pack both alike", True),
     Broken("misspelt data processor", SMALL, "data_processor: GptHDF5MapDataProcessor", "data_processor: GptHDF5MapDataProcesor", f"{_TRAIN}.data_processor", "use GptHDF5MapDataProcessor", False),
     Broken("empty batches", SMALL, "batch_size: 1120", "batch_size: 0", f"{_TRAIN}.batch_size", "must be a whole number from 1", False),

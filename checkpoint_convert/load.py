@@ -1,0 +1,53 @@
+"""A release as a model of the reference path, without the release's code and without a file in between.
+
+The weights go through the steps of a conversion (plan.py), so a release is read here as `to-cerebras` reads it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cerebras_jais.model.decoder import LanguageModel
+from cerebras_jais.model.weights import empty_model, refuse_infinite
+from checkpoint_convert.errors import ConversionError
+from checkpoint_convert.operations import forward
+from checkpoint_convert.plan import make_plan
+from checkpoint_convert.sources import opening
+
+
+def load_release(path: str | Path, *, allow_pickle: bool = False) -> LanguageModel:
+    """The model of a Hugging Face release in eval mode, float32, on the CPU.
+
+    Args:
+        path: directory with config.json and weights.
+        allow_pickle: whether weights in pickle files may be read; nothing in them is run.
+
+    Raises:
+        UserError: the release cannot be read, is none of the family, its tensors are not those its config demands, or
+            one holds NaN or infinity.
+    """
+    with opening(Path(path), allow_pickle=allow_pickle) as release:
+        try:
+            plan = make_plan(release.config, release.side, release.tensors, link_ties=True)
+        except ConversionError as error:
+            raise ConversionError(f"{release.path}: {error}") from error
+        model = empty_model(release.config)
+        targets = model.state_dict()
+        with torch.no_grad():
+            for step in plan.steps:
+                arrays = forward(step.operation, [source.read() for source in step.inputs])
+                for name, array in zip(step.outputs, arrays, strict=True):
+                    values = torch.from_numpy(array.astype(np.float32, copy=False))
+                    refuse_infinite(values, release.path, ", ".join(step.rule.names(release.side)))
+                    target = targets[f"model.{name}"]
+                    if step.writes:
+                        target.copy_(values)
+                    elif not torch.equal(target, values):  # a second name; the first is filled already
+                        raise ConversionError(
+                            f"{release.path}: {', '.join(step.rule.names(release.side))} is another tensor than the "
+                            "embedding, but config.json ties them; set tie_word_embeddings: false"
+                        )
+    return model.eval()

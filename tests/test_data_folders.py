@@ -1,0 +1,81 @@
+"""Every YAML of this project names data folders that `data pack` makes, and what it cannot make is said to be so.
+
+Contract: the YAML that `to-cerebras` writes trains on what one `data pack` leaves; each part of a full-size config is
+one `data pack` of that part; where instruction data is missing, the message says its format and that no command here
+makes it.
+"""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from cerebras_jais.cli import cli
+from cerebras_jais.data.hdf5 import HDF5Samples
+from cerebras_jais.errors import UserError
+from cerebras_jais.recipes.build import recipe_yaml, recipes
+from checkpoint_convert.trainer_yaml import trainer_params, yaml_text
+from tests.cerebras_jais.model.examples import jais_section
+
+PACK = ["--max-sequence-length", "24", "--held-out", "10", "--output", "data"]
+
+
+def folders(trainer):
+    for name in ("train_dataloader", "val_dataloader"):
+        loader = trainer["fit"][name]
+        named = [part["data_dir"] for part in loader["mixture"]] if "mixture" in loader else [loader["data_dir"]]
+        yield name, [folder for each in named for folder in ([each] if isinstance(each, str) else each)]
+
+
+def trainers(text):
+    found = yaml.safe_load(text)["trainer"]
+    return [entry["trainer"] for entry in found] if isinstance(found, list) else [found]
+
+
+def run(*words):
+    result = CliRunner().invoke(cli, list(words))
+    assert result.exception is None, result.exception
+
+
+def test_a_yaml_of_a_release_trains_on_what_data_pack_leaves(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    section = jais_section(vocab_size=512)
+    params = trainer_params(section, "start.mdl")
+    params["trainer"]["fit"].pop("ckpt_path")  # from random weights: the data is what matters here
+    Path("start.yaml").write_text(yaml.safe_dump(params))
+    text = yaml_text(trainer_params(section, "start.mdl"), [])
+    assert "data pack --output data" in text
+    assert "--max-sequence-length 24 --held-out N" in " ".join(text.replace("#", "").split())
+    run("data", "tokenizer", "--vocab-size", "512", "--held-out", "10", "--output", "tokenizer")
+    run("data", "pack", "--tokenizer", "tokenizer", *PACK)
+    named = {folder for _, folders_of in folders(params["trainer"]) for folder in folders_of}
+    assert named == {str(path.parent) for path in Path().rglob("*.h5")}
+    run("fit", "start.yaml", "--max-steps", "2")
+
+
+@pytest.mark.parametrize("recipe", [r for r in recipes() if not r.is_miniature], ids=lambda recipe: recipe.name)
+def test_each_part_of_a_config_is_one_data_pack(recipe):
+    for trainer in trainers(recipe_yaml(recipe)):
+        (_, train), (_, held_out) = folders(trainer)
+        packed = {folder.removesuffix("/train") for folder in train}
+        assert len(packed) == len(train)
+        assert all(folder.endswith("/train") for folder in train)
+        assert {Path(folder).name for folder in held_out} == {"ar", "en"}
+        assert {str(Path(folder).parent.parent) for folder in held_out} <= packed
+        assert all(Path(folder).parent.name == "held_out" for folder in held_out)
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_missing_instruction_data_is_said_to_be_what_no_command_makes(tmp_path, exists):
+    folder = tmp_path / "chat"
+    if exists:
+        folder.mkdir()
+    with pytest.raises(UserError) as refused:
+        HDF5Samples(folder, batch_size=1, use_vsl=True)
+    line = str(refused.value)
+    assert "\n" not in line
+    assert "no command here makes instruction data" in line
+    assert "[5, length] of input_ids, attention_mask, labels, attention_span, position_ids" in line
+    with pytest.raises(UserError, match=r"`cerebras-jais data pack` makes one of text$"):
+        HDF5Samples(folder, batch_size=1)

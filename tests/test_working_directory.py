@@ -1,0 +1,36 @@
+"""The suite runs in an empty directory, so that files of a user's own runs in the clone change no result."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_working_directory_is_empty_and_none_of_ours():
+    assert list(Path().iterdir()) == []
+    assert not Path.cwd().is_relative_to(ROOT)
+
+
+def test_what_lies_where_the_suite_is_started_changes_no_result(tmp_path):
+    for folder in ("train", "held_out/ar", "held_out/en"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        (tmp_path / "data" / folder / "broken.h5").write_bytes(b"no data of this test")
+    tests = ROOT / "tests" / "cerebras_jais" / "recipes" / "test_check.py"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-k",
+            "config_of_ours_is_good and tiny",
+            tests,
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
