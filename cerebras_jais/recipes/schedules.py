@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from cerebras_jais.recipes.aside import OTHER_RATE_SCHEDULES, RATE_SCHEDULES, WEIGHT_DECAY_SCHEDULES
 from cerebras_jais.recipes.section import Count, Rate, Section, refuse, unwrap
 from cerebras_jais.recipes.yaml_source import suggestion
 
@@ -109,7 +110,8 @@ def _named(names: dict[str, str]) -> BeforeValidator:
             if name.lower() not in names:
                 if name.lower() in _SCHEDULES:
                     raise refuse("cannot stand in another schedule (it would never advance); write one flat list", name)
-                raise refuse(f"this schedule is not supported here; {suggestion(name, names.values())}", name)
+                known = (*RATE_SCHEDULES, *OTHER_RATE_SCHEDULES, *WEIGHT_DECAY_SCHEDULES)
+                raise refuse(f"unknown schedule; {suggestion(name, known)}", name)
         return value
 
     return BeforeValidator(check)
