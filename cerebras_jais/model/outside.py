@@ -1,6 +1,6 @@
 """Keys of the Model Zoo's GPT-2 class that are no field of DecoderConfig, and what each of them means here.
 
-Source: GPT2LMHeadModelConfig (models/nlp/gpt2/gpt2_model.py) and GPT2ModelConfig (models/nlp/gpt2/model.py) of the Model
+Source: GPT2LMHeadModelConfig (models/nlp/gpt2/gpt2_model.py) and GPT2ModelConfig (models/nlp/gpt2/model.py) of Model
 Zoo 2.10, with their defaults.
 """
 

@@ -5,7 +5,7 @@ Source: cerebras.pytorch optim/lr_scheduler.py and Model Zoo trainer/validate.py
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
@@ -56,6 +56,7 @@ class SequentialLR(Schedule):
 
     schedulers: list[AnySimpleSchedule] = Field(min_length=1)
     milestones: list[int] | None = None
+    last_epoch: Literal[-1] = -1  # the Model Zoo's only use of it: the schedule begins at its beginning
 
     @model_validator(mode="after")
     def _milestones_follow_from_total_iters(self) -> SequentialLR:
