@@ -214,7 +214,8 @@ class DecoderConfig:
             elif key not in (*NO_EFFECT_HERE, RATE_GROUPS):
                 near = difflib.get_close_matches(str(given), [*fields, *ONLY_AT_DEFAULT], n=1)
                 raise ModelConfigError(
-                    f"model.{given}: unknown key" + (f"; did you mean {near[0]!r}?" if near else "; remove it")
+                    f"model.{given}: unknown key; "
+                    + (f"did you mean {near[0]!r}?" if near else "the Model Zoo 2.10 has none of a name like this")
                 )
         for key in _INITIALIZERS:
             if values.get(key) is not None and not isinstance(values[key], Initializer):

@@ -143,7 +143,7 @@ def _callbacks(init: dict[str, Any]) -> Iterator[Aside]:
 def _rate_groups(init: dict[str, Any]) -> Iterator[Aside]:
     model = init.get("model")
     if isinstance(model, dict) and not is_default(RATE_GROUPS, model.get(RATE_GROUPS)):
-        yield Aside(("init", "model", RATE_GROUPS), "learning-rate groups that the model names")
+        yield Aside(("init", "model", RATE_GROUPS), "a learning-rate scale in the model")
 
 
 def _loaders(trainer: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], dict[str, Any]]]:

@@ -81,7 +81,7 @@ class Precision(Section):
     enabled: bool = True
     fp16_type: Literal["float16", "bfloat16", "cbfloat16"] = "bfloat16"
     precision_opt_level: Literal[0, 1, 2] | None = None
-    loss_scaling_factor: Factor | Literal["dynamic"] | None = 1.0
+    loss_scaling_factor: Factor | Literal["dynamic"] = 1.0
     initial_loss_scale: Factor | None = None
     steps_per_increase: Count = 2000
     min_loss_scale: Factor | None = None

@@ -66,7 +66,10 @@ def undotted(text: str) -> tuple[str | int, ...]:
 
 
 def suggestion(key: str, known: Iterable[str]) -> str:
-    """A phrase naming the known key that is closest to an unknown one, or listing the known ones if they are few."""
+    """A phrase naming the known name that an unknown one is a slip of, or listing the known ones if they are few.
+
+    It never advises what would make another run of it.
+    """
     known = sorted(known)
     # Underscores and case are the usual slips: compare without them first.
     plain = {k.replace("_", "").lower(): k for k in known}
@@ -75,7 +78,7 @@ def suggestion(key: str, known: Iterable[str]) -> str:
         return f"did you mean {plain[near[0]]!r}?"
     if 0 < len(known) <= 12:
         return f"known here: {', '.join(known)}"
-    return "remove it"
+    return "the Model Zoo 2.10 has none of a name like this"
 
 
 def read_yaml(path: str | Path) -> YamlSource:
