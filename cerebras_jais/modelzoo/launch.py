@@ -17,11 +17,11 @@ from typing import Any
 
 from cerebras_jais.commandline import say_error
 from cerebras_jais.errors import UserError
-from cerebras_jais.modelzoo.cli import become_zoo
 from cerebras_jais.modelzoo.connection import NoConnection, explained
 from cerebras_jais.modelzoo.installed import modelzoo_is_installed, require_modelzoo
 from cerebras_jais.modelzoo.phases import run_fit, unpacked
 from cerebras_jais.modelzoo.preflight import NotReady, inspect_launch
+from cerebras_jais.modelzoo.process import become_zoo
 from cerebras_jais.modelzoo.reading import read_unless_alone
 from cerebras_jais.recipes.estimate import describe_launch
 from cerebras_jais.recipes.phases import lay_out
