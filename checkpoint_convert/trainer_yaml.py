@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 
 from cerebras_jais.model.config import DecoderConfig
-from cerebras_jais.model.outside import RATE_GROUPS, is_default
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.mup import with_todays_mup
 from checkpoint_convert.old_sections import with_todays_keys
@@ -86,16 +85,11 @@ def adjustments_left_out(params: Any) -> list[str]:
 
     They are a choice of the run, as the learning rate itself is; muP's own scales follow from the section.
     """
-    run = _run_of(params)
-    left = {
-        f"optimizer.adjust_learning_rate.{group}": f" = {scale!r}"
-        for group, scale in _adjustments_of(run).items()
-        if group != "decoder_kernel"
-    }
-    section = run.get("model")
-    if isinstance(section, Mapping) and not is_default(RATE_GROUPS, section.get(RATE_GROUPS)):
-        left[f"model.{RATE_GROUPS}"] = ""
-    return [f"left out: {key}{value}, a choice of the run; give it again to train on" for key, value in left.items()]
+    left = {group: scale for group, scale in _adjustments_of(_run_of(params)).items() if group != "decoder_kernel"}
+    return [
+        f"left out: optimizer.adjust_learning_rate.{group} = {scale!r}, a choice of the run; give it again to train on"
+        for group, scale in left.items()
+    ]
 
 
 def _run_of(params: Any) -> Mapping[str, Any]:

@@ -1,9 +1,9 @@
 """Where the reference trainer and the Model Zoo's differ by intent: evaluation and accumulated gradients.
 
 Contract: on its CPU backend the Model Zoo begins its data anew after each evaluation, and counts a batch as a step
-where gradients are accumulated. The reference trainer reads on, as CS systems do, and counts optimizer steps: evaluation
-changes no loss of it, and a step is what max_steps says. All else agrees: the losses of the evaluations, and every
-step once the difference is taken away. (docs/differences.md)
+where gradients are accumulated. The reference trainer reads on, as CS systems do, and counts optimizer steps:
+evaluation changes no loss of it, and a step is what max_steps says. All else agrees: the losses of the evaluations, and
+every step once the difference is taken away. (docs/differences.md)
 """
 
 import re
