@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from cerebras_jais.model.outside import RATE_GROUPS, is_default
 from checkpoint_convert.errors import ConversionError
 
 # Say how to run or what to log; nothing of the model.
@@ -54,7 +55,8 @@ def with_todays_keys(section: Mapping[str, Any]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for key, value in section.items():
-        if key in _DEAD:
+        # The Model Zoo's trainer writes the groups of the learning rate out where the YAML has none.
+        if key in _DEAD or (key == RATE_GROUPS and is_default(key, value)):
             continue
         if key in _ONLY:
             wanted, why = _ONLY[key]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cerebras_jais.errors import UserError
+from cerebras_jais.model.outside import ONLY_AT_DEFAULT, RATE_GROUPS, WITHOUT_EFFECT, is_default
 from cerebras_jais.ranges import (
     BASE_WIDTH,
     EPSILON,
@@ -35,6 +36,15 @@ class ModelConfigError(UserError):
     """A `model:` section that does not describe a model of the family."""
 
 
+class OutsideFamilyError(ModelConfigError):
+    """A `model:` section that may be right, of a model that is not of the family."""
+
+    def __init__(self, key: str, value: Any, *of_family: Any):
+        known = " or ".join(map(str, of_family))
+        family = f"whose models have {known}" if any(of_family) else "which has no model with it"
+        super().__init__(f"model.{key}: {shown(value)} is outside the family of this project, {family}")
+
+
 @dataclass(frozen=True)
 class Initializer:
     """The distribution a weight is drawn from; `a` and `b` are absolute bounds of the truncated normal."""
@@ -53,10 +63,7 @@ class Initializer:
             raise ModelConfigError(f"model.{key}: must be a name or a mapping with a name (got {shown(section)})")
         name = str(section.get("name", "")).lower()
         if name not in ("normal", "truncated_normal"):
-            raise ModelConfigError(
-                f"model.{key}: initializer {section.get('name')!r} is not one that muP can scale; "
-                "use normal or truncated_normal"
-            )
+            raise OutsideFamilyError(key, section.get("name"), "normal", "truncated_normal")
         unknown = set(section) - {"name", "mean", "std", "a", "b"}
         if unknown:
             raise ModelConfigError(f"model.{key}: unknown key {sorted(unknown)[0]!r}; known: name, mean, std, a, b")
@@ -112,53 +119,6 @@ _RANGES: Mapping[str, Range] = {
     "rope_theta": ROTATION,
 }
 
-# Keys of the Model Zoo's GPT-2 class that no model of the family uses: accepted at the Model Zoo's default only.
-_ONLY_AT_DEFAULT: dict[str, Any] = {
-    "num_extra_input_vocab_tokens": 0,
-    "constant_pos_embedding": None,
-    "position_embedding_offset": 0,
-    "embedding_layer_norm": False,
-    "num_relative_attention_buckets": 32,
-    "attention_type": "scaled_dot_product",
-    "attention_sliding_window_length": None,
-    "sliding_window_every_other_decoder_layer": False,
-    "sliding_window_every_other_decoder_layer_pattern": "full_attention_first",
-    "attention_sink_tokens": None,
-    "attention_vertical_column_spacing": None,
-    "attention_vertical_column_width": None,
-    "attention_chunk_size": None,
-    "attention_qk_norm_layer": None,
-    "attention_qk_norm_eps": 1e-5,
-    "extra_ffn_params": {},
-    "attention_inner_dim": None,
-    "attention_logit_softcapping": None,
-    "fixed_sparse_attention": None,
-    "memory_tokens_config": None,
-    "memory_tokens": None,
-    "use_experimental_flex_api": False,
-    "use_sink_token": False,
-    "lr_adjustment_groups": None,
-    "alibi_trainable_slopes": False,
-    "pos_scaling_type": "linear",
-    "pos_scaling_extra_args": None,
-    "cross_attention_layers": [],
-    "rel_distance_mode": "default",
-    "rel_distance_extra_args": None,
-    "scale_qk_dot_by_layer_idx": False,
-    "norm_first_sandwich": False,
-    "final_logit_softcapping": None,
-    "moe_params": None,
-    "moe": None,
-    "dtype": None,
-    "start_token": None,
-    "loop_dim": 1,
-    "stop_sequences": None,
-    "max_tokens": None,
-    "temperature": None,
-    "top_k": None,
-    "top_p": None,
-}
-
 # Keys that steer a CS system or the Model Zoo's own logging and change no number here (softmax is always float32).
 NO_EFFECT_HERE = (
     "attention_kernel",
@@ -166,6 +126,7 @@ NO_EFFECT_HERE = (
     "boundary_casting",
     "compute_eval_metrics",
     "fold_rope_consts",
+    *WITHOUT_EFFECT,
 )
 
 # Models of the Model Zoo itself, and those that `cerebras_jais.modelzoo` registers there.
@@ -247,16 +208,14 @@ class DecoderConfig:
             key = _ALIASES.get(given, given)
             if key in fields:
                 values[key] = _coerced(key, value, fields[key])
-            elif key in _ONLY_AT_DEFAULT:
-                if value != _ONLY_AT_DEFAULT[key]:
-                    raise ModelConfigError(
-                        f"model.{given}: {shown(value)} is not supported; no model of the family uses it "
-                        f"(remove the key, its default is {_ONLY_AT_DEFAULT[key]!r})"
-                    )
-            else:
-                near = difflib.get_close_matches(str(given), [*fields, *_ONLY_AT_DEFAULT], n=1)
+            elif key in ONLY_AT_DEFAULT:
+                if not is_default(key, value):
+                    raise OutsideFamilyError(str(given), value, ONLY_AT_DEFAULT[key])
+            elif key not in (*NO_EFFECT_HERE, RATE_GROUPS):
+                near = difflib.get_close_matches(str(given), [*fields, *ONLY_AT_DEFAULT], n=1)
                 raise ModelConfigError(
-                    f"model.{given}: unknown key" + (f"; did you mean {near[0]!r}?" if near else "; remove it")
+                    f"model.{given}: unknown key; "
+                    + (f"did you mean {near[0]!r}?" if near else "the Model Zoo 2.10 has none of a name like this")
                 )
         for key in _INITIALIZERS:
             if values.get(key) is not None and not isinstance(values[key], Initializer):
@@ -287,9 +246,12 @@ class DecoderConfig:
             if not holds:
                 raise ModelConfigError(f"model.{key}: {what} (got {shown(getattr(self, key))})")
 
-        demand(
-            self.name in (*STOCK_NAMES, *PLUGIN_NAMES), "name", f"use one of {', '.join(PLUGIN_NAMES + STOCK_NAMES)}"
-        )
+        def demand_of_family(key: str, *values: str) -> None:
+            if getattr(self, key) not in values:
+                raise OutsideFamilyError(key, getattr(self, key), *values)
+
+        if self.name not in (*STOCK_NAMES, *PLUGIN_NAMES):
+            raise OutsideFamilyError("name", self.name, *PLUGIN_NAMES, *STOCK_NAMES)
         demand(
             not self.frozen_parameters or self.name in PLUGIN_NAMES,
             "frozen_parameters",
@@ -299,13 +261,9 @@ class DecoderConfig:
             if getattr(self, key) is not None:
                 _check_range(key, getattr(self, key))
         demand(self.hidden_size % self.num_heads == 0, "num_heads", f"must divide hidden_size {self.hidden_size}")
-        demand(
-            self.position_embedding_type in ("alibi", "rotary"),
-            "position_embedding_type",
-            "must be 'alibi' (Jais) or 'rotary' (Llama)",
-        )
-        demand(self.nonlinearity == "swiglu", "nonlinearity", "must be 'swiglu', as in the whole family")
-        demand(self.norm_type in ("layernorm", "rmsnorm"), "norm_type", "must be 'layernorm' or 'rmsnorm'")
+        demand_of_family("position_embedding_type", "alibi", "rotary")
+        demand_of_family("nonlinearity", "swiglu")
+        demand_of_family("norm_type", "layernorm", "rmsnorm")
         demand(
             self.loss_scaling in ("num_tokens", "batch_size"), "loss_scaling", "must be 'num_tokens' or 'batch_size'"
         )

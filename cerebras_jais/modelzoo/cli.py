@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
-
 import click
 
 
@@ -21,13 +18,7 @@ def zoo(arguments: tuple[str, ...]) -> None:
       cerebras-jais zoo model info jais_family
     """
     from cerebras_jais.modelzoo.installed import require_modelzoo
+    from cerebras_jais.modelzoo.process import become_zoo
 
     require_modelzoo()
     become_zoo(arguments)
-
-
-def become_zoo(arguments: tuple[str, ...]) -> None:
-    """Replace this process by one whose main module is `modelzoo.zoo`, which spawned processes import anew."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "cerebras_jais.modelzoo.zoo", *arguments])

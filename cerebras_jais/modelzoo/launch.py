@@ -18,16 +18,23 @@ from typing import Any
 from cerebras_jais.commandline import say_error
 from cerebras_jais.errors import UserError
 from cerebras_jais.modelzoo.connection import NoConnection, explained
-from cerebras_jais.modelzoo.installed import modelzoo_is_installed
+from cerebras_jais.modelzoo.installed import modelzoo_is_installed, require_modelzoo
 from cerebras_jais.modelzoo.phases import run_fit, unpacked
 from cerebras_jais.modelzoo.preflight import NotReady, inspect_launch
+from cerebras_jais.modelzoo.process import become_zoo
+from cerebras_jais.modelzoo.reading import read_unless_alone
 from cerebras_jais.recipes.estimate import describe_launch
 from cerebras_jais.recipes.phases import lay_out
-from cerebras_jais.recipes.schema import TrainerConfig, parse_trainer, read_trainer_yaml
+from cerebras_jais.recipes.schema import TrainerConfig, parse_trainer
 from cerebras_jais.recipes.yaml_source import read_yaml
 
 if modelzoo_is_installed():
     from cerebras_jais.modelzoo import plugin  # noqa: F401  # spawned processes import this module and so have it
+
+_NOT_OF_CSZOO = {
+    "max_steps": "trainer.init.loop.max_steps",
+    "num_workers_per_csx": "trainer.init.backend.cluster_config.num_workers_per_csx",
+}
 
 REFUSED = 2  # exit status: the same launch would be refused again
 
@@ -55,7 +62,10 @@ def launch(options: Launch) -> None:
         UserError: what the pre-flight check found, or a cluster that cannot be reached.
     """
     path = Path(options.file)
-    read_trainer_yaml(path)  # its errors name lines, which is lost once the command line is merged in
+    read = read_unless_alone(path)  # its errors name lines, which is lost once the command line is merged in
+    if read is None:
+        _leave_to_modelzoo(options)
+        return
     params = with_cluster(read_yaml(path).data, options)
     configs: list[TrainerConfig] = [parse_trainer(dict(trainer)) for trainer in unpacked(params)]
     checkpoint = None if options.checkpoint is None else Path(options.checkpoint)
@@ -71,6 +81,25 @@ def launch(options: Launch) -> None:
         run_fit(
             params, configs, model_dir=options.model_dir, checkpoint=options.checkpoint, max_steps=options.max_steps
         )
+
+
+def _leave_to_modelzoo(options: Launch) -> None:
+    """Become `zoo fit` of the same file, with the options of the command line; a dry run does nothing more.
+
+    Raises UserError for an option that cszoo does not have.
+    """
+    words = ["fit", options.file, "--target_device", "CSX"]
+    words += [f"--{options.only}"] if options.only else []
+    said = {"model_dir": options.model_dir, "checkpoint_path": options.checkpoint, "max_steps": options.max_steps}
+    for key, value in {**said, **options.cluster}.items():
+        if value is None:
+            continue
+        if key in _NOT_OF_CSZOO:
+            raise UserError(f"{options.file}: cszoo has no option for {key}; give {_NOT_OF_CSZOO[key]} in the file")
+        words += [f"--{key}", *map(str, value if isinstance(value, list | tuple) else [value])]
+    if not options.dry_run:
+        require_modelzoo()
+        become_zoo(tuple(words))
 
 
 def with_cluster(params: Mapping[str, Any], options: Launch) -> dict[str, Any]:

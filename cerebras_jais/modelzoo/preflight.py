@@ -17,7 +17,7 @@ from cerebras_jais.data.sources import recorded_vocabulary
 from cerebras_jais.errors import UserError
 from cerebras_jais.modelzoo.connection import cluster_file
 from cerebras_jais.modelzoo.installed import ModelZooMissing, require_modelzoo
-from cerebras_jais.recipes.check import CHECKS, check_file
+from cerebras_jais.recipes.check import CHECKS, check_file, notes_of
 from cerebras_jais.recipes.estimate import measure
 from cerebras_jais.recipes.phases import Phase, first_work
 from cerebras_jais.recipes.schema import TrainerConfig
@@ -56,6 +56,8 @@ def inspect_launch(
     Raises NotReady naming the first thing that is wrong; all are said before.
     """
     wrong = []
+    for note in notes_of([phase.config for phase in phases]):
+        say(f"note  {note}")
     for finding in _findings(path, phases, checkpoint):
         say(str(finding))
         wrong += [finding] if finding.problem else []
@@ -113,6 +115,8 @@ def _data(phase: Phase) -> Iterator[Finding]:
     loaders = [("train_dataloader", fit.train_dataloader)]
     loaders += [("val_dataloader", loader) for loader in fit.val_dataloader]
     for key, loader in loaders:
+        if not loader.is_read_here:
+            continue
         subject = f"{phase.name}, {key}: {', '.join(_directories(loader))}"
         try:
             yield Finding(subject, _data_problem(phase.config, loader))

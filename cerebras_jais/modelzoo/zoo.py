@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from cerebras_jais.commandline import say_error
@@ -54,18 +53,16 @@ def _fit(args: argparse.Namespace, theirs: Any) -> None:
     from cerebras.modelzoo.cli.utils import _args_to_params
 
     from cerebras_jais.modelzoo.phases import run_fit, unpacked
-    from cerebras_jais.recipes.schema import PLUGIN_NAMES, parse_trainer, read_trainer_yaml
+    from cerebras_jais.modelzoo.reading import read_unless_alone
+    from cerebras_jais.recipes.check import notes_of
+    from cerebras_jais.recipes.schema import parse_trainer
 
-    try:
-        read_trainer_yaml(args.params)
-    except UserError as error:
-        # The Model Zoo trains more than this project's schema knows; then its own rules hold, and its own alone.
-        file = Path(args.params)
-        if not file.is_file() or any(f"name: {name}" in file.read_text(encoding="utf-8") for name in PLUGIN_NAMES):
-            raise
-        print(f"note: trained by the Model Zoo's own rules alone: {error}", file=sys.stderr)
+    read = read_unless_alone(args.params)
+    if read is None:
         theirs(args)
         return
+    for note in notes_of(read):
+        print(f"note: {note}", file=sys.stderr)
     given = {name for name in ("model_dir", "checkpoint_path") if name in args.seen_args}
     model_dir = args.model_dir if "model_dir" in given else None
     checkpoint = args.checkpoint_path if "checkpoint_path" in given else None

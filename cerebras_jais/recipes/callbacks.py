@@ -1,4 +1,4 @@
-"""What each callback and logger of the Model Zoo 2.10 means on a CPU or GPU: honoured, without effect, or refused.
+"""What each callback and logger of the Model Zoo 2.10 means on a CPU or GPU: honoured, without effect, or not done.
 
 The names and argument names are those of Model Zoo trainer/callbacks, trainer/extensions and trainer/loggers.
 """
@@ -34,14 +34,17 @@ WITHOUT_EFFECT: Mapping[str, tuple[str, ...] | None] = {
     "ScopedEleutherEvalHarnessFlags": None,
     "ScopedBigCodeEvalHarnessFlags": None,
     "FlopUtilization": (),
+    "GenerateUntil": None,
     "HFCacheDir": ("cache_dir",),
     "LogInputSummaries": (),
+    "LogLikelihood": None,
     "LogOptimizerParamGroup": ("keys",),
     "LogSparsity": (),
     "ModelEvalMetrics": (),
     "ModelZooParamsMetadata": ("params",),
     "NaNChecker": ("num_steps",),
     "NormTensorListener": ("listener_name", "tensor_names"),
+    "Profiler": None,
     "OpProfiler": ("start_step", "end_step", "host_activities"),
     "RateProfiler": (),
     "SamplesStreamedInfo": (),
@@ -50,15 +53,8 @@ WITHOUT_EFFECT: Mapping[str, tuple[str, ...] | None] = {
     "SummaryTensorListener": ("listener_name", "tensor_names"),
 }
 
-# Would change what is trained, and are not done here: a run that left them out would be another run.
-REFUSED: Mapping[str, str] = {
-    "ComputeNormGNS": "gradient-noise norms are not computed",
-    "Lora": "LoRA is not done",
-    "SaveCheckpointState": "partial checkpoints are not written; use checkpoint.steps",
-    "SelectiveGrad": "selective gradients are not done",
-    "SkipSamples": "samples cannot be skipped; use data_subset",
-    "WeightCompression": "weights are not compressed",
-}
+# Change what is trained or kept, and are not done here: a run that left them out would be another run.
+NOT_HERE = ("ComputeNormGNS", "Lora", "SaveCheckpointState", "SelectiveGrad", "SkipSamples", "WeightCompression")
 
 LOGGERS: Mapping[str, tuple[str, ...]] = {
     "ProgressLogger": (),

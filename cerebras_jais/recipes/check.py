@@ -22,7 +22,7 @@ from cerebras_jais.recipes.rules import MUP_BASE_WIDTH
 from cerebras_jais.recipes.schedules import ConstantLR, ScalePerParamLR, Schedule, SequentialLR
 from cerebras_jais.recipes.schema import TrainerConfig, read_trainer_yaml
 from cerebras_jais.recipes.sections import DataLoader
-from cerebras_jais.recipes.yaml_source import YamlSource, read_yaml
+from cerebras_jais.recipes.yaml_source import YamlSource, dotted, read_yaml
 
 CHECKPOINT_STATES = frozenset(
     {"model", "optimizer", "schedulers", "dataloader", "global_step", "grad_scaler", "sparsity", "all"}
@@ -50,6 +50,19 @@ def check_file(path: str | Path) -> list[str]:
         found += [_placed(source, at, problem) for problem in problems]
     if several:
         found += [_placed(source, ("trainer",), problem) for problem in _problems_between(configs)]
+    return found
+
+
+def notes_of(configs: Sequence[TrainerConfig]) -> list[str]:
+    """What is no problem of a YAML and worth a line: what was not judged, and what has no effect on CS systems."""
+    found = []
+    for index, config in enumerate(configs):
+        at: tuple[str | int, ...] = ("trainer", index, "trainer") if len(configs) > 1 else ("trainer",)
+        for aside in config.aside:
+            found.append(f"{dotted((*at, *aside.keys))}: {aside.what} is left to the Model Zoo and was not judged")
+        if config.init.backend_type == "CSX" and config.init.loop.grad_accum_steps > 1:
+            key = dotted((*at, "init", "loop", "grad_accum_steps"))
+            found.append(f"{key}: has no effect on CS systems, where a step is one batch of batch_size")
     return found
 
 
@@ -191,6 +204,8 @@ def _data_problems(config: TrainerConfig) -> Iterator[Problem]:
     held_out_at = ("fit", "val_dataloader")
     loaders += [(held_out_at, section) for section in fit.val_dataloader]
     for at, section in loaders:
+        if not (section.is_read_here and train.is_read_here):
+            continue
         if section.max_sequence_length not in (None, length):
             yield (
                 (*at, "max_sequence_length"),

@@ -95,7 +95,9 @@ def _describe(phase: Phase, start: Start) -> Iterator[str]:
     frozen = f", of which {size.trained:,} train" if model.frozen_parameters else ""
     yield f"parameters  {size.parameters:,}{frozen}"
     if config.fit is not None:
-        sequences = config.fit.train_dataloader.batch_size * config.init.loop.grad_accum_steps
+        # A CS system takes no notice of grad_accum_steps (Model Zoo trainer/callbacks/grad_accum.py).
+        batches = 1 if config.init.backend_type == "CSX" else config.init.loop.grad_accum_steps
+        sequences = config.fit.train_dataloader.batch_size * batches
         length = model.max_position_embeddings
         each = f"{sequences:,} sequences of {length:,} tokens each"
         if phase.ends is None:
@@ -117,6 +119,9 @@ def _describe_checkpoints(phase: Phase, size: ModelSize, steps: int) -> Iterator
         yield "checkpoints none"
         return
     written = -(-steps // min(every, steps))
+    if phase.config.aside:
+        yield f"checkpoints {written:,}, whose size the Model Zoo decides"
+        return
     keep = (phase.config.callback("KeepNCheckpoints") or {}).get("n")
     kept = min(written, keep or written)
     total = kept * size.checkpoint_bytes

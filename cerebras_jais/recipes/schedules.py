@@ -5,10 +5,11 @@ Source: cerebras.pytorch optim/lr_scheduler.py and Model Zoo trainer/validate.py
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from cerebras_jais.recipes.aside import OTHER_RATE_SCHEDULES, RATE_SCHEDULES, WEIGHT_DECAY_SCHEDULES
 from cerebras_jais.recipes.section import Count, Rate, Section, refuse, unwrap
 from cerebras_jais.recipes.yaml_source import suggestion
 
@@ -55,6 +56,7 @@ class SequentialLR(Schedule):
 
     schedulers: list[AnySimpleSchedule] = Field(min_length=1)
     milestones: list[int] | None = None
+    last_epoch: Literal[-1] = -1  # the Model Zoo's only use of it: the schedule begins at its beginning
 
     @model_validator(mode="after")
     def _milestones_follow_from_total_iters(self) -> SequentialLR:
@@ -109,7 +111,8 @@ def _named(names: dict[str, str]) -> BeforeValidator:
             if name.lower() not in names:
                 if name.lower() in _SCHEDULES:
                     raise refuse("cannot stand in another schedule (it would never advance); write one flat list", name)
-                raise refuse(f"this schedule is not supported here; {suggestion(name, names.values())}", name)
+                known = (*RATE_SCHEDULES, *OTHER_RATE_SCHEDULES, *WEIGHT_DECAY_SCHEDULES)
+                raise refuse(f"unknown schedule; {suggestion(name, known)}", name)
         return value
 
     return BeforeValidator(check)

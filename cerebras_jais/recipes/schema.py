@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, PlainValidator, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import Field, PlainValidator, PrivateAttr, ValidationError, field_validator
 
 from cerebras_jais.errors import UserError
-from cerebras_jais.model.config import NO_EFFECT_HERE, PLUGIN_NAMES, STOCK_NAMES, DecoderConfig
+from cerebras_jais.model.config import NO_EFFECT_HERE, PLUGIN_NAMES, STOCK_NAMES, DecoderConfig, OutsideFamilyError
 from cerebras_jais.ranges import shown
+from cerebras_jais.recipes.aside import OPTIMIZERS, OTHER_OPTIMIZERS, Aside, set_aside
 from cerebras_jais.recipes.callbacks import LOGGERS_WITHOUT_EFFECT, WITHOUT_EFFECT
 from cerebras_jais.recipes.family import check_family
 from cerebras_jais.recipes.schedules import AnySchedule
@@ -28,14 +29,23 @@ from cerebras_jais.recipes.sections import (
     Loop,
     Precision,
 )
-from cerebras_jais.recipes.yaml_source import RecipeError, YamlSource, dotted, read_yaml, suggestion
-
-__all__ = ["RecipeError", "TrainerConfig", "parse_trainer", "read_trainer_yaml", "without_effect_here"]
-
-_OTHER_OPTIMIZERS = frozenset(
-    {"asgd", "adadelta", "adafactor", "adagrad", "adam", "adamax", "lamb", "lion", "muon"}
-    | {"nadam", "radam", "rmsprop", "rprop", "sgd"}
+from cerebras_jais.recipes.yaml_source import (
+    ModelZooAloneError,
+    RecipeError,
+    YamlSource,
+    dotted,
+    read_yaml,
+    suggestion,
 )
+
+__all__ = [
+    "ModelZooAloneError",
+    "RecipeError",
+    "TrainerConfig",
+    "parse_trainer",
+    "read_trainer_yaml",
+    "without_effect_here",
+]
 
 
 def _model(section: Any) -> DecoderConfig:
@@ -81,8 +91,7 @@ class TrainerInit(Section):
             return value
         name, keys = unwrap(value, "optimizer")
         if name.lower() != "adamw":
-            why = "is not supported here" if name.lower() in _OTHER_OPTIMIZERS else "is unknown"
-            raise refuse(f"optimizer {name} {why}; use AdamW")
+            raise refuse(f"unknown optimizer; {suggestion(name, (*OPTIMIZERS, *OTHER_OPTIMIZERS))}", name)
         return keys
 
     @field_validator("backend", "loop", "checkpoint", "logging", mode="before")
@@ -154,13 +163,7 @@ class TrainerConfig(Section):
 
     _raw: dict[str, Any] = PrivateAttr(default_factory=dict)
     _source: str = PrivateAttr(default="trainer")
-
-    @model_validator(mode="after")
-    def _learning_rate_is_given(self) -> TrainerConfig:
-        optimizer = self.init.optimizer
-        if optimizer is not None and optimizer.learning_rate is None and not self.init.schedulers:
-            raise refuse("no learning rate: add init.schedulers, or learning_rate to the optimizer", "init")
-        return self
+    _aside: tuple[Aside, ...] = PrivateAttr(default=())
 
     @property
     def model_section(self) -> dict[str, Any]:
@@ -171,6 +174,11 @@ class TrainerConfig(Section):
     def source(self) -> str:
         """The file this came from, for messages."""
         return self._source
+
+    @property
+    def aside(self) -> tuple[Aside, ...]:
+        """What it asks of the Model Zoo that the reference path does not do; nothing of it stands in the fields."""
+        return self._aside
 
     def to_dict(self) -> dict[str, Any]:
         """The YAML as plain values, `{"trainer": {...}}`: what a checkpoint carries as its parameters."""
@@ -203,8 +211,10 @@ def read_trainer_yaml(path: str | Path) -> list[TrainerConfig]:
     source = read_yaml(path)
     if not isinstance(source.data, dict) or "trainer" not in source.data:
         keys = set(source.data) if isinstance(source.data, dict) else set()
-        hint = "; this is the old format: `cszoo config convert_legacy` rewrites it" if "runconfig" in keys else ""
-        raise RecipeError(f"{path}: the file must hold a mapping with the key 'trainer'{hint}")
+        message = f"{path}: the file must hold a mapping with the key 'trainer'"
+        if "runconfig" in keys:
+            raise ModelZooAloneError(f"{message}; this is the old format: `cszoo config convert_legacy` rewrites it")
+        raise RecipeError(message)
     for key in source.data:
         if key != "trainer":
             raise RecipeError(f"{source.place((key,))}: unknown key; only 'trainer' stands at the top")
@@ -232,27 +242,38 @@ def parse_trainer(
         return source.place((*at, *keys)) if source else dotted((*at, *keys))
 
     raw = copy.deepcopy(section)
+    typed, aside = set_aside(section)
     try:
-        config = TrainerConfig.model_validate(section)
+        config = TrainerConfig.model_validate(typed)
     except ValidationError as error:
-        problems = error.errors(include_url=False)
+        problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] == "beyond")
         first = problems[0]
         keys = _keys_in(section, first["loc"])
         context = first.get("ctx") or {}
-        if first["type"] == "recipe":
+        if first["type"] in ("recipe", "beyond"):
             message = context["message"]
             if context.get("key") is not None:
                 keys = _with_key(section, keys, context["key"])
         else:
             message = _in_words(first)
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise RecipeError(f"{place(keys)}: {message}{more}") from None
+        kind = ModelZooAloneError if first["type"] == "beyond" else RecipeError
+        raise kind(f"{place(keys)}: {message}{more}") from None
     except UserError as error:
         # The model section reports itself as `model.key: ...`.
         where, _, message = str(error).partition(": ")
-        raise RecipeError(f"{place(('init', *where.split('.')))}: {message}") from None
+        message = f"{place(('init', *where.split('.')))}: {message}"
+        if isinstance(error, OutsideFamilyError):
+            raise ModelZooAloneError(f"{message}; `cerebras-jais zoo fit` leaves it to the Model Zoo") from None
+        raise RecipeError(message) from None
     config._raw = raw
     config._source = str(source.path) if source else "trainer"
+    config._aside = aside
+    optimizer = config.init.optimizer
+    if optimizer is not None and optimizer.learning_rate is None and not raw["init"].get("schedulers"):
+        raise RecipeError(
+            f"{place(('init',))}: no learning rate: add init.schedulers, or learning_rate to the optimizer"
+        )
     return config
 
 

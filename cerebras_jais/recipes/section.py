@@ -13,8 +13,14 @@ from cerebras_jais.recipes.yaml_source import suggestion
 
 
 def refuse(message: str, key: str | None = None) -> PydanticCustomError:
+    """What a validator raises: `message`, at `key` of its section where one is given."""
     # Braces are the template's own; keys and values go in through the context.
     return PydanticCustomError("recipe", "{message}", {"message": message, "key": key})
+
+
+def refuse_beyond(message: str, key: str | None = None) -> PydanticCustomError:
+    """As `refuse`, of what the Model Zoo alone can do with the whole file (`ModelZooAloneError`)."""
+    return PydanticCustomError("beyond", "{message}", {"message": message, "key": key})
 
 
 class Section(BaseModel):

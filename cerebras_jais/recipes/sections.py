@@ -12,13 +12,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, Field, model_validator
 
 from cerebras_jais.ranges import COUNT_OR_NONE, SHARE, shown
+from cerebras_jais.recipes.aside import DATA_PROCESSORS, OTHER_DATA_PROCESSORS
 from cerebras_jais.recipes.callbacks import (
     ARGUMENT_KINDS,
     FLAG_CALLBACKS,
     HONOURED,
     LOGGERS,
     LOGGERS_WITHOUT_EFFECT,
-    REFUSED,
+    NOT_HERE,
     WITHOUT_EFFECT,
 )
 from cerebras_jais.recipes.cluster import ClusterConfig, flag_problem
@@ -39,6 +40,7 @@ from cerebras_jais.recipes.section import (
     Subset,
     Weight,
     refuse,
+    refuse_beyond,
 )
 from cerebras_jais.recipes.yaml_source import suggestion
 
@@ -60,7 +62,7 @@ class AdamW(Section):
     eps: Epsilon = 1e-6
     weight_decay: Rate = 0.0
     correct_bias: bool = True
-    amsgrad: Literal[False] = False
+    amsgrad: Literal[False] = False  # true is set aside, see `aside`
     params: list[TaggedParams] = Field(default_factory=list)
     adjust_learning_rate: dict[str, RateScale] = Field(default_factory=dict)
 
@@ -80,7 +82,7 @@ class Precision(Section):
     enabled: bool = True
     fp16_type: Literal["float16", "bfloat16", "cbfloat16"] = "bfloat16"
     precision_opt_level: Literal[0, 1, 2] | None = None
-    loss_scaling_factor: LossScale | Literal["dynamic"] | None = 1.0
+    loss_scaling_factor: LossScale | Literal["dynamic"] = 1.0
     initial_loss_scale: LossScale | None = None
     steps_per_increase: Count = 2000
     min_loss_scale: LossScale | None = None
@@ -143,7 +145,7 @@ class CheckpointSection(Section):
         if not found or set(head + tail) & set("{}"):
             raise refuse("must hold {step}, once and without a format, and no other braces", "checkpoint_name")
         if self.checkpoint_root and self.checkpoint_root.startswith("s3://"):
-            raise refuse("object storage is not written from here; give a folder", "checkpoint_root")
+            raise refuse_beyond("object storage is neither read nor written from here", "checkpoint_root")
         return self
 
 
@@ -205,7 +207,7 @@ class MixturePart(Section):
 
 
 class DataLoader(Section):
-    """Where samples come from and in which order; the keys of GptHDF5MapDataProcessor."""
+    """Where samples come from and in which order: the keys of GptHDF5MapDataProcessor; of others `batch_size` alone."""
 
     without_effect = frozenset(
         {"num_workers", "prefetch_factor", "persistent_workers", "use_worker_cache", "vocab_size", "repeat"}
@@ -234,12 +236,18 @@ class DataLoader(Section):
     repeat: Any = None
 
     @model_validator(mode="after")
-    def _readable_here(self) -> DataLoader:
-        if self.data_processor != "GptHDF5MapDataProcessor":
-            raise refuse(f"{self.data_processor!r} is not read here; use GptHDF5MapDataProcessor", "data_processor")
-        if (self.data_dir is None) == (self.mixture is None):
+    def _names_its_data(self) -> DataLoader:
+        known = (*DATA_PROCESSORS, *OTHER_DATA_PROCESSORS)
+        if self.data_processor not in known:
+            raise refuse(f"unknown; {suggestion(self.data_processor, known)}", "data_processor")
+        if self.is_read_here and (self.data_dir is None) == (self.mixture is None):
             raise refuse("give exactly one of data_dir and mixture")
         return self
+
+    @property
+    def is_read_here(self) -> bool:
+        """Whether this project reads the data too, and not the Model Zoo alone."""
+        return self.data_processor in DATA_PROCESSORS
 
     def reader_keys(self) -> dict[str, Any]:
         """The keyword arguments of `data.hdf5.HDF5Samples`."""
@@ -268,9 +276,7 @@ class Named(Section):
         known: dict[str, Any] = cls._known()
         name = {k.lower(): k for k in known}.get(str(given).lower())
         if name is None:
-            refused = {k.lower(): why for k, why in REFUSED.items()}.get(str(given).lower())
-            why = f"not supported here: {refused}" if refused else f"unknown; {suggestion(str(given), known)}"
-            raise refuse(why, str(given))
+            raise refuse(cls._unknown(str(given)), str(given))
         allowed = known[name]
         if arguments is not None and not isinstance(arguments, dict):
             keys = f"the keys {', '.join(allowed)}" if allowed else "keys"
@@ -290,13 +296,22 @@ class Named(Section):
     def _known(cls) -> dict[str, Any]:
         raise NotImplementedError
 
+    @classmethod
+    def _unknown(cls, given: str) -> str:
+        return f"unknown; {suggestion(given, cls._known())}"
+
 
 class CallbackSection(Named):
     """One entry of `callbacks`."""
 
     @classmethod
     def _known(cls) -> dict[str, Any]:
-        return {**HONOURED, **WITHOUT_EFFECT}
+        return {**HONOURED, **WITHOUT_EFFECT, **dict.fromkeys(NOT_HERE)}
+
+    @classmethod
+    def _unknown(cls, given: str) -> str:
+        is_logger = given.lower() in {name.lower() for name in (*LOGGERS, *LOGGERS_WITHOUT_EFFECT)}
+        return "is a logger; write it under loggers" if is_logger else super()._unknown(given)
 
 
 class LoggerSection(Named):

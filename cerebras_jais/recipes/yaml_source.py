@@ -13,9 +13,15 @@ import yaml
 
 from cerebras_jais.errors import UserError
 
+SPELLING = 0.75  # share of letters, of `difflib`, above which one name is taken for a slip of another
+
 
 class RecipeError(UserError):
     """A trainer YAML that cannot be used; the message gives file, line and key."""
+
+
+class ModelZooAloneError(RecipeError):
+    """A trainer YAML of what this project has no part in, and the Model Zoo may be able to train."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -59,12 +65,17 @@ def undotted(text: str) -> tuple[str | int, ...]:
     return tuple(int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", text))
 
 
-def suggestion(key: str, known: Iterable[str], otherwise: str = "remove it") -> str:
-    """A phrase naming the known key that is closest to an unknown one, or listing the known ones if they are few."""
+def suggestion(
+    key: str, known: Iterable[str], otherwise: str = "the Model Zoo 2.10 has none of a name like this"
+) -> str:
+    """A phrase naming the known name that an unknown one is a slip of, or listing the known ones if they are few.
+
+    It never advises what would make another run of it.
+    """
     known = sorted(known)
     # Underscores and case are the usual slips: compare without them first.
     plain = {k.replace("_", "").lower(): k for k in known}
-    near = difflib.get_close_matches(key.replace("_", "").lower(), plain, n=1)
+    near = difflib.get_close_matches(key.replace("_", "").lower(), plain, n=1, cutoff=SPELLING)
     if near:
         return f"did you mean {plain[near[0]]!r}?"
     if 0 < len(known) <= 12:

@@ -103,8 +103,10 @@ def fit(
     import os
 
     from cerebras_jais.errors import UserError
+    from cerebras_jais.recipes.aside import not_done_here
     from cerebras_jais.recipes.phases import lay_out
     from cerebras_jais.recipes.schema import read_trainer_yaml
+    from cerebras_jais.recipes.yaml_source import dotted
 
     said = {_CLUSTER_KEYS[name]: value for name, value in cluster.items() if value}
     if backend == "csx":
@@ -133,6 +135,9 @@ def fit(
                 f"{yaml_file}: its backend is {named.upper() or 'not given'}; say --backend csx, --backend cpu or "
                 "--backend gpu"
             )
+        if (backend or named) in ("cpu", "gpu"):
+            for keys, problem in not_done_here(config):
+                raise UserError(f"{yaml_file}: {dotted(('trainer', *keys))}: {problem}")
     phases = lay_out(configs, model_dir=model_dir, max_steps=max_steps, checkpoint=checkpoint)
     if dry_run:
         from cerebras_jais.recipes.estimate import describe_launch

@@ -20,6 +20,7 @@ from cerebras_jais.data.hdf5 import HDF5Samples
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.freeze import freeze_parameters
+from cerebras_jais.recipes.aside import not_done_here
 from cerebras_jais.recipes.phases import Start, first_work, lay_out
 from cerebras_jais.recipes.schema import TrainerConfig
 from cerebras_jais.recipes.yaml_source import dotted
@@ -149,7 +150,7 @@ class _Trainer:
     def __init__(self, config: TrainerConfig, processes: Processes, options: _Options):
         self.config, self.processes, self.options = config, processes, options
         init = config.init
-        for keys, missing in missing_sections(config):
+        for keys, missing in [*not_done_here(config), *missing_sections(config)]:
             raise TrainingError(f"{config.source}: {dotted(('trainer', *keys))}: {missing}")
         assert config.fit is not None and init.optimizer is not None
         self.model_dir = Path(options.model_dir or init.model_dir)

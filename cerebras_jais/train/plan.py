@@ -137,7 +137,7 @@ def missing_sections(config: TrainerConfig) -> Iterator[tuple[tuple[str, ...], s
     """The sections that training needs and a trainer does not have: path of the key, and what to do."""
     if config.fit is None:
         yield ("fit",), "missing; it names the data to train on"
-    elif config.init.optimizer is None:
+    elif config.init.optimizer is None and not any(aside.keys[1] == "optimizer" for aside in config.aside):
         yield ("init", "optimizer"), "missing; add AdamW"
 
 

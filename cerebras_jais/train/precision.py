@@ -74,7 +74,7 @@ def plan_precision(section: Precision | None, device_type: str, say: Callable[[s
             dtype = torch.bfloat16
     if dtype is torch.float16:
         dynamic = section.loss_scaling_factor == "dynamic"
-        factor = section.initial_loss_scale or 65536.0 if dynamic else float(section.loss_scaling_factor or 1.0)
+        factor = section.initial_loss_scale or 65536.0 if dynamic else float(section.loss_scaling_factor)
         interval = section.steps_per_increase if dynamic else 2**63 - 1
         scaler = torch.amp.GradScaler(device_type, init_scale=factor, growth_interval=interval)
     return PrecisionPlan(device_type, dtype, scaler, section.max_gradient_norm, section.max_gradient_value)

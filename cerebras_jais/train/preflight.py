@@ -14,6 +14,8 @@ from cerebras_jais.data.sources import recorded_vocabulary
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.freeze import freeze_parameters
+from cerebras_jais.recipes.aside import not_done_here
+from cerebras_jais.recipes.check import notes_of
 from cerebras_jais.recipes.phases import Phase, ending_at, first_work, lay_out
 from cerebras_jais.recipes.schema import TrainerConfig, read_trainer_yaml
 from cerebras_jais.recipes.sections import DataLoader
@@ -39,7 +41,7 @@ def preflight(path: str | Path, tokenizer: Path | None = None) -> tuple[list[str
     configs, source = read_trainer_yaml(path), read_yaml(path)
     several = isinstance(source.data["trainer"], list)
     problems: list[str] = []
-    notes: list[str] = []
+    notes = notes_of(configs)
     not_here: list[str] = []
     phases = _phases(configs, problems, notes)
     for index, config in enumerate(configs):
@@ -47,7 +49,8 @@ def preflight(path: str | Path, tokenizer: Path | None = None) -> tuple[list[str
         if config.fit is None and (config.validation or config.validation_all):
             notes.append("it has data to validate on alone; `fit` cannot train it")
         else:
-            problems += [f"{source.place((*at, *keys))}: {message}" for keys, message in missing_sections(config)]
+            beyond = not_done_here(config) if config.init.backend_type in ("CPU", "GPU") else ()
+            problems += [f"{source.place((*at, *k))}: {message}" for k, message in [*missing_sections(config), *beyond]]
         of_model = list(_model_problems(config, source, at))
         problems += [*_tokenizer_problems(config, tokenizer, source, at), *of_model]
         if not of_model and config.init.backend_type != "CSX":
@@ -96,14 +99,14 @@ def _phases(configs: Sequence[TrainerConfig], problems: list[str], notes: list[s
 
 
 def _loaders(config: TrainerConfig) -> Iterator[tuple[tuple[str | int, ...], DataLoader]]:
+    """The sections of the data that this project reads, with their paths."""
     if config.fit is None:
         return
-    yield ("fit", "train_dataloader"), config.fit.train_dataloader
+    several = len(config.fit.val_dataloader) > 1
+    found: list[tuple[tuple[str | int, ...], DataLoader]] = [(("fit", "train_dataloader"), config.fit.train_dataloader)]
     for index, section in enumerate(config.fit.val_dataloader):
-        yield (
-            ("fit", "val_dataloader", index) if len(config.fit.val_dataloader) > 1 else ("fit", "val_dataloader"),
-            section,
-        )
+        found.append((("fit", "val_dataloader", index) if several else ("fit", "val_dataloader"), section))
+    yield from ((keys, loader) for keys, loader in found if loader.is_read_here)
 
 
 def _folders(loader: DataLoader) -> list[str]:

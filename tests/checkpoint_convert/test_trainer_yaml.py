@@ -4,13 +4,17 @@ Contract: it is YAML that says again the `model:` section; muP groups follow fro
 Zoo validates it; a section is found in every form of trainer YAML.
 """
 
+import dataclasses
 import sys
+from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
 import yaml
 
 from cerebras_jais.errors import UserError
+from cerebras_jais.model.config import DecoderConfig
+from checkpoint_convert.model_config import SpecialTokens, to_config_json, to_model_section
 from checkpoint_convert.trainer_yaml import (
     adjustments_left_out,
     model_section_of,
@@ -137,3 +141,22 @@ def test_the_model_zoo_validates_it(name, tmp_path, monkeypatch):
     (config,) = validate_trainer_params(yaml.safe_load(text))
     assert config.init.model.config.hidden_size == section["hidden_size"]
     assert config.init.model.config.mup_base_hidden_size == section.get("mup_base_hidden_size")
+
+
+@pytest.mark.parametrize("which", ["given", "whole"])
+def test_what_the_model_zoo_writes_of_a_run_describes_the_model_of_the_run(which):
+    folder = Path(__file__).parents[1] / "cerebras_jais" / "recipes" / "trainer_params"
+    section = read_model_section(folder / f"{which}.yaml")
+    ours = read_model_section(Path(__file__).parents[2] / "configs" / "tiny" / "jais.yaml")
+    described, wanted = DecoderConfig.from_section(section), DecoderConfig.from_section(ours)
+    assert described == dataclasses.replace(wanted, embd_pdrop=wanted.embedding_dropout)
+    assert "lr_adjustment_groups" not in section
+
+
+def test_a_choice_of_learning_rates_in_the_section_comes_back_from_a_release():
+    groups = {"embedding": {"param_filter_patterns": "*embedding*weight", "scale": 0.5}}
+    section = model_section_of({"model": {**jais_section(), "lr_adjustment_groups": groups}}, "run.yaml")
+    assert section == {**jais_section(), "lr_adjustment_groups": groups}
+    config_json = to_config_json(section, "float32", SpecialTokens(0, 0, 0))
+    back, _ = to_model_section(config_json)
+    assert back["lr_adjustment_groups"] == groups

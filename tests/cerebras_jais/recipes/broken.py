@@ -89,7 +89,7 @@ BROKEN = (
     Broken("attention not divided by the width", SMALL, "scale_qk_dot_by_d: true", "scale_qk_dot_by_d: false", f"{_MODEL}.scale_qk_dot_by_d", "set it to true", True),
     # model
     Broken("misspelt model key", SMALL, "hidden_size: 1536", "hiden_size: 1536", f"{_MODEL}.hiden_size", "did you mean 'hidden_size'?", False),
-    Broken("unknown model", SMALL, "name: jais_family", "name: jais_famly", f"{_MODEL}.name", "use one of jais_family, jais_adapted", False),
+    Broken("unknown model", SMALL, "name: jais_family", "name: jais_famly", f"{_MODEL}.name", "whose models have jais_family or jais_adapted", False),
     Broken("rotary field beside ALiBi", SMALL, "position_embedding_type: alibi", "position_embedding_type: alibi\n      rotary_dim: 128", f"{_MODEL}.rotary_dim", "remove the key", True, "rotary_dim"),
     Broken("rotary positions for a quarter of the head", CHAT, "rotary_dim: 128", "rotary_dim: 32", f"{_MODEL}.rotary_dim", "set it to 128", True),
     Broken("vocabulary of another tokenizer", SMALL, "vocab_size: 84992", "vocab_size: 64000", f"{_MODEL}.vocab_size", "84992 entries; give that", True),
@@ -122,7 +122,7 @@ BROKEN = (
     Broken("misspelt key of a mixture", SMALL, "weight: 283", "wieght: 283", f"{_TRAIN}.mixture[0].wieght", "did you mean 'weight'?", True),
     Broken("mixture of nothing", SMALL, "weight: 283 # published: card, billions of tokens\n      - data_dir: data/jais-family/2048/arabic/train\n        weight: 141 # published: card, billions of tokens\n      - data_dir: data/jais-family/2048/code/train\n        weight: 56", "weight: 0\n      - data_dir: a\n        weight: 0", f"{_TRAIN}.mixture", "give the shares", True, "mixture:"),
     Broken("evaluation on data that is not packed", CHAT, "use_vsl: true\n", "use_vsl: false\n", "fit.val_dataloader.use_vsl", "pack both alike", True),
-    Broken("misspelt data processor", SMALL, "data_processor: GptHDF5MapDataProcessor", "data_processor: GptHDF5MapDataProcesor", f"{_TRAIN}.data_processor", "use GptHDF5MapDataProcessor", False),
+    Broken("misspelt data processor", SMALL, "data_processor: GptHDF5MapDataProcessor", "data_processor: GptHDF5MapDataProcesor", f"{_TRAIN}.data_processor", "did you mean 'GptHDF5MapDataProcessor'?", False),
     Broken("empty batches", SMALL, "batch_size: 1120", "batch_size: 0", f"{_TRAIN}.batch_size", "must be a whole number from 1", False),
     # several phases
     Broken("phases of different widths", PHASES, "num_hidden_layers: 4", "num_hidden_layers: 5", f"{_MODEL}.num_hidden_layers", "make them equal", True, nth=1),

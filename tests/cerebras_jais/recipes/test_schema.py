@@ -111,10 +111,10 @@ def test_a_key_given_twice_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"init__optimizer": {"SGD": {"learning_rate": 0.1}}}, "SGD is not supported here"),
-        ({"init__schedulers": [{"PolynomialLR": {}}]}, "schedulers[0].PolynomialLR: this schedule is not supported"),
+        ({"init__optimizer": {"SDG": {"learning_rate": 0.1}}}, "optimizer.SDG: unknown optimizer"),
+        ({"init__schedulers": [{"PolinomialLR": {}}]}, "schedulers[0].PolinomialLR: unknown schedule; did you mean"),
         ({"init__schedulers": []}, "no learning rate"),
-        ({"init__callbacks": [{"Lora": {"lora_params": {}}}]}, "callbacks[0].Lora: not supported here"),
+        ({"init__callbacks": [{"TensorBoardLogger": {}}]}, "is a logger; write it under loggers"),
         ({"init__callbacks": [{"KeepNCheckpoint": {"n": 1}}]}, "did you mean 'KeepNCheckpoints'"),
         ({"init__callbacks": [{"KeepNCheckpoints": {"m": 1}}]}, "unknown key 'm'"),
         ({"init__callbacks": [{"GlobalFlags": {"cpu.x": 1}}]}, "flag 'cpu.x'"),
@@ -126,7 +126,7 @@ def test_a_key_given_twice_is_refused(tmp_path):
         ({"init__precision": {"fp16_type": "fp16"}}, "trainer.init.precision.fp16_type"),
         ({"init__seed": "one"}, "trainer.init.seed"),
         ({"init__checkpoint": {"steps": 1, "checkpoint_name": "last.mdl"}}, "must hold {step}, once"),
-        ({"init__sparsity": 0.5}, "trainer.init.sparsity"),
+        ({"init__precision": {"loss_scaling_factor": None}}, "trainer.init.precision.loss_scaling_factor"),
         ({"init__callbacks": [{"KeepNCheckpoints": 3}]}, "must be a mapping with the keys n (got 3)"),
         (
             {"init__callbacks": [{"KeepNCheckpoints": {"n": "two"}}]},
@@ -146,7 +146,7 @@ def test_a_key_given_twice_is_refused(tmp_path):
         ({"init__model__num_heads": [4]}, "trainer.init.model"),
         ({"init__model__hidden_size": float("inf")}, "trainer.init.model"),
         ({"init__model__extra_attention_params": 3}, "trainer.init.model"),
-        ({"fit__train_dataloader__data_processor": "GptHDF5DataProcessor"}, "use GptHDF5MapDataProcessor"),
+        ({"fit__train_dataloader__data_processor": "GptHDF5MapProcessor"}, "mean 'GptHDF5MapDataProcessor'"),
         ({"init__model__num_heads": 5}, "line"),
     ],
 )

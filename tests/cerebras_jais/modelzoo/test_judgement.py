@@ -1,0 +1,224 @@
+"""`config check` judges YAML as the Model Zoo's own validation and trainer do, or docs/config-check.md says why not.
+
+Contract: of every YAML that the Model Zoo ships for jais and llama, of the variants, and of what its trainer writes
+into a run's folder, the check and the Model Zoo say the same, but for the rows of two tables of the docs. Every name
+that the Model Zoo offers a YAML is known here, and none that it does not have.
+"""
+
+import copy
+import functools
+import inspect
+import logging
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cerebras_jais.model.outside import RATE_GROUPS, is_default
+from cerebras_jais.recipes import aside
+from cerebras_jais.recipes.callbacks import HONOURED, LOGGERS, LOGGERS_WITHOUT_EFFECT, NOT_HERE, WITHOUT_EFFECT
+from cerebras_jais.recipes.check import check_file
+from cerebras_jais.recipes.schema import read_trainer_yaml
+from tests.cerebras_jais.modelzoo.runs import require_modelzoo
+from tests.cerebras_jais.modelzoo.test_validate import make_data_directories
+from tests.cerebras_jais.recipes.test_check import rows_under
+from tests.cerebras_jais.recipes.variants import GOOD, REFUSED, VARIANTS, base, judge, same_model
+
+pytestmark = pytest.mark.modelzoo
+
+WRITTEN = Path(__file__).parents[1] / "recipes" / "trainer_params"
+SHIPPED_LINE = re.compile(r"""^ *name: ["']?(jais|llama)["']?\s*$""", re.M)
+
+
+@pytest.fixture(scope="module")
+def modelzoo():
+    """Its module of validation, which makes the types of each model's trainers once, for time's sake."""
+    require_modelzoo()
+    from cerebras_jais.modelzoo import plugin
+
+    plugin.register()
+    from cerebras.modelzoo.trainer import validate
+
+    made = validate.construct_trainer_config
+    validate.construct_trainer_config = functools.cache(made)
+    yield validate
+    validate.construct_trainer_config = made
+
+
+def validated(validate, document):
+    """The Model Zoo's typed trainers of a YAML; raises what its validation raises."""
+    kinds = validate.construct_multi_phase_trainer_config(validate.extract_model_names(copy.deepcopy(document)))
+    return kinds.validate_python(copy.deepcopy(document), context={"metadata_params": copy.deepcopy(document)})
+
+
+def modelzoo_takes(validate, document):
+    """Whether its validation takes a YAML and its trainer gets as far as the first step; on its CPU backend."""
+    from cerebras.modelzoo.trainer.utils import configure_trainer_from_config
+    from cerebras.pytorch.utils.data import compute_num_steps
+
+    logging.disable(logging.CRITICAL)
+    try:
+        for config in validated(validate, document):
+            config.init.backend["backend_type"] = "CPU"
+            trainer = configure_trainer_from_config(config, "train_and_eval")
+            trainer.callbacks["optimizer"].on_fit_start(trainer, None, None, trainer.loop)
+            lengths = ("num_steps", "max_steps", "num_epochs", "steps_per_epoch", "grad_accum_steps")
+            compute_num_steps(range(1000), **{name: getattr(trainer.loop, name) for name in lengths})
+    except Exception:
+        return False
+    finally:
+        logging.disable(logging.NOTSET)
+    return True
+
+
+def rates_of(config):
+    """The schedules of a trainer, without the milestones, which follow from them."""
+    return [schedule.model_dump(exclude={"milestones"}) for schedule in config.init.schedulers]
+
+
+# ---- one-edit variants -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
+def test_a_variant_is_judged_by_the_model_zoo_as_the_table_says(variant, modelzoo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    document = variant.document()
+    make_data_directories(document)
+    assert modelzoo_takes(modelzoo, document) == variant.modelzoo
+
+
+# ---- what the Model Zoo ships and writes -----------------------------------------------------------------------------
+
+
+def shipped():
+    """Every trainer YAML of the installed Model Zoo that names jais or llama, by its path in it; empty without one."""
+    try:
+        import cerebras.modelzoo
+    except ImportError:
+        return {}
+    (root,) = map(Path, cerebras.modelzoo.__path__)
+    found = {}
+    for path in sorted(root.rglob("*.yaml")):
+        text = path.read_text(encoding="utf-8")
+        if re.search("^trainer:", text, re.M) and SHIPPED_LINE.search(text):
+            found[str(path.relative_to(root))] = path
+    return found
+
+
+def test_every_yaml_that_the_model_zoo_ships_is_judged_as_it_judges_it_or_the_docs_say_why(modelzoo):
+    from cerebras_jais.modelzoo.validate import modelzoo_problems
+
+    documented = {row[0].strip("`"): row[2] for row in rows_under("Shipped with the Model Zoo")}
+    files = shipped()
+    assert len(files) >= 20
+    differing = set()
+    for name, path in files.items():
+        assert modelzoo_problems(path) == [], name
+        if judge(path) != GOOD:
+            differing.add(Path(name).name)
+            (problem,) = check_file(path)
+            assert documented[Path(name).name] in problem
+    assert differing == set(documented)
+
+
+@pytest.mark.parametrize("which", ["given", "whole"])
+def test_what_its_trainer_writes_of_a_yaml_is_read_as_the_yaml_itself(which, modelzoo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    unset = which == "given"
+    documents = [variant.document() for variant in VARIANTS if variant.check != REFUSED and variant.modelzoo]
+    documents += [
+        yaml.safe_load(path.read_text(encoding="utf-8")) for path in shipped().values() if judge(path) == GOOD
+    ]
+    for document in documents:
+        make_data_directories(document)
+        written = [
+            {"trainer": c.model_dump(exclude_unset=unset, warnings=False)} for c in validated(modelzoo, document)
+        ]
+        dumped = written[0] if len(written) == 1 else {"trainer": written}
+        for path, content in (("before.yaml", document), ("after.yaml", dumped)):
+            Path(path).write_text(yaml.dump(content, sort_keys=False), encoding="utf-8")
+        before, after = read_trainer_yaml("before.yaml"), read_trainer_yaml("after.yaml")
+        assert all(map(same_model, after, before))
+        assert [rates_of(c) for c in after] == [rates_of(c) for c in before]
+        assert [[a.what for a in c.aside] for c in after] == [[a.what for a in c.aside] for c in before]
+        assert judge("after.yaml") == judge("before.yaml")
+
+
+def test_the_examples_of_what_its_trainer_writes_have_its_keys(modelzoo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    documents = {which: yaml.safe_load((WRITTEN / f"{which}.yaml").read_text()) for which in ("given", "whole")}
+    make_data_directories(documents["given"])
+    (config,) = validated(modelzoo, documents["given"])
+    for which, unset in (("given", True), ("whole", False)):
+        written, example = config.model_dump(exclude_unset=unset, warnings=False), documents[which]["trainer"]
+        assert written.keys() == example.keys()
+        assert written["init"].keys() == example["init"].keys()
+        for part in ("model", "loop", "checkpoint", "precision", "logging", "optimizer"):
+            assert written["init"][part].keys() == example["init"][part].keys(), part
+        assert written["fit"]["train_dataloader"].keys() == example["fit"]["train_dataloader"].keys()
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+def names(base_class, *, usable=lambda c: True):
+    from cerebras.appliance.utils.classes import retrieve_all_subclasses
+
+    return {c.__name__ for c in retrieve_all_subclasses(base_class) if usable(c)}
+
+
+def test_optimizers_and_schedules_are_those_that_the_model_zoo_offers(modelzoo):
+    import cerebras.pytorch as cstorch
+
+    rates = {*aside.RATE_SCHEDULES, *aside.OTHER_RATE_SCHEDULES}
+    assert {*aside.OPTIMIZERS, *aside.OTHER_OPTIMIZERS} == names(cstorch.optim.Optimizer)
+    assert rates == names(cstorch.optim.lr_scheduler.LRScheduler)
+    assert set(aside.WEIGHT_DECAY_SCHEDULES) == names(cstorch.optim.weight_decay_scheduler.WeightDecayScheduler)
+
+
+def test_callbacks_and_loggers_are_those_that_the_model_zoo_offers_with_their_arguments(modelzoo):
+    from cerebras.appliance.utils.classes import retrieve_all_subclasses
+    from cerebras.modelzoo.trainer.callbacks import Callback, CoreCallback
+    from cerebras.modelzoo.trainer.loggers import Logger
+
+    bigcode = {"BigCodeEvalHarness", "ScopedBigCodeEvalHarnessFlags"}  # made only where bigcode_eval is installed
+    known = {**HONOURED, **WITHOUT_EFFECT, **dict.fromkeys(NOT_HERE)}
+    loggers = {**LOGGERS, **LOGGERS_WITHOUT_EFFECT}
+
+    def for_a_yaml(kind):
+        return not (
+            issubclass(kind, CoreCallback | Logger)
+            or inspect.isabstract(kind)
+            or kind.__name__[0] == "_"
+            or "<" in kind.__qualname__
+        )
+
+    assert names(Callback, usable=for_a_yaml) - bigcode == {*known} - bigcode
+    assert names(Logger) == set(loggers)
+    for kind in retrieve_all_subclasses(Callback):
+        keys = {**known, **loggers}.get(kind.__name__)
+        if keys is not None:
+            assert set(inspect.signature(kind).parameters) == set(keys), kind.__name__
+
+
+@pytest.mark.parametrize("name", ["jais", "llama", "jais_family", "jais_adapted"])
+def test_data_processors_are_those_of_the_models(name, modelzoo):
+    from cerebras.modelzoo.registry import registry
+
+    known = {*aside.DATA_PROCESSORS, *aside.OTHER_DATA_PROCESSORS}
+    assert set(registry.get_data_processors_map(name)) == known
+
+
+def test_the_rate_groups_known_as_default_are_those_that_the_model_zoo_makes(modelzoo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    document = base()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        make_data_directories(document)
+        (config,) = validated(modelzoo, document)
+    made = config.init.model.model_dump()[RATE_GROUPS]
+    assert is_default(RATE_GROUPS, made)
+    made["embedding"]["scale"] = 0.5
+    assert not is_default(RATE_GROUPS, made)
