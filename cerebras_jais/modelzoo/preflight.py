@@ -17,6 +17,7 @@ from cerebras_jais.data.sources import recorded_vocabulary
 from cerebras_jais.errors import UserError
 from cerebras_jais.modelzoo.connection import cluster_file
 from cerebras_jais.modelzoo.installed import ModelZooMissing, require_modelzoo
+from cerebras_jais.modelzoo.validate import modelzoo_is_installed, modelzoo_problems
 from cerebras_jais.recipes.check import CHECKS, check_file, notes_of
 from cerebras_jais.recipes.estimate import measure
 from cerebras_jais.recipes.phases import Phase, first_work
@@ -69,6 +70,11 @@ def inspect_launch(
 def _findings(path: Path, phases: Sequence[Phase], checkpoint: Path | None) -> Iterator[Finding]:
     yield from _yaml(path, phases)
     yield from _software()
+    if modelzoo_is_installed():
+        # What was set aside is judged here; the name of the file stands in front of each problem.
+        problems = modelzoo_problems(path)
+        yield from (Finding(str(path), problem.removeprefix(f"{path}, ")) for problem in problems)
+        yield from () if problems else (Finding(f"{path}, by the Model Zoo's own validation"),)
     for phase in phases:
         yield from _data(phase)
     yield _start(phases, checkpoint)

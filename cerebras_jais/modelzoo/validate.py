@@ -96,6 +96,8 @@ def _keys_in(data: Any, location: tuple[str | int, ...]) -> tuple[str | int, ...
             keys += [number, "trainer"]
             value = value[int(number)]["trainer"]
     for index, part in enumerate(parts):
+        if isinstance(value, dict) and len(value) == 1 and str(part) == str(next(iter(value))).lower():
+            part = next(iter(value))  # {Lora: {...}}, whose name the location has in small letters
         in_list = isinstance(value, list) and isinstance(part, int) and part < len(value)
         if in_list or (isinstance(value, dict) and part in value):
             keys.append(part)

@@ -97,6 +97,19 @@ def test_what_the_model_zoo_does_not_have_and_other_models_under_the_plugins_nam
     assert became == []
 
 
+@pytest.mark.modelzoo
+def test_what_was_set_aside_is_judged_by_the_model_zoo_before_a_cluster_is_asked(tmp_path, capsys):
+    require_modelzoo()
+    document = base()
+    document["trainer"]["init"]["callbacks"].append({"SaveCheckpointState": {"kk": 2}})
+    path = write(tmp_path, document)
+    launch(Launch(str(path), dry_run=True))
+    wrong = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"wrong {path}")]
+    assert wrong
+    assert all("trainer.init.callbacks[1].SaveCheckpointState" in line for line in wrong)
+    assert all("the Model Zoo says: " in line for line in wrong)
+
+
 # ---- the real one ----------------------------------------------------------------------------------------------------
 
 
