@@ -33,6 +33,7 @@ update-newest:
 	build/newest/bin/pip freeze --all --exclude pip --exclude cerebras_jais > build/newest.txt
 	! grep -E '@|file:|://' build/newest.txt
 	( echo "# The newest of everything but torch, which is that of current.txt; written by make update-newest." ; \
+	  echo "# On a machine without a GPU, a CPU build of torch is enough." ; \
 	  sed 's/+[^+]*$$//' build/newest.txt ) > requirements/newest.txt
 	rm -rf build/newest build/newest.txt
 

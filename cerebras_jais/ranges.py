@@ -57,6 +57,7 @@ SPREAD = Range(1e-6, 10)  # standard deviation of initial weights
 OFFSET = Range(-10, 10)  # mean and bounds of initial weights
 FACTOR = Range(1e-9, 1e9)  # muP's and the loss's factors
 WEIGHT = Range(0, 1e9)  # of a part of a mixture
+LOSS_SCALE = Range(2.0**-126, 2.0**127)  # the powers of 2 of float32; a dynamic scale doubles without end
 ROTATION = Range(1, 1e12)  # the base of rotary angles
 TEMPERATURE = Range(0, 100)
 
@@ -76,6 +77,8 @@ def subset_bounds(text: Any) -> list[tuple[float, float]]:
     Raises ValueError for ranges that cannot be read, leave [0, 1] or do not rise.
     """
     try:
+        if "_" in str(text):  # Python reads 0_1 as 1
+            raise ValueError
         ranges = [tuple(float(bound) for bound in part.split("-")) for part in str(text).strip().split(",")]
         bounds = [bound for start, end in ranges for bound in (start, end)]
     except ValueError:

@@ -30,9 +30,9 @@ VERSIONS: tuple[Version, ...] = (
         "modeling_jais.py": "b26e72d30233f90be8e6b06edbaeea1bc324e75d1eafe9a48d90555e82d5ed01",
     },
     {
-        "alibi_jais.py": "2433a7cd1542813fe71a54752d6e28b9305a33abf19e0aa9cfc3ffd0a398df5d",
-        "configuration_jais.py": "93ca8d702cb664ae89ee6a771cb69e264ba2f25a02fcfecf3d019eca018b6d45",
-        "modeling_jais.py": "ca27ac3f118460f82418d8652a5b8b7a0695497074dde61ada7a736c26917cb4",
+        "alibi_jais.py": "f8e4a45a86544a61864a54b29eefa2d252b7b26012adeb5ece15f1f450317221",
+        "configuration_jais.py": "feecfe5bb349c353a215f329c66558c4f01b8f21dab23fdc4ef65c5450d235de",
+        "modeling_jais.py": "75d2be66395872bd34d3763d3f4b44e1caee5378bfbb844fed3ecc366791a756",
     },
 )
 

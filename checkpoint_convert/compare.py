@@ -8,6 +8,7 @@ The files of a release beside its weights are compared with its manifest, and it
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -202,10 +203,12 @@ def _with_files(comparison: Comparison, *sides: _Side) -> Comparison:
     files: dict[str, str] = {}
     code: dict[str, str] = {}
     notes: list[str] = []
-    for release, manifest in {side.model.path: side.manifest for side in sides if side.model.path.is_dir()}.items():
+    for side in {side.model.path: side for side in sides if side.model.path.is_dir()}.values():
+        release = side.model.path
         found = read_code(release)
         problems = found.problems
-        differences, more = check_files(release, manifest)
+        weights = {os.path.relpath(file, release) for file in side.model.files}
+        differences, more = check_files(release, side.manifest, weights)
         if found.is_earlier:
             notes.append(f"{release}: its code is an earlier version of this package's; convert again to have today's")
         code |= {str(release / name): what for name, what in problems.items()}

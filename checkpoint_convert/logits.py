@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
+from cerebras_jais.encoding import encode_texts, reading_text_as_data
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.decoder import LanguageModel
@@ -299,11 +300,10 @@ def _prompt_ids(release: Path, prompts: Sequence[str], vocab_size: int, longest:
     from tokenizers import Tokenizer
 
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = reading_text_as_data(Tokenizer.from_file(str(path)))
     except Exception as error:  # the library raises nothing narrower
         raise ConversionError(f"{path}: is not a tokenizer: {' '.join(str(error).split())}") from error
-    rows = [tokenizer.encode(text).ids[:longest] for text in prompts]
-    rows = [ids for ids in rows if ids]
+    rows = [ids[:longest] for ids in encode_texts(tokenizer, prompts) if ids]
     if not rows:
         raise ConversionError(f"{path}: makes no token of any prompt")
     return rows

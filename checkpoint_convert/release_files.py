@@ -1,15 +1,16 @@
-"""The files of a release beside its weights: listed in its manifest, and compared with that list."""
+"""The files of a release beside the weights that were compared: its manifest, and what else a loader would take."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from checkpoint_convert.digest import file_digest
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.manifest import RELEASE_MANIFEST, Manifest
+from checkpoint_convert.safetensors_files import read_json
 
 CODE_SUFFIXES = frozenset({".py", ".pyc", ".pyd", ".so", ".dll", ".dylib"})
 # Weights and pickles: a loader may take them in the place of those that were compared.
@@ -17,8 +18,10 @@ _WEIGHT_SUFFIXES = frozenset(
     {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"}
     | {".h5", ".msgpack", ".gguf", ".onnx", ".npy", ".npz", ".mdl"}
 )
-# What whoever publishes a release is asked to complete; no program reads it.
-_EDITED = frozenset({"README.md", "LICENSE", "NOTICE"})
+# Keys of config.json that make transformers load other weights, or change those that it loads.
+_LOADING_KEYS = ("transformers_weights", "quantization_config")
+# Whoever publishes a release is asked to complete the card; no program reads it, a licence or a picture.
+_FOR_READERS = frozenset({".md", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".pdf"})
 
 
 def names_in(release: Path) -> list[str]:
@@ -49,26 +52,31 @@ def list_files(release: Path, shards: Sequence[str]) -> dict[str, Any]:
     return {"shards": list(shards), "files": {name: file_digest(release / name) for name in others}}
 
 
-def check_files(release: Path, manifest: Manifest | None) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Compare the files of a release with its manifest.
+def check_files(
+    release: Path, manifest: Manifest | None, weights: Collection[str]
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Whether a release holds what was compared and nothing else that a loader would take, and what its manifest says.
+
+    A manifest is part of the release, so other weights than those compared are found without it. Code is left to
+    release_code.py, which needs no manifest either.
 
     Args:
         release: the directory.
         manifest: its manifest; None for a release without one.
+        weights: names of the weight files that were opened.
 
     Returns:
-        (differences: name -> what differs, notes). Files that are meant to be edited are notes, and so are additional
-        files that a loader does not take for code or weights. Additional code is left to release_code.py, which needs
-        no manifest.
+        (differences: name -> what differs, notes). Files that only people read are notes.
 
     Raises:
         ConversionError: a file cannot be read.
     """
+    present = [name for name in names_in(release) if name != RELEASE_MANIFEST]
+    differences = _other_weights(release, present, weights)
     if manifest is None or manifest.files is None:
         lacking = f"{release}: has no manifest" if manifest is None else f"{release / RELEASE_MANIFEST}: lists no files"
-        return {}, (f"{lacking}; the tokenizer and the other files beside the weights are not checked",)
+        return differences, (f"{lacking}; the tokenizer and the other files beside the weights are not checked",)
     found: dict[str, str] = {}
-    present = set(names_in(release))
     for name in [*manifest.files, *manifest.shards]:
         path = release / name
         if name not in present:
@@ -77,12 +85,31 @@ def check_files(release: Path, manifest: Manifest | None) -> tuple[dict[str, str
             found[name] = "not a regular file"
         elif name in manifest.files and file_digest(path) != manifest.files[name]:
             found[name] = f"not what {RELEASE_MANIFEST} says"
-    differences = {name: what for name, what in found.items() if name not in _EDITED}
-    notes = [f"{release / name}: {what}; it is meant to be edited" for name, what in found.items() if name in _EDITED]
-    for name in sorted(present - manifest.files.keys() - {*manifest.shards, RELEASE_MANIFEST}):
-        suffix = Path(name).suffix.lower()
-        if suffix in _WEIGHT_SUFFIXES:
-            differences[name] = f"not in {RELEASE_MANIFEST}, and may be loaded as weights"
-        elif suffix not in CODE_SUFFIXES:
-            notes.append(f"{release / name}: not in {RELEASE_MANIFEST}")
+        elif name in manifest.shards and name not in weights:
+            found[name] = f"listed as weights in {RELEASE_MANIFEST}, and is not"
+    listed = manifest.files.keys() | set(manifest.shards)
+    unlisted = [name for name in present if name not in listed and Path(name).suffix.lower() not in CODE_SUFFIXES]
+    found |= dict.fromkeys(unlisted, f"not in {RELEASE_MANIFEST}")
+    differences = {name: what for name, what in found.items() if not _is_for_readers(name)} | differences
+    notes = [f"{release / name}: {what}; only people read it" for name, what in found.items() if _is_for_readers(name)]
     return differences, tuple(notes)
+
+
+def _other_weights(release: Path, present: Sequence[str], weights: Collection[str]) -> dict[str, str]:
+    """Name of a file -> how it makes a loader take other weights than those that were compared."""
+    found: dict[str, str] = {}
+    for name in present:
+        if Path(name).suffix.lower() in _WEIGHT_SUFFIXES and name not in weights:
+            found[name] = "weights that were not compared, and that a loader may take"
+    if "adapter_config.json" in present:
+        found["adapter_config.json"] = "makes transformers load an adapter on top of the weights"
+    config = read_json(release / "config.json")
+    keys = [key for key in _LOADING_KEYS if config.get(key)]
+    if keys:
+        found["config.json"] = f"with {' and '.join(keys)}, transformers loads other weights than were compared"
+    return found
+
+
+def _is_for_readers(name: str) -> bool:
+    path = Path(name)
+    return path.suffix.lower() in _FOR_READERS or path.stem in ("LICENSE", "NOTICE") or path.name.startswith(".git")

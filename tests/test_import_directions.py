@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BASE = {"errors", "ranges", "progress", "commandline"}  # used by every room
+BASE = {"errors", "ranges", "encoding", "progress", "commandline"}  # used by every room
 LOW = BASE | {"model", "checkpoint"}
 ALLOWED = {
     "errors": set(),
     "ranges": set(),
+    "encoding": set(),
     "progress": {"errors"},
     "commandline": {"errors", "ranges"},
     "model": BASE | {"checkpoint"},  # weights.py fills a model from a file

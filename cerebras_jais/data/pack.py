@@ -172,6 +172,8 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
 
 def as_int32(values: np.ndarray, where: str) -> np.ndarray:
     """Return integers as int32; DataError naming `where` for one that does not fit: 2^32 + 5 must not become 5."""
+    if values.size and values.dtype.kind not in "iu":
+        raise DataError(f"{where}: holds {values.dtype}, and token ids are integers; tokenise and pack the text again")
     if values.size and not np.can_cast(values.dtype, np.int32):
         for value in (values.min(), values.max()):
             if not np.iinfo(np.int32).min <= int(value) <= np.iinfo(np.int32).max:

@@ -16,10 +16,10 @@ from cerebras_jais.data.text import DataError, Document, count_bytes, language_o
 from cerebras_jais.data.tokenizer import (
     check_end_of_text,
     check_round_trip,
-    encode_texts,
     end_of_text_id,
     load_tokenizer,
 )
+from cerebras_jais.encoding import encode_texts
 
 # Documents tokenised at once: enough to keep all cores busy.
 _BATCH = 256

@@ -10,6 +10,7 @@ import numpy as np
 
 from cerebras_jais.data.pack import STREAM_FEATURES, VSL_FEATURES, as_int32
 from cerebras_jais.data.text import DataError
+from cerebras_jais.ranges import VOCABULARY
 
 if TYPE_CHECKING:
     import h5py
@@ -22,9 +23,10 @@ def recorded_vocabulary(directory: str | Path) -> int | None:
     """The size of the vocabulary that data_params.json beside the data records; None where it records none."""
     try:
         recorded = json.loads((Path(directory) / "data_params.json").read_text(encoding="utf-8"))
-        return int(recorded["processing"]["vocab_size"])
-    except (OSError, ValueError, KeyError, TypeError):
+        size = recorded["processing"]["vocab_size"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+    return int(size) if VOCABULARY.holds(size) else None
 
 
 class HDF5Source:

@@ -1,7 +1,6 @@
 """A byte-level BPE tokenizer in the way of Jais, trained on documents and saved as Hugging Face expects it.
 
-Text is data: whatever tokenizer.json stores, a text is encoded whole, and a special token that is written in it (such
-as `<|endoftext|>`) is spelled out like any other word. Control tokens are put in by their id alone.
+It reads text as data (encoding.py).
 """
 
 import json
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebras_jais.data.text import DataError, Document, count_words
+from cerebras_jais.encoding import encode_texts, reading_text_as_data
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -45,7 +45,7 @@ def train_tokenizer(documents: Iterable[Document], vocab_size: int, eos: str = E
     )
     tokenizer.train_from_iterator((document.text for document in documents), trainer)
     assert tokenizer.token_to_id(eos) == EOS_ID
-    return _reading_text_as_data(tokenizer)
+    return reading_text_as_data(tokenizer)
 
 
 def save_tokenizer(tokenizer: "Tokenizer", directory: str | Path, model_max_length: int) -> Path:
@@ -93,23 +93,9 @@ def load_tokenizer(directory: str | Path) -> "Tokenizer":
     if not file.is_file():
         raise DataError(f"{file}: no such file; make one with `cerebras-jais data tokenizer` or name its folder")
     try:
-        return _reading_text_as_data(Tokenizer.from_file(str(file)))
+        return reading_text_as_data(Tokenizer.from_file(str(file)))
     except Exception as error:  # tokenizers raises bare Exception
         raise DataError(f"{file}: not a readable tokenizer ({error})") from error
-
-
-def _reading_text_as_data(tokenizer: "Tokenizer") -> "Tokenizer":
-    tokenizer.encode_special_tokens = True  # special tokens in a text are not parsed
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    if getattr(tokenizer.model, "dropout", None):
-        tokenizer.model.dropout = None
-    return tokenizer
-
-
-def encode_texts(tokenizer: "Tokenizer", texts: Sequence[str]) -> list[list[int]]:
-    """Return the token ids of each text, without special tokens around them."""
-    return [encoding.ids for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
 
 def encode_document(tokenizer: "Tokenizer", document: Document, eos_id: int) -> list[int]:
@@ -125,16 +111,23 @@ def check_end_of_text(document: Document, ids: Sequence[int], eos_id: int) -> No
     if eos_id in ids:
         raise DataError(
             f"{document.source}: the tokenizer turns text of this document into the end-of-text token (id {eos_id}); "
-            "give that token the property special: true in tokenizer.json"
+            "in tokenizer.json give that token special: true, and no other way to be spelled"
         )
 
 
 def check_round_trip(tokenizer: "Tokenizer", document: Document, ids: Sequence[int]) -> None:
-    """Raise DataError if the token ids of a document do not decode to its text, or to its text as normalised."""
+    """Raise DataError if the token ids of a document do not decode to its text.
+
+    What a tokenizer takes for the same counts as the same: a text and its normal form, a space and the ▁ that stands
+    for it (SentencePiece), a text with and without the one space that may be put before it.
+    """
     text, decoded = document.text, tokenizer.decode(list(ids), skip_special_tokens=False)
-    if decoded != text and tokenizer.normalizer is not None:
-        text, decoded = (tokenizer.normalizer.normalize_str(version) for version in (text, decoded))
     if decoded == text:
+        return
+    if tokenizer.normalizer is not None:
+        text, decoded = (tokenizer.normalizer.normalize_str(version) for version in (text, decoded))
+    text, decoded = (version.replace("▁", " ") for version in (text, decoded))
+    if decoded in (text, f" {text}") or text == f" {decoded}":
         return
     differing = (index for index, (a, b) in enumerate(zip(text, decoded, strict=False)) if a != b)
     at = next(differing, min(len(text), len(decoded)))

@@ -71,7 +71,8 @@ def generate(
     """
     import torch
 
-    from cerebras_jais.data.tokenizer import encode_texts, end_of_text_id, load_tokenizer
+    from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer
+    from cerebras_jais.encoding import encode_texts
     from cerebras_jais.model.generate import generate as continue_ids
 
     tokenizer = _tokenizer_of(path, tokenizer)

@@ -28,6 +28,7 @@ from cerebras_jais.recipes.section import (
     Epsilon,
     Factor,
     Fraction,
+    LossScale,
     PathText,
     Rate,
     RateScale,
@@ -79,11 +80,11 @@ class Precision(Section):
     enabled: bool = True
     fp16_type: Literal["float16", "bfloat16", "cbfloat16"] = "bfloat16"
     precision_opt_level: Literal[0, 1, 2] | None = None
-    loss_scaling_factor: Factor | Literal["dynamic"] | None = 1.0
-    initial_loss_scale: Factor | None = None
+    loss_scaling_factor: LossScale | Literal["dynamic"] | None = 1.0
+    initial_loss_scale: LossScale | None = None
     steps_per_increase: Count = 2000
-    min_loss_scale: Factor | None = None
-    max_loss_scale: Factor | None = None
+    min_loss_scale: LossScale | None = None
+    max_loss_scale: LossScale | None = None
     max_gradient_norm: Factor | None = None
     max_gradient_value: Factor | None = None
     log_loss_scale: bool | None = None

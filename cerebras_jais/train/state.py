@@ -29,7 +29,7 @@ from cerebras_jais.data.hdf5 import HDF5Samples
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.weights import fill_model, read_finite, stored_weights
-from cerebras_jais.ranges import COUNT_OR_NONE, FACTOR, STREAMED
+from cerebras_jais.ranges import COUNT_OR_NONE, LOSS_SCALE, STREAMED
 from cerebras_jais.recipes.phases import EVERYTHING
 from cerebras_jais.recipes.schema import TrainerConfig
 from cerebras_jais.train.groups import ParameterGroup
@@ -218,10 +218,12 @@ def _steps_scheduled(schedulers: Any, step: int, path: Path) -> int:
 
 def _scaler_state(state: Any, path: Path) -> dict[str, Any]:
     """The state of torch's GradScaler as a checkpoint has it."""
-    if not isinstance(state, Mapping):
-        raise ResumeError(f"{path}: grad_scaler is not the state of a loss scale; leave it out of the states to load")
-    scale = read_number(state.get("scale"), FACTOR, "grad_scaler.scale", path)
-    tracker = read_number(state.get("_growth_tracker"), COUNT_OR_NONE, "grad_scaler._growth_tracker", path)
+    if not isinstance(state, Mapping) or not {"scale", "_growth_tracker"} <= state.keys():
+        raise ResumeError(
+            f"{path}: its grad_scaler is not PyTorch's (a CS system has its own); leave it out of the states to load"
+        )
+    scale = read_number(state["scale"], LOSS_SCALE, "grad_scaler.scale", path)
+    tracker = read_number(state["_growth_tracker"], COUNT_OR_NONE, "grad_scaler._growth_tracker", path)
     return {**state, "scale": scale, "_growth_tracker": int(tracker)}
 
 

@@ -96,8 +96,10 @@ def attention_bias(
     seq_idx: torch.Tensor | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
     cu_seq_lens_k: torch.Tensor | None = None,
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, bool]:
     """ALiBi and every mask in one tensor [B or 1, H, L, S] of `dtype`; the arguments are those of JAISModel.
+
+    Also returns whether a row is known to hold several texts, which a cache cannot tell apart later.
 
     Raises:
         ValueError: a mask or a position does not fit the tokens of the call and of the cache.
@@ -132,7 +134,7 @@ def attention_bias(
     # over nothing is NaN, and NaN spreads through the values. With it every row has a score that is not masked.
     nowhere_BHL1 = ~allowed_BHLS.any(-1, keepdim=True)
     allowed_BHLS = allowed_BHLS | (nowhere_BHL1 & (positions_S == positions_L.unsqueeze(1)))
-    return bias_BHLS.masked_fill(~allowed_BHLS, lowest)
+    return bias_BHLS.masked_fill(~allowed_BHLS, lowest), same_text_BLS is not None and may_read(h_BLM)
 
 
 def place_queries(h_BLM: torch.Tensor, cache: Cache | None, cache_position: torch.Tensor | None) -> torch.Tensor:
@@ -151,6 +153,13 @@ def place_queries(h_BLM: torch.Tensor, cache: Cache | None, cache_position: torc
             f"in the cache, got {cache_position.tolist()}"
         )
     return positions_L
+
+
+def one_cache(cache, past_key_values):
+    """The cache of a call, whichever of its two names it has."""
+    if cache is not None and past_key_values is not None and cache is not past_key_values:
+        raise ValueError("cache and past_key_values are two names of one argument: give one of them, not both")
+    return past_key_values if cache is None else cache
 
 
 def count_keys(cache: Cache | None, query_length: int) -> int:
@@ -217,8 +226,8 @@ def _read_texts(
 ) -> torch.Tensor | None:
     """Which new tokens are of one text, [B or 1, L, L] booleans; None if each row, with its cache, is one text.
 
-    position_ids count the tokens of each text, so that a token's text begins at its place among the tokens of the row,
-    padding left out, less its position. seq_idx numbers the texts. cu_seq_lens are where texts begin, over all rows.
+    position_ids count the tokens of each text, seq_idx numbers the texts, and cu_seq_lens are where texts begin, over
+    all rows.
     """
     batch, query_length = h_BLM.shape[:2]
     for name, ids in (("position_ids", position_ids), ("seq_idx", seq_idx)):
@@ -237,9 +246,9 @@ def _read_texts(
         texts.append(torch.bucketize(places, ends, right=True).view(batch, query_length))
     if texts and _is_filled(cache, positions_L):
         raise ValueError("seq_idx and cu_seq_lens describe whole texts and cannot be given with a filled cache")
-    if position_ids is not None and query_length > 1:
-        starts_BL = _starts_of_texts(position_ids.to(h_BLM.device), cache, positions_L, is_token_BS)
-        texts += [] if starts_BL is None else [starts_BL]
+    if position_ids is not None:
+        texts_BL = _texts_by_position(position_ids.to(h_BLM.device), cache, positions_L, is_token_BS)
+        texts += [] if texts_BL is None else [texts_BL]
 
     same_text_BLS = None
     for ids_BL in texts:
@@ -256,26 +265,41 @@ def _has_shape(tensor: torch.Tensor, batch: int, *lengths: int) -> bool:
     return all(size == length for size, length in zip(sizes, lengths, strict=True))
 
 
-def _starts_of_texts(
+def _texts_by_position(
     position_ids: torch.Tensor, cache: Cache | None, positions_L: torch.Tensor, is_token_BS: torch.Tensor | None
 ) -> torch.Tensor | None:
-    """Where the text of each token begins, [B or 1, L]; None if the tokens of each row are one text."""
-    if is_token_BS is None:
-        starts_BL, is_token_BL = positions_L - position_ids, torch.ones_like(position_ids, dtype=torch.bool)
-    else:
-        starts_BL = (is_token_BS.cumsum(-1) - 1)[:, positions_L] - position_ids
-        is_token_BL = is_token_BS[:, positions_L]
-    is_filled = _is_filled(cache, positions_L)
-    if not may_read(position_ids):  # keys in the cache are taken to be of the text that goes on
-        return None if is_filled else starts_BL
+    """The number of each token's text in its row, [B or 1, L]; None if the tokens of each row are one text.
 
-    far = torch.iinfo(starts_BL.dtype).max
-    first_B = starts_BL.masked_fill(~is_token_BL, far).amin(-1)
-    last_B = starts_BL.masked_fill(~is_token_BL, -far).amax(-1)
-    is_one_text = bool((first_B >= last_B).all())
-    if is_filled and not (is_one_text and bool((last_B <= 0).all())):
-        raise ValueError("position_ids begin anew after a filled cache: they must continue its text")
-    return None if is_one_text else starts_BL
+    Positions rise by one within a text. Another text begins where they return to 0, or to the first one of the row.
+    Padding is passed over, and what follows it goes on at any position but 0, since libraries number it in many ways.
+    """
+    is_filled = _is_filled(cache, positions_L)
+    readable = may_read(position_ids)
+    if is_filled and not readable:  # keys in the cache are taken to be of the text that goes on
+        return None
+    if is_token_BS is None:
+        is_token_BL = torch.ones_like(position_ids, dtype=torch.bool)
+    else:
+        is_token_BL = is_token_BS[:, positions_L]
+    position_ids = position_ids.expand(is_token_BL.shape)
+    places_L = torch.arange(position_ids.shape[1], device=position_ids.device)
+    latest_BL = torch.where(is_token_BL, places_L, -1).cummax(-1).values  # the last token up to each place
+    before_BL = functional.pad(latest_BL, (1, -1), value=-1)
+    is_next_BL = is_token_BL & (before_BL >= 0) & (before_BL == places_L - 1)
+    first_B1 = position_ids.gather(-1, is_token_BL.int().argmax(-1, keepdim=True))
+    begins_BL = (is_token_BL & (before_BL >= 0) & (position_ids == 0)) | (is_next_BL & (position_ids == first_B1))
+    if not readable:
+        return begins_BL.cumsum(-1)
+
+    previous_BL = position_ids.gather(-1, before_BL.clamp(min=0))
+    if bool((is_next_BL & ~begins_BL & (position_ids != previous_BL + 1)).any()):
+        raise ValueError("position_ids must rise by one within a text, and return to 0 where another text begins")
+    if is_filled:
+        went_before_B1 = True if is_token_BS is None else is_token_BS[:, : int(positions_L[0])].any(-1, keepdim=True)
+        if bool((begins_BL | (is_token_BL & (position_ids == 0) & went_before_B1)).any()):
+            raise ValueError("position_ids begin anew after a filled cache: they must continue its text")
+        return None
+    return begins_BL.cumsum(-1) if bool(begins_BL.any()) else None
 
 
 def _is_filled(cache: Cache | None, positions_L: torch.Tensor) -> bool:

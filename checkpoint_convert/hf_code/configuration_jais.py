@@ -200,6 +200,8 @@ def _refuse_misspelt(others):
     """A key that is nearly one of Jais would leave that one at its default."""
     known = [key for key in signature(JAISConfig.__init__).parameters if key not in ("self", "kwargs")]
     for key in others:
+        if f"{key}_id" in known:  # bos_token and its like, which some tools write
+            continue
         nearest = get_close_matches(key, known, n=1, cutoff=0.85)
         if nearest:
             raise ValueError(f"{key} is not a key of Jais: {nearest[0]} is")

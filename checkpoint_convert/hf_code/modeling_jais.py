@@ -37,7 +37,15 @@ from transformers.modeling_outputs import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .alibi_jais import JAISRelativePositions, attention_bias, bias_dtype, eager_attention, may_read, place_queries
+from .alibi_jais import (
+    JAISRelativePositions,
+    attention_bias,
+    bias_dtype,
+    eager_attention,
+    may_read,
+    one_cache,
+    place_queries,
+)
 from .configuration_jais import JAISConfig, check_config
 
 # What the outputs of this transformers call the cache.
@@ -230,7 +238,8 @@ class JAISModel(JAISPreTrainedModel):
             input_ids: [B, L] integers; or inputs_embeds: [B, L, M], rows of the embedding, not yet scaled.
             attention_mask: [B, S] with 0 for padding; or [B, 1, L, S], boolean (True: may look) or additive, which
                 says all there is to say about where a query may look, whatever position_ids are.
-            position_ids: [B, L]. Where they begin anew another text begins, which does not see the one before.
+            position_ids: [B, L]. Where they begin anew another text begins, which does not see the one before; a cache
+                cannot hold several texts.
             cache, past_key_values: a Cache (or the (key, value) pairs of each layer) of the tokens before these.
             token_type_ids: zeros, as tokenizers make them: Jais has one type of token.
             cache_position (keyword): the positions [L] of these tokens; the cache knows them itself.
@@ -248,6 +257,8 @@ class JAISModel(JAISPreTrainedModel):
         output_hidden_states = (
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         )
+        cache = one_cache(cache, past_key_values)
+        wants_cache = use_cache or cache is not None
         use_cache = self.config.use_cache if use_cache is None else use_cache
         return_dict = self.config.return_dict if return_dict is None else return_dict
 
@@ -257,12 +268,12 @@ class JAISModel(JAISPreTrainedModel):
             inputs_embeds = self.wte(input_ids)
         if token_type_ids is not None and may_read(token_type_ids) and bool((token_type_ids != 0).any()):
             raise ValueError("token_type_ids must be 0: Jais has one type of token")
-        cache = self._prepare_cache(_one_cache(cache, past_key_values), use_cache)
+        cache = self._prepare_cache(cache, use_cache)
 
         # Not in place: the embeddings may be a leaf that requires a gradient, or belong to the caller.
         h_BLM = self.drop(inputs_embeds * self.config.mup_embeddings_scale)
         positions_L = place_queries(h_BLM, cache, kwargs.get("cache_position"))
-        bias_BHLS = attention_bias(
+        bias_BHLS, has_several_texts = attention_bias(
             self.relative_pe,
             h_BLM,
             cache,
@@ -272,6 +283,10 @@ class JAISModel(JAISPreTrainedModel):
             position_ids,
             **{name: kwargs.get(name) for name in ("seq_idx", "cu_seq_lens_q", "cu_seq_lens_k")},
         )
+        if has_several_texts and cache is not None:
+            if wants_cache:
+                raise ValueError("a cache holds one text a row, and these rows hold several: set use_cache=False")
+            cache = None
 
         all_hidden_states = [h_BLM]
         all_attentions = []
@@ -490,9 +505,3 @@ def _loss(function, scores: torch.Tensor, labels: torch.Tensor, num_items_in_bat
     if torch.is_tensor(num_items_in_batch):
         num_items_in_batch = num_items_in_batch.to(scores.device)
     return function(scores, labels, reduction="sum") / num_items_in_batch
-
-
-def _one_cache(cache, past_key_values):
-    if cache is not None and past_key_values is not None and cache is not past_key_values:
-        raise ValueError("cache and past_key_values are two names of one argument: give one of them, not both")
-    return past_key_values if cache is None else cache

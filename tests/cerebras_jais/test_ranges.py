@@ -53,7 +53,7 @@ def test_rising_ranges_are_read_as_they_are_written(bounds):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "0.5", "0.5-0.1", "0-2", "-1-1", "nan-1", "a-b", "0-0.5-1", "0.5-0.6,0.1-0.2", None]
+    "text", ["", "0.5", "0_1-1", "0.5-0.1", "0-2", "-1-1", "nan-1", "a-b", "0-0.5-1", "0.5-0.6,0.1-0.2", None]
 )
 def test_ranges_that_do_not_rise_within_0_to_1_are_refused(text):
     with pytest.raises(ValueError, match="must be rising ranges"):

@@ -280,6 +280,24 @@ def test_the_current_code_is_in_the_table():
     )
 
 
+@pytest.mark.parametrize("stored", ["truncation", "padding"])
+def test_a_tokenizer_that_cuts_or_pads_does_not_change_what_is_compared(pair, stored):
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    checkpoint, release = pair("jais")
+    file = str(release / "tokenizer.json")
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")  # a token for each letter
+    tokenizer.save(file)
+    positions = compare_logits(checkpoint, release).positions
+    if stored == "truncation":
+        tokenizer.enable_truncation(1)
+    else:
+        tokenizer.enable_padding(length=500)
+    tokenizer.save(file)
+    assert compare_logits(checkpoint, release).positions == positions > 5
+
+
 # ---- the manifest ---------------------------------------------------------------------------------------------------
 
 
@@ -336,14 +354,18 @@ def test_each_file_that_is_changed_or_missing_is_named(made, pair, tmp_path, fam
         ("pytorch_model.bin", False),
         ("adapter_model.safetensors", False),
         ("more/state.pkl", False),
+        ("adapter_config.json", False),
+        ("special_tokens_map.json", False),
+        ("chat_template.jinja", False),
         ("LICENSE", True),
+        ("LICENSE.txt", True),
         ("more/picture.png", True),
     ],
 )
 def test_each_additional_file_is_named(pair, name, is_note):
     checkpoint, release = pair("jais")
     (release / name).parent.mkdir(exist_ok=True)
-    (release / name).write_bytes(b"# more\n")
+    (release / name).write_bytes(b"{}\n" if name.endswith("json") else b"# more\n")
     for words in (("verify", release), ("verify", checkpoint, release), ("diff", checkpoint, release)):
         result = run(*words)
         assert result.exit_code == (0 if is_note else 1)
@@ -358,6 +380,40 @@ def test_a_shard_that_the_manifest_does_not_list_is_named(pair):
     result = run("verify", checkpoint, release)
     assert result.exit_code == 1
     assert f"{shard}: not in manifest.json" in result.output and "other.safetensors: missing" in result.output
+
+
+@pytest.mark.parametrize("manifest", ["rewritten", "absent"])
+@pytest.mark.parametrize("name", ["other.safetensors", "adapter_model.safetensors", "adapter_config.json"])
+def test_weights_that_were_not_compared_are_named_whatever_the_manifest_says(pair, name, manifest):
+    checkpoint, release = pair("jais")
+    (release / name).write_bytes(b"{}")
+    rewrite_manifest(release)
+    if manifest == "absent":
+        (release / "manifest.json").unlink()
+    result = run("verify", checkpoint, release)
+    assert result.exit_code == 1
+    assert f"  {release / name}: " in result.output
+
+
+@pytest.mark.parametrize("key", ["transformers_weights", "quantization_config"])
+def test_a_config_that_loads_other_weights_is_named(pair, key):
+    checkpoint, release = pair("llama")
+    change_json(release / "config.json", **{key: "other.safetensors" if key[0] == "t" else {"bits": 4}})
+    rewrite_manifest(release)
+    result = run("verify", checkpoint, release)
+    assert result.exit_code == 1
+    assert f"config.json: with {key}, transformers loads other weights" in result.output
+
+
+def test_a_file_cannot_hide_among_the_shards(pair):
+    checkpoint, release = pair("jais")
+    files, shards = listed(release)
+    (release / "tokenizer.json").write_text("{}")
+    files = {name: digest for name, digest in files.items() if name != "tokenizer.json"}
+    change_json(release / "manifest.json", files=files, shards=[*shards, "tokenizer.json"])
+    result = run("verify", checkpoint, release)
+    assert result.exit_code == 1
+    assert "tokenizer.json: listed as weights in manifest.json, and is not" in result.output
 
 
 def test_a_listed_name_leads_to_no_file_outside_the_release(pair, tmp_path):

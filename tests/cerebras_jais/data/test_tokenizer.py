@@ -4,20 +4,22 @@ transformers as what it is. Text is data: a special token written in it is spell
 
 import json
 import math
+import string
 
 import pytest
 
 from cerebras_jais.data.text import DataError, Document, read_documents, sample_corpus_path
 from cerebras_jais.data.tokenizer import (
     bits_per_byte,
+    check_round_trip,
     encode_document,
-    encode_texts,
     end_of_text_id,
     load_tokenizer,
     save_tokenizer,
     tokens_per_word,
     train_tokenizer,
 )
+from cerebras_jais.encoding import encode_texts
 
 HARD_TEXTS = [
     "بِسْمِ اللَّهِ الرَّحْمَٰنِ",
@@ -78,6 +80,27 @@ def llama_tokenizer(directory):
     directory.mkdir()
     tokenizer.save(str(directory / "tokenizer.json"))
     return directory
+
+
+@pytest.mark.parametrize("kind", ["metaspace", "prefix space"])
+@pytest.mark.parametrize("text", ["  indented", "    code\n", "snake▁case", " one", "plain", "\n", "▁"])
+def test_a_space_put_first_or_written_as_a_low_line_loses_no_text(kind, text):
+    """SentencePiece tokenizers as transformers 5 saves them, and byte-level ones that put a space first."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    if kind == "metaspace":
+        pieces = {piece: number for number, piece in enumerate(["<unk>", *sorted(set(f"▁ \n{string.ascii_letters}"))])}
+        tokenizer = Tokenizer(models.BPE(vocab=pieces, merges=[], unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+    else:
+        pieces = {piece: number for number, piece in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+        tokenizer = Tokenizer(models.BPE(vocab=pieces, merges=[]))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        tokenizer.decoder = decoders.ByteLevel()
+    assert encode_document(tokenizer, Document(text, None, "here"), 9999)
+    with pytest.raises(DataError, match="do not decode"):
+        check_round_trip(tokenizer, Document(f"{text}x", None, "here"), encode_texts(tokenizer, [text])[0])
 
 
 @pytest.mark.parametrize("text", ["<s>a</s>", "</s>", "a b </s><unk> ب", " a  b "])

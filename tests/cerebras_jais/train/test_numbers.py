@@ -16,8 +16,9 @@ from cerebras_jais.data.hdf5 import HDF5Samples
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.weights import load_model
-from cerebras_jais.recipes.sections import CheckpointSection, Loop
+from cerebras_jais.recipes.sections import CheckpointSection, Loop, Precision
 from cerebras_jais.train import plan as plan_module
+from cerebras_jais.train import state as state_module
 from cerebras_jais.train.groups import ParameterGroup
 from cerebras_jais.train.loop import fit
 from cerebras_jais.train.plan import plan_training
@@ -148,6 +149,22 @@ def test_a_power_of_beta_that_cannot_be_is_named(folder, checkpoint, value):
     changed = checkpoint(lambda tree: at(tree, ("optimizer", "state", 0, "beta2_power"), value))
     with pytest.raises(UserError, match=r"changed\.mdl: optimizer\.state\.beta2_power must be a number from 0 to 1"):
         train(config_of(folder), checkpoint=changed, model_dir=folder / "other")
+
+
+@pytest.mark.parametrize("scale", [2.0**-126, 1.0, 2.0**31, 2.0**127])
+def test_a_loss_scale_that_doubled_for_long_is_taken(scale):
+    taken = state_module._scaler_state({"scale": scale, "_growth_tracker": 7, "growth_factor": 2.0}, "a.mdl")
+    assert taken == {"scale": scale, "_growth_tracker": 7, "growth_factor": 2.0}
+    Precision(loss_scaling_factor="dynamic", initial_loss_scale=scale, max_loss_scale=scale)
+
+
+def test_a_loss_scale_that_cannot_be_or_is_of_a_cs_system_is_named():
+    for scale in (0.0, -1.0, NAN, math.inf, None, "text"):
+        with pytest.raises(UserError, match=r"a\.mdl: grad_scaler\.scale must be a number from"):
+            state_module._scaler_state({"scale": scale, "_growth_tracker": 0}, "a.mdl")
+    for other in ({"loss_scale": 2.0**31, "steps_since_rescale": 3}, [1.0], "text"):
+        with pytest.raises(UserError, match=r"a\.mdl: its grad_scaler is not PyTorch's"):
+            state_module._scaler_state(other, "a.mdl")
 
 
 @pytest.mark.parametrize("value", [NAN, math.inf, -math.inf])

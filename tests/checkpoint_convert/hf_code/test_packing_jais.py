@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import DataCollatorWithFlattening
+from transformers import DataCollatorWithFlattening, DynamicCache
 
 from tests import tolerances
 from tests.checkpoint_convert.hf_code.examples import CACHE, plain_logits, random_ids, talkative_jais, tiny_model
@@ -145,6 +145,78 @@ def test_text_borders_with_a_filled_cache_are_refused(name):
 def test_text_borders_that_do_not_fit_are_refused(borders):
     with pytest.raises(ValueError, match=r"cu_seq_lens|seq_idx"):
         talkative_jais()(random_ids(1, 5), **borders)
+
+
+HOLE = torch.tensor([[1, 1, 0, 1, 1, 1, 0, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    "positions",
+    [
+        list(range(9)),  # by place
+        [5, 6, 1, 7, 8, 9, 1, 1, 10],  # by token, from 5 on
+        [0, 1, 1, 2, 3, 4, 1, 1, 2],  # numbered on from the padding, as generate does
+    ],
+)
+def test_padding_within_a_text_does_not_end_it(positions):
+    model = talkative_jais()
+    ids = random_ids(1, 9)
+    expected = model(ids, attention_mask=HOLE).logits[HOLE == 1]
+    assert_same(model(ids, attention_mask=HOLE, position_ids=torch.tensor([positions])).logits[HOLE == 1], expected)
+
+
+def test_a_prompt_with_padding_within_may_be_read_in_parts():
+    model = talkative_jais()
+    ids, parts, cache = random_ids(1, 9), [], DynamicCache()
+    for start, end in ((0, 4), (4, 8), (8, 9)):
+        part = {"attention_mask": HOLE[:, :end], "position_ids": torch.arange(start, end)[None]}
+        parts.append(model(ids[:, start:end], **part, past_key_values=cache).logits)
+    assert_same(torch.cat(parts, 1)[HOLE == 1], model(ids, attention_mask=HOLE).logits[HOLE == 1])
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_right_padded_batch_generates_what_each_row_generates_by_its_mask(use_cache):
+    model = talkative_jais()
+    ids, mask = random_ids(2, 6), torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
+    expected = ids.clone()
+    for length in range(6, 10):
+        whole = torch.cat([mask, torch.ones(2, length - 6, dtype=torch.long)], 1)
+        scores = model(expected, attention_mask=whole, use_cache=False).logits[:, -1]
+        scores[:, 0] = -torch.inf
+        expected = torch.cat([expected, scores.argmax(-1, keepdim=True)], 1)
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "use_cache": use_cache}
+    assert torch.equal(model.generate(ids, attention_mask=mask, **options), expected)
+
+
+@pytest.mark.parametrize("positions", [[0, 1, 2, 5, 6], [0, 0, 1, 1, 2], [4, 3, 2, 1, 0], [0, 1, 1, 2, 3]], ids=str)
+def test_positions_that_neither_go_on_nor_begin_anew_are_refused(positions):
+    with pytest.raises(ValueError, match="position_ids must rise by one"):
+        talkative_jais()(random_ids(1, 5), position_ids=torch.tensor([positions]))
+
+
+def test_a_cache_never_holds_several_texts():
+    model = talkative_jais()
+    batch = packed()
+    assert getattr(model(**batch), CACHE) is None
+    for options in ({"use_cache": True}, {"past_key_values": DynamicCache()}):
+        with pytest.raises(ValueError, match="a cache holds one text a row"):
+            model(**batch, **options)
+    with pytest.raises(ValueError, match="a cache holds one text a row"):
+        model.generate(batch["input_ids"], position_ids=batch["position_ids"], max_new_tokens=2, pad_token_id=0)
+
+
+def test_a_token_at_position_0_after_a_filled_cache_is_refused_but_where_the_row_was_empty():
+    model = talkative_jais()
+    cache = DynamicCache()
+    ids = random_ids(2, 5)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 0, 0, 0]])
+    model(ids[:, :4], attention_mask=mask[:, :4], past_key_values=cache)
+    mask[:, 4] = 1
+    one = {"attention_mask": mask, "past_key_values": cache}
+    with pytest.raises(ValueError, match="begin anew after a filled cache"):
+        model(ids[:, 4:], position_ids=torch.tensor([[0], [0]]), **one)
+    result = model(ids[:, 4:], position_ids=torch.tensor([[4], [0]]), **one).logits
+    assert_same(result[1], model(ids[1:, 4:]).logits[0])
 
 
 @pytest.mark.slow
