@@ -124,7 +124,7 @@ def _present(path: Path) -> tuple[frozenset[str], int]:
         return names, read_step(tree, path)
 
 
-def _recorded_begin(path: Path) -> int | None:
+def recorded_begin(path: Path) -> int | None:
     """The step that the run which wrote a checkpoint began at; None where the file does not say."""
     with open_checkpoint(path) as opened:
         last = opened.metadata[-1] if opened.metadata else None
@@ -218,7 +218,7 @@ def _own_begin(config: TrainerConfig, checkpoint: Path, model_dir: Path) -> int 
     folders = {Path(folder).resolve() for folder in (config.init.checkpoint.checkpoint_root or model_dir, model_dir)}
     if checkpoint.resolve().parent not in folders or not checkpoint.exists() or not _counts_on(config):
         return None
-    return _recorded_begin(checkpoint)
+    return recorded_begin(checkpoint)
 
 
 def _end(config: TrainerConfig, begins: int) -> int | None:
@@ -382,7 +382,7 @@ def _single(phase: Phase, own: Sequence[SavedStep]) -> Start:
 
 def _begin_of(saved: SavedStep, phase: Phase) -> int:
     """The step at which the run of one trainer began, by its own checkpoint, or else by its YAML."""
-    recorded = _recorded_begin(saved.path)
+    recorded = recorded_begin(saved.path)
     return phase.begins if recorded is None else recorded
 
 

@@ -18,7 +18,7 @@ import yaml
 
 from cerebras_jais.checkpoint.files import abandoned, replacing
 from cerebras_jais.errors import UserError
-from cerebras_jais.recipes.phases import INTERRUPTED, SavedStep, name_pattern, saved_steps
+from cerebras_jais.recipes.phases import INTERRUPTED, SavedStep, name_pattern, recorded_begin, saved_steps
 from cerebras_jais.recipes.schema import TrainerConfig
 from cerebras_jais.train.progress import CURVE_FILE, LOSSES_FILE
 
@@ -49,7 +49,8 @@ class RunFolder:
         there = saved_steps(config, model_dir)
         own = [saved for saved in there if step is not None and begins < saved.step <= step]
         if step is not None and config.init.checkpoint.save_initial_checkpoint:
-            own += [saved for saved in there if saved.step == begins and not saved.interrupted][-1:]
+            # The phase before may have written its last one at the same step, in the same folder.
+            own += [saved for saved in there if saved.step == begins and recorded_begin(saved.path) == begins]
         self._others = {saved.path for saved in there} - {saved.path for saved in own}
 
     def new_path(self, step: int, *, interrupted: bool = False) -> Path:
