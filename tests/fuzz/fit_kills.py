@@ -12,6 +12,7 @@ import argparse
 import csv
 import hashlib
 import json
+import logging
 import os
 import random
 import re
@@ -30,8 +31,8 @@ if __name__ == "__main__":
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 # Loaded once, here, for all the processes.
-import matplotlib.backends.backend_agg  # noqa: F401
 import torch
+import torch._dynamo  # a model without storage has it loaded
 import torch.utils.tensorboard
 import yaml
 
@@ -50,7 +51,7 @@ def cases(data: Path) -> dict[str, list[dict]]:
     def trainer(model=JAIS, kind="plain", **init):
         section = trainer_section(data / kind, model)
         section["init"] |= {"loop": {"max_steps": 11, "eval_frequency": 4}, "model_dir": "run"}
-        section["init"]["logging"] = {"log_steps": 2}
+        section["init"] |= {"logging": {"log_steps": 2}, "loggers": []}
         section["init"] |= init
         section["fit"]["train_dataloader"]["use_vsl"] = section["fit"]["val_dataloader"]["use_vsl"] = kind == "packed"
         return section
@@ -249,7 +250,9 @@ def main() -> None:
     parser.add_argument("--state", type=Path, help="file of the trials done, to go on from")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it says each time what a restart hides
     directory = Path(tempfile.mkdtemp())
+    progress.draw_curve([{"step": 1, "loss": 1.0}], directory / "first.png")  # reads the fonts
     state: Path = arguments.state or directory / "state.jsonl"
     try:
         subjects = prepare(directory)
