@@ -168,8 +168,7 @@ class _Trainer:
         self.steps = Steps(
             self.run_state, self.trained, self.precision, stop, self.plan.batches_per_step, self.position.samples
         )
-        beyond = beyond_schedules(config.init.schedulers, self.position.scheduled + self.plan.end - self.start)
-        self.notes += [f"steps up to {self.plan.end}: {line}" for line in beyond]
+        self.notes += beyond_schedules(config.init.schedulers, self.position.scheduled + self.plan.end - self.start)
 
     def _plan(self, begins: int) -> TrainingPlan:
         init = self.config.init
