@@ -91,9 +91,10 @@ def fit(
       loss_curve.png         the same as a picture
       events/                TensorBoard
 
-    A run started again continues from the last checkpoint there, with the losses of a run never stopped. So does a list
-    of phases: those that are finished are skipped, and into the next go weights, optimizer and step, but not where the
-    data and the schedules stood.
+    A run started again continues from the last checkpoint there and leaves the files of a run never stopped; its
+    num_epochs and num_steps count from where it began. So does a list of phases: those that are finished are skipped,
+    and into the next go weights, optimizer and step, but not where the data and the schedules stood. Ctrl-C, SIGTERM
+    and SIGHUP save the step reached; a second one ends the run at once.
 
     \b
     Several GPUs or machines:

@@ -36,7 +36,6 @@ from cerebras_jais.train.steps import Steps
 from tests.cerebras_jais.train import examples
 from tests.cerebras_jais.train.examples import JAIS, write_data, write_yaml
 
-
 pytestmark = pytest.mark.slow  # nearly every test trains two or three runs
 
 
