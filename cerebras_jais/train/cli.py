@@ -105,6 +105,7 @@ def fit(
     from cerebras_jais.errors import UserError
     from cerebras_jais.recipes.phases import lay_out
     from cerebras_jais.recipes.schema import read_trainer_yaml
+    from cerebras_jais.train.threads import settle_threads
 
     said = {_CLUSTER_KEYS[name]: value for name, value in cluster.items() if value}
     if backend == "csx":
@@ -140,6 +141,9 @@ def fit(
         for line in describe_launch(phases, checkpoint):
             click.echo(line)
         return
+    threads = settle_threads()
+    if threads is not None and os.environ.get("RANK", "0") == "0":
+        click.echo(threads, err=True)
     say = click.echo if os.environ.get("RANK", "0") == "0" else (lambda line: None)  # under torchrun one speaks for all
     _run_phases(
         phases,
