@@ -63,17 +63,17 @@ class RunFolder:
             path = self.root / name.format(step=f"{step}_{datetime.datetime.now():%Y%m%d_%H%M%S}")
         return path
 
-    def put_in_order(self, newest: int, *, finished: bool = False) -> None:
+    def put_in_order(self, newest: int) -> None:
         """Make files and index those of a run that wrote its last checkpoint at the step `newest` and never stopped.
 
-        Of its regular checkpoints the last ones stay (KeepNCheckpoints); interrupted ones go once a later regular one
-        is there, and all of them at the end of a run that is `finished`.
+        Of its regular checkpoints the last ones stay (KeepNCheckpoints); an interrupted one goes once a later one is
+        there.
         """
         own = [saved for saved in saved_steps(self.config, self.model_dir) if saved.path not in self._others]
         regular = [saved for saved in own if not saved.interrupted]
         latest = max((saved.step for saved in regular), default=-1)
         surplus = regular[: -self.keep] if self.keep else []
-        surplus += [saved for saved in own if saved.interrupted and (finished or saved.step <= max(latest, newest - 1))]
+        surplus += [saved for saved in own if saved.interrupted and saved.step <= max(latest, newest - 1)]
         self._write_index({saved.path for saved in surplus})
         for saved in surplus:
             saved.path.unlink(missing_ok=True)

@@ -213,7 +213,7 @@ class _Trainer:
         assert config.fit is not None
         if self.started.begins is not None and end == self.start:
             if self.processes.is_first:
-                self.folder.put_in_order(end, finished=True)
+                self.folder.put_in_order(end)
             if config.fit.val_dataloader and config.init.loop.eval_frequency and self._lacks_evaluation():
                 return
             if self.rows and not curve_is_current(self.model_dir):
@@ -320,8 +320,6 @@ class _Trainer:
             self.say_stopped()
         finally:
             self.reporter.close()
-        if first:
-            self.folder.put_in_order(plan.end, finished=True)
         return FitResult(
             start_step=self.start,
             steps=self.position.step,

@@ -170,7 +170,7 @@ MOMENTS = {
     "before-the-evaluation-is-recorded": (loop_module.Reporter, "evaluation", 1),
     "after-the-evaluation-went-to-tensorboard": (loop_module, "Reporter.flush", 2),
     "before-the-last-evaluation": (Steps, "evaluate", 2),
-    "before-the-end": (folder_module.RunFolder, "put_in_order", 4),
+    "before-the-last-index-is-written": (folder_module.RunFolder, "put_in_order", 3),
 }
 
 
@@ -182,10 +182,7 @@ def test_a_run_killed_between_two_records_of_one_event_leaves_them_all(folder, m
     config = config_of(folder, loop={"max_steps": 6, "eval_frequency": 3}, logging={"log_steps": 2})
     train(config, model_dir=folder / "whole")
     killed(config, monkeypatch, owner, name, times, model_dir=folder / "again")
-    try:
-        train(config, model_dir=folder / "again")
-    except NothingLeft:
-        assert moment == "before-the-end"
+    train(config, model_dir=folder / "again")
     assert_same_run(folder / "again", folder / "whole")
     with pytest.raises(NothingLeft):
         train(config, model_dir=folder / "again")
@@ -413,6 +410,15 @@ def test_a_second_signal_ends_the_run_at_once_and_leaves_no_temporary_file(folde
         train(config_of(folder))
     assert not checkpoints(folder / "run")
     assert not list((folder / "run").glob("*.tmp"))
+
+
+def test_the_step_that_a_signal_saved_is_never_removed_before_a_later_one_is_there(folder, monkeypatch):
+    config = config_of(folder, loop={"max_steps": 9, "eval_frequency": None}, checkpoint={"steps": 0})
+    signalled(config, monkeypatch, signal.SIGTERM, 4)
+    with pytest.raises(NothingLeft):
+        train(config, max_steps=4)
+    assert set(checkpoints(folder / "run")) == {"checkpoint_4_interrupted.mdl"}
+    assert train(config).start_step == 4
 
 
 def test_the_way_to_go_on_is_the_one_that_works(folder, monkeypatch):
