@@ -31,6 +31,7 @@ if __name__ == "__main__":
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 # Loaded once, here, for all the processes.
+import click
 import torch
 import torch._dynamo  # a model without storage has it loaded
 import torch.utils.tensorboard
@@ -97,7 +98,7 @@ def run(yaml_file: Path, folder: Path, stop: dict | None) -> int:
                 os.dup2(said.fileno(), 2)
             _arm(stop)
             status = fit.main([str(yaml_file), "--model-dir", str(folder)], standalone_mode=False) or 0
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, click.Abort):  # before the run has begun; the command line makes it that
             status = 130
         except BaseException:
             traceback.print_exc()
