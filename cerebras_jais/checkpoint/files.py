@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -35,6 +36,21 @@ def replacing(path: str | os.PathLike, *, overwrite: bool = False, size: int = 0
             _sync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def abandoned(folder: str | os.PathLike, name: str) -> list[Path]:
+    """The temporary files that `replacing` left in a folder because its process was killed.
+
+    Args:
+        folder: where to look; there may be none.
+        name: regular expression of the names of the files that were to be written.
+
+    A file that another process is writing now looks the same, so the caller makes sure that there is no such process.
+    """
+    if not Path(folder).is_dir():
+        return []
+    temporary = re.compile(rf"(?:{name})\.[0-9a-f]{{8}}\.tmp")
+    return sorted(path for path in Path(folder).iterdir() if temporary.fullmatch(path.name))
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

@@ -162,6 +162,11 @@ class HDF5Samples:
         return self._sources[0].sequence_length
 
     @property
+    def files(self) -> list[Path]:
+        """The files that samples are read from, in their order, of all parts of a mixture."""
+        return [file for source in self._sources for file in source.files]
+
+    @property
     def features(self) -> tuple[str, ...]:
         """The names of the arrays in a batch."""
         return VSL_FEATURES if self.use_vsl else STREAM_FEATURES

@@ -17,12 +17,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cerebras_jais.checkpoint import open_checkpoint, read_step
 from cerebras_jais.errors import UserError
+from cerebras_jais.ranges import COUNT_OR_NONE
 from cerebras_jais.recipes.schema import TrainerConfig
 from cerebras_jais.recipes.yaml_source import RecipeError
 
@@ -30,15 +31,21 @@ STAYS_IN_A_PHASE = frozenset({"dataloader", "schedulers", "lr_scheduler"})
 EVERYTHING = ("all",)  # as LoadCheckpointStates says it
 WRITTEN = frozenset({"model", "optimizer", "schedulers", "dataloader", "global_step"})  # by both trainers
 BELONGS_TO_TENSORS = "optimizer"  # its state is of the tensors that train
+GIVEN = "given on the command line"
+INTERRUPTED = "interrupted"  # stands behind the step in the name of a checkpoint that a signal made the run write
 
 
 @dataclass(frozen=True)
 class SavedStep:
-    """A checkpoint in a folder, by its name: of the step, written at the time (empty for the first of its step)."""
+    """A checkpoint in a folder, by its name: of the step, written at the time (empty for the first of its step).
+
+    An interrupted one was written because a signal stopped the run there.
+    """
 
     step: int
     time: str
     path: Path
+    interrupted: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,11 +75,14 @@ class Start:
     """How a phase begins: from `checkpoint` (None: from fresh weights), of which `states` are loaded.
 
     `states` None means what the YAML says (LoadCheckpointStates, everything without it), EVERYTHING all there is.
+    Where the checkpoint is the phase's own, the phase goes on, and `begins` is the step that it began at; None where it
+    begins here.
     """
 
     checkpoint: Path | None
     states: tuple[str, ...] | None = None
     why: str = "fresh weights"
+    begins: int | None = None
 
     def __str__(self) -> str:
         if self.checkpoint is None:
@@ -85,18 +95,23 @@ class Start:
 # ---- checkpoints on disk --------------------------------------------------------------------------------------------
 
 
+def name_pattern(config: TrainerConfig) -> str:
+    """The regular expression of the names of a run's checkpoints; its groups are step and time or INTERRUPTED."""
+    head, tail = config.init.checkpoint.checkpoint_name.split("{step}", 1)
+    return re.escape(head) + rf"(\d+)(?:_(\d{{8}}_\d{{6}}|{INTERRUPTED}))?" + re.escape(tail.replace("{step}", ""))
+
+
 def saved_steps(config: TrainerConfig, model_dir: Path) -> list[SavedStep]:
-    """The checkpoints of a run's folder, ordered by step, then time."""
-    section = config.init.checkpoint
-    head, tail = section.checkpoint_name.split("{step}", 1)
-    name = re.compile(re.escape(head) + r"(\d+)(?:_(\d{8}_\d{6}))?" + re.escape(tail.replace("{step}", "")))
+    """The checkpoints of a run's folder, ordered by step, then time; of a step, an interrupted one comes first."""
+    name = re.compile(name_pattern(config))
     found = []
-    for folder in {Path(section.checkpoint_root or model_dir), model_dir}:
+    for folder in {Path(config.init.checkpoint.checkpoint_root or model_dir), model_dir}:
         for path in folder.glob("*") if folder.is_dir() else ():
             match = name.fullmatch(path.name)
             if match and path.is_file():
-                found.append(SavedStep(int(match[1]), match[2] or "", path))
-    return sorted(found, key=lambda saved: (saved.step, saved.time, str(saved.path)))
+                interrupted = match[2] == INTERRUPTED
+                found.append(SavedStep(int(match[1]), "" if interrupted else match[2] or "", path, interrupted))
+    return sorted(found, key=lambda saved: (saved.step, not saved.interrupted, saved.time, str(saved.path)))
 
 
 def _present(path: Path) -> tuple[frozenset[str], int]:
@@ -107,6 +122,15 @@ def _present(path: Path) -> tuple[frozenset[str], int]:
         tree = opened.tree if isinstance(opened.tree, Mapping) else {}
         names = frozenset(str(name) for name in tree if not str(name).startswith("__"))
         return names, read_step(tree, path)
+
+
+def recorded_begin(path: Path) -> int | None:
+    """The step that the run which wrote a checkpoint began at; None where the file does not say."""
+    with open_checkpoint(path) as opened:
+        last = opened.metadata[-1] if opened.metadata else None
+    run = last.get("run") if isinstance(last, Mapping) else None
+    first = run.get("first_step") if isinstance(run, Mapping) else None
+    return first if isinstance(first, int) and COUNT_OR_NONE.holds(first) else None
 
 
 def _wanted(config: TrainerConfig) -> frozenset[str] | None:
@@ -152,7 +176,7 @@ def lay_out(
         begins = phases[-1].ends if phases and _counts_on(config) else 0
         assert begins is not None
         if number == 1:
-            begins = _first_step(config, checkpoint)
+            begins = _first_step(config, checkpoint, folders[0])
         folder = folders[number - 1]
         ends = whole = config.init.loop.max_steps if count == 1 else _end(config, begins)
         if max_steps is not None:
@@ -177,13 +201,24 @@ def _folders(configs: Sequence[TrainerConfig], model_dir: str | Path | None) -> 
     return [Path(model_dir) / os.path.relpath(folder, os.path.commonpath(whole)) for folder in whole]
 
 
-def _first_step(config: TrainerConfig, checkpoint: str | Path | None) -> int:
+def _first_step(config: TrainerConfig, checkpoint: str | Path | None, model_dir: Path) -> int:
     """The step that the first phase begins at: that of the checkpoint it begins from, if that is within the phase."""
     named = checkpoint or (config.fit.ckpt_path if config.fit is not None else None)
     if named is None or not Path(named).exists() or not _counts_on(config):
         return 0
+    own = _own_begin(config, Path(named), model_dir)
+    if own is not None:
+        return own
     step, end = _present(Path(named))[1], config.init.loop.max_steps
     return step if end is None or step < end else 0
+
+
+def _own_begin(config: TrainerConfig, checkpoint: Path, model_dir: Path) -> int | None:
+    """The step that the run began at, where a checkpoint lies in the run's own folder and says it."""
+    folders = {Path(folder).resolve() for folder in (config.init.checkpoint.checkpoint_root or model_dir, model_dir)}
+    if checkpoint.resolve().parent not in folders or not checkpoint.exists() or not _counts_on(config):
+        return None
+    return recorded_begin(checkpoint)
 
 
 def _end(config: TrainerConfig, begins: int) -> int | None:
@@ -227,13 +262,22 @@ def _refuse_what_cannot_continue(phase: Phase, earlier: Sequence[Phase], *, capp
 def own_checkpoints(phase: Phase, phases: Sequence[Phase]) -> list[SavedStep]:
     """The checkpoints that a phase itself wrote, among those in its folder."""
     sharing = [other for other in phases if other.folder == phase.folder]
-    is_first, is_last = sharing[0] is phase, sharing[-1] is phase
-    return [
-        saved
-        for saved in saved_steps(phase.config, phase.model_dir)
-        if (saved.step > phase.begins or (is_first and saved.step == phase.begins))
-        and (is_last or phase.ends is None or saved.step <= phase.ends)
-    ]
+    is_first = sharing[0] is phase
+    after = next((other for other in sharing if other.number > phase.number), None)
+
+    def is_own(saved: SavedStep) -> bool:
+        if saved.step == phase.begins:
+            return is_first or _is_initial(saved, phase)
+        if after is not None and saved.step == phase.ends:
+            return not _is_initial(saved, after)
+        return saved.step > phase.begins and (after is None or phase.ends is None or saved.step < phase.ends)
+
+    return [saved for saved in saved_steps(phase.config, phase.model_dir) if is_own(saved)]
+
+
+def _is_initial(saved: SavedStep, phase: Phase) -> bool:
+    """Whether a checkpoint of the step where two phases meet is the initial one of the second, which comes later."""
+    return bool(saved.time) and phase.config.init.checkpoint.save_initial_checkpoint
 
 
 def first_work(phases: Sequence[Phase], checkpoint: str | Path | None = None) -> tuple[int, Start]:
@@ -251,11 +295,26 @@ def first_work(phases: Sequence[Phase], checkpoint: str | Path | None = None) ->
             start = _single(phase, own)
             return int(_is_over(phase, start)), start
         if own:
-            start = _go_on(own[-1], "the phase goes on")
+            start = _go_on(own[-1], "the phase goes on", phase.begins)
             if not _is_over(phase, start):
                 return index, start
             return index + 1, enter(phases, index + 1) if index + 1 < len(phases) else start
     return 0, _named(phases[0].config)
+
+
+def just_finished(phases: Sequence[Phase]) -> tuple[Phase, Start] | None:
+    """The phase that ended last and its last checkpoint, where a launch begins with the next one or has none left.
+
+    Only its records can be incomplete: the process may have died after the checkpoint and before they were written.
+    """
+    index, start = first_work(phases)
+    if not index:
+        return None
+    phase = phases[index - 1]
+    if phase.count == 1:
+        return phase, start
+    own = own_checkpoints(phase, phases)
+    return (phase, _go_on(own[-1], "its last checkpoint", phase.begins)) if own else None
 
 
 def work_left(
@@ -291,7 +350,8 @@ def _first_work_from(phases: Sequence[Phase], checkpoint: Path) -> tuple[int, St
         if phase.ends is None or phase.ends > step:
             if index and step == phase.begins:
                 return index, _entering(phases, index, checkpoint)
-            return index, Start(checkpoint, None, "given on the command line")
+            begins = phase.begins if index else _own_begin(phase.config, checkpoint, phase.model_dir)
+            return index, Start(checkpoint, None, GIVEN, begins)
     return len(phases), Start(checkpoint)
 
 
@@ -308,10 +368,22 @@ def _single(phase: Phase, own: Sequence[SavedStep]) -> Start:
     fit = phase.config.fit
     autoloads = phase.config.init.checkpoint.autoload_last_checkpoint
     if fit is None or fit.autoloads:
-        return Start(own[-1].path, None, "the last checkpoint there") if own and autoloads else Start(None)
+        if not own or not autoloads:
+            return Start(None)
+        begins = _begin_of(own[-1], phase) if _counts_on(phase.config) else None
+        return Start(own[-1].path, None, "the last checkpoint there", begins)
     if fit.ckpt_path and own and autoloads and Path(fit.ckpt_path).resolve().parent != own[-1].path.resolve().parent:
-        return _go_on(own[-1], f"the run that {fit.ckpt_path} began goes on")
-    return _named(phase.config)
+        return _go_on(own[-1], f"the run that {fit.ckpt_path} began goes on", _begin_of(own[-1], phase))
+    start = _named(phase.config)
+    if start.checkpoint is None:
+        return start
+    return replace(start, begins=_own_begin(phase.config, start.checkpoint, phase.model_dir))
+
+
+def _begin_of(saved: SavedStep, phase: Phase) -> int:
+    """The step at which the run of one trainer began, by its own checkpoint, or else by its YAML."""
+    recorded = recorded_begin(saved.path)
+    return phase.begins if recorded is None else recorded
 
 
 def _named(config: TrainerConfig) -> Start:
@@ -334,8 +406,8 @@ def enter(phases: Sequence[Phase], index: int) -> Start:
     return _entering(phases, index, left[-1].path)
 
 
-def _go_on(saved: SavedStep, why: str) -> Start:
-    return Start(saved.path, EVERYTHING, why)
+def _go_on(saved: SavedStep, why: str, begins: int) -> Start:
+    return Start(saved.path, EVERYTHING, why, begins)
 
 
 def _entering(phases: Sequence[Phase], index: int, checkpoint: Path, present: frozenset[str] | None = None) -> Start:

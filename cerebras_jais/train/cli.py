@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from cerebras_jais.commandline import Number
+from cerebras_jais.commandline import Number, say_error
 from cerebras_jais.ranges import COUNT
 
 if TYPE_CHECKING:
-    from cerebras_jais.recipes.phases import Phase
+    from cerebras_jais.recipes.phases import Phase, Start
 
 # The option of the command line and the key of `backend.cluster_config` that it stands for.
 _CLUSTER_KEYS = {
@@ -92,9 +93,10 @@ def fit(
       loss_curve.png         the same as a picture
       events/                TensorBoard
 
-    A run started again continues from the last checkpoint there, with the losses of a run never stopped. So does a list
-    of phases: those that are finished are skipped, and into the next go weights, optimizer and step, but not where the
-    data and the schedules stood.
+    A run started again continues from the last checkpoint there and leaves the files of a run never stopped; its
+    num_epochs and num_steps count from where it began. So does a list of phases: those that are finished are skipped,
+    and into the next go weights, optimizer and step, but not where the data and the schedules stood. Ctrl-C, SIGTERM
+    and SIGHUP save the step reached; a second one ends the run at once.
 
     \b
     Several GPUs or machines:
@@ -107,6 +109,7 @@ def fit(
     from cerebras_jais.recipes.phases import lay_out
     from cerebras_jais.recipes.schema import read_trainer_yaml
     from cerebras_jais.recipes.yaml_source import dotted
+    from cerebras_jais.train.threads import settle_threads
 
     said = {_CLUSTER_KEYS[name]: value for name, value in cluster.items() if value}
     if backend == "csx":
@@ -145,6 +148,9 @@ def fit(
         for line in describe_launch(phases, checkpoint):
             click.echo(line)
         return
+    threads = settle_threads()
+    if threads is not None and os.environ.get("RANK", "0") == "0":
+        click.echo(threads, err=True)
     say = click.echo if os.environ.get("RANK", "0") == "0" else (lambda line: None)  # under torchrun one speaks for all
     _run_phases(
         phases,
@@ -172,10 +178,13 @@ def _run_phases(
     phases: Sequence[Phase], say: Callable[[str], Any], checkpoint: Path | None, *, backend: str | None, **options: Any
 ) -> None:
     """Run what is left of a launch on the reference path, one phase after another."""
-    from cerebras_jais.recipes.phases import ending_at, work_left
-    from cerebras_jais.train.loop import FitResult, fit
+    from cerebras_jais.recipes.phases import ending_at, just_finished, work_left
+    from cerebras_jais.train.loop import fit
+    from cerebras_jais.train.plan import NothingLeft
+    from cerebras_jais.train.result import FitResult
+    from cerebras_jais.train.signals import Stopped
 
-    for phase, start in work_left(phases, checkpoint, say):
+    def run(phase: Phase, start: Start) -> None:
         result: FitResult = fit(
             ending_at(phase),
             backend=backend or (phase.config.init.backend_type or "").lower(),
@@ -183,10 +192,25 @@ def _run_phases(
             start=start,
             **options,
         )
-        line = f"steps {result.steps}  loss {result.first_loss:.4f} -> {result.last_loss:.4f}"
+        line = f"steps {result.steps}"
+        if result.losses:
+            line += f"  loss {result.first_loss:.4f} -> {result.last_loss:.4f}"
         if result.eval_loss is not None:
             line += f"  held-out {result.eval_loss:.4f}"
-        say(f"{line}  {result.tokens_per_second:,.0f} tokens/s")
+        say(f"{line}  {result.tokens_per_second:,.0f} tokens/s" if result.losses else line)
         if result.checkpoint_path is not None:
             say(f"checkpoint {result.checkpoint_path}")
         say(f"curve      {result.model_dir / 'loss_curve.png'}")
+
+    try:
+        finished = just_finished(phases) if checkpoint is None else None
+        if finished is not None:
+            with suppress(NothingLeft):
+                run(*finished)
+        for phase, start in work_left(phases, checkpoint, say):
+            run(phase, start)
+    except NothingLeft as nothing:
+        say(str(nothing))
+    except Stopped as stopped:
+        say_error(stopped)
+        raise click.exceptions.Exit(stopped.status) from stopped

@@ -10,13 +10,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 from cerebras_jais.data.hdf5 import HDF5Samples
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.recipes.estimate import measure
-from cerebras_jais.recipes.phases import Phase, Start
 from cerebras_jais.recipes.schema import TrainerConfig
 from cerebras_jais.recipes.sections import CheckpointSection, Loop
 
@@ -45,9 +45,9 @@ class Every:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Steps done before (`start`) and after (`end`) the run; the steps after which it saves and evaluates."""
+    """The step that the run began at and that it ends at; the steps after which it saves and evaluates."""
 
-    start: int
+    begins: int
     end: int
     batches_per_step: int
     checkpoint_steps: Every
@@ -58,34 +58,37 @@ def plan_training(
     loop: Loop,
     checkpoint: CheckpointSection,
     data: HDF5Samples,
-    start: int,
+    begins: int,
     max_steps: int | None,
     source: str,
 ) -> TrainingPlan:
-    """The plan of a run that begins after `start` steps; `max_steps` replaces the YAML's own length.
+    """The plan of a run that began after `begins` steps; `max_steps` replaces the YAML's own length.
 
     A step is an optimizer step of `grad_accum_steps` batches. (The Model Zoo's CPU and GPU loop counts batches against
-    max_steps and so makes fewer optimizer steps than it was told; here they are what they say.) As there, num_steps
-    and num_epochs are counted from `start`, so a resumed run makes that many more, max_steps from the very first step,
-    the lowest of them decides, and checkpoints and evaluations are counted from `start`.
-    Raises PlanError when nothing is left to do.
+    max_steps and so makes fewer optimizer steps than it was told; here they are what they say.) num_steps and
+    num_epochs are counted from `begins`, max_steps from the very first step, the lowest of them decides, and
+    checkpoints and evaluations are counted from `begins`.
+
+    A difference by intent: a run that was stopped and goes on keeps the step that it began at, and so ends, saves and
+    evaluates where it would have. The Model Zoo's loop counts all of this from the step where it goes on: a run of
+    num_epochs that is stopped gets longer by what it had done.
+    Raises NothingLeft when the run was to end where it began.
     """
     if max_steps is not None:
         loop = Loop.model_construct(**{**dict(loop), "max_steps": max_steps, "num_steps": None, "num_epochs": None})
-    steps = _steps(loop, data, start, source)
-    end = start + steps
+    steps = _steps(loop, data, begins, source)
     frequency = loop.eval_frequency or 0
     evaluates = math.ceil(frequency * steps) if isinstance(frequency, float) else frequency
     return TrainingPlan(
-        start,
-        end,
+        begins,
+        begins + steps,
         loop.grad_accum_steps,
-        checkpoint_steps=Every(checkpoint.steps or 0, start, end),
-        evaluation_steps=Every(evaluates, start, end),
+        checkpoint_steps=Every(checkpoint.steps or 0, begins, begins + steps),
+        evaluation_steps=Every(evaluates, begins, begins + steps),
     )
 
 
-def _steps(loop: Loop, data: HDF5Samples, start: int, source: str) -> int:
+def _steps(loop: Loop, data: HDF5Samples, begins: int, source: str) -> int:
     limits = [] if loop.num_steps is None else [loop.num_steps]
     if loop.num_epochs is not None:
         batches = loop.steps_per_epoch or data.batches_per_epoch
@@ -100,17 +103,27 @@ def _steps(loop: Loop, data: HDF5Samples, start: int, source: str) -> int:
             )
         limits.append(loop.num_epochs * (batches // loop.grad_accum_steps))
     if loop.max_steps is not None:
-        if loop.max_steps <= start:
-            raise NothingLeft(f"{source}: nothing is left to train: it is at step {start}, max_steps {loop.max_steps}")
-        limits.append(loop.max_steps - start)
+        if loop.max_steps <= begins:
+            raise NothingLeft(f"{source}: nothing is left to train: it is at step {begins}, max_steps {loop.max_steps}")
+        limits.append(loop.max_steps - begins)
     return min(limits)
 
 
-def refuse_finished(phase: Phase, start: Start) -> NoReturn:
+def known_end(loop: Loop, begins: int, max_steps: int | None) -> int | None:
+    """The step that a run ends at, where it can be told without its data."""
+    if max_steps is not None:
+        return max_steps
+    if loop.num_epochs is not None:
+        return None
+    ends = [end for end in (loop.max_steps, None if loop.num_steps is None else begins + loop.num_steps) if end]
+    return min(ends, default=None)
+
+
+def refuse_finished(source: str, checkpoint: Path | None, end: int) -> NoReturn:
     """Raise NothingLeft: the run goes on from a checkpoint that is at its end."""
     raise NothingLeft(
-        f"{phase.config.source}: nothing is left to train: {start.checkpoint} is at step {phase.ends} or beyond, where "
-        "the run ends; to train on raise max_steps, to begin anew use another model_dir"
+        f"{source}: nothing is left to train: {checkpoint} is at step {end} or beyond, where the run ends; to train on "
+        "make it longer, to begin anew use another model_dir"
     )
 
 

@@ -10,18 +10,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from cerebras_jais.checkpoint.files import replacing
+from cerebras_jais.errors import UserError
+
 LOSSES_FILE = "losses.csv"
 CURVE_FILE = "loss_curve.png"
 _COLUMNS = ("step", "loss", "learning_rate", "tokens", "seconds", "eval_loss")
 
 
+class RecordError(UserError):
+    """A record of the run that cannot be gone on from."""
+
+
 class Reporter:
     """Reports one run; silent processes get `quiet`.
 
+    What it has written when `flush` returns is what a checkpoint of that moment needs: the run that goes on from there
+    begins with these rows, and hides what TensorBoard has of later steps.
+
     Args:
         model_dir: where the files go; made when the first one is written.
-        total: the step the run ends at.
-        start: the step it begins at; what an earlier run left in losses.csv after it is dropped.
+        rows: of losses.csv up to the step `start`, from `earlier_rows`.
+        begins: the step that the whole run began at; lines and scalars are of every `log_steps` steps from there.
+        start: the step that this part of it begins at.
+        total: the step it ends at.
+        again: whether the evaluation after the last of `rows` is made again, so that TensorBoard takes that step anew.
         tensorboard: whether event files are written.
         events_dir: where they go, `model_dir`/events if None.
     """
@@ -29,9 +42,12 @@ class Reporter:
     def __init__(
         self,
         model_dir: Path,
+        rows: list[dict[str, Any]],
+        begins: int,
         start: int,
         total: int,
         *,
+        again: bool = False,
         log_steps: int = 1,
         tensorboard: bool = True,
         events_dir: str | Path | None = None,
@@ -39,13 +55,14 @@ class Reporter:
         writes: bool = True,
         stream: TextIO | None = None,
     ):
-        self.model_dir, self.start, self.total, self.log_steps = model_dir, start, total, log_steps
+        self.model_dir, self.total, self.log_steps = model_dir, total, log_steps
+        self.begins, self.start = begins, start
         self.quiet, self.writes = quiet, writes
         self.stream = stream or sys.stderr
         self.began = time.perf_counter()
         self.training_seconds = 0.0
         self.tokens = 0
-        self._rows: list[dict[str, Any]] = self._earlier_rows() if writes else []
+        self._rows = rows
         self._bar: Any = None
         self._events: Any = None
         self._since = (self.began, 0)
@@ -56,9 +73,10 @@ class Reporter:
         if writes and tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._events = SummaryWriter(
-                str(events_dir or model_dir / "events"), purge_step=start + 1 if start else None
-            )
+            events = str(events_dir or model_dir / "events")
+            self._events = SummaryWriter(events, purge_step=start if again else start + 1)
+            if again and self._is_logged(start):
+                self._scalars(start, self._recorded_scalars())
 
     def say(self, line: str) -> None:
         """Print one line."""
@@ -77,8 +95,7 @@ class Reporter:
         self._rows.append(row)
         if self._bar is not None:
             self._bar.update(1)
-        done = step - self.start
-        if not (step == self.total or (self.log_steps and done % self.log_steps == 0)):
+        if not self._is_logged(step):
             return
         seconds_before, tokens_before = self._since if self._since[1] else (0.0, 0)
         passed = self.training_seconds - seconds_before
@@ -88,11 +105,28 @@ class Reporter:
         if self._bar is not None:
             self._bar.set_postfix_str(line)
         else:
-            self.say(f"step {step:>{len(str(self.total))}}/{self.total}  {line}")
+            self.say(f"step {step:>{len(str(self.total))}}/{self.total}  {line}  {self._time_left(step)} left")
         self._scalars(step, {"loss": loss, "learning_rate": learning_rate, "tokens_per_second": rate})
 
+    def _is_logged(self, step: int) -> bool:
+        return step == self.total or (self.log_steps > 0 and (step - self.begins) % self.log_steps == 0)
+
+    def _recorded_scalars(self) -> dict[str, float]:
+        """The scalars of the last row, as `step` wrote them."""
+        last, since = self._rows[-1], [row for row in self._rows if int(row["step"]) > self.begins]
+        since = since[-((len(since) - 1) % self.log_steps + 1) if self.log_steps else 0 :]
+        tokens, seconds = (sum(float(row[key]) for row in since) for key in ("tokens", "seconds"))
+        rate = tokens / seconds if seconds > 0 else math.nan
+        return {"loss": float(last["loss"]), "learning_rate": float(last["learning_rate"]), "tokens_per_second": rate}
+
+    def _time_left(self, step: int) -> str:
+        """How long the rest takes at the pace so far, evaluations and checkpoints included: H:MM:SS."""
+        passed = time.perf_counter() - self.began
+        seconds = round(passed / (step - self.start) * (self.total - step))
+        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
     def evaluation(self, step: int, number: int, loss: float, perplexity: float, accuracy: float) -> None:
-        """Record one evaluation on the held-out data set of this number."""
+        """Record one evaluation on the held-out data set of this number; `flush` after the last of them."""
         which = f" on set {number}" if number else ""
         self.say(f"step {step}: held-out loss{which} {loss:.4f}  perplexity {perplexity:.2f}  accuracy {accuracy:.4f}")
         if number == 0 and self._rows:
@@ -105,10 +139,10 @@ class Reporter:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+        self.flush()
         if self._events is not None:
             self._events.close()
         if self.writes and self._rows:
-            self._write_csv()
             draw_curve(self._rows, self.model_dir / CURVE_FILE)
 
     @property
@@ -117,32 +151,58 @@ class Reporter:
         return self.tokens / self.training_seconds if self.training_seconds else 0.0
 
     def flush(self) -> None:
-        """Write losses.csv as it stands, so that a run that is killed leaves the losses its checkpoint has."""
+        """Write everything recorded so far to the disk; losses.csv last, whose rows say that the rest is there."""
+        if self._events is not None:
+            self._events.flush()
         if self.writes and self._rows:
-            self._write_csv()
-
-    def _write_csv(self) -> None:
-        self.model_dir.mkdir(parents=True, exist_ok=True)
-        path = self.model_dir / LOSSES_FILE
-        partial = path.with_suffix(".csv.partial")
-        with partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, _COLUMNS)
-            writer.writeheader()
-            writer.writerows(self._rows)
-        partial.replace(path)
-
-    def _earlier_rows(self) -> list[dict[str, Any]]:
-        path = self.model_dir / LOSSES_FILE
-        if not self.start or not path.exists():
-            return []
-        with path.open(newline="") as file:
-            rows = [{k: v for k, v in row.items() if k in _COLUMNS} for row in csv.DictReader(file)]
-        return [row for row in rows if str(row.get("step", "")).isdigit() and int(row["step"]) <= self.start]
+            self.model_dir.mkdir(parents=True, exist_ok=True)
+            with replacing(self.model_dir / LOSSES_FILE, overwrite=True) as temporary:
+                write_rows(temporary, self._rows)
 
     def _scalars(self, step: int, values: Mapping[str, float]) -> None:
         if self._events is not None:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
+
+
+def earlier_rows(model_dir: Path, step: int) -> list[dict[str, Any]]:
+    """The rows of losses.csv up to a step, none where there is no file.
+
+    Raises RecordError for a file that is damaged, which would otherwise only show when the training is done.
+    """
+    path = model_dir / LOSSES_FILE
+    if not step or not path.exists():
+        return []
+    rows = []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                kept = {name: row[name] for name in _COLUMNS}
+                for name, value in kept.items():
+                    if value or name != "eval_loss":
+                        float(value)
+                if int(kept["step"]) <= step:
+                    rows.append(kept)
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        where = f"after {len(rows)} rows" if rows else "from its first line on"
+        raise RecordError(
+            f"{path}: cannot be read {where}; restore it, or remove it and the run goes on without the losses so far"
+        ) from error
+    return rows
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows as losses.csv."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, _COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def curve_is_current(model_dir: Path) -> bool:
+    """Whether the curve was drawn after losses.csv was last written, or there is nothing to draw."""
+    losses, curve = model_dir / LOSSES_FILE, model_dir / CURVE_FILE
+    return not losses.exists() or (curve.exists() and curve.stat().st_mtime_ns >= losses.stat().st_mtime_ns)
 
 
 def draw_curve(rows: list[dict[str, Any]], path: Path) -> None:
@@ -163,4 +223,5 @@ def draw_curve(rows: list[dict[str, Any]], path: Path) -> None:
     axes.set(xlabel="step", ylabel="loss, nats per token")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=130)
+    with replacing(path, overwrite=True) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)

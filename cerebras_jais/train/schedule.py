@@ -77,6 +77,21 @@ def check_schedules(schedules: Sequence[Schedule], groups: Sequence[ParameterGro
             raise OptimizerError("schedulers: two of them are for the same parameters; give each param_group_tags")
 
 
+def beyond_schedules(schedules: Sequence[Schedule], steps: int) -> list[str]:
+    """A line for each schedule that ends before a run of so many steps; its last rate then stays."""
+    lines = []
+    for schedule in schedules:
+        inner = schedule.scheduler if isinstance(schedule, ScalePerParamLR) else schedule
+        parts = inner.schedulers if isinstance(inner, SequentialLR) else [inner]
+        planned = sum(getattr(part, "total_iters", None) or 0 for part in parts)
+        if not isinstance(parts[-1], ConstantLR) and planned < steps:
+            lines.append(
+                f"the schedule ends after {planned} steps, the run goes on for {steps}: the last {steps - planned} "
+                f"train at its last rate, {learning_rate(schedule, planned):g}; to change that raise total_iters"
+            )
+    return lines
+
+
 def _tags(schedule: Schedule) -> set | None:
     if isinstance(schedule, ScalePerParamLR) and schedule.param_group_tags is None:
         return _tags(schedule.scheduler)

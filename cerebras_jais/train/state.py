@@ -5,7 +5,6 @@ Source: Model Zoo trainer/callbacks/{checkpoint,model,optimizer,schedulers,datal
 
 from __future__ import annotations
 
-import datetime
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from cerebras_jais.checkpoint import (
@@ -32,6 +30,7 @@ from cerebras_jais.model.weights import fill_model, read_finite, stored_weights
 from cerebras_jais.ranges import COUNT_OR_NONE, LOSS_SCALE, STREAMED
 from cerebras_jais.recipes.phases import EVERYTHING
 from cerebras_jais.recipes.schema import TrainerConfig
+from cerebras_jais.train.data_record import changes
 from cerebras_jais.train.groups import ParameterGroup
 from cerebras_jais.train.optimizer import AdamW, load_optimizer_state, optimizer_state
 from cerebras_jais.train.parallel import Processes
@@ -54,7 +53,7 @@ class ResumeError(UserError):
 
 @dataclass(frozen=True)
 class Run:
-    """Everything of a run that a checkpoint holds, but the step."""
+    """Everything of a run that a checkpoint holds, but the steps; `data_record` is from `data_record.record_of`."""
 
     config: TrainerConfig
     model: LanguageModel
@@ -63,6 +62,7 @@ class Run:
     data: HDF5Samples
     scaler: torch.amp.GradScaler | None
     processes: Processes
+    data_record: str
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,13 @@ class Position:
     scheduled: int = 0
 
 
-def write_checkpoint(path: Path, run: Run, position: Position) -> None:
+def write_checkpoint(path: Path, run: Run, position: Position, begins: int, *, overwrite: bool = False) -> None:
     """Write the run's state; all processes call it together, the first writes.
 
     The file holds `model`, `optimizer`, `schedulers` (where there are any), `dataloader`, `global_step`,
-    `grad_scaler` (float16) and `__metadata__`. It appears whole or not at all.
+    `grad_scaler` (float16) and `__metadata__`. There, beside what the Model Zoo's trainer writes and where it looks at
+    nothing but the version, `run` says the step that the run began at, `begins`, and what its data were. The file
+    appears whole or not at all.
     """
     init = run.config.init
     assert init.optimizer is not None
@@ -101,9 +103,12 @@ def write_checkpoint(path: Path, run: Run, position: Position) -> None:
             state["grad_scaler"] = run.scaler.state_dict()
         state["global_step"] = position.step
         name = _CLASS_NAMES.get(init.model.name, init.model.name)
-        state["__metadata__"] = [{"version": VERSION, "model_name": name, "params": run.config.to_dict()}]
+        record = {"first_step": begins, "data": run.data_record}
+        state["__metadata__"] = [
+            {"version": VERSION, "model_name": name, "params": run.config.to_dict(), "run": record}
+        ]
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(path, state)
+        save_checkpoint(path, state, overwrite=overwrite)
     run.processes.wait()
 
 
@@ -178,10 +183,37 @@ def load_weights(checkpoint: Checkpoint, model: LanguageModel, states: set[str],
                 target.copy_(read_finite(stored[name]))
 
 
+def step_of(checkpoint: Checkpoint, states: set[str]) -> int:
+    """The step that a run begins at with these states of a checkpoint."""
+    return read_step(checkpoint.tree, checkpoint.path) if "global_step" in states else 0
+
+
+def check_same_data(checkpoint: Checkpoint, config: TrainerConfig, states: set[str], now: str) -> list[str]:
+    """Lines about data that have changed since the checkpoint was written; `now` is their record.
+
+    Raises ResumeError where the position in the training data is loaded and they are other data by size or content.
+    """
+    metadata = checkpoint.metadata
+    last = metadata[-1] if metadata and isinstance(metadata[-1], Mapping) else {}
+    run = last.get("run")
+    if "dataloader" not in states or not isinstance(run, Mapping):
+        return []
+    problem, notes = changes(run.get("data"), now)
+    if problem is None:
+        return [f"data: {note}" for note in notes]
+    problem = f"{checkpoint.path}: the training data changed since it was written: {problem}"
+    if config.init.checkpoint.disable_strict_checkpoint_loading:
+        return [problem, *(f"data: {note}" for note in notes)]
+    raise ResumeError(
+        f"{problem}; restore them, or leave `dataloader` out of the states to load (LoadCheckpointStates) to begin the "
+        "new data from their start"
+    )
+
+
 def load_position(checkpoint: Checkpoint, run: Run, states: set[str]) -> Position:
     """Take optimizer, scaler, step and data position, as far as the file and `states` have them."""
     tree = checkpoint.tree
-    step = read_step(tree, checkpoint.path) if "global_step" in states else 0
+    step = step_of(checkpoint, states)
 
     def place(leaf: StoredTensor, parameter: Tensor) -> Tensor:
         values = read_finite(leaf)
@@ -225,31 +257,6 @@ def _scaler_state(state: Any, path: Path) -> dict[str, Any]:
     scale = read_number(state["scale"], LOSS_SCALE, "grad_scaler.scale", path)
     tracker = read_number(state["_growth_tracker"], COUNT_OR_NONE, "grad_scaler._growth_tracker", path)
     return {**state, "scale": scale, "_growth_tracker": int(tracker)}
-
-
-# ---- names of checkpoints -----------------------------------------------------------------------------------------
-
-
-def checkpoint_path(config: TrainerConfig, model_dir: Path, step: int) -> Path:
-    """The path of a new checkpoint; a name already taken gets the time appended, as in the Model Zoo."""
-    section = config.init.checkpoint
-    root = Path(section.checkpoint_root or model_dir)
-    path = root / section.checkpoint_name.format(step=step)
-    if path.exists():
-        path = root / section.checkpoint_name.format(step=f"{step}_{datetime.datetime.now():%Y%m%d_%H%M%S}")
-    return path
-
-
-def note_in_index(model_dir: Path, written: Path, removed: Path | None = None) -> None:
-    """Keep `checkpoints_index.yaml` true: the Model Zoo's trainer takes up only checkpoints that it lists."""
-    index = model_dir / "checkpoints_index.yaml"
-    listed = yaml.safe_load(index.read_text()) if index.exists() else None
-    gone = removed.resolve() if removed else None
-    kept = [p for p in listed or [] if Path(p).resolve() != gone and Path(p).resolve() != written.resolve()]
-    model_dir.mkdir(parents=True, exist_ok=True)
-    partial = index.with_suffix(".yaml.partial")
-    partial.write_text(yaml.safe_dump([*kept, str(written.resolve())]))
-    partial.replace(index)
 
 
 def open_for_resume(path: str | Path) -> Checkpoint:

@@ -22,9 +22,9 @@ from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.weights import load_model
 from cerebras_jais.recipes.phases import saved_steps
 from cerebras_jais.recipes.schema import parse_trainer
-from cerebras_jais.train import loop as loop_module
 from cerebras_jais.train.cli import fit as fit_command
 from cerebras_jais.train.loop import fit
+from cerebras_jais.train.steps import Steps
 from tests import tolerances
 from tests.cerebras_jais.train.examples import JAIS, LLAMA, config_of, trainer_section, write_data, write_yaml
 
@@ -96,7 +96,7 @@ class Killed(BaseException):
 
 def stop_after(monkeypatch, steps):
     """Make the loop die in the middle of the step after `steps`."""
-    real, done = loop_module._Trainer._update, []
+    real, done = Steps._update, []
 
     def dying(self, optimizer):
         if len(done) == steps:
@@ -104,8 +104,8 @@ def stop_after(monkeypatch, steps):
         done.append(1)
         real(self, optimizer)
 
-    monkeypatch.setattr(loop_module._Trainer, "_update", dying)
-    return lambda: monkeypatch.setattr(loop_module._Trainer, "_update", real)
+    monkeypatch.setattr(Steps, "_update", dying)
+    return lambda: monkeypatch.setattr(Steps, "_update", real)
 
 
 @pytest.mark.slow

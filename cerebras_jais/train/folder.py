@@ -1,0 +1,150 @@
+"""The folder of a run: who may write there, which checkpoints are the run's, and what a killed process left behind.
+
+The checkpoints are what counts; the index, the files to keep and those to remove follow from them, so whatever the
+moment at which a process was killed, the next one puts the folder in order.
+"""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import yaml
+
+from cerebras_jais.checkpoint.files import abandoned, replacing
+from cerebras_jais.errors import UserError
+from cerebras_jais.recipes.phases import INTERRUPTED, SavedStep, name_pattern, recorded_begin, saved_steps
+from cerebras_jais.recipes.schema import TrainerConfig
+from cerebras_jais.train.progress import CURVE_FILE, LOSSES_FILE
+
+INDEX_FILE = "checkpoints_index.yaml"
+LOCK_FILE = ".fit.lock"
+
+
+class FolderError(UserError):
+    """A folder that this run cannot use."""
+
+
+class RunFolder:
+    """The checkpoints of a run among the files of its folder.
+
+    Args:
+        config: of the run.
+        model_dir: its folder; `checkpoint.checkpoint_root` may name another one for checkpoints.
+        begins: the step the run began at.
+        step: the step of its own checkpoint that it goes on from; None where it begins. What lies there beforehand
+            is not its own then, and is left alone.
+    """
+
+    def __init__(self, config: TrainerConfig, model_dir: Path, begins: int, step: int | None):
+        self.config, self.model_dir = config, model_dir
+        self.root = Path(config.init.checkpoint.checkpoint_root or model_dir)
+        self.folders = {self.root.resolve(), model_dir.resolve()}
+        self.keep: int | None = (config.callback("KeepNCheckpoints") or {}).get("n")
+        there = saved_steps(config, model_dir)
+        own = [saved for saved in there if step is not None and begins < saved.step <= step]
+        if step is not None and config.init.checkpoint.save_initial_checkpoint:
+            # The phase before may have written its last one at the same step, in the same folder.
+            own += [saved for saved in there if saved.step == begins and recorded_begin(saved.path) == begins]
+        self._others = {saved.path for saved in there} - {saved.path for saved in own}
+
+    def new_path(self, step: int, *, interrupted: bool = False) -> Path:
+        """The path of a new checkpoint; a name already taken gets the time appended, as in the Model Zoo."""
+        name = self.config.init.checkpoint.checkpoint_name
+        if interrupted:
+            return self.root / name.format(step=f"{step}_{INTERRUPTED}")
+        path = self.root / name.format(step=step)
+        if path.exists():
+            path = self.root / name.format(step=f"{step}_{datetime.datetime.now():%Y%m%d_%H%M%S}")
+        return path
+
+    def put_in_order(self, newest: int) -> None:
+        """Make files and index those of a run that wrote its last checkpoint at the step `newest` and never stopped.
+
+        Of its regular checkpoints the last ones stay (KeepNCheckpoints); an interrupted one goes once a later one is
+        there.
+        """
+        own = [saved for saved in saved_steps(self.config, self.model_dir) if saved.path not in self._others]
+        regular = [saved for saved in own if not saved.interrupted]
+        latest = max((saved.step for saved in regular), default=-1)
+        surplus = regular[: -self.keep] if self.keep else []
+        surplus += [saved for saved in own if saved.interrupted and saved.step <= max(latest, newest - 1)]
+        self._write_index({saved.path for saved in surplus})
+        for saved in surplus:
+            saved.path.unlink(missing_ok=True)
+
+    def _write_index(self, gone: set[Path]) -> None:
+        """`checkpoints_index.yaml`: the Model Zoo's trainer takes up only checkpoints that it lists."""
+        index = self.model_dir / INDEX_FILE
+        found: list[SavedStep] = saved_steps(self.config, self.model_dir)
+        regular = [str(saved.path.resolve()) for saved in found if not saved.interrupted and saved.path not in gone]
+        ours = {str(saved.path.resolve()) for saved in found}
+        listed = _listed(index)
+        wanted = [path for path in listed if path not in ours and Path(path).exists()] + regular
+        if wanted != listed:
+            self.model_dir.mkdir(parents=True, exist_ok=True)
+            with replacing(index, overwrite=True) as temporary:
+                temporary.write_text(yaml.safe_dump(wanted))
+
+
+def remove_abandoned(config: TrainerConfig, model_dir: Path, until_done: ExitStack) -> None:
+    """Remove the temporary files of killed processes; call it under the lock of the folder.
+
+    A folder of checkpoints elsewhere is locked too, for as long as `until_done` lasts; where other runs write there,
+    their files look the same, and none is removed.
+    """
+    left = abandoned(model_dir, "|".join(map(re.escape, (INDEX_FILE, LOSSES_FILE, CURVE_FILE))))
+    root = Path(config.init.checkpoint.checkpoint_root or model_dir)
+    try:
+        if root.is_dir() and root.resolve() != model_dir.resolve():
+            until_done.enter_context(only_process_in(root, lambda line: None))
+        left += abandoned(root, name_pattern(config))
+    except FolderError:
+        pass
+    for path in left:
+        path.unlink(missing_ok=True)
+
+
+def _listed(index: Path) -> list[str]:
+    """What an index lists; nothing where it is missing or damaged, since it is made anew from the files themselves."""
+    try:
+        listed = yaml.safe_load(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return []
+    return [path for path in listed if isinstance(path, str)] if isinstance(listed, list) else []
+
+
+@contextmanager
+def only_process_in(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
+    """Hold the lock of a run's folder, which exists; the system lets it go when the process dies.
+
+    Raises FolderError where another process holds it. A file system without locks is said, and the run goes on.
+    """
+    path = folder / LOCK_FILE
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise FolderError(f"{folder}: cannot be written ({error.strerror}); give another --model-dir") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            os.close(descriptor)
+            raise FolderError(
+                f"{folder}: another process trains there; wait for it, stop it, or give another --model-dir"
+            ) from error
+        except OSError as error:
+            say(f"{folder}: its file system has no locks ({error.strerror}); make sure that no other run uses it")
+        if path.exists() and os.stat(path).st_ino == os.fstat(descriptor).st_ino:
+            break
+        os.close(descriptor)  # the one that held it has just removed it
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)

@@ -1,0 +1,77 @@
+"""Signals that stop a run: the first lets it save the step that it has reached, the second ends it at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+from cerebras_jais.errors import UserError
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Seconds within which one signal may come twice: a terminal that closes sends SIGHUP by two ways, and torchrun sends
+# on to its processes what they have had from the terminal already.
+_HANG_UP_REPEATS, _LAUNCHER_REPEATS = 1.0, 5.0
+
+
+class Stopped(UserError):
+    """A run that a signal ended; `status` is the exit status that shells expect, 128 and the signal's number."""
+
+    def __init__(self, message: str, signum: int):
+        super().__init__(message)
+        self.signum = signum
+        self.status = 128 + signum
+
+
+def name_of(signum: int) -> str:
+    """For people."""
+    return {signal.SIGINT: "Ctrl-C (SIGINT)"}.get(signum, signal.Signals(signum).name)  # type: ignore[call-overload]
+
+
+class StopRequest:
+    """A context in which SIGINT, SIGTERM and SIGHUP are noted instead of ending the process.
+
+    Until `wait` is called there is nothing to save, and the first one raises Stopped where it comes; afterwards the
+    first one is kept in `signum` for the loop to look at, and the second raises Stopped. A signal that the process was
+    told to ignore (nohup) stays ignored. Outside the main thread, where Python takes no signals, nothing is changed.
+
+    Args:
+        several: whether the run has several processes.
+    """
+
+    def __init__(self, several: bool = False):
+        self.signum: int | None = None
+        self.saved = "nothing was trained"  # what a second signal says is kept
+        self._several, self._waits, self._when = several, False, 0.0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for signum in _SIGNALS:
+                if signal.getsignal(signum) is not signal.SIG_IGN:
+                    self._before[signum] = signal.signal(signum, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+
+    def wait(self) -> None:
+        """From now on the first signal waits for the loop."""
+        self._waits = True
+        if self.signum is not None:
+            raise Stopped(f"stopped by {name_of(self.signum)}; {self.saved}", self.signum)
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.signum is None:
+            self.signum, self._when = signum, now
+            if self._waits:
+                return
+        else:
+            window = _LAUNCHER_REPEATS if self._several else _HANG_UP_REPEATS if signum == signal.SIGHUP else 0.0
+            if now - self._when < window:
+                return
+        raise Stopped(f"stopped at once by {name_of(signum)}; {self.saved}", signum)
