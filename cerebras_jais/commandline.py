@@ -189,7 +189,7 @@ def _line(error: BaseException) -> tuple[str | None, int]:
 
 def _system_error(error: OSError) -> str:
     """What the system refused, of which file, and what to do."""
-    where = "" if error.filename is None else f"{shown_path(os.fsdecode(error.filename))}: "
+    where = "" if error.filename is None else f"{shown_path(str(error.filename))}: "
     if error.errno is None:
         return where + _first_line(error)
     reason, remedy = os.strerror(error.errno), REMEDIES.get(error.errno)
