@@ -85,30 +85,34 @@ def read_text(path: str | os.PathLike, most: int, error: type[UserError] = UserE
         raise error(f"{shown_path(path)}:{line}: not UTF-8 ({damage.reason}); save the file as UTF-8") from damage
 
 
-def parse_json(text: str, where: str, error: type[UserError] = UserError) -> Any:
-    """The value of a JSON text, `where` being its name in messages; raises `error` for what is none.
+def parse_json(text: str, where: str, error: type[UserError] = UserError, *, line: int | None = None) -> Any:
+    """The value of a JSON text; raises `error` for what is none.
 
-    Refused too are what Python's reader would take beyond the standard, NaN and Infinity, and halves of surrogate
-    pairs, which are no characters and which nothing can write.
+    Refused too are what Python's reader takes beyond the standard, NaN and Infinity, and halves of surrogate pairs,
+    which are no characters and which nothing can write.
+
+    Args:
+        where: the name of its file, for messages.
+        line: the line of the file that the text is, where it is one line of it.
     """
 
     def no_number(name: str) -> Any:
         raise ValueError(f"{name} is no number of JSON")
 
+    place = where if line is None else f"{where}:{line}"
     try:
         value = json.loads(text, parse_constant=no_number)
-        if "\\u" in text or "\\U" in text:
+        if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as damage:
-        at = f", line {damage.lineno}" if "\n" in text.strip() else ""
-        raise error(f"{where}{at}: not valid JSON ({damage.msg})") from damage
-    except RecursionError as damage:
-        raise error(f"{where}: not valid JSON (nested too deeply)") from damage
+        raise error(f"{where}:{(line or 1) + damage.lineno - 1}: not valid JSON ({damage.msg})") from damage
     except UnicodeEncodeError as damage:
         half = damage.object[damage.start : damage.start + 1]
-        raise error(f"{where}: has {half!r}, half of a character; write the whole character") from damage
+        raise error(f"{place}: has {half!r}, half of a character; write the whole character") from damage
     except ValueError as damage:
-        raise error(f"{where}: not valid JSON ({str(damage).partition(';')[0]})") from damage
+        raise error(f"{place}: not valid JSON ({str(damage).partition(';')[0]})") from damage
+    except RecursionError as damage:
+        raise error(f"{place}: not valid JSON (nested too deeply)") from damage
     return value
 
 
@@ -126,11 +130,11 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.tmp")
     try:
-        with _naming(path), open(temporary, "x", encoding="utf-8") as file:
+        with _naming(target, temporary), open(temporary, "x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, target)
+            os.replace(temporary, target)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -149,7 +153,7 @@ def whole_folder(target: str | os.PathLike, *, replaces: bool = False) -> Iterat
     target = Path(os.path.realpath(target))
     old = target.parent / f".{target.name}.replaced"
     hidden = target.parent / f".{target.name}.partial"
-    with _naming(target):
+    with _naming(target, hidden):
         hidden.mkdir(parents=True, exist_ok=True)
     with locked(hidden, f"{shown_path(target)}: another process is making it; wait, or choose another name"):
         if old.exists() and not target.exists():  # a kill came between the two renames below
@@ -160,7 +164,7 @@ def whole_folder(target: str | os.PathLike, *, replaces: bool = False) -> Iterat
         try:
             if target.exists() and not replaces and (not target.is_dir() or any(target.iterdir())):
                 raise UserError(f"{shown_path(target)}: is there already; choose another name, or remove it")
-            with _naming(target):
+            with _naming(target, hidden):
                 yield hidden
             if target.exists():
                 target.rename(old)
@@ -208,11 +212,11 @@ def lock(descriptor: int, folder: Path) -> None:
 
 
 @contextmanager
-def _naming(path: str | os.PathLike) -> Iterator[None]:
-    """Give the system's errors that name no file, such as a full disk's, the name of the one being written."""
+def _naming(target: Path, hidden: Path) -> Iterator[None]:
+    """Have the system's errors that name no file, as a full disk's, or a hidden one, name the file being made."""
     try:
         yield
     except OSError as error:
-        if error.errno is not None and error.filename is None:
-            error.filename = os.fspath(path)
+        if error.errno is not None and (error.filename is None or str(error.filename).startswith(str(hidden))):
+            error.filename = str(target)
         raise

@@ -105,13 +105,15 @@ def score(
     \b
       cerebras-jais score model/checkpoint_200.mdl --tokenizer tokenizer --text TEXT --held-out 10
     """
-    from cerebras_jais.data.text import read_documents, sample_corpus_path, split_held_out
+    from cerebras_jais.data.text import passed_over, read_documents, sample_corpus_path, split_held_out
     from cerebras_jais.data.tokenizer import encode_document, end_of_text_id, load_tokenizer
     from cerebras_jais.errors import UserError
     from cerebras_jais.evaluate.score import score_documents
 
     model, encoder = _load(checkpoint, config), load_tokenizer(tokenizer)
     eos = end_of_text_id(encoder, tokenizer)
+    for note in filter(None, map(passed_over, text)):
+        click.echo(f"note: {note}", err=True)
     documents = [document for path in text or [sample_corpus_path()] for document in read_documents(path)]
     if held_out:
         documents = split_held_out(documents, held_out)[1]
