@@ -125,7 +125,8 @@ def leave(program: str, work: Callable[[], Any]) -> NoReturn:
 
     SIGTERM unwinds the work as Ctrl-C does, so that nothing half made is left; a second one ends the process at once.
     """
-    signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:  # which whoever started the process may have asked for
+        signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that is no text, and a terminal without Arabic, can be shown
             stream.reconfigure(errors="backslashreplace")

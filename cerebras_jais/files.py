@@ -40,13 +40,13 @@ def check_regular(path: str | os.PathLike, error: type[UserError] = UserError) -
     try:
         found = os.stat(path)
     except FileNotFoundError:
-        raise error(f"{shown_path(path)}: no such file") from None
+        raise error(f"{shown_path(path)}: cannot be read: no such file") from None
     except NotADirectoryError:
-        raise error(f"{shown_path(path)}: no such file; a part of its path is itself a file") from None
+        raise error(f"{shown_path(path)}: cannot be read: a part of its path is itself a file") from None
     except OSError as refused:
         raise error(f"{shown_path(path)}: cannot be read: {refused.strerror}") from refused
-    except ValueError as refused:  # a zero byte
-        raise error(f"{os.fspath(path)!r}: no file can have this name") from refused
+    except ValueError as refused:  # a zero byte, or half a character
+        raise error(f"{shown_path(path)}: cannot be read: no file can have this name") from refused
     if stat.S_ISDIR(found.st_mode):
         raise error(f"{shown_path(path)}: is a folder; give the name of a file")
     if not stat.S_ISREG(found.st_mode):
@@ -127,7 +127,7 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     target = Path(os.path.realpath(path))
     if target.exists():
         check_regular(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(target.parent, target)
     temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.tmp")
     try:
         with _naming(target, temporary), open(temporary, "x", encoding="utf-8") as file:
@@ -153,8 +153,7 @@ def whole_folder(target: str | os.PathLike, *, replaces: bool = False) -> Iterat
     target = Path(os.path.realpath(target))
     old = target.parent / f".{target.name}.replaced"
     hidden = target.parent / f".{target.name}.partial"
-    with _naming(target, hidden):
-        hidden.mkdir(parents=True, exist_ok=True)
+    _make_folder(hidden, target)
     with locked(hidden, f"{shown_path(target)}: another process is making it; wait, or choose another name"):
         if old.exists() and not target.exists():  # a kill came between the two renames below
             old.rename(target)
@@ -209,6 +208,17 @@ def lock(descriptor: int, folder: Path) -> None:
             f"note: {shown_path(folder.parent)}: this file system has no locks; start nothing else that writes there",
             file=sys.stderr,
         )
+
+
+def _make_folder(folder: Path, target: Path) -> None:
+    """Make a folder and those above it; the system's error names the file or folder that it is made for."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target)) from None
+    except OSError as error:
+        error.filename = str(target)
+        raise
 
 
 @contextmanager

@@ -113,7 +113,8 @@ def pack(
     from cerebras_jais.data.text import not_held_out
 
     documents, _ = _read(texts, 0)
-    _say(not_held_out(documents, held_out) if held_out else None)
+    if texts and held_out:
+        _say(not_held_out(documents, held_out))
     splits = pack_documents(
         documents,
         tokenizer_dir,

@@ -188,7 +188,8 @@ def _files_below(folder: Path) -> tuple[list[Path], list[Path]]:
 
 def _kinds(files: Sequence[Path]) -> str:
     """`3 .gz, 1 .csv` of files, the most frequent endings first."""
-    counts = Counter(file.suffix or "without an ending" for file in files).most_common()
+    endings = Counter(file.suffix or "without an ending" for file in files)
+    counts = sorted(endings.items(), key=lambda ending: (-ending[1], ending[0]))
     shown = [f"{count} {kind}" for kind, count in counts[:5]]
     return ", ".join([*shown, f"{sum(count for _, count in counts[5:])} others"] if counts[5:] else shown)
 
@@ -220,7 +221,7 @@ def _read_jsonl(file: Path) -> Iterator[Document]:
             text = _decode(line, file, number)
             if not text.strip():
                 continue
-            entry = parse_json(text, str(file), DataError, line=number)
+            entry = parse_json(text.rstrip(), str(file), DataError, line=number)
             if not isinstance(entry, dict):
                 raise DataError(f'{source}: expected an object such as {{"text": "..."}}, got {type(entry).__name__}')
             if not isinstance(entry.get("text"), str):
