@@ -60,7 +60,7 @@ def write_hdf5(
         statistics = _write_files(hidden, rows, metadata, samples_per_file)
         parameters = _data_params(directory, metadata, statistics)
         text = json.dumps(parameters, indent=4, sort_keys=True, ensure_ascii=False) + "\n"
-        (hidden / "data_params.json").write_text(text, encoding="utf-8", errors="backslashreplace")
+        (hidden / "data_params.json").write_text(text, encoding="utf-8", errors="replace")
     return statistics["n_examples"]
 
 

@@ -7,6 +7,7 @@ as `<|endoftext|>`) is spelled out like any other word. Control tokens are put i
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ END_OF_TEXT = "<|endoftext|>"
 EOS_ID = 0
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 LARGEST = 64 * MIB  # bytes of a tokenizer.json; the largest known are of half that
+_LONGEST_WORD = 10_000  # characters
+_ENDLESS_WORD = re.compile(rf"\S{{{_LONGEST_WORD}}}|\s{{{_LONGEST_WORD}}}")
 # One special token and the 256 bytes; a smaller vocabulary could not spell every text.
 SMALLEST_VOCABULARY = 257
 
@@ -47,9 +50,19 @@ def train_tokenizer(documents: Iterable[Document], vocab_size: int, eos: str = E
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((document.text for document in documents), trainer)
+    tokenizer.train_from_iterator((piece for document in documents for piece in _learnable(document.text)), trainer)
     assert tokenizer.token_to_id(eos) == EOS_ID
     return _reading_text_as_data(tokenizer)
+
+
+def _learnable(text: str) -> Iterator[str]:
+    """A text whole, or in pieces where it has a run without a break that would take for ever: learning takes the square
+    of the longest word's length."""
+    if _ENDLESS_WORD.search(text) is None:
+        yield text
+        return
+    for start in range(0, len(text), _LONGEST_WORD):
+        yield text[start : start + _LONGEST_WORD]
 
 
 def check_folder(directory: str | Path, overwrite: bool = False) -> None:

@@ -47,6 +47,7 @@ def test_only_regular_files_are_read_and_nothing_is_waited_for(no_files, tmp_pat
             read_bytes(path, MIB)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -155,6 +156,7 @@ def test_a_text_keeps_its_link_and_replaces_no_device(tmp_path):
     assert (tmp_path / "pipe").is_fifo()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["/proc/x", "/proc/x/y.yaml", "FILE/y.yaml", "LONG", "READONLY/y.yaml"])
 @pytest.mark.parametrize("verb", ["config", "tokenizer", "pack"])
 def test_an_impossible_place_is_refused_in_one_line_with_the_remedy(verb, output, tmp_path):
@@ -242,6 +244,7 @@ save_tokenizer(tokenizer, sys.argv[1], 128, overwrite=True)
 """
 
 
+@pytest.mark.slow
 def test_a_tokenizer_killed_at_any_moment_is_whole_or_not_there_and_nothing_hidden_stays(tmp_path):
     def save(moment, word):
         command = [sys.executable, "-c", KILLED, str(tmp_path / "t"), str(moment), word]
