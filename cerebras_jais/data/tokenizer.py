@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from cerebras_jais.data.text import DataError, Document, count_words
 from cerebras_jais.files import MIB, parse_json, read_text, whole_folder
+from cerebras_jais.ranges import VOCABULARY
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -130,7 +131,14 @@ def load_tokenizer(directory: str | Path) -> "Tokenizer":
         raise DataError(f"{file}: no such file; make one with `cerebras-jais data tokenizer` or name its folder")
     content = read_text(file, LARGEST, DataError)
     with _explained(str(file)):
-        return _reading_text_as_data(Tokenizer.from_str(content))
+        tokenizer = _reading_text_as_data(Tokenizer.from_str(content))
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest >= VOCABULARY.high:
+        raise DataError(
+            f"{file}: has the token id {largest}, beyond the {VOCABULARY.high:,} entries that a model can have; give "
+            "another tokenizer"
+        )
+    return tokenizer
 
 
 @contextmanager

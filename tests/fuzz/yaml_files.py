@@ -86,6 +86,8 @@ def hostile(draw: random.Random, text: str) -> str:
     """A YAML text with one value, key or line replaced by something hostile."""
     lines = text.split("\n")
     keyed = [at for at, line in enumerate(lines) if re.match(r"\s*(- )?\w+:", line)]
+    if not keyed:  # an earlier damage left none
+        return text
     at = draw.choice(keyed)
     head, key, value = re.match(r"(\s*(?:- )?)(\w+):(.*)", lines[at]).groups()  # type: ignore[union-attr]
     match draw.randrange(9):

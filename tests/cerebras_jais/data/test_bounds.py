@@ -183,13 +183,14 @@ def test_a_malformed_tokenizer_is_refused_by_its_file_or_read_without_it(name, c
 
 
 def test_a_tokenizer_whose_ids_go_beyond_its_vocabulary_is_refused(tokenizer, tmp_path):
-    content = json.loads((tokenizer / "tokenizer.json").read_text())
-    content["model"]["vocab"] = {token: 2**32 - 1 - id for token, id in content["model"]["vocab"].items()}
-    content["added_tokens"] = []
-    content["model"]["vocab"]["<|endoftext|>"] = 0
-    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    done = run("data", "pack", "--tokenizer", tmp_path, "--max-sequence-length", 16, "--output", tmp_path / "new")
-    assert isinstance(done.exception, DataError) and not (tmp_path / "new").exists()
+    for name, id in (("a", 2**32 - 1), ("a", 2**31), ("a", 512_000), ("<|endoftext|>", 2**32 - 1)):
+        content = json.loads((tokenizer / "tokenizer.json").read_text())
+        content["model"]["vocab"][name] = id
+        content["added_tokens"] = []
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+        done = run("data", "pack", "--tokenizer", tmp_path, "--max-sequence-length", 16, "--output", tmp_path / "new")
+        assert isinstance(done.exception, DataError) and f"the token id {id}" in str(done.exception)
+        assert not (tmp_path / "new").exists()
 
 
 def test_a_vocabulary_beyond_any_is_refused_before_anything_is_read():
