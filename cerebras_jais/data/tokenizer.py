@@ -145,12 +145,30 @@ def load_tokenizer(directory: str | Path) -> "Tokenizer":
 def _explained(where: str) -> Iterator[None]:
     """Turn what the tokenizers library raises, bare Exceptions and panics of Rust, into a DataError."""
     try:
-        yield
+        with _silenced():
+            yield
     except BaseException as error:
         if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise DataError(f"{where}: not a readable tokenizer ({reason[:200]}); give another") from error
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Keep off standard error what a panic of Rust prints there, past Python's streams: the error says it too."""
+    try:
+        kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # standard error is closed
+        yield
+        return
+    os.dup2(nothing, 2)
+    os.close(nothing)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _reading_text_as_data(tokenizer: "Tokenizer") -> "Tokenizer":

@@ -4,6 +4,7 @@ A file of the folder is damaged as bytes or as text of JSON, or a value anywhere
 used by `data pack`, `config check --tokenizer`, `generate`, or `checkpoint-convert to-hf --tokenizer`.
 """
 
+import copy
 import json
 import os
 import random
@@ -59,7 +60,7 @@ def replaced(draw: random.Random, text: str) -> str:
         if value is REMOVED:
             del parent[path[-1]]
         else:
-            parent[path[-1]] = value
+            parent[path[-1]] = copy.deepcopy(value)  # the next change may go into it
     return json.dumps(tree)
 
 

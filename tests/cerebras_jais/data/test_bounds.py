@@ -193,6 +193,16 @@ def test_a_tokenizer_whose_ids_go_beyond_its_vocabulary_is_refused(tokenizer, tm
         assert not (tmp_path / "new").exists()
 
 
+def test_a_panic_of_the_library_is_one_line(tokenizer, tmp_path, capfd):
+    """Merges whose second part is shorter than the prefix that continues a word make its reader panic."""
+    content = json.loads((tokenizer / "tokenizer.json").read_text())
+    content["model"]["continuing_subword_prefix"] = "x" * 100
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="not a readable tokenizer") as caught:
+        load_tokenizer(tmp_path)
+    assert type(caught.value.__cause__).__name__ == "PanicException" and capfd.readouterr().err == ""
+
+
 def test_a_vocabulary_beyond_any_is_refused_before_anything_is_read():
     done = run("data", "tokenizer", "--vocab-size", 1_000_000_000, "--output", "new", "--text", "/dev/zero")
     assert done.exit_code == 2 and "must be a whole number from 1 to 512000" in done.output
