@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from cerebras_jais import __version__
-from cerebras_jais.commandline import LazyGroup, completion_command, run
+from cerebras_jais.commandline import LazyGroup, completion_command, run, statuses
 
 VERBS = {
     "models": ("cerebras_jais.recipes.cli:models", "What the 20 models are, and where each number comes from."),
@@ -36,6 +36,7 @@ def cli() -> None:
     """
 
 
+cli.epilog = statuses()
 cli.add_command(completion_command("cerebras-jais"))
 
 

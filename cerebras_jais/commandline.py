@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
+import os
+import re
+import signal
 import sys
-from collections.abc import Mapping
-from typing import Any
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
 
 import click
 
-from cerebras_jais.errors import UserError
+from cerebras_jais.errors import GOOD, INTERRUPTED, REFUSED, STATUSES, TERMINATED, UNFORESEEN, UserError
+from cerebras_jais.files import shown_path
 from cerebras_jais.ranges import Range
+
+_NO_MEMORY = re.compile("not enough memory|can't allocate memory|out of memory")  # as torch says it
+OURS = ("cerebras_jais", "checkpoint_convert")
+EXTRAS = {"tokenizers": "data", "transformers": "eval", "cerebras": "cerebras", "cerebras_pytorch": "cerebras"}
+_MAKE_ROOM = "make room, or choose another place"
+_PERMISSION = "allow it, or choose another place"
+REMEDIES = {
+    errno.ENOENT: "check the name",
+    errno.ENOTDIR: "a part of its path is a file; choose another place",
+    errno.EISDIR: "give the name of a file",
+    errno.EEXIST: "choose another name",
+    errno.EACCES: _PERMISSION,
+    errno.EPERM: _PERMISSION,
+    errno.EROFS: "choose another place",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "a link leads back to itself; give the file it stands for",
+    errno.ENOSPC: _MAKE_ROOM,
+    errno.EDQUOT: _MAKE_ROOM,
+    errno.EFBIG: "allow larger files (ulimit -f), or choose another place",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+    errno.ENOMEM: "end other programs, or take less",
+    errno.EIO: "the disk failed to read or write; try again, or use a copy on another disk",
+}
 
 
 class Number(click.ParamType):
@@ -79,22 +110,110 @@ def completion_command(program: str) -> click.Command:
     return completion
 
 
-def say_error(error: UserError) -> None:
-    """Print a user's error as one line on standard error."""
-    click.echo(f"error: {error}", err=True)
+def statuses() -> str:
+    """The exit statuses, in a paragraph for the help of a program."""
+    return f"Exit status: {'; '.join(f'{status} {meaning}' for status, meaning in STATUSES.items())}."
 
 
-def run(group: click.Group, program: str, error_status: int = 1) -> None:
-    """Run a command line; a UserError becomes one line on standard error and `error_status`, Ctrl-C status 130."""
+def run(group: click.Group, program: str) -> NoReturn:
+    """Run a command line and leave with its exit status, whatever happens."""
+    leave(program, lambda: group.main(prog_name=program, standalone_mode=False))
+
+
+def leave(program: str, work: Callable[[], Any]) -> NoReturn:
+    """Do the work of a process and end it; the border where every exception becomes one line and an exit status.
+
+    SIGTERM unwinds the work as Ctrl-C does, so that nothing half made is left; a second one ends the process at once.
+    """
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:  # which whoever started the process may have asked for
+        signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that is no text, and a terminal without Arabic, can be shown
+            stream.reconfigure(errors="backslashreplace")
+    status = status_of(program, work)
     try:
-        status = group.main(prog_name=program, standalone_mode=False)
-        sys.exit(status if isinstance(status, int) else 0)
-    except UserError as error:
-        say_error(error)
-        sys.exit(error_status)
+        sys.stdout.flush()
+    except OSError as error:  # else Python tries again as it ends, and says so in three lines
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if status == GOOD and not isinstance(error, BrokenPipeError):
+            status = _said(program, error)
+    sys.exit(status)
+
+
+def status_of(program: str, work: Callable[[], Any]) -> int:
+    """Do the work and return the exit status; what went wrong is one line on standard error."""
+    try:
+        status = work()
+    except SystemExit as error:
+        if error.code == TERMINATED:
+            click.echo("terminated", err=True)
+        return error.code if isinstance(error.code, int) else GOOD
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
-    except click.Abort:
+        return REFUSED
+    except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
-        sys.exit(130)
+        return INTERRUPTED
+    except BaseException as error:  # a panic of a library in Rust is no Exception
+        return _said(program, error)
+    return status if isinstance(status, int) else GOOD
+
+
+def _said(program: str, error: BaseException) -> int:
+    """Say what an exception means in one line; the exit status."""
+    line, status = _line(error)
+    if line is None:
+        kept = _keep(program, error)
+        line = f"{program} met an error that it does not foresee: {_first_line(error)}; please report it with {kept}"
+        status = UNFORESEEN
+    click.echo(f"error: {line}", err=True)
+    return status
+
+
+def _line(error: BaseException) -> tuple[str | None, int]:
+    """The line of an exception that a user can do something about, and its status; no line for any other."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).splitlines()), error.status
+    if isinstance(error, OSError):
+        return _system_error(error), REFUSED
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
+        return "not enough memory; end other programs, or take less: fewer or shorter texts, a smaller model", REFUSED
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] not in OURS:
+        package = error.name.partition(".")[0]
+        extra = EXTRAS.get(package)
+        which = f"cerebras_jais[{extra}]" if extra else package
+        return f"the package {package} is not installed; install it with: pip install '{which}'", REFUSED
+    if isinstance(error, RecursionError):
+        return "the input is nested too deeply to be read; make it flatter", REFUSED
+    return None, UNFORESEEN
+
+
+def _system_error(error: OSError) -> str:
+    """What the system refused, of which file, and what to do."""
+    where = "" if error.filename is None else f"{shown_path(str(error.filename))}: "
+    if error.errno is None:
+        return where + _first_line(error)
+    reason, remedy = os.strerror(error.errno), REMEDIES.get(error.errno)
+    return f"{where}{reason[:1].lower()}{reason[1:]}{f'; {remedy}' if remedy else ''}"
+
+
+def _first_line(error: BaseException) -> str:
+    text = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+
+
+def _keep(program: str, error: BaseException) -> str:
+    """Write the traceback of an exception to a new file; its name, or the traceback where no file can be made."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        descriptor, path = tempfile.mkstemp(prefix=f"{program}-error-", suffix=".txt")
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError:
+        return f"this:\n{text}"
+    return path
+
+
+def _terminate(number: int, frame: Any) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sys.exit(TERMINATED)

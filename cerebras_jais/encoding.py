@@ -6,8 +6,12 @@ Whatever tokenizer.json stores, a text is encoded whole, and a special token tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from cerebras_jais.errors import UserError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -25,4 +29,35 @@ def reading_text_as_data(tokenizer: Tokenizer) -> Tokenizer:
 
 def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """Return the token ids of each text, without special tokens around them."""
-    return [encoding.ids for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+    with explained("tokenizer.json"):
+        return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+@contextmanager
+def explained(where: str, refusal: type[UserError] = UserError) -> Iterator[None]:
+    """Turn what the tokenizers library raises, bare Exceptions and panics of Rust, into a `refusal` that names `where`."""
+    try:
+        with _silenced():
+            yield
+    except BaseException as error:
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
+            raise
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise refusal(f"{where}: not a readable tokenizer ({reason[:200]}); give another") from error
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Keep off standard error what a panic of Rust prints there, past Python's streams: the error says it too."""
+    try:
+        kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # standard error is closed
+        yield
+        return
+    os.dup2(nothing, 2)
+    os.close(nothing)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -14,14 +14,12 @@ from pathlib import Path
 import click
 
 from cerebras_jais import __version__
-from cerebras_jais.commandline import completion_command, run
+from cerebras_jais.commandline import completion_command, run, statuses
+from cerebras_jais.errors import DIFFERENT
 from cerebras_jais.ranges import shown
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-# Exit statuses, those of diff(1) and cmp(1).
-DIFFERENT = 1
-REFUSED = 2
 
 
 class Size(click.ParamType):
@@ -59,11 +57,10 @@ def cli() -> None:
     Every tensor keeps its bits unless --dtype asks for another element type. What does not fit is refused before
     anything is written; an output appears complete or not at all. A conversion that was killed goes on when the same
     command is given again.
-
-    Exit status: 0 done, or the same; 1 the two differ; 2 refused, or a wrong option; 130 interrupted.
     """
 
 
+cli.epilog = statuses()
 _EXISTING = click.Path(exists=True, path_type=Path)
 _NEW = click.Path(path_type=Path)
 _json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -400,7 +397,7 @@ def _as_json(result) -> dict:
 
 def main() -> None:
     """Entry point of the console command."""
-    run(cli, "checkpoint-convert", error_status=REFUSED)
+    run(cli, "checkpoint-convert")
 
 
 if __name__ == "__main__":

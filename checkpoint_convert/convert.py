@@ -142,6 +142,8 @@ def convert_to_cerebras(
         raise ConversionError(
             f"{release}: is not a directory; a release is a directory with config.json and safetensors"
         )
+    if not output.name:
+        raise ConversionError(f"{output}: is a folder; give the name of the .mdl file to make")
     if output.suffix == ".yaml":
         raise ConversionError(f"{output}: a checkpoint must not end in .yaml; that name is its YAML's")
     with opening(release, allow_pickle=allow_pickle) as model:

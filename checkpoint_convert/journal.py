@@ -8,7 +8,6 @@ Nothing appears under the target's name before all of it is on the disk.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cerebras_jais.errors import UserError
+from cerebras_jais.files import lock
 from checkpoint_convert.errors import ConversionError
 
 _JOURNAL = "journal"
@@ -111,7 +111,8 @@ def working_beside(target: Path) -> Iterator[Work]:
     """Lock the hidden directory beside a target for a conversion; it is removed when the block ends.
 
     After a kill, an interruption or an error of the system, such as a full disk, it stays, and the next conversion to
-    the target finds it. Whoever comes second while one is at work is refused.
+    the target finds it. Whoever comes second while one is at work is refused; where the file system has no locks, a
+    note says so, and nobody is.
 
     Raises:
         ConversionError: another process is at work on the target, its parent is missing, or the system refuses.
@@ -127,7 +128,7 @@ def working_beside(target: Path) -> Iterator[Work]:
         raise ConversionError(f"{target}: cannot be written: {error.strerror or error}") from error
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(descriptor, directory)
             if not directory.exists() or os.stat(directory).st_ino != os.fstat(descriptor).st_ino:
                 raise BlockingIOError  # the other one has just finished and removed what we had opened
         except BlockingIOError as error:

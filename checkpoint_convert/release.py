@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,8 +173,8 @@ def write_companions(
 
 
 def _copy(source: Path, target: Path) -> None:
-    with open(target, "wb") as file:
-        file.write(source.read_bytes())
+    with open(source, "rb") as content, open(target, "wb") as file:
+        shutil.copyfileobj(content, file)
         file.flush()
         os.fsync(file.fileno())
 

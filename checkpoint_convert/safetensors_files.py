@@ -9,19 +9,20 @@ from __future__ import annotations
 import json
 import math
 import os
-import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cerebras_jais.checkpoint.memory import DISK_BLOCK
+from cerebras_jais.files import MIB, open_regular, read_bytes
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.file_tensors import FileTensor, Shape, TensorHeader, np_dtype
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _LARGEST_HEADER = 100_000_000  # bytes; the limit of the format's own library
+_LARGEST_JSON = 64 * MIB  # an index names a tensor in 100 bytes
 
 _DTYPE_OF_CODE = {
     "BOOL": "bool",
@@ -90,9 +91,7 @@ def read_header(path: Path) -> dict[str, FileTensor]:
         ConversionError: the file is missing, truncated or damaged.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # asked before opening: opening a pipe waits for its other end
-            raise ConversionError(f"{path}: is not a regular file")
-        with open(path, "rb") as file:
+        with open_regular(path, ConversionError) as file:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, _LARGEST_HEADER):
@@ -139,10 +138,7 @@ def _entry(path: Path, name: str, about: Any) -> tuple[str, Shape, int, int]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; ConversionError when it is not one or names a key twice."""
-    try:
-        return _parsed(path, path.read_bytes())
-    except OSError as error:
-        raise ConversionError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return _parsed(path, read_bytes(path, _LARGEST_JSON, ConversionError))
 
 
 def _parsed(path: Path, text: bytes) -> dict[str, Any]:
@@ -154,6 +150,10 @@ def _parsed(path: Path, text: bytes) -> dict[str, Any]:
 
     try:
         value = json.loads(text.decode("utf-8"), object_pairs_hook=once)  # json itself would take UTF-16 too
+        if b"\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode(
+                "utf-8"
+            )  # refuses halves of characters, as nothing writes them
     except (ValueError, RecursionError) as error:
         raise ConversionError(f"{path}: its JSON cannot be read: {error}") from error
     if not isinstance(value, dict):

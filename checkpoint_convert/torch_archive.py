@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import itertools
 import os
-import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from cerebras_jais.files import open_regular
 from checkpoint_convert.errors import ConversionError
 
 _LOCAL = struct.Struct("<4s5H3I2H")
@@ -67,9 +67,7 @@ def read_archive(path: Path) -> Archive:
             little-endian, or a zip archive that torch.save would not have written.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # asked before opening: opening a pipe waits for its other end
-            raise ConversionError(f"{path}: is not a regular file; give the file itself")
-        with open(path, "rb", buffering=0) as file:
+        with open_regular(path, ConversionError) as file:
             entries = _read_directory(path, file)
             root = _find_root(path, file, entries)
             pickle = _read_entry(path, file, entries, f"{root}data.pkl", _LARGEST_PICKLE)

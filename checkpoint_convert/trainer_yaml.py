@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import yaml
 
 from cerebras_jais.model.config import DecoderConfig
+from cerebras_jais.recipes.yaml_source import RecipeError, read_yaml
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.mup import with_todays_mup
 from checkpoint_convert.old_sections import with_todays_keys
@@ -31,15 +31,6 @@ _HEAD = """\
 {notes}"""
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as safe_load reads it, except that 1e-5 is a number, as YAML 1.2 and the Model Zoo have it."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
 def read_model_section(path: Path) -> dict[str, Any]:
     """The `model:` section of a trainer YAML, as `model_section_of` gives it.
 
@@ -47,11 +38,9 @@ def read_model_section(path: Path) -> dict[str, Any]:
         ConversionError: the file cannot be read, is no YAML, or has no such section.
     """
     try:
-        params = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader: builds plain values only
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConversionError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConversionError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from error
+        params = read_yaml(path).data
+    except RecipeError as error:
+        raise ConversionError(str(error)) from error
     return model_section_of(params, str(path))
 
 

@@ -29,13 +29,14 @@ launch --dry-run
 # A compile that fails should fail before systems are waited for. Its result is kept, so this costs little again.
 launch --compile-only
 
-# All three phases, each from the checkpoint of the one before. What the cluster dropped (status 1) is launched again,
-# what was wrong with the launch itself (status 2) is not. Finished: nothing is left, with status 0.
+# All three phases, each from the checkpoint of the one before. A cluster that does not answer (status 1) and a job that
+# failed (status 3) are launched again, what was wrong with the launch itself (status 2) is not. Finished: nothing is
+# left, with status 0.
 for attempt in 1 2 3 4 5; do
     status=0
     launch || status=$?
-    [[ $status -eq 1 ]] || exit $status
+    [[ $status -eq 1 || $status -eq 3 ]] || exit $status
     echo "attempt $attempt ended early; again in a minute" >&2
     sleep 60
 done
-exit 1
+exit $status

@@ -13,14 +13,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BASE = {"errors", "ranges", "encoding", "progress", "commandline"}  # used by every room
+BASE = {"errors", "ranges", "encoding", "files", "progress", "commandline"}  # used by every room
 LOW = BASE | {"model", "checkpoint"}
 ALLOWED = {
     "errors": set(),
     "ranges": set(),
-    "encoding": set(),
+    "encoding": {"errors"},
     "progress": {"errors"},
-    "commandline": {"errors", "ranges"},
+    "files": {"errors"},
+    "commandline": {"errors", "ranges", "files"},
     "model": BASE | {"checkpoint"},  # weights.py fills a model from a file
     "checkpoint": BASE,
     "data": LOW,

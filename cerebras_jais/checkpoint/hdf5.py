@@ -33,6 +33,7 @@ from cerebras_jais.checkpoint.dtypes import ELEMENT_TYPES
 from cerebras_jais.checkpoint.errors import CheckpointError, as_checkpoint_error
 from cerebras_jais.checkpoint.hdf5_inspection import Inspection
 from cerebras_jais.checkpoint.memory import DISK_BLOCK
+from cerebras_jais.files import check_regular
 
 _MAX_RANK = 32
 _LARGE = 64 << 10  # data of this size begin at a block of the disk, where a write past the page cache can begin
@@ -68,8 +69,7 @@ class GuardedFile:
             made = "`checkpoint-convert to-cerebras` makes a .mdl file of a release"
             remedy = made if (self.path / "config.json").is_file() else "give the .mdl file inside it"
             raise CheckpointError(f"{path}: is a directory; {remedy}")
-        if not self.path.is_file():
-            raise CheckpointError(f"{path}: no such file")
+        check_regular(self.path, CheckpointError)
         with as_checkpoint_error(self.path, "opening"):
             self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115  # closed by `close`
         try:

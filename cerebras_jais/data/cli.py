@@ -63,14 +63,13 @@ def tokenizer(
     as token 0. transformers.AutoTokenizer loads the folder. Documents that `data pack` will hold out (give the same
     --held-out) are not learnt from. Prints tokens per word on the held-out documents, or on all without any.
     """
-    from cerebras_jais.data.text import DataError, language_of
-    from cerebras_jais.data.tokenizer import save_tokenizer, tokens_per_word, train_tokenizer
+    from cerebras_jais.data.text import language_of
+    from cerebras_jais.data.tokenizer import check_folder, save_tokenizer, tokens_per_word, train_tokenizer
 
-    if (output / "tokenizer.json").exists() and not overwrite:
-        raise DataError(f"{output}: holds a tokenizer already; choose another --output or give --overwrite")
+    check_folder(output, overwrite)
     training, kept = _read(texts, held_out)
     trained = train_tokenizer(_progress(training, "learning"), vocab_size)
-    save_tokenizer(trained, output, model_max_length)
+    save_tokenizer(trained, output, model_max_length, overwrite=overwrite)
     click.echo(f"{output}: {trained.get_vocab_size()} entries from {len(training)} documents")
     if trained.get_vocab_size() < vocab_size:
         click.echo(f"  (the text gives no more than that; {vocab_size} were asked for)")
@@ -111,8 +110,11 @@ def pack(
     wasted, but a row can begin inside a document. With --vsl each document stays whole and sees only itself.
     """
     from cerebras_jais.data.pipeline import pack_documents
+    from cerebras_jais.data.text import not_held_out
 
     documents, _ = _read(texts, 0)
+    if texts and held_out:
+        _say(not_held_out(documents, held_out))
     splits = pack_documents(
         documents,
         tokenizer_dir,
@@ -133,10 +135,17 @@ def pack(
 
 def _read(texts: tuple[Path, ...], held_out: int):
     """Return (training, held out) documents of all the paths, of the bundled sample when there are none."""
-    from cerebras_jais.data.text import read_documents, sample_corpus_path, split_held_out
+    from cerebras_jais.data.text import passed_over, read_documents, sample_corpus_path, split_held_out
 
+    for path in texts:
+        _say(passed_over(path))
     documents = [document for path in texts or (sample_corpus_path(),) for document in read_documents(path)]
     return split_held_out(documents, held_out) if held_out else (documents, [])
+
+
+def _say(note: str | None) -> None:
+    if note is not None:
+        click.echo(f"note: {note}", err=True)
 
 
 def _progress(documents, name: str):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from cerebras_jais.data.order import SampleOrder, mixture_indices, subset_indice
 from cerebras_jais.data.pack import STREAM_FEATURES, VSL_FEATURES, as_int32
 from cerebras_jais.data.sources import HDF5Source
 from cerebras_jais.data.text import DataError
+from cerebras_jais.files import shown_path, whole_folder
 from cerebras_jais.ranges import STREAMED
 
 SAMPLES_PER_FILE = 4096
@@ -55,24 +55,21 @@ def write_hdf5(
     exists and is not empty, for no rows, for a token id outside the vocabulary and for rows of different shapes.
     """
     directory = Path(directory)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise DataError(f"{directory}: exists and is not an empty folder; remove it or choose another --output")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = directory.parent / f".{directory.name}.partial-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        statistics = _write_files(partial, rows, metadata, samples_per_file)
+    check_new_folder(directory)
+    with whole_folder(directory) as hidden:
+        statistics = _write_files(hidden, rows, metadata, samples_per_file)
         parameters = _data_params(directory, metadata, statistics)
-        (partial / "data_params.json").write_text(
-            json.dumps(parameters, indent=4, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        if directory.exists():
-            directory.rmdir()
-        partial.rename(directory)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        text = json.dumps(parameters, indent=4, sort_keys=True, ensure_ascii=False) + "\n"
+        (hidden / "data_params.json").write_text(text, encoding="utf-8", errors="replace")
     return statistics["n_examples"]
+
+
+def check_new_folder(directory: Path) -> None:
+    """Raise DataError if a folder to be written exists and is not empty."""
+    if os.path.lexists(directory) and (not directory.is_dir() or any(directory.iterdir())):
+        raise DataError(
+            f"{shown_path(directory)}: exists and is not an empty folder; remove it or choose another --output"
+        )
 
 
 class HDF5Samples:
@@ -363,9 +360,12 @@ def _write_file(file: Path, rows: list[np.ndarray], metadata: DataParameters, st
                 f"{metadata.source or 'rows to write'}: token id {offender} is outside the vocabulary of "
                 f"{metadata.vocab_size}; pack with the tokenizer that belongs to it"
             )
-    with h5py.File(file, "w") as out:
+    # Made in memory: HDF5 does not survive a full disk, and its locks are not had on every file system.
+    with h5py.File(file, "w", driver="core", backing_store=False) as out:
         out.create_dataset("data", data=data, dtype="i4", chunks=(1, *data.shape[1:]), compression="gzip")
         out.attrs["n_examples"] = len(data)
+        out.flush()
+        file.write_bytes(out.id.get_file_image())
     # Padding is what comes after the last position that is trained or is not the padding id.
     used = (mask != 0) | (ids != metadata.pad_id)
     padding = np.where(used.any(1), np.argmax(used[:, ::-1], axis=1), ids.shape[1])

@@ -1,5 +1,6 @@
 """Tokenised documents to rows of one length, by cutting a stream or by packing whole documents (VSL)."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -148,7 +149,7 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
     occurs makes finding the tightest one a few operations on an integer, however many bins there are.
     """
     bins: list[list[int]] = []
-    with_room: list[list[int]] = [[] for _ in range(capacity + 1)]
+    with_room: defaultdict[int, list[int]] = defaultdict(list)
     occupied = 0  # bit r is set when some bin has room r > 0 left
     for index in np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable").tolist():
         length = lengths[index]

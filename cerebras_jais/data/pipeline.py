@@ -1,16 +1,14 @@
 """From documents to a folder of packed data: held-out split, tokens, rows, files."""
 
-import itertools
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from cerebras_jais.data.hdf5 import SAMPLES_PER_FILE, DataParameters, write_hdf5
+from cerebras_jais.data.hdf5 import SAMPLES_PER_FILE, DataParameters, check_new_folder, write_hdf5
 from cerebras_jais.data.pack import PackingReport, pack_stream, pack_vsl
 from cerebras_jais.data.text import DataError, Document, count_bytes, language_of, split_held_out
 from cerebras_jais.data.tokenizer import (
@@ -20,9 +18,11 @@ from cerebras_jais.data.tokenizer import (
     load_tokenizer,
 )
 from cerebras_jais.encoding import encode_texts
+from cerebras_jais.files import whole_folder
 
-# Documents tokenised at once: enough to keep all cores busy.
+# Documents tokenised at once, and their characters: enough to keep all cores busy, in bounded memory.
 _BATCH = 256
+_BATCH_CHARACTERS = 1_000_000
 # Of each batch, so many documents are decoded again and compared with their text.
 _DECODED_AGAIN = 8
 
@@ -60,8 +60,7 @@ def pack_documents(
     for text that the tokenizer turns into the end of text or does not give back (a sample is decoded again).
     """
     output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise DataError(f"{output}: exists and is not an empty folder; remove it or choose another --output")
+    check_new_folder(output)
     encoder = load_tokenizer(tokenizer)
     eos_id = end_of_text_id(encoder, tokenizer)
     training, kept = split_held_out(documents, held_out) if held_out else (list(documents), [])
@@ -72,10 +71,8 @@ def pack_documents(
     for document in kept:
         splits.setdefault(f"held_out/{language_of(document)}", []).append(document)
 
-    partial = output.parent / f".{output.name}.partial-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
     packed = []
-    try:
+    with whole_folder(output) as hidden:
         for name, members in splits.items():
             watched = progress(members, name) if progress else members
             token_docs = _encode(encoder, watched, eos_id)
@@ -95,25 +92,32 @@ def pack_documents(
                 raw_bytes=count_bytes(members),
                 raw_characters=sum(len(document.text) for document in members),
             )
-            write_hdf5(partial / name, rows, metadata=metadata, samples_per_file=samples_per_file)
+            write_hdf5(hidden / name, rows, metadata=metadata, samples_per_file=samples_per_file)
             packed.append(PackedSplit(name, output / name, len(members), metadata.raw_bytes, rows.report))
-        if output.exists():
-            output.rmdir()
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return packed
 
 
 def _encode(tokenizer, documents: Iterable[Document], eos_id: int) -> Iterator[Sequence[int]]:
     """Yield the token ids of each document; DataError where they hold the end of text or do not decode to the text."""
-    remaining = iter(documents)
-    while batch := list(itertools.islice(remaining, _BATCH)):
+    for batch in _batches(documents):
         for number, ids in enumerate(encode_texts(tokenizer, [document.text for document in batch])):
             check_end_of_text(batch[number], ids, eos_id)
             if number < _DECODED_AGAIN:
                 check_round_trip(tokenizer, batch[number], ids)
             yield ids
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    characters = 0
+    for document in documents:
+        if batch and (len(batch) == _BATCH or characters + len(document.text) > _BATCH_CHARACTERS):
+            yield batch
+            batch, characters = [], 0
+        batch.append(document)
+        characters += len(document.text)
+    if batch:
+        yield batch
 
 
 def _common_source(documents: Sequence[Document]) -> str:

@@ -1,6 +1,5 @@
 """One data directory (or several read as one) of Model Zoo HDF5 files, read by sample index."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,8 @@ import numpy as np
 
 from cerebras_jais.data.pack import STREAM_FEATURES, VSL_FEATURES, as_int32
 from cerebras_jais.data.text import DataError
+from cerebras_jais.errors import UserError
+from cerebras_jais.files import MIB, check_regular, parse_json, read_text
 from cerebras_jais.ranges import VOCABULARY
 
 if TYPE_CHECKING:
@@ -22,9 +23,10 @@ _OPEN_FILES = 64
 def recorded_vocabulary(directory: str | Path) -> int | None:
     """The size of the vocabulary that data_params.json beside the data records; None where it records none."""
     try:
-        recorded = json.loads((Path(directory) / "data_params.json").read_text(encoding="utf-8"))
+        file = Path(directory) / "data_params.json"
+        recorded = parse_json(read_text(file, MIB), str(file))
         size = recorded["processing"]["vocab_size"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (UserError, LookupError, TypeError):
         return None
     return int(size) if VOCABULARY.holds(size) else None
 
@@ -133,14 +135,12 @@ class HDF5Source:
         return int(self._ends[file - 1]) if file else 0
 
     def _dataset(self, file: int) -> Any:
-        import h5py
-
         if self._process != os.getpid():  # handles do not survive a fork
             self._open, self._process = {}, os.getpid()
         if file not in self._open:
             if len(self._open) >= _OPEN_FILES:
                 self._open.pop(next(iter(self._open))).file.close()
-            self._open[file] = h5py.File(self.files[file], "r")["data"]
+            self._open[file] = _open(self.files[file])["data"]
         return self._open[file]
 
 
@@ -164,6 +164,13 @@ def _find_files(directories: Sequence[Path], sort_files: bool, use_vsl: bool) ->
     return sorted(files) if sort_files else files
 
 
+def _open(file: Path) -> "h5py.File":
+    """A data file open for reading, without HDF5's lock: not every file system has any, and nothing writes in place."""
+    import h5py
+
+    return h5py.File(file, "r", locking=False)
+
+
 def _read_shapes(files: Sequence[Path]) -> list[tuple[int, ...]]:
     import h5py
 
@@ -171,7 +178,9 @@ def _read_shapes(files: Sequence[Path]) -> list[tuple[int, ...]]:
     dtype = None
     for file in files:
         try:
-            with h5py.File(file, "r") as opened:
+            check_regular(file, DataError)
+            file.open("rb").close()  # else HDF5 would call a file damaged that may not be read
+            with _open(file) as opened:
                 data = opened.get("data")
                 if not isinstance(data, h5py.Dataset):
                     raise DataError(f'{file}: no dataset "data"; not a Model Zoo data file')
@@ -188,6 +197,8 @@ def _read_shapes(files: Sequence[Path]) -> list[tuple[int, ...]]:
                     )
                 shapes.append(data.shape)
         except OSError as error:
+            if error.filename is not None:  # the system's own
+                raise
             raise DataError(f"{file}: not a readable HDF5 file ({error}); pack the data again") from error
     return shapes
 

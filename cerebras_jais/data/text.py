@@ -1,15 +1,21 @@
 """Documents from the user's files: .txt, .jsonl and SQuAD-style .json, their language, and what is held out."""
 
-import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cerebras_jais.errors import UserError
+from cerebras_jais.files import MIB, check_regular, open_regular, parse_json, read_bytes
+from cerebras_jais.ranges import shown
 
 TEXT_SUFFIXES = (".txt", ".jsonl", ".json")
+# A tokenizer takes up to 250 bytes of memory for each byte of a document.
+LONGEST_DOCUMENT = 4 * MIB  # bytes of UTF-8
+_LONGEST_LINE = 3 * LONGEST_DOCUMENT  # of JSON, where an Arabic letter may be six bytes instead of two
+_LARGEST_JSON = 64 * MIB
 
 # Languages name folders of held-out data, so they must be plain.
 _LANGUAGE_TAG = re.compile(r"[A-Za-z0-9_-]{1,32}")
@@ -63,19 +69,24 @@ def read_documents(path: str | Path) -> Iterator[Document]:
     a byte order mark, and is otherwise left exactly as it is: no normalisation, so tashkeel survives.
 
     Raises DataError for a missing path, a folder without such files or without any text, bytes that are not UTF-8,
-    a line that is not a JSON object and a missing or wrong key, naming the file and the line.
+    a line that is not a JSON object, a missing or wrong key, and a document of more than LONGEST_DOCUMENT bytes,
+    naming the file and the line.
     """
     path = Path(path)
     if path.is_dir():
-        files = _files_below(path)
+        files, others = _files_below(path)
         if not files:
-            raise DataError(f"{path}: no .txt, .jsonl or .json file in this folder; put the text there or name a file")
-    elif path.is_file():
+            there = f" (but {_kinds(others)})" if others else ""
+            raise DataError(
+                f"{path}: no .txt, .jsonl or .json file in this folder{there}; put the text there or name a file"
+            )
+    elif not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    else:
+        check_regular(path, DataError)
         if path.suffix not in TEXT_SUFFIXES:
             raise DataError(f"{path}: expected a .txt, .jsonl or SQuAD .json file, or a folder of them")
         files = [path]
-    else:
-        raise DataError(f"{path}: no such file or folder")
     found = False
     for file in files:
         for document in _read_file(file):
@@ -83,6 +94,32 @@ def read_documents(path: str | Path) -> Iterator[Document]:
             yield document
     if not found:
         raise DataError(f"{path}: every document is empty; nothing to train on")
+
+
+def passed_over(path: str | Path) -> str | None:
+    """What `read_documents` passes over in a folder, with its count and the remedy; None where it reads all."""
+    path = Path(path)
+    others = _files_below(path)[1] if path.is_dir() else []
+    if not others:
+        return None
+    return (
+        f"{path}: {len(others)} {'file is' if len(others) == 1 else 'files are'} not read: "
+        f"{_kinds(others)}; only .txt, .jsonl and .json are, so unpack or convert what is text"
+    )
+
+
+def not_held_out(documents: Iterable[Document], every: int) -> str | None:
+    """Of which languages `split_held_out` holds nothing out, with the count and the remedy; None where of none."""
+    counts = Counter(language_of(document) for document in documents)
+    few = {language: count for language, count in counts.items() if count < every}
+    if not few:
+        return None
+    found = ", ".join(f"{language} ({count} document{'s' * (count > 1)})" for language, count in sorted(few.items()))
+    return (
+        f"nothing is held out of {found}: every {every}th document of a language is. A .txt file is one document: cut "
+        'it into one to a line of a .jsonl file ({"text": ...}), or give a smaller --held-out; or else leave held_out '
+        "out of the trainer YAML"
+    )
 
 
 def documents_from_squad(path: str | Path, language: str | None = None) -> Iterator[Document]:
@@ -96,19 +133,18 @@ def documents_from_squad(path: str | Path, language: str | None = None) -> Itera
         tag = Path(path.stem).suffix.lstrip(".")
         language = tag if len(tag) == 2 and tag.isalpha() else None
     try:
-        tree = json.loads(_decode(path.read_bytes(), path))
+        tree = parse_json(_decode(read_bytes(path, _LARGEST_JSON, DataError), path), str(path), DataError)
         contexts = [paragraph["context"] for article in tree["data"] for paragraph in article["paragraphs"]]
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
     except (KeyError, TypeError) as error:
         raise DataError(
             f"{path}: not in SQuAD format (data -> paragraphs -> context); give other text as .txt or .jsonl"
         ) from error
-    for context in dict.fromkeys(contexts):
+    for context in contexts:
         if not isinstance(context, str):
             raise DataError(f"{path}: a context is {type(context).__name__}, expected text")
+    for context in dict.fromkeys(contexts):
         if context.strip():
-            yield Document(context, language or detect_language(context), str(path))
+            yield _document(context, language, str(path))
 
 
 def split_held_out(documents: Iterable[Document], every: int = 10) -> tuple[list[Document], list[Document]]:
@@ -139,16 +175,23 @@ def count_words(text: str) -> int:
     return sum(any(unicodedata.category(char)[0] in "LN" for char in word) for word in text.split())
 
 
-def _files_below(folder: Path) -> list[Path]:
-    files = [
-        file
-        for file in folder.rglob("*")
-        if file.suffix in TEXT_SUFFIXES
-        and file.is_file()
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    ]
+def _files_below(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The files of text below a folder, and the other files; those with a name that begins with a dot are neither."""
+    files: tuple[list[Path], list[Path]] = ([], [])
     # By the path's text, so that the order does not depend on the file system or on the Python version.
-    return sorted(files, key=lambda file: file.relative_to(folder).as_posix())
+    for file in sorted(folder.rglob("*"), key=lambda file: file.relative_to(folder).as_posix()):
+        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        if not hidden and file.is_file():
+            files[file.suffix not in TEXT_SUFFIXES].append(file)
+    return files
+
+
+def _kinds(files: Sequence[Path]) -> str:
+    """`3 .gz, 1 .csv` of files, the most frequent endings first."""
+    endings = Counter(file.suffix or "without an ending" for file in files)
+    counts = sorted(endings.items(), key=lambda ending: (-ending[1], ending[0]))
+    shown = [f"{count} {kind}" for kind, count in counts[:5]]
+    return ", ".join([*shown, f"{sum(count for _, count in counts[5:])} others"] if counts[5:] else shown)
 
 
 def _read_file(file: Path) -> Iterator[Document]:
@@ -157,32 +200,52 @@ def _read_file(file: Path) -> Iterator[Document]:
     elif file.suffix == ".json":
         yield from documents_from_squad(file)
     else:
-        text = _decode(file.read_bytes(), file).replace("\r\n", "\n")
+        with open_regular(file, DataError) as opened:
+            content = opened.read(LONGEST_DOCUMENT + 1)
+        if len(content) > LONGEST_DOCUMENT:
+            raise DataError(_too_long(str(file)))
+        text = _decode(content, file).replace("\r\n", "\n")
         if text.strip():
-            yield Document(text, detect_language(text), str(file))
+            yield _document(text, None, str(file))
 
 
 def _read_jsonl(file: Path) -> Iterator[Document]:
     # Split at line feeds only: U+2028 and its like are legal inside a JSON string.
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
+    number = 0
+    with open_regular(file, DataError) as lines:
+        while line := lines.readline(_LONGEST_LINE + 1):
+            number += 1
+            source = f"{file}:{number}"
+            if len(line) > _LONGEST_LINE:
+                raise DataError(_too_long(source))
             text = _decode(line, file, number)
             if not text.strip():
                 continue
-            source = f"{file}:{number}"
-            try:
-                entry = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{source}: not valid JSON ({error.msg}); one object per line is expected") from error
+            entry = parse_json(text.rstrip(), str(file), DataError, line=number)
             if not isinstance(entry, dict):
                 raise DataError(f'{source}: expected an object such as {{"text": "..."}}, got {type(entry).__name__}')
             if not isinstance(entry.get("text"), str):
                 raise DataError(f'{source}: the key "text" is missing or not a string')
             language = entry.get("language")
             if language is not None and not (isinstance(language, str) and _LANGUAGE_TAG.fullmatch(language)):
-                raise DataError(f'{source}: the key "language" must be a tag such as "ar" or "en", got {language!r}')
+                raise DataError(
+                    f'{source}: the key "language" must be a tag such as "ar" or "en", got {shown(language)}'
+                )
             if entry["text"].strip():
-                yield Document(entry["text"], language or detect_language(entry["text"]), source)
+                yield _document(entry["text"], language, source)
+
+
+def _document(text: str, language: str | None, source: str) -> Document:
+    if len(text.encode("utf-8")) > LONGEST_DOCUMENT:
+        raise DataError(_too_long(source))
+    return Document(text, language or detect_language(text), source)
+
+
+def _too_long(source: str) -> str:
+    return (
+        f"{source}: a document of more than {LONGEST_DOCUMENT // MIB} MiB takes a tokenizer too much memory; "
+        'cut it into documents: one to a line of a .jsonl file ({"text": ...}), or one to a .txt file'
+    )
 
 
 def _decode(content: bytes, file: Path, line: int | None = None) -> str:

@@ -6,18 +6,25 @@ It reads text as data (encoding.py).
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebras_jais.data.text import DataError, Document, count_words
-from cerebras_jais.encoding import encode_texts, reading_text_as_data
+from cerebras_jais.encoding import encode_texts, explained, reading_text_as_data
+from cerebras_jais.files import MIB, parse_json, read_text, whole_folder
+from cerebras_jais.ranges import VOCABULARY
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 EOS_ID = 0
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+LARGEST = 64 * MIB  # bytes of a tokenizer.json; the largest known are of half that
+_LONGEST_WORD = 10_000  # characters
+_ENDLESS_WORD = re.compile(rf"\S{{{_LONGEST_WORD}}}|\s{{{_LONGEST_WORD}}}")
 # One special token and the 256 bytes; a smaller vocabulary could not spell every text.
 SMALLEST_VOCABULARY = 257
 
@@ -43,17 +50,48 @@ def train_tokenizer(documents: Iterable[Document], vocab_size: int, eos: str = E
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((document.text for document in documents), trainer)
+    tokenizer.train_from_iterator((piece for document in documents for piece in _learnable(document.text)), trainer)
     assert tokenizer.token_to_id(eos) == EOS_ID
     return reading_text_as_data(tokenizer)
 
 
-def save_tokenizer(tokenizer: "Tokenizer", directory: str | Path, model_max_length: int) -> Path:
+def _learnable(text: str) -> Iterator[str]:
+    """A text whole, or in pieces where it has a run without a break that would take for ever: learning takes the square
+    of the longest word's length."""
+    if _ENDLESS_WORD.search(text) is None:
+        yield text
+        return
+    for start in range(0, len(text), _LONGEST_WORD):
+        yield text[start : start + _LONGEST_WORD]
+
+
+def check_folder(directory: str | Path, overwrite: bool = False) -> None:
+    """Raise DataError where a tokenizer may not be written: what is there is no folder, or holds other files.
+
+    An empty folder may be; one that holds a tokenizer and nothing else may be with `overwrite`.
+    """
+    directory = Path(directory)
+    if not os.path.lexists(directory):
+        return
+    if not directory.is_dir():
+        raise DataError(f"{directory}: is not a folder; choose another --output")
+    names = {path.name for path in directory.iterdir()}
+    if "tokenizer.json" in names and not overwrite:
+        raise DataError(f"{directory}: holds a tokenizer already; choose another --output or give --overwrite")
+    if others := sorted(names - set(FILES)):
+        raise DataError(f"{directory}: holds other files, such as {others[0]}; choose a new folder as --output")
+
+
+def save_tokenizer(
+    tokenizer: "Tokenizer", directory: str | Path, model_max_length: int, *, overwrite: bool = False
+) -> Path:
     """Write the three files that `transformers.AutoTokenizer.from_pretrained(directory)` loads; return the folder.
 
     tokenizer.json, tokenizer_config.json (PreTrainedTokenizerFast) and special_tokens_map.json. The token with id 0
-    serves as bos, eos, pad and unk, as in the Jais family. Files of these names are replaced.
+    serves as bos, eos, pad and unk, as in the Jais family. The folder appears whole or not at all. Raises DataError as
+    `check_folder` does.
     """
+    check_folder(directory, overwrite)
     directory = Path(directory)
     eos = tokenizer.id_to_token(EOS_ID)
     special = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), eos)
@@ -67,16 +105,14 @@ def save_tokenizer(tokenizer: "Tokenizer", directory: str | Path, model_max_leng
         "tokenizer_class": "PreTrainedTokenizerFast",
         **special,
     }
-    contents = {
-        "tokenizer.json": tokenizer.to_str(pretty=True),
-        "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n",
-        "special_tokens_map.json": json.dumps(special, indent=2, ensure_ascii=False) + "\n",
-    }
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, content in contents.items():
-        partial = directory / f".{name}.partial-{os.getpid()}"
-        partial.write_text(content, encoding="utf-8")
-        partial.replace(directory / name)
+    contents = (
+        tokenizer.to_str(pretty=True),
+        json.dumps(config, indent=2, ensure_ascii=False) + "\n",
+        json.dumps(special, indent=2, ensure_ascii=False) + "\n",
+    )
+    with whole_folder(directory, replaces=overwrite) as hidden:
+        for name, content in zip(FILES, contents, strict=True):
+            (hidden / name).write_text(content, encoding="utf-8")
     return directory
 
 
@@ -90,12 +126,18 @@ def load_tokenizer(directory: str | Path) -> "Tokenizer":
 
     path = Path(directory)
     file = path / "tokenizer.json" if path.is_dir() else path
-    if not file.is_file():
+    if not file.exists():
         raise DataError(f"{file}: no such file; make one with `cerebras-jais data tokenizer` or name its folder")
-    try:
-        return reading_text_as_data(Tokenizer.from_file(str(file)))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise DataError(f"{file}: not a readable tokenizer ({error})") from error
+    content = read_text(file, LARGEST, DataError)
+    with explained(str(file), DataError):
+        tokenizer = reading_text_as_data(Tokenizer.from_str(content))
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest >= VOCABULARY.high:
+        raise DataError(
+            f"{file}: has the token id {largest}, beyond the {VOCABULARY.high:,} entries that a model can have; give "
+            "another tokenizer"
+        )
+    return tokenizer
 
 
 def encode_document(tokenizer: "Tokenizer", document: Document, eos_id: int) -> list[int]:
@@ -145,9 +187,12 @@ def end_of_text_id(tokenizer: "Tokenizer", directory: str | Path | None = None) 
     """
     names = [END_OF_TEXT, "</s>"]
     config_file = Path(directory) / "tokenizer_config.json" if directory is not None else None
-    if config_file is not None and config_file.is_file():
-        declared = json.loads(config_file.read_text(encoding="utf-8")).get("eos_token")
+    if config_file is not None and config_file.exists():
+        config = parse_json(read_text(config_file, MIB, DataError), str(config_file), DataError)
+        declared = config.get("eos_token") if isinstance(config, dict) else config
         declared = declared.get("content") if isinstance(declared, dict) else declared
+        if not isinstance(declared, str | None):
+            raise DataError(f"{config_file}: its eos_token must be a text or an object with content; mend it")
         names = [declared] if declared else names
     for name in names:
         token_id = tokenizer.token_to_id(name)

@@ -127,7 +127,7 @@ def score(
       cerebras-jais score jais/checkpoint_100.mdl --tokenizer tokenizer --text TEXT --held-out 10
       cerebras-jais score release --text TEXT
     """
-    from cerebras_jais.data.text import read_documents, sample_corpus_path, split_held_out
+    from cerebras_jais.data.text import passed_over, read_documents, sample_corpus_path, split_held_out
     from cerebras_jais.data.tokenizer import encode_document, end_of_text_id, load_tokenizer
     from cerebras_jais.errors import UserError
     from cerebras_jais.evaluate.score import score_documents
@@ -135,6 +135,8 @@ def score(
     tokenizer = _tokenizer_of(path, tokenizer)
     model, encoder = _load(path, config, allow_pickle), load_tokenizer(tokenizer)
     eos = end_of_text_id(encoder, tokenizer)
+    for note in filter(None, map(passed_over, text)):
+        click.echo(f"note: {note}", err=True)
     documents = [document for path in text or [sample_corpus_path()] for document in read_documents(path)]
     if held_out:
         documents = split_held_out(documents, held_out)[1]

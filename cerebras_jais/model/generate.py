@@ -8,6 +8,7 @@ from torch import Tensor
 from cerebras_jais.model.decoder import LanguageModel
 
 _COLDEST = 1e-6  # logits divided by less overflow, and the likeliest token is certain long before
+_PIECE = 128  # tokens of a prompt fed at once: the scores of all pairs of a long one would fill the memory
 
 
 @torch.inference_mode()
@@ -44,8 +45,10 @@ def generate(
     try:
         fed = 0
         for end in range(length, length + max_new_tokens):
-            logits_BV = model.logits(ids[:, fed:end], caches=caches, last_only=True)[:, -1].float()
-            fed = end
+            while fed < end:
+                piece = ids[:, fed : min(end, fed + _PIECE)]
+                logits_BV = model.logits(piece, caches=caches, last_only=True)[:, -1].float()
+                fed += piece.shape[1]
             token_B = _choose(logits_BV, temperature, top_p, generator)
             if eos_token_id is not None:
                 token_B = torch.where(finished_B, eos_token_id, token_B)

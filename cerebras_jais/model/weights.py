@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,10 @@ def load_model(path: str | Path, config: DecoderConfig | None = None) -> Languag
         WeightsError: no config is recorded, or the tensors are not those the config demands.
     """
     with open_checkpoint(path) as checkpoint:
-        model = empty_model(config or recorded_config(checkpoint))
+        with torch.device("meta"):
+            model = LanguageModel(config or recorded_config(checkpoint))
+        _fitting(model.state_dict(), _names_by_parameter(model), checkpoint)  # before memory is taken for it
+        model = _with_memory(model)
         fill_model(model, checkpoint)
     return model.eval()
 
@@ -41,8 +44,12 @@ def empty_model(config: DecoderConfig) -> LanguageModel:
     """A model on the CPU, in float32, whose weights hold nothing yet; a tied head is the embedding."""
     with torch.device("meta"):
         model = LanguageModel(config)
+    return _with_memory(model)
+
+
+def _with_memory(model: LanguageModel) -> LanguageModel:
     model.to_empty(device="cpu")
-    if config.share_embedding_weights:
+    if model.config.share_embedding_weights:
         model.model.lm_head.weight = model.model.embedding_layer.word_embeddings.weight
     return model
 
@@ -77,9 +84,26 @@ def fill_model(model: LanguageModel, checkpoint: Checkpoint) -> None:
     left over or of another shape by layer pattern, or names two stored tensors that the config ties but that differ, or
     one that holds NaN or infinity.
     """
-    stored = stored_weights(checkpoint)
     targets = model.state_dict()
     aliases = _names_by_tensor(targets)
+    stored = _fitting(targets, aliases, checkpoint)
+    with torch.no_grad():
+        for first, *others in aliases:
+            value = read_finite(stored[first])
+            for other in others:
+                if stored[other].key != stored[first].key and not torch.equal(read_finite(stored[other]), value):
+                    raise WeightsError(
+                        f"{checkpoint.path}: {first} and {other} differ, but the config makes them one tensor; "
+                        "for an untied head set share_embedding_weights: false"
+                    )
+            targets[first].copy_(value)
+
+
+def _fitting(
+    targets: Mapping[str, torch.Tensor], aliases: Sequence[Sequence[str]], checkpoint: Checkpoint
+) -> dict[str, StoredTensor]:
+    """What a checkpoint stores for each name of a state dict; WeightsError where that does not fit."""
+    stored = stored_weights(checkpoint)
     for names in aliases:
         known = [name for name in names if name in stored]
         stored.update({name: stored[known[0]] for name in names if known and name not in stored})
@@ -97,16 +121,15 @@ def fill_model(model: LanguageModel, checkpoint: Checkpoint) -> None:
     ]
     if problems:
         raise WeightsError(f"{checkpoint.path}: does not fit the config: {'; '.join(problems)}")
-    with torch.no_grad():
-        for first, *others in aliases:
-            value = read_finite(stored[first])
-            for other in others:
-                if stored[other].key != stored[first].key and not torch.equal(read_finite(stored[other]), value):
-                    raise WeightsError(
-                        f"{checkpoint.path}: {first} and {other} differ, but the config makes them one tensor; "
-                        "for an untied head set share_embedding_weights: false"
-                    )
-            targets[first].copy_(value)
+    return stored
+
+
+def _names_by_parameter(model: LanguageModel) -> list[list[str]]:
+    """As `_names_by_tensor`, of a model without memory, whose tensors all begin at address 0."""
+    by_tensor: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        by_tensor.setdefault(id(tensor), []).append(name)
+    return list(by_tensor.values())
 
 
 def _names_by_tensor(state: Mapping[str, torch.Tensor]) -> list[list[str]]:

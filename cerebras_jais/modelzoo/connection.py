@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from cerebras_jais.errors import UserError
+from cerebras_jais.errors import DIFFERENT, UserError
 
 CLIENT = "cerebras/appliance/cluster"  # the part of the Cerebras software that talks to the cluster
 CLUSTER_FILE = Path("/opt/cerebras/config_v2")  # cerebras.appliance cluster/config.py; CSCONFIG_PATH names another
@@ -22,7 +22,9 @@ ANSWERS = frozenset(
 
 
 class NoConnection(UserError):
-    """The cluster cannot be reached."""
+    """The cluster cannot be reached: no fault of the input, and the same launch may succeed later."""
+
+    status = DIFFERENT
 
 
 def cluster_file() -> Path:

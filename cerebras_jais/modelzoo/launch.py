@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cerebras_jais.commandline import say_error
+from cerebras_jais.commandline import leave
 from cerebras_jais.errors import UserError
-from cerebras_jais.modelzoo.connection import NoConnection, explained
+from cerebras_jais.modelzoo.connection import explained
 from cerebras_jais.modelzoo.installed import modelzoo_is_installed, require_modelzoo
 from cerebras_jais.modelzoo.phases import run_fit, unpacked
 from cerebras_jais.modelzoo.preflight import NotReady, inspect_launch
@@ -35,8 +35,6 @@ _NOT_OF_CSZOO = {
     "max_steps": "trainer.init.loop.max_steps",
     "num_workers_per_csx": "trainer.init.backend.cluster_config.num_workers_per_csx",
 }
-
-REFUSED = 2  # exit status: the same launch would be refused again
 
 
 @dataclass(frozen=True)
@@ -118,12 +116,8 @@ def with_cluster(params: Mapping[str, Any], options: Launch) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Entry point of the process; a script may start it again after status 1, not after REFUSED."""
-    try:
-        launch(Launch(**json.loads(sys.argv[1])))
-    except UserError as error:
-        say_error(error)
-        sys.exit(1 if isinstance(error, NoConnection) else REFUSED)
+    """Entry point of the process; a script may start it again after status 1 or 3, not after 2 (docs/launching.md)."""
+    leave("cerebras-jais", lambda: launch(Launch(**json.loads(sys.argv[1]))))
 
 
 if __name__ == "__main__":

@@ -13,26 +13,24 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from cerebras_jais.commandline import say_error
-from cerebras_jais.errors import UserError
+from cerebras_jais.commandline import leave
 from cerebras_jais.modelzoo import plugin
 from cerebras_jais.modelzoo.connection import explained
 from cerebras_jais.modelzoo.converting import convert
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one cszoo command line; a UserError is one line on standard error and exit status 1."""
+    """Run one cszoo command line and leave with an exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        if words[:2] == ["checkpoint", "convert"]:
-            status = convert(words[2:])
-            if status is not None:
-                sys.exit(status)
+    leave("cerebras-jais", lambda: _run(words))
+
+
+def _run(words: Sequence[str]) -> int | None:
+    status = convert(words[2:]) if words[:2] == ["checkpoint", "convert"] else None
+    if status is None:
         with explained():
             _cszoo(words)
-    except UserError as error:
-        say_error(error)
-        sys.exit(1)
+    return status
 
 
 def _cszoo(words: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from cerebras_jais.files import write_text
 from cerebras_jais.recipes import rules
 from cerebras_jais.recipes.catalog import MODELS, last_step, lineage
 from cerebras_jais.recipes.emit import Alias, Anchor, Note, Remark, to_yaml
@@ -108,8 +109,7 @@ def write_configs(folder: str | Path) -> list[Path]:
     paths = []
     for recipe in recipes():
         path = Path(folder) / f"{recipe.name}.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(recipe_yaml(recipe), encoding="utf-8")
+        write_text(path, recipe_yaml(recipe))
         paths.append(path)
     return paths
 

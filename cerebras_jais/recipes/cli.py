@@ -149,6 +149,7 @@ def write(name: str | None, output: Path | None, stock: bool, overwrite: bool, e
     --stock names jais and llama instead of jais_family and jais_adapted, and refuses what those cannot do (freezing).
     """
     from cerebras_jais.errors import UserError
+    from cerebras_jais.files import write_text
     from cerebras_jais.recipes.build import write_configs
 
     if everything:
@@ -163,8 +164,7 @@ def write(name: str | None, output: Path | None, stock: bool, overwrite: bool, e
     if target.exists() and not overwrite:
         raise UserError(f"{target}: exists; choose another --output or give --overwrite")
     text = _text(name, stock)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(text, encoding="utf-8")
+    write_text(target, text)
     click.echo(str(target))
 
 
@@ -172,11 +172,12 @@ def _text(name: str, stock: bool = False) -> str:
     """The text of a file or of one of our configs."""
     from cerebras_jais.recipes.build import find_recipe, recipe_yaml
     from cerebras_jais.recipes.stock import with_stock_names
-    from cerebras_jais.recipes.yaml_source import read_yaml
+    from cerebras_jais.recipes.yaml_source import parse_yaml, read_source
 
     path = Path(name)
-    if path.is_file():
-        text = read_yaml(path).path.read_text(encoding="utf-8")
+    if path.exists() and not path.is_dir():
+        text = read_source(path)
+        parse_yaml(text, path)
     else:
         recipe = find_recipe(name)
         path, text = Path(f"{recipe.name}.yaml"), recipe_yaml(recipe)
@@ -184,9 +185,9 @@ def _text(name: str, stock: bool = False) -> str:
 
 
 def _tree(name: str) -> object:
-    import yaml
+    from cerebras_jais.recipes.yaml_source import parse_yaml
 
-    return yaml.safe_load(_text(name))
+    return parse_yaml(_text(name), Path(name)).data
 
 
 def _plain(value: object) -> object:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cerebras_jais.recipes.yaml_source import RecipeError, parse_yaml
 
+_LINE_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")  # those that YAML counts
 STOCK_NAME = {"jais_family": "jais", "jais_adapted": "llama"}
 
 
@@ -19,7 +20,7 @@ def with_stock_names(text: str, path: Path) -> str:
     pattern.
     """
     source = parse_yaml(text, path)
-    lines = text.split("\n")
+    lines = _LINE_BREAK.split(text)
     for at, model in _models(source.data):
         if model.get("frozen_parameters"):
             stock = STOCK_NAME[model["name"]]
@@ -27,6 +28,9 @@ def with_stock_names(text: str, path: Path) -> str:
                 f"{source.place((*at, 'frozen_parameters'))}: the Model Zoo's own {stock!r} freezes nothing by name; "
                 "train this phase with the plugin (`cerebras-jais zoo fit`)"
             )
+        for key in ("name", "frozen_parameters"):
+            if key in model and (*at, key) not in source.lines:
+                raise RecipeError(f"{source.place((*at, key))}: is merged in by <<; write it out in this section")
         number = source.lines[(*at, "name")] - 1
         lines[number] = re.sub(rf"\b{model['name']}\b", STOCK_NAME[model["name"]], lines[number], count=1)
         if "frozen_parameters" in model:
@@ -45,6 +49,6 @@ def _models(data: object) -> list[tuple[tuple[str | int, ...], dict]]:
         model = entry
         for key in ("trainer", "init", "model"):
             model = model.get(key) if isinstance(model, dict) else None
-        if isinstance(model, dict) and model.get("name") in STOCK_NAME:
+        if isinstance(model, dict) and str(model.get("name")) in STOCK_NAME:
             found.append(((*at, "init", "model"), model))
     return found

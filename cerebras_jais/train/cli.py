@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from cerebras_jais.commandline import Number, say_error
+from cerebras_jais.commandline import Number
 from cerebras_jais.ranges import COUNT
 
 if TYPE_CHECKING:
@@ -182,7 +182,6 @@ def _run_phases(
     from cerebras_jais.train.loop import fit
     from cerebras_jais.train.plan import NothingLeft
     from cerebras_jais.train.result import FitResult
-    from cerebras_jais.train.signals import Stopped
 
     def run(phase: Phase, start: Start) -> None:
         result: FitResult = fit(
@@ -211,6 +210,3 @@ def _run_phases(
             run(phase, start)
     except NothingLeft as nothing:
         say(str(nothing))
-    except Stopped as stopped:
-        say_error(stopped)
-        raise click.exceptions.Exit(stopped.status) from stopped

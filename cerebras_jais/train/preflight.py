@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -11,7 +10,9 @@ import torch
 
 from cerebras_jais.data.hdf5 import HDF5Samples
 from cerebras_jais.data.sources import recorded_vocabulary
+from cerebras_jais.data.tokenizer import LARGEST
 from cerebras_jais.errors import UserError
+from cerebras_jais.files import parse_json, read_text
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.freeze import freeze_parameters
 from cerebras_jais.recipes.aside import not_done_here
@@ -131,10 +132,10 @@ def vocabulary_of(tokenizer: Path) -> int:
     """One more than the largest id of a folder's tokenizer.json. Raises UserError where there is none to read."""
     file = tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(read_text(file, LARGEST), str(file))
         ids = [*content["model"]["vocab"].values(), *(token["id"] for token in content.get("added_tokens", ()))]
-        return max(ids) + 1
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return int(max(ids)) + 1
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(
             f"{file}: not a tokenizer.json that can be read ({error}); give the tokenizer's folder"
         ) from error

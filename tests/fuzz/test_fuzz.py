@@ -1,7 +1,8 @@
 """The fuzz programs, in short: no damaged file crashes a reader, holds it up, or is read as something that it is not.
 
 Contract: a hundred damaged files of each kind, and five hundred changes to trainer YAML, of which none is refused by
-`fit` after `config check` called it good; long runs are started by hand (CONTRIBUTING.md).
+`fit` after `config check` called it good; five hundred command lines with hostile values, texts, tokenizers and YAML
+files; long runs are started by hand (CONTRIBUTING.md).
 """
 
 import re
@@ -30,6 +31,19 @@ def test_what_config_check_calls_good_trains():
     assert done.returncode == 0, done.stdout + done.stderr
     verdicts = {verdict: int(count) for verdict, count in re.findall(r"(\w+) (\d+)", done.stdout)}
     assert sum(verdicts.values()) == 500 and verdicts["refused"] > 300 and verdicts["trained"] > 20, done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("program", "count", "refused"),
+    [("command_lines", 150, 75), ("text_files", 100, 30), ("tokenizer_folders", 100, 30), ("yaml_files", 150, 50)],
+)
+def test_whatever_a_user_gives_is_taken_or_refused_in_one_line_soon_and_in_little_memory(program, count, refused):
+    command = [sys.executable, str(HERE / f"{program}.py"), "--count", str(count), "--seed", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    verdicts = {verdict: int(count) for verdict, count in re.findall(r"(\w+) (\d+)", done.stdout)}
+    assert sum(verdicts.values()) == count and verdicts["refused"] > refused and verdicts["good"] > 5, done.stdout
 
 
 @pytest.mark.slow

@@ -76,3 +76,16 @@ def test_an_untied_head_is_not_dropped_under_a_tied_config(tmp_path, model):
     path = write(tmp_path / "m.mdl", untied)
     with pytest.raises(WeightsError, match="share_embedding_weights: false"):
         load_model(path, model.config)
+
+
+def test_a_config_that_does_not_fit_is_refused_before_memory_is_taken_for_its_model(tmp_path, model, monkeypatch):
+    def taken(*args, **options):
+        raise AssertionError("memory was taken")
+
+    path = write(tmp_path / "m.mdl", model, drop={"model.lm_head.weight"})
+    monkeypatch.setattr(LanguageModel, "to_empty", taken)
+    large = DecoderConfig.from_section(jais_section(hidden_size=7680, num_heads=60, filter_size=20480))
+    with pytest.raises(WeightsError, match="of another shape"):
+        load_model(path, large)
+    with pytest.raises(AssertionError, match="memory was taken"):
+        load_model(path)
