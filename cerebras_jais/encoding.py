@@ -35,7 +35,7 @@ def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
 
 @contextmanager
 def explained(where: str, refusal: type[UserError] = UserError) -> Iterator[None]:
-    """Turn what the tokenizers library raises, bare Exceptions and panics of Rust, into a `refusal` that names `where`."""
+    """Turn what the tokenizers library raises, bare Exceptions and panics of Rust, into one line that names `where`."""
     try:
         with _silenced():
             yield
