@@ -73,8 +73,9 @@ class Reporter:
         if writes and tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            events = str(events_dir or model_dir / "events")
-            self._events = SummaryWriter(events, purge_step=start if again else start + 1)
+            events = Path(events_dir or model_dir / "events")
+            _wait_for_a_later_name(events)
+            self._events = SummaryWriter(str(events), purge_step=start if again else start + 1)
             if again and self._is_logged(start):
                 self._scalars(start, self._recorded_scalars())
 
@@ -225,3 +226,12 @@ def draw_curve(rows: list[dict[str, Any]], path: Path) -> None:
     axes.legend()
     with replacing(path, overwrite=True) as temporary:
         figure.savefig(temporary, format="png", dpi=130)
+
+
+def _wait_for_a_later_name(events: Path) -> None:
+    """Wait until a new file of events sorts after those there: readers go by names, which begin with the second."""
+    seconds = [name.name.split(".")[3] for name in events.glob("events.out.tfevents.*")]
+    latest = max((int(second) for second in seconds if second.isdigit()), default=0)
+    if latest <= time.time():  # a clock that was set back is not waited for
+        while int(time.time()) == latest:
+            time.sleep(0.02)

@@ -21,7 +21,6 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from pathlib import Path
 
@@ -31,12 +30,13 @@ if __name__ == "__main__":
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 # Loaded once, here, for all the processes.
-import click
 import torch
 import torch._dynamo  # a model without storage has it loaded
 import torch.utils.tensorboard
 import yaml
 
+from cerebras_jais.commandline import status_of
+from cerebras_jais.errors import UNFORESEEN
 from cerebras_jais.train import loop, progress  # noqa: F401
 from cerebras_jais.train.cli import fit
 from tests.cerebras_jais.train.examples import JAIS, LLAMA, trainer_section, write_data
@@ -91,17 +91,14 @@ def run(yaml_file: Path, folder: Path, stop: dict | None) -> int:
     """Run `fit` in a child process that is stopped so; its status as a shell has it. What it says goes to a file."""
     child = os.fork()
     if child == 0:
-        status = 3
+        status = UNFORESEEN
         try:
             with (folder.parent / "said.txt").open("a") as said:
                 os.dup2(said.fileno(), 1)
                 os.dup2(said.fileno(), 2)
             _arm(stop)
-            status = fit.main([str(yaml_file), "--model-dir", str(folder)], standalone_mode=False) or 0
-        except (KeyboardInterrupt, click.Abort):  # before the run has begun; the command line makes it that
-            status = 130
-        except BaseException:
-            traceback.print_exc()
+            words = [str(yaml_file), "--model-dir", str(folder)]
+            status = status_of("cerebras-jais", lambda: fit.main(words, standalone_mode=False))
         finally:
             sys.stdout.flush()
             os._exit(status)
