@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 from cerebras_jais.errors import UserError
 
 MIB = 2**20
+STANDARD_INPUT = "-"
 # What flock says of a file system without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
@@ -56,7 +57,10 @@ def check_regular(path: str | os.PathLike, error: type[UserError] = UserError) -
 
 @contextmanager
 def open_regular(path: str | os.PathLike, error: type[UserError] = UserError) -> Iterator[BinaryIO]:
-    """Open a regular file for reading; raises `error` for any other, and where the system refuses."""
+    """Open a regular file for reading, or `-`, standard input; raises `error` for any other."""
+    if os.fspath(path) == STANDARD_INPUT:
+        yield sys.stdin.buffer
+        return
     check_regular(path, error)
     try:
         file = open(path, "rb")  # noqa: SIM115  # closed by the next with

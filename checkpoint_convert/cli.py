@@ -66,8 +66,8 @@ _NEW = click.Path(path_type=Path)
 _json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 _config = click.option(
     "--config",
-    type=_EXISTING,
-    help="Trainer YAML that the checkpoint was trained with. Default: what the checkpoint says of itself.",
+    type=click.Path(path_type=Path),
+    help="Trainer YAML of the checkpoint, or the name of a config. Default: what the checkpoint says of itself.",
 )
 _dtype = click.option(
     "--dtype", type=click.Choice(list(_DTYPES)), help="Element type of the weights. Default: as they are stored."

@@ -30,7 +30,7 @@ _text = click.option(
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="Folder or file of .txt, .jsonl or SQuAD .json; repeatable. Default: the bundled sample.",
+    help="Folder or file of .txt, .jsonl or SQuAD .json; - is text on standard input; repeatable. Default: the sample.",
 )
 _held_out = click.option(
     "--held-out",

@@ -165,9 +165,17 @@ def _find_files(directories: Sequence[Path], sort_files: bool, use_vsl: bool) ->
 
 
 def _open(file: Path) -> "h5py.File":
-    """A data file open for reading, without HDF5's lock: not every file system has any, and nothing writes in place."""
+    """A data file open for reading; without HDF5's lock where it cannot be had, since nothing writes in place.
+
+    A file is locked where it can be, because HDF5 refuses to open one twice in a process in both ways.
+    """
     import h5py
 
+    try:
+        return h5py.File(file, "r")
+    except OSError as error:
+        if "lock" not in str(error):
+            raise
     return h5py.File(file, "r", locking=False)
 
 

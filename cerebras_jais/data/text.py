@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cerebras_jais.errors import UserError
-from cerebras_jais.files import MIB, check_regular, open_regular, parse_json, read_bytes
+from cerebras_jais.files import MIB, STANDARD_INPUT, check_regular, open_regular, parse_json, read_bytes
 from cerebras_jais.ranges import shown
 
 TEXT_SUFFIXES = (".txt", ".jsonl", ".json")
@@ -63,10 +63,11 @@ def language_of(document: Document) -> str:
 def read_documents(path: str | Path) -> Iterator[Document]:
     """Yield the documents of a file, or of every .txt, .jsonl and .json file below a folder in sorted order.
 
-    A .txt file is one document. A .jsonl file holds one object per line with the key "text" and optionally
-    "language". A .json file must be in SQuAD format (see `documents_from_squad`). Names that begin with a dot and
-    files with other endings inside a folder are passed over; empty texts are skipped. Text is UTF-8, with or without
-    a byte order mark, and is otherwise left exactly as it is: no normalisation, so tashkeel survives.
+    A .txt file is one document, and so is what `-`, standard input, gives. A .jsonl file holds one object per line with
+    the key "text" and optionally "language". A .json file must be in SQuAD format (see `documents_from_squad`). Names
+    that begin with a dot and files with other endings inside a folder are passed over; empty texts are skipped. Text is
+    UTF-8, with or without a byte order mark, and is otherwise left exactly as it is: no normalisation, so tashkeel
+    survives.
 
     Raises DataError for a missing path, a folder without such files or without any text, bytes that are not UTF-8,
     a line that is not a JSON object, a missing or wrong key, and a document of more than LONGEST_DOCUMENT bytes,
@@ -80,6 +81,8 @@ def read_documents(path: str | Path) -> Iterator[Document]:
             raise DataError(
                 f"{path}: no .txt, .jsonl or .json file in this folder{there}; put the text there or name a file"
             )
+    elif str(path) == STANDARD_INPUT:
+        files = [path]
     elif not path.exists():
         raise DataError(f"{path}: no such file or folder")
     else:

@@ -103,7 +103,7 @@ def generate(
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="Folder or file of .txt, .jsonl or SQuAD .json; repeatable. Default: the bundled sample.",
+    help="Folder or file of .txt, .jsonl or SQuAD .json; - is text on standard input; repeatable. Default: the sample.",
 )
 @click.option(
     "--held-out",

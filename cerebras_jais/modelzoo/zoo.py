@@ -13,7 +13,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import pydantic
+
 from cerebras_jais.commandline import leave
+from cerebras_jais.errors import UserError
 from cerebras_jais.modelzoo import plugin
 from cerebras_jais.modelzoo.connection import explained
 from cerebras_jais.modelzoo.converting import convert
@@ -43,7 +46,11 @@ def _cszoo(words: Sequence[str]) -> None:
     theirs = ModelZooCLI.run_trainer
     ModelZooCLI.run_trainer = staticmethod(lambda args: _fit(args, theirs) if args.cmd == "fit" else theirs(args))
     sys.argv = ["cszoo", *words]
-    ModelZooCLI()
+    try:
+        ModelZooCLI()
+    except pydantic.ValidationError as error:
+        told = [f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors(include_url=False)]
+        raise UserError(f"the Model Zoo refuses it: {'; '.join(told)}") from error
 
 
 def _fit(args: argparse.Namespace, theirs: Any) -> None:

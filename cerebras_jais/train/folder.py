@@ -20,6 +20,7 @@ from cerebras_jais.checkpoint.files import abandoned, replacing
 from cerebras_jais.errors import UserError
 from cerebras_jais.recipes.phases import INTERRUPTED, SavedStep, name_pattern, recorded_begin, saved_steps
 from cerebras_jais.recipes.schema import TrainerConfig
+from cerebras_jais.recipes.yaml_source import read_yaml
 from cerebras_jais.train.progress import CURVE_FILE, LOSSES_FILE
 
 INDEX_FILE = "checkpoints_index.yaml"
@@ -113,8 +114,8 @@ def remove_abandoned(config: TrainerConfig, model_dir: Path, until_done: ExitSta
 def _listed(index: Path) -> list[str]:
     """What an index lists; nothing where it is missing or damaged, since it is made anew from the files themselves."""
     try:
-        listed = yaml.safe_load(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        listed = read_yaml(index).data if index.exists() else None
+    except UserError:
         return []
     return [path for path in listed if isinstance(path, str)] if isinstance(listed, list) else []
 

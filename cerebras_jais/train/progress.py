@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import sys
 import time
@@ -12,6 +13,7 @@ from typing import Any, TextIO
 
 from cerebras_jais.checkpoint.files import replacing
 from cerebras_jais.errors import UserError
+from cerebras_jais.files import open_regular
 
 LOSSES_FILE = "losses.csv"
 CURVE_FILE = "loss_curve.png"
@@ -176,8 +178,8 @@ def earlier_rows(model_dir: Path, step: int) -> list[dict[str, Any]]:
         return []
     rows = []
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
+        with open_regular(path, RecordError) as file:
+            for row in csv.DictReader(io.TextIOWrapper(file, encoding="utf-8", newline="")):
                 kept = {name: row[name] for name in _COLUMNS}
                 for name, value in kept.items():
                     if value or name != "eval_loss":

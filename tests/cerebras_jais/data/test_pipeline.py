@@ -115,6 +115,14 @@ def test_the_two_verbs_make_usable_data(tmp_path):
     assert samples.sequence_length == 32
 
 
+def test_text_comes_from_standard_input_too(tokenizer_dir, tmp_path):
+    text = "نصٌّ from a pipe\n"
+    words = ["pack", "--text", "-", "--tokenizer", str(tokenizer_dir), "--max-sequence-length", "32", "--held-out", "0"]
+    done = CliRunner().invoke(data, [*words, "--output", str(tmp_path / "p")], input=text, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert texts_of(tmp_path / "p/train", load_tokenizer(tokenizer_dir), False) == [text]
+
+
 def test_a_tokenizer_is_not_replaced_unasked(tmp_path, tokenizer_dir):
     with pytest.raises(DataError, match="--overwrite"):
         run("tokenizer", "--vocab-size", 500, "--output", tokenizer_dir)

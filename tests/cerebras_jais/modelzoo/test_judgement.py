@@ -53,8 +53,8 @@ def validated(validate, document):
     return kinds.validate_python(copy.deepcopy(document), context={"metadata_params": copy.deepcopy(document)})
 
 
-def modelzoo_takes(validate, document):
-    """Whether its validation takes a YAML and its trainer gets as far as the first step; on its CPU backend."""
+def refusal_of(validate, document):
+    """Why its validation refuses a YAML, or its trainer before the first step; None if neither; on its CPU backend."""
     from cerebras.modelzoo.trainer.utils import configure_trainer_from_config
     from cerebras.pytorch.utils.data import compute_num_steps
 
@@ -66,11 +66,11 @@ def modelzoo_takes(validate, document):
             trainer.callbacks["optimizer"].on_fit_start(trainer, None, None, trainer.loop)
             lengths = ("num_steps", "max_steps", "num_epochs", "steps_per_epoch", "grad_accum_steps")
             compute_num_steps(range(1000), **{name: getattr(trainer.loop, name) for name in lengths})
-    except Exception:
-        return False
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
     finally:
         logging.disable(logging.NOTSET)
-    return True
+    return None
 
 
 def rates_of(config):
@@ -86,7 +86,8 @@ def test_a_variant_is_judged_by_the_model_zoo_as_the_table_says(variant, modelzo
     monkeypatch.chdir(tmp_path)
     document = variant.document()
     make_data_directories(document)
-    assert modelzoo_takes(modelzoo, document) == variant.modelzoo
+    refusal = refusal_of(modelzoo, document)
+    assert (refusal is None) == variant.modelzoo, refusal
 
 
 # ---- what the Model Zoo ships and writes -----------------------------------------------------------------------------

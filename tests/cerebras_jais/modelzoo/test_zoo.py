@@ -48,9 +48,9 @@ def test_model_info_and_config_validate_know_the_models(trained):
     document["trainer"]["init"]["model"]["rotary_dim"] = 4
     broken = trained.with_name("broken.yaml")
     broken.write_text(yaml.safe_dump(document))
-    output = zoo(trained.parent, "config", "validate", broken.name, status=1)
+    output = zoo(trained.parent, "config", "validate", broken.name, status=2)
     assert "model.rotary_dim: Llama rotates whole heads; set it to 16" in output
-    output = zoo(trained.parent, "fit", broken.name, status=1)
+    output = zoo(trained.parent, "fit", broken.name, status=2)
     assert output.strip().splitlines()[-1].startswith(f"error: {broken.name}, line ")
 
 

@@ -8,6 +8,7 @@ stops runs at random moments; here are the moments that once went wrong, one by 
 
 import csv
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -257,6 +258,15 @@ def test_a_damaged_index_is_made_anew(folder, content):
     train(config, max_steps=3)
     (folder / "run" / "checkpoints_index.yaml").write_text(content)
     train(config)
+    assert index(folder / "run") == ["checkpoint_3.mdl", "checkpoint_6.mdl"]
+
+
+def test_an_index_that_expands_without_end_is_made_anew(folder):
+    """Each alias stands for ten of the one before: a hundred million entries, if they were made."""
+    train(config_of(folder), max_steps=3)
+    lines = [f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]" for before, name in itertools.pairwise("abcdefghi")]
+    (folder / "run" / "checkpoints_index.yaml").write_text("\n".join(["a: &a [x]", *lines]))
+    train(config_of(folder))
     assert index(folder / "run") == ["checkpoint_3.mdl", "checkpoint_6.mdl"]
 
 
