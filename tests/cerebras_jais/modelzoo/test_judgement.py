@@ -5,11 +5,11 @@ into a run's folder, the check and the Model Zoo say the same, but for the rows 
 that the Model Zoo offers a YAML is known here, and none that it does not have.
 """
 
-import copy
-import functools
 import inspect
-import logging
+import json
 import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from cerebras_jais.recipes import aside
 from cerebras_jais.recipes.callbacks import HONOURED, LOGGERS, LOGGERS_WITHOUT_EFFECT, NOT_HERE, WITHOUT_EFFECT
 from cerebras_jais.recipes.check import check_file
 from cerebras_jais.recipes.schema import read_trainer_yaml
+from tests.cerebras_jais.modelzoo.judging import its_validation, validated
 from tests.cerebras_jais.modelzoo.runs import require_modelzoo
 from tests.cerebras_jais.modelzoo.test_validate import make_data_directories
 from tests.cerebras_jais.recipes.test_check import rows_under
@@ -34,43 +35,20 @@ SHIPPED_LINE = re.compile(r"""^ *name: ["']?(jais|llama)["']?\s*$""", re.M)
 
 @pytest.fixture(scope="module")
 def modelzoo():
-    """Its module of validation, which makes the types of each model's trainers once, for time's sake."""
+    """Its module of validation."""
     require_modelzoo()
-    from cerebras_jais.modelzoo import plugin
-
-    plugin.register()
-    from cerebras.modelzoo.trainer import validate
-
-    made = validate.construct_trainer_config
-    validate.construct_trainer_config = functools.cache(made)
-    yield validate
-    validate.construct_trainer_config = made
+    with its_validation() as validate:
+        yield validate
 
 
-def validated(validate, document):
-    """The Model Zoo's typed trainers of a YAML; raises what its validation raises."""
-    kinds = validate.construct_multi_phase_trainer_config(validate.extract_model_names(copy.deepcopy(document)))
-    return kinds.validate_python(copy.deepcopy(document), context={"metadata_params": copy.deepcopy(document)})
-
-
-def refusal_of(validate, document):
-    """Why its validation refuses a YAML, or its trainer before the first step; None if neither; on its CPU backend."""
-    from cerebras.modelzoo.trainer.utils import configure_trainer_from_config
-    from cerebras.pytorch.utils.data import compute_num_steps
-
-    logging.disable(logging.CRITICAL)
-    try:
-        for config in validated(validate, document):
-            config.init.backend["backend_type"] = "CPU"
-            trainer = configure_trainer_from_config(config, "train_and_eval")
-            trainer.callbacks["optimizer"].on_fit_start(trainer, None, None, trainer.loop)
-            lengths = ("num_steps", "max_steps", "num_epochs", "steps_per_epoch", "grad_accum_steps")
-            compute_num_steps(range(1000), **{name: getattr(trainer.loop, name) for name in lengths})
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    finally:
-        logging.disable(logging.NOTSET)
-    return None
+@pytest.fixture(scope="module")
+def refusals():
+    """Name of a variant -> why the Model Zoo refuses it, or None."""
+    require_modelzoo()
+    command = [sys.executable, str(Path(__file__).with_name("judging.py"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def rates_of(config):
@@ -82,12 +60,8 @@ def rates_of(config):
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
-def test_a_variant_is_judged_by_the_model_zoo_as_the_table_says(variant, modelzoo, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    document = variant.document()
-    make_data_directories(document)
-    refusal = refusal_of(modelzoo, document)
-    assert (refusal is None) == variant.modelzoo, refusal
+def test_a_variant_is_judged_by_the_model_zoo_as_the_table_says(variant, refusals):
+    assert (refusals[variant.name] is None) == variant.modelzoo, refusals[variant.name]
 
 
 # ---- what the Model Zoo ships and writes -----------------------------------------------------------------------------
