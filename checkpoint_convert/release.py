@@ -213,7 +213,7 @@ def model_card(
     table = "\n".join(f"| {label} | {value} |" for label, value in rows.items())
     load_tokenizer = f"tokenizer = AutoTokenizer.from_pretrained(path{trust})\n" if tokenizer.files else ""
     use = (
-        'inputs = tokenizer("اللغة العربية", return_tensors="pt")\n'
+        'inputs = tokenizer("اللغة العربية", return_tensors="pt", return_token_type_ids=False)\n'
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))\n"
         if tokenizer.files
         else ""

@@ -5,10 +5,9 @@ They come from a file, so each is held to a range before it counts.
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
-
-import numpy as np
 
 from cerebras_jais.checkpoint.errors import CheckpointError
 from cerebras_jais.checkpoint.leaves import StoredTensor
@@ -28,7 +27,7 @@ def read_number(value: Any, bounds: Range, key: str, path: str | os.PathLike) ->
     """
     if isinstance(value, StoredTensor):
         value = value.read() if value.shape in ((), (1,)) else f"an array of shape {list(value.shape)}"
-    if isinstance(value, np.ndarray | np.generic) and value.size == 1:
+    if hasattr(value, "item") and math.prod(value.shape) == 1:  # of numpy or of torch, which is not imported here
         value = value.item()
     problem = bounds.problem(value)
     if problem is not None:

@@ -101,6 +101,8 @@ def save_tokenizer(
         "add_prefix_space": False,
         # True would delete spaces before punctuation when decoding, and break the round trip.
         "clean_up_tokenization_spaces": False,
+        # Without it transformers 4 makes token_type_ids too, which Llama's `generate` refuses.
+        "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": model_max_length,
         "tokenizer_class": "PreTrainedTokenizerFast",
         **special,

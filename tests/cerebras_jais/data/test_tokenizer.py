@@ -170,6 +170,7 @@ def test_auto_tokenizer_gives_the_same_ids(tokenizer, tmp_path, model_type):
     for text in HARD_TEXTS:
         ids = tokenizer.encode(text).ids
         assert loaded(text)["input_ids"] == ids
+        assert set(loaded(text)) == {"input_ids", "attention_mask"}  # Llama's `generate` refuses any other
         assert loaded.decode(ids) == text
 
 
