@@ -92,7 +92,7 @@ def test_a_signal_unwinds_the_work_and_is_said(number, status):
     ("error", "words"),
     [
         (FileNotFoundError(errno.ENOENT, "x", "data/a.txt"), "data/a.txt: no such file or directory; check the name"),
-        (PermissionError(errno.EACCES, "x", "/root/a"), "/root/a: permission denied; allow it"),
+        (PermissionError(errno.EACCES, "x", "closed/a"), "closed/a: permission denied; allow it"),
         (OSError(errno.EROFS, "x", "/proc/a"), "/proc/a: read-only file system; choose another place"),
         (OSError(errno.ENOSPC, "x"), "no space left on device; make room"),
         (OSError(errno.ENAMETOOLONG, "x", "n" * 5000), "file name too long; choose a shorter name"),
