@@ -23,6 +23,7 @@ from cerebras_jais.ranges import Range
 _NO_MEMORY = re.compile("not enough memory|can't allocate memory|out of memory")  # as torch says it
 OURS = ("cerebras_jais", "checkpoint_convert")
 EXTRAS = {"tokenizers": "data", "transformers": "eval", "cerebras": "cerebras", "cerebras_pytorch": "cerebras"}
+_received: list[int] = []  # the statuses of the signals that came, in order
 _MAKE_ROOM = "make room, or choose another place"
 _PERMISSION = "allow it, or choose another place"
 REMEDIES = {
@@ -125,8 +126,9 @@ def leave(program: str, work: Callable[[], Any]) -> NoReturn:
 
     SIGTERM unwinds the work as Ctrl-C does, so that nothing half made is left; a second one ends the process at once.
     """
-    if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:  # which whoever started the process may have asked for
-        signal.signal(signal.SIGTERM, _terminate)
+    for signum, handler in ((signal.SIGTERM, _terminate), (signal.SIGINT, _interrupt)):
+        if signal.getsignal(signum) is not signal.SIG_IGN:  # which whoever started the process may have asked for
+            signal.signal(signum, handler)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that is no text, and a terminal without Arabic, can be shown
             stream.reconfigure(errors="backslashreplace")
@@ -146,13 +148,13 @@ def status_of(program: str, work: Callable[[], Any]) -> int:
         status = work()
     except SystemExit as error:
         if error.code == TERMINATED:
-            click.echo("terminated", err=True)
+            click.echo(STATUSES[TERMINATED], err=True)
         return error.code if isinstance(error.code, int) else GOOD
     except click.ClickException as error:
         error.show()
         return REFUSED
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
+        click.echo(STATUSES[INTERRUPTED], err=True)
         return INTERRUPTED
     except BaseException as error:  # a panic of a library in Rust is no Exception
         return _said(program, error)
@@ -162,6 +164,9 @@ def status_of(program: str, work: Callable[[], Any]) -> int:
 def _said(program: str, error: BaseException) -> int:
     """Say what an exception means in one line; the exit status."""
     line, status = _line(error)
+    if line is None and _received:  # a library in C that calls Python may put its own error in place of the signal's
+        click.echo(STATUSES[_received[0]], err=True)
+        return _received[0]
     if line is None:
         kept = _keep(program, error)
         line = f"{program} met an error that it does not foresee: {_first_line(error)}; please report it with {kept}"
@@ -215,5 +220,11 @@ def _keep(program: str, error: BaseException) -> str:
 
 
 def _terminate(number: int, frame: Any) -> NoReturn:
+    _received.append(TERMINATED)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.exit(TERMINATED)
+
+
+def _interrupt(number: int, frame: Any) -> NoReturn:
+    _received.append(INTERRUPTED)
+    raise KeyboardInterrupt

@@ -46,6 +46,7 @@ class StopRequest:
         self.saved = "nothing was trained"  # what a second signal says is kept
         self._several, self._waits, self._when = several, False, 0.0
         self._before: dict[int, Any] = {}
+        self._raised: Stopped | None = None
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
@@ -54,9 +55,11 @@ class StopRequest:
                     self._before[signum] = signal.signal(signum, self._receive)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+        if self._raised is not None and not isinstance(error, Stopped):
+            raise self._raised from error  # a library in C that calls Python may have put its own error in its place
 
     def wait(self) -> None:
         """From now on the first signal waits for the loop."""
@@ -74,4 +77,5 @@ class StopRequest:
             window = _LAUNCHER_REPEATS if self._several else _HANG_UP_REPEATS if signum == signal.SIGHUP else 0.0
             if now - self._when < window:
                 return
-        raise Stopped(f"stopped at once by {name_of(signum)}; {self.saved}", signum)
+        self._raised = Stopped(f"stopped at once by {name_of(signum)}; {self.saved}", signum)
+        raise self._raised

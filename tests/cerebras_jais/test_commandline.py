@@ -33,6 +33,9 @@ def wait():
         print("unwound", flush=True)
 run(wait, "waiter")
 """
+REPLACED = WAITING.replace(
+    "    finally:", "    except BaseException:\n        raise ValueError('replaced') from None\n    finally:"
+)
 
 
 def run(*arguments, **options):
@@ -77,9 +80,10 @@ def test_each_outcome_has_its_status(arguments, status):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("program", [WAITING, REPLACED], ids=["whole", "replaced by a library"])
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, INTERRUPTED), (signal.SIGTERM, TERMINATED)])
-def test_a_signal_unwinds_the_work_and_is_said(number, status):
-    command = [sys.executable, "-c", WAITING]
+def test_a_signal_unwinds_the_work_and_is_said(number, status, program):
+    command = [sys.executable, "-c", program]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)

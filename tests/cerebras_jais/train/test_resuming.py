@@ -29,6 +29,7 @@ from cerebras_jais.errors import UserError
 from cerebras_jais.recipes.schema import parse_trainer
 from cerebras_jais.train import folder as folder_module
 from cerebras_jais.train import loop as loop_module
+from cerebras_jais.train import progress as progress_module
 from cerebras_jais.train.cli import fit as fit_command
 from cerebras_jais.train.loop import fit
 from cerebras_jais.train.plan import NothingLeft
@@ -420,6 +421,22 @@ def test_a_second_signal_ends_the_run_at_once_and_leaves_no_temporary_file(folde
         train(config_of(folder))
     assert not checkpoints(folder / "run")
     assert not list((folder / "run").glob("*.tmp"))
+
+
+def test_a_second_signal_whose_exception_a_library_replaces_is_said_all_the_same(folder, monkeypatch):
+    """As matplotlib does: its C code calls Python, forgets what that raised, and raises an error of its own."""
+
+    def draw(rows, path):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        except Stopped:
+            pass
+        raise ValueError("Invalid bounding box")
+
+    monkeypatch.setattr(progress_module, "draw_curve", draw)
+    with pytest.raises(Stopped, match=r"stopped at once by Ctrl-C .*checkpoint_6\.mdl is kept"):
+        train(config_of(folder))
 
 
 def test_the_step_that_a_signal_saved_is_never_removed_before_a_later_one_is_there(folder, monkeypatch):
