@@ -38,12 +38,12 @@ import numpy as np
 
 from cerebras_jais.checkpoint import LazyTensor, lay_out_checkpoint
 from cerebras_jais.model.config import DecoderConfig
-from checkpoint_convert.file_tensors import TensorHeader
-from checkpoint_convert.model_config import SpecialTokens, to_config_json
-from checkpoint_convert.plan import alibi_slopes
-from checkpoint_convert.rules import expected_tensors, ties
-from checkpoint_convert.safetensors_files import lay_out_model, places_in, plan_shards, write_json
-from checkpoint_convert.trainer_yaml import trainer_params, yaml_text
+from checkpoint_convert.configs.convert import SpecialTokens, to_config_json
+from checkpoint_convert.configs.trainer_yaml import trainer_params, yaml_text
+from checkpoint_convert.formats.safetensors import lay_out_model, places_in, plan_shards, write_json
+from checkpoint_convert.formats.tensors import TensorHeader
+from checkpoint_convert.mapping.plan import alibi_slopes
+from checkpoint_convert.mapping.rules import expected_tensors, ties
 from tests.checkpoint_convert.examples import PUBLISHED
 
 BLOCK = 16 << 20

@@ -52,8 +52,8 @@ def reference(precision: str):
     from cerebras_jais.model.config import DecoderConfig
     from cerebras_jais.model.decoder import LanguageModel
     from cerebras_jais.model.precision import forward_precision, step_precision
-    from cerebras_jais.train.groups import named_tensors, parameter_groups
-    from cerebras_jais.train.optimizer import build_adamw
+    from cerebras_jais.optimizer.adamw import build_adamw
+    from cerebras_jais.optimizer.groups import named_tensors, parameter_groups
 
     model = LanguageModel(DecoderConfig.from_section(section()))
     groups = parameter_groups(model, model.config, weight_decay=0.1)

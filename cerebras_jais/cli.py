@@ -8,13 +8,13 @@ from cerebras_jais import __version__
 from cerebras_jais.commandline import LazyGroup, completion_command, run, statuses
 
 VERBS = {
-    "models": ("cerebras_jais.recipes.cli:models", "What the 20 models are, and where each number comes from."),
-    "config": ("cerebras_jais.recipes.cli:config", "Check, list, show, compare and write trainer YAML."),
-    "data": ("cerebras_jais.data.cli:data", "Turn text into a tokenizer and packed training data."),
-    "fit": ("cerebras_jais.train.cli:fit", "Train a model from a Model Zoo trainer YAML: CPU, GPU or CS systems."),
-    "generate": ("cerebras_jais.evaluate.cli:generate", "Continue a prompt with a checkpoint or a release."),
-    "score": ("cerebras_jais.evaluate.cli:score", "Loss and bits per byte of a checkpoint or a release on text."),
-    "zoo": ("cerebras_jais.modelzoo.cli:zoo", "Run cszoo of the Model Zoo with the models of the family."),
+    "models": ("cerebras_jais.commands.config:models", "What the 20 models are, and where each number comes from."),
+    "config": ("cerebras_jais.commands.config:config", "Check, list, show, compare and write trainer YAML."),
+    "data": ("cerebras_jais.commands.data:data", "Turn text into a tokenizer and packed training data."),
+    "fit": ("cerebras_jais.commands.fit:fit", "Train a model from a Model Zoo trainer YAML: CPU, GPU or CS systems."),
+    "generate": ("cerebras_jais.commands.evaluate:generate", "Continue a prompt with a checkpoint or a release."),
+    "score": ("cerebras_jais.commands.evaluate:score", "Loss and bits per byte of a checkpoint or a release on text."),
+    "zoo": ("cerebras_jais.commands.zoo:zoo", "Run cszoo of the Model Zoo with the models of the family."),
 }
 
 

@@ -104,7 +104,7 @@ def to_hf(
     """
     _start_inspector()
     from checkpoint_convert.convert import convert_to_hf
-    from checkpoint_convert.stream import keep_freed_memory
+    from checkpoint_convert.streaming.run import keep_freed_memory
 
     keep_freed_memory()
 
@@ -151,7 +151,7 @@ def to_cerebras(
     """
     _start_inspector()  # it says where the tensors of a checkpoint that was laid out lie
     from checkpoint_convert.convert import convert_to_cerebras
-    from checkpoint_convert.stream import keep_freed_memory
+    from checkpoint_convert.streaming.run import keep_freed_memory
 
     keep_freed_memory()
 
@@ -206,7 +206,7 @@ def verify(
         raise click.UsageError("--trust-release-code needs --logits: nothing else runs the code of a release")
     pair = _checkpoint_and_release(first, second) if logits else None
     _start_inspector()
-    from checkpoint_convert.compare import check_manifest, compare, with_trusted_code
+    from checkpoint_convert.verify.compare import check_manifest, compare, with_trusted_code
 
     with _bar("comparing") as progress:
         if second is None:
@@ -244,7 +244,7 @@ def diff(first: Path, second: Path, config: Path | None, allow_pickle: bool, as_
     The files and the code of a release are checked as `verify` does.
     """
     _start_inspector()
-    from checkpoint_convert.compare import compare
+    from checkpoint_convert.verify.compare import compare
 
     with _bar("comparing") as progress:
         result = compare(first, second, config=config, allow_pickle=allow_pickle, magnitudes=True, progress=progress)
@@ -265,8 +265,8 @@ def inspect(path: Path, config: Path | None, allow_pickle: bool, as_json: bool) 
     """Say what a file is, from its headers: release, model, parameters, element types, ties, training step."""
     if path.is_file():
         _start_inspector()
-    from checkpoint_convert.inspection import inspect as look
-    from checkpoint_convert.inspection import readable
+    from checkpoint_convert.verify.inspect import inspect as look
+    from checkpoint_convert.verify.inspect import readable
 
     found = look(path, config=config, allow_pickle=allow_pickle)
     click.echo(json.dumps(found) if as_json else readable(found))
@@ -277,7 +277,7 @@ cli.add_command(completion_command("checkpoint-convert"))
 
 def _start_inspector() -> None:
     """Have HDF5's inspector load while the rest of this program does."""
-    from cerebras_jais.checkpoint import hdf5_inspection
+    from cerebras_jais.checkpoint.hdf5 import isolate as hdf5_inspection
 
     hdf5_inspection.start()
 
@@ -288,7 +288,7 @@ def _compare_logits(
     import dataclasses
 
     os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is fetched; transformers reads it when it is imported
-    from checkpoint_convert.logits import compare_logits
+    from checkpoint_convert.verify.logits import compare_logits
 
     with _bar("running both models") as progress:
         report = compare_logits(
@@ -363,7 +363,7 @@ def _tell(report, dry_run: bool, as_json: bool) -> None:
 
 
 def _tell_comparison(result) -> None:
-    from checkpoint_convert.rules import grouped
+    from checkpoint_convert.mapping.rules import grouped
 
     rounded = f" (compared as {', '.join(result.rounded)}, the narrower type)" if result.rounded else ""
     click.echo(f"{result.identical} of {result.tensors} tensors identical{rounded}")

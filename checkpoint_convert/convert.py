@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cerebras_jais import __version__
+from checkpoint_convert.configs.convert import default_special_tokens, refuse_inexpressible, to_config_json
+from checkpoint_convert.configs.trainer_yaml import trainer_params
 from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.journal import Work, fingerprint, working_beside
-from checkpoint_convert.manifest import manifest_of
-from checkpoint_convert.model_config import default_special_tokens, refuse_inexpressible, to_config_json
-from checkpoint_convert.plan import WEIGHT_TYPES, Plan, Step, make_plan
+from checkpoint_convert.formats.safetensors import plan_shards
+from checkpoint_convert.mapping.plan import WEIGHT_TYPES, Plan, Step, make_plan
+from checkpoint_convert.mapping.rules import architecture_of, grouped, other_side, tensor_count
+from checkpoint_convert.open_model import Model, opening
+from checkpoint_convert.outputs import CheckpointTarget, ReleaseTarget, Target, check_absent, publish
 from checkpoint_convert.release import read_tokenizer, write_companions
-from checkpoint_convert.rules import architecture_of, grouped, other_side, tensor_count
-from checkpoint_convert.safetensors_files import plan_shards
-from checkpoint_convert.sources import Model, opening
-from checkpoint_convert.stream import DEFAULT_WORKERS, MEMORY_BYTES, carry_out_all, working_bytes
-from checkpoint_convert.targets import CheckpointTarget, ReleaseTarget, Target, check_absent, publish
-from checkpoint_convert.trainer_yaml import trainer_params
+from checkpoint_convert.streaming.journal import Work, fingerprint, working_beside
+from checkpoint_convert.streaming.run import DEFAULT_WORKERS, MEMORY_BYTES, carry_out_all, working_bytes
+from checkpoint_convert.verify.manifest import manifest_of
 
 Path_ = str | os.PathLike
 Progress = Callable[[int, int], object]

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from cerebras_jais.model.decoder import LanguageModel
-from cerebras_jais.model.weights import empty_model, refuse_infinite
+from cerebras_jais.model.load import empty_model, refuse_infinite
 from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.operations import forward
-from checkpoint_convert.plan import make_plan
-from checkpoint_convert.sources import opening
+from checkpoint_convert.mapping.operations import forward
+from checkpoint_convert.mapping.plan import make_plan
+from checkpoint_convert.open_model import opening
 
 
 def load_release(path: str | Path, *, allow_pickle: bool = False) -> LanguageModel:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from cerebras_jais.model.config import DecoderConfig
+from checkpoint_convert.configs.convert import SpecialTokens, default_special_tokens
 from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.model_config import SpecialTokens, default_special_tokens
-from checkpoint_convert.plan import Plan
-from checkpoint_convert.rules import JAIS, architecture_of
-from checkpoint_convert.safetensors_files import read_json, write_json, write_text
+from checkpoint_convert.formats.safetensors import read_json, write_json, write_text
+from checkpoint_convert.mapping.plan import Plan
+from checkpoint_convert.mapping.rules import JAIS, architecture_of
 
 CODE_DIRECTORY = Path(__file__).parent / "hf_code"
 CODE_FILES = ("alibi_jais.py", "configuration_jais.py", "modeling_jais.py")

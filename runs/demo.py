@@ -41,7 +41,7 @@ def choose_held_out(paths: list[str]) -> int:
     """Every how many documents one is held out: ten, or two where no language has ten."""
     from collections import Counter
 
-    from cerebras_jais.data.text import language_of, read_documents, sample_corpus_path
+    from cerebras_jais.data.documents import language_of, read_documents, sample_corpus_path
     from cerebras_jais.errors import UserError
 
     try:

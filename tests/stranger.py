@@ -36,8 +36,8 @@ def run(words):
 
 def finish(config, words):
     """Give the last checkpoint the name that it has after the whole run."""
-    from cerebras_jais.recipes.phases import lay_out  # slow to import, and most commands train nothing
-    from cerebras_jais.recipes.schema import read_trainer_yaml
+    from cerebras_jais.config.trainer import read_trainer_yaml
+    from cerebras_jais.launch.phases import lay_out  # slow to import, and most commands train nothing
 
     def option(name):
         return words[words.index(name) + 1] if name in words else None

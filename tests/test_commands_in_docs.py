@@ -17,9 +17,9 @@ from pathlib import Path
 import click
 import pytest
 
+from cerebras_jais.catalog.yaml_files import find_recipe
 from cerebras_jais.cli import cli
-from cerebras_jais.data.text import read_documents, sample_corpus_path
-from cerebras_jais.recipes.build import find_recipe
+from cerebras_jais.data.documents import read_documents, sample_corpus_path
 from checkpoint_convert.cli import cli as converter
 
 ROOT = Path(__file__).parents[1]

@@ -11,11 +11,11 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from cerebras_jais.catalog.yaml_files import recipe_yaml, recipes
 from cerebras_jais.cli import cli
-from cerebras_jais.data.hdf5 import HDF5Samples
+from cerebras_jais.data.dataset import HDF5Samples
 from cerebras_jais.errors import UserError
-from cerebras_jais.recipes.build import recipe_yaml, recipes
-from checkpoint_convert.trainer_yaml import trainer_params, yaml_text
+from checkpoint_convert.configs.trainer_yaml import trainer_params, yaml_text
 from tests.cerebras_jais.model.examples import jais_section
 
 PACK = ["--max-sequence-length", "24", "--held-out", "10", "--output", "data"]

@@ -16,7 +16,7 @@ def test_what_lies_where_the_suite_is_started_changes_no_result(tmp_path):
     for folder in ("train", "held_out/ar", "held_out/en"):
         (tmp_path / "data" / folder).mkdir(parents=True)
         (tmp_path / "data" / folder / "broken.h5").write_bytes(b"no data of this test")
-    tests = ROOT / "tests" / "cerebras_jais" / "recipes" / "test_check.py"
+    tests = ROOT / "tests" / "cerebras_jais" / "launch" / "test_checks.py"
     done = subprocess.run(
         [
             sys.executable,

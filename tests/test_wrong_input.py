@@ -14,7 +14,7 @@ import yaml
 import cerebras_jais.cli
 import checkpoint_convert.cli
 from cerebras_jais.checkpoint import save_checkpoint
-from cerebras_jais.data.hdf5 import DataParameters, write_hdf5
+from cerebras_jais.data.dataset import DataParameters, write_hdf5
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.decoder import LanguageModel
 from tests.cerebras_jais.model.examples import jais_section

@@ -8,25 +8,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cerebras_jais.atomic import replacing  # noqa: F401
     from cerebras_jais.checkpoint.errors import CheckpointError  # noqa: F401
-    from cerebras_jais.checkpoint.files import replacing  # noqa: F401
-    from cerebras_jais.checkpoint.leaves import LazyTensor, RefusedLeaf, StoredTensor  # noqa: F401
     from cerebras_jais.checkpoint.reader import Checkpoint, open_checkpoint  # noqa: F401
     from cerebras_jais.checkpoint.scalars import read_number, read_step  # noqa: F401
+    from cerebras_jais.checkpoint.tensors import LazyTensor, RefusedLeaf, StoredTensor  # noqa: F401
     from cerebras_jais.checkpoint.writer import lay_out_checkpoint, mark_complete, save_checkpoint  # noqa: F401
 
 _HOMES = {
     "Checkpoint": "reader",
     "CheckpointError": "errors",
-    "LazyTensor": "leaves",
-    "RefusedLeaf": "leaves",
-    "StoredTensor": "leaves",
+    "LazyTensor": "tensors",
+    "RefusedLeaf": "tensors",
+    "StoredTensor": "tensors",
     "lay_out_checkpoint": "writer",
     "mark_complete": "writer",
     "open_checkpoint": "reader",
     "read_number": "scalars",
     "read_step": "scalars",
-    "replacing": "files",
+    "replacing": "cerebras_jais.atomic",
     "save_checkpoint": "writer",
 }
 __all__ = list(_HOMES)
@@ -35,4 +35,4 @@ __all__ = list(_HOMES)
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(_HOMES[name] if "." in _HOMES[name] else f"{__name__}.{_HOMES[name]}"), name)

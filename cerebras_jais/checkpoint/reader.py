@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cerebras_jais.checkpoint import treespec
+from cerebras_jais.checkpoint import tree as treespec
 from cerebras_jais.checkpoint.dtypes import ELEMENT_TYPES, NAME_BY_CODE, ElementType
 from cerebras_jais.checkpoint.errors import CheckpointError, as_checkpoint_error
-from cerebras_jais.checkpoint.hdf5 import GuardedFile
-from cerebras_jais.checkpoint.leaves import RefusedLeaf, StoredTensor
+from cerebras_jais.checkpoint.hdf5.files import GuardedFile
+from cerebras_jais.checkpoint.tensors import RefusedLeaf, StoredTensor
 
 FORMAT_VERSION = 0.5
 _MAX_ELEMENTS = 1 << 62

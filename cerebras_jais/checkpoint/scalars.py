@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 from cerebras_jais.checkpoint.errors import CheckpointError
-from cerebras_jais.checkpoint.leaves import StoredTensor
+from cerebras_jais.checkpoint.tensors import StoredTensor
 from cerebras_jais.ranges import COUNT_OR_NONE, Range
 
 

@@ -17,14 +17,14 @@ from typing import Any, Literal
 import h5py
 import numpy as np
 
-from cerebras_jais.checkpoint import treespec
+from cerebras_jais.atomic import replacing
+from cerebras_jais.checkpoint import tree as treespec
 from cerebras_jais.checkpoint.dtypes import ELEMENT_TYPES, ElementType, element_type_of
 from cerebras_jais.checkpoint.errors import CheckpointError, as_checkpoint_error
-from cerebras_jais.checkpoint.files import replacing
-from cerebras_jais.checkpoint.filling import chunk_shape, filling
-from cerebras_jais.checkpoint.hdf5 import writing
-from cerebras_jais.checkpoint.leaves import Kind, LazyTensor, RefusedLeaf, StoredTensor
+from cerebras_jais.checkpoint.hdf5.files import writing
+from cerebras_jais.checkpoint.packed_writer import chunk_shape, filling
 from cerebras_jais.checkpoint.reader import FORMAT_VERSION
+from cerebras_jais.checkpoint.tensors import Kind, LazyTensor, RefusedLeaf, StoredTensor
 
 # The release whose format this is; loaders look at the version in the state's own `__metadata__`, not at this one.
 _RELEASE = "2.10.0"

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from cerebras_jais.data.text import DataError
+from cerebras_jais.data.documents import DataError
 from cerebras_jais.ranges import subset_bounds
 
 

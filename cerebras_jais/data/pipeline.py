@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cerebras_jais.data.hdf5 import SAMPLES_PER_FILE, DataParameters, check_new_folder, write_hdf5
-from cerebras_jais.data.pack import PackingReport, pack_stream, pack_vsl
-from cerebras_jais.data.text import DataError, Document, count_bytes, language_of, split_held_out
+from cerebras_jais.data.dataset import SAMPLES_PER_FILE, DataParameters, check_new_folder, write_hdf5
+from cerebras_jais.data.documents import DataError, Document, count_bytes, language_of, split_held_out
+from cerebras_jais.data.packing import PackingReport, pack_stream, pack_vsl
 from cerebras_jais.data.tokenizer import (
     check_end_of_text,
     check_round_trip,

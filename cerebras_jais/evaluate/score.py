@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cerebras_jais.data.text import Document, language_of
+from cerebras_jais.data.documents import Document, language_of
 from cerebras_jais.model.decoder import LanguageModel
 
 

@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from cerebras_jais.commandline import leave
+from cerebras_jais.config.trainer import TrainerConfig, parse_trainer
+from cerebras_jais.config.yaml_file import read_yaml
 from cerebras_jais.errors import UserError
+from cerebras_jais.launch.estimate import describe_launch
+from cerebras_jais.launch.phases import lay_out
 from cerebras_jais.modelzoo.connection import explained
 from cerebras_jais.modelzoo.installed import modelzoo_is_installed, require_modelzoo
 from cerebras_jais.modelzoo.phases import run_fit, unpacked
 from cerebras_jais.modelzoo.preflight import NotReady, inspect_launch
 from cerebras_jais.modelzoo.process import become_zoo
 from cerebras_jais.modelzoo.reading import read_unless_alone
-from cerebras_jais.recipes.estimate import describe_launch
-from cerebras_jais.recipes.phases import lay_out
-from cerebras_jais.recipes.schema import TrainerConfig, parse_trainer
-from cerebras_jais.recipes.yaml_source import read_yaml
 
 if modelzoo_is_installed():
     from cerebras_jais.modelzoo import plugin  # noqa: F401  # spawned processes import this module and so have it

@@ -11,10 +11,10 @@ from typing import Any, List, Literal  # noqa: UP035
 from cerebras.modelzoo.models.nlp.gpt2.model import Gpt2Model, GPT2ModelConfig
 from pydantic import model_validator
 
+from cerebras_jais.catalog.family import check_family
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.freeze import freeze_parameters
-from cerebras_jais.recipes.family import check_family
 
 _PLAIN = (type(None), bool, int, float, str, list, tuple, dict)
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cerebras_jais.recipes.phases import Phase, Start, lay_out, work_left
-from cerebras_jais.recipes.schema import TrainerConfig
+from cerebras_jais.config.trainer import TrainerConfig
+from cerebras_jais.launch.phases import Phase, Start, lay_out, work_left
 
 FIT = "train_and_eval"  # the Model Zoo's name for `fit`
 

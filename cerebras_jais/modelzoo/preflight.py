@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from cerebras_jais.data.hdf5 import HDF5Samples
-from cerebras_jais.data.sources import recorded_vocabulary
+from cerebras_jais.config.sections import DataLoader
+from cerebras_jais.config.trainer import TrainerConfig
+from cerebras_jais.config.yaml_file import dotted
+from cerebras_jais.data.dataset import HDF5Samples
+from cerebras_jais.data.shards import recorded_vocabulary
 from cerebras_jais.errors import UserError
+from cerebras_jais.launch.checks import CHECKS, check_file, notes_of
+from cerebras_jais.launch.estimate import measure
+from cerebras_jais.launch.phases import Phase, first_work
 from cerebras_jais.modelzoo.connection import cluster_file
 from cerebras_jais.modelzoo.installed import ModelZooMissing, require_modelzoo
 from cerebras_jais.modelzoo.validate import modelzoo_is_installed, modelzoo_problems
-from cerebras_jais.recipes.check import CHECKS, check_file, notes_of
-from cerebras_jais.recipes.estimate import measure
-from cerebras_jais.recipes.phases import Phase, first_work
-from cerebras_jais.recipes.schema import TrainerConfig
-from cerebras_jais.recipes.sections import DataLoader
-from cerebras_jais.recipes.yaml_source import dotted
 
 RELEASE = "2.10"
 

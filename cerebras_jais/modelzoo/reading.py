@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cerebras_jais.config.trainer import ModelZooAloneError, TrainerConfig, read_trainer_yaml
+from cerebras_jais.config.yaml_file import read_yaml
 from cerebras_jais.model.config import PLUGIN_NAMES
-from cerebras_jais.recipes.schema import ModelZooAloneError, TrainerConfig, read_trainer_yaml
-from cerebras_jais.recipes.yaml_source import read_yaml
 
 
 def read_unless_alone(path: str | Path) -> list[TrainerConfig] | None:

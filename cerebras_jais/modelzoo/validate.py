@@ -14,8 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from cerebras_jais.config.yaml_file import read_yaml
 from cerebras_jais.modelzoo.installed import modelzoo_is_installed
-from cerebras_jais.recipes.yaml_source import read_yaml
 
 __all__ = ["modelzoo_is_installed", "modelzoo_problems"]
 

@@ -57,10 +57,10 @@ def _fit(args: argparse.Namespace, theirs: Any) -> None:
     """`fit`: the Model Zoo's, but with phases continued."""
     from cerebras.modelzoo.cli.utils import _args_to_params
 
+    from cerebras_jais.config.trainer import parse_trainer
+    from cerebras_jais.launch.checks import notes_of
     from cerebras_jais.modelzoo.phases import run_fit, unpacked
     from cerebras_jais.modelzoo.reading import read_unless_alone
-    from cerebras_jais.recipes.check import notes_of
-    from cerebras_jais.recipes.schema import parse_trainer
 
     read = read_unless_alone(args.params)
     if read is None:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cerebras_jais.data.hdf5 import HDF5Samples
+from cerebras_jais.data.dataset import HDF5Samples
 
 _BLOCK, _BLOCKS = 4096, 64
 

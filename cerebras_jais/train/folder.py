@@ -16,11 +16,11 @@ from pathlib import Path
 
 import yaml
 
-from cerebras_jais.checkpoint.files import abandoned, replacing
+from cerebras_jais.atomic import abandoned, replacing
+from cerebras_jais.config.trainer import TrainerConfig
+from cerebras_jais.config.yaml_file import read_yaml
 from cerebras_jais.errors import UserError
-from cerebras_jais.recipes.phases import INTERRUPTED, SavedStep, name_pattern, recorded_begin, saved_steps
-from cerebras_jais.recipes.schema import TrainerConfig
-from cerebras_jais.recipes.yaml_source import read_yaml
+from cerebras_jais.launch.phases import INTERRUPTED, SavedStep, name_pattern, recorded_begin, saved_steps
 from cerebras_jais.train.progress import CURVE_FILE, LOSSES_FILE
 
 INDEX_FILE = "checkpoints_index.yaml"

@@ -17,20 +17,12 @@ import torch
 from torch import nn
 
 from cerebras_jais.checkpoint import Checkpoint
-from cerebras_jais.data.hdf5 import HDF5Samples
-from cerebras_jais.model.decoder import LanguageModel
-from cerebras_jais.model.freeze import freeze_parameters
-from cerebras_jais.recipes.aside import not_done_here
-from cerebras_jais.recipes.phases import GIVEN, Start, first_work, lay_out
-from cerebras_jais.recipes.schema import TrainerConfig
-from cerebras_jais.recipes.yaml_source import dotted
-from cerebras_jais.train.data_record import record_of
-from cerebras_jais.train.evaluation import Evaluation, TrainedModel
-from cerebras_jais.train.folder import RunFolder, only_process_in, remove_abandoned
-from cerebras_jais.train.groups import groups_of, named_tensors
-from cerebras_jais.train.optimizer import build_adamw
-from cerebras_jais.train.parallel import Processes
-from cerebras_jais.train.plan import (
+from cerebras_jais.config.modelzoo_only import not_done_here
+from cerebras_jais.config.trainer import TrainerConfig
+from cerebras_jais.config.yaml_file import dotted
+from cerebras_jais.data.dataset import HDF5Samples
+from cerebras_jais.launch.phases import GIVEN, Start, first_work, lay_out
+from cerebras_jais.launch.plan import (
     TrainingPlan,
     check_data,
     check_memory,
@@ -40,10 +32,18 @@ from cerebras_jais.train.plan import (
     refuse_finished,
     say_to,
 )
-from cerebras_jais.train.precision import plan_precision
+from cerebras_jais.model.decoder import LanguageModel
+from cerebras_jais.model.freeze import freeze_parameters
+from cerebras_jais.optimizer.adamw import build_adamw
+from cerebras_jais.optimizer.groups import groups_of, named_tensors
+from cerebras_jais.optimizer.precision import plan_precision
+from cerebras_jais.optimizer.schedule import beyond_schedules, check_schedules
+from cerebras_jais.train.data_record import record_of
+from cerebras_jais.train.evaluation import Evaluation, TrainedModel
+from cerebras_jais.train.folder import RunFolder, only_process_in, remove_abandoned
+from cerebras_jais.train.parallel import Processes
 from cerebras_jais.train.progress import CURVE_FILE, Reporter, curve_is_current, draw_curve, earlier_rows
 from cerebras_jais.train.result import FitResult
-from cerebras_jais.train.schedule import beyond_schedules, check_schedules
 from cerebras_jais.train.signals import Stopped, StopRequest, name_of
 from cerebras_jais.train.state import (
     Position,

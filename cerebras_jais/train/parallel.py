@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from cerebras_jais.errors import UserError
+from cerebras_jais.launch.plan import machine_memory
 from cerebras_jais.model.decoder import DecoderLayer
-from cerebras_jais.train.optimizer import AdamW
-from cerebras_jais.train.plan import machine_memory
+from cerebras_jais.optimizer.adamw import AdamW
 
 
 class Processes:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from cerebras_jais.checkpoint.files import replacing
+from cerebras_jais.atomic import replacing
 from cerebras_jais.errors import UserError
 from cerebras_jais.files import open_regular
 

@@ -23,18 +23,18 @@ from cerebras_jais.checkpoint import (
     read_step,
     save_checkpoint,
 )
-from cerebras_jais.data.hdf5 import HDF5Samples
+from cerebras_jais.config.trainer import TrainerConfig
+from cerebras_jais.data.dataset import HDF5Samples
 from cerebras_jais.errors import UserError
+from cerebras_jais.launch.phases import EVERYTHING
 from cerebras_jais.model.decoder import LanguageModel
-from cerebras_jais.model.weights import fill_model, read_finite, stored_weights
+from cerebras_jais.model.load import fill_model, read_finite, stored_weights
+from cerebras_jais.optimizer.adamw import AdamW, load_optimizer_state, optimizer_state
+from cerebras_jais.optimizer.groups import ParameterGroup
+from cerebras_jais.optimizer.schedule import learning_rates, scheduler_states
 from cerebras_jais.ranges import COUNT_OR_NONE, LOSS_SCALE, STREAMED
-from cerebras_jais.recipes.phases import EVERYTHING
-from cerebras_jais.recipes.schema import TrainerConfig
 from cerebras_jais.train.data_record import changes
-from cerebras_jais.train.groups import ParameterGroup
-from cerebras_jais.train.optimizer import AdamW, load_optimizer_state, optimizer_state
 from cerebras_jais.train.parallel import Processes
-from cerebras_jais.train.schedule import learning_rates, scheduler_states
 
 # The Model Zoo release whose format this is; its trainer refuses files of another major or minor version.
 VERSION = "2.10.0"

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cerebras_jais.data.hdf5 import HDF5Samples
+from cerebras_jais.data.dataset import HDF5Samples
 from cerebras_jais.errors import UserError
+from cerebras_jais.optimizer.adamw import AdamW
+from cerebras_jais.optimizer.precision import PrecisionPlan
+from cerebras_jais.optimizer.schedule import learning_rates
 from cerebras_jais.train.evaluation import Evaluation, evaluation_of
-from cerebras_jais.train.optimizer import AdamW
-from cerebras_jais.train.precision import PrecisionPlan
-from cerebras_jais.train.schedule import learning_rates
 from cerebras_jais.train.signals import StopRequest
 from cerebras_jais.train.state import Run
 

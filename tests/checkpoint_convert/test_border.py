@@ -14,7 +14,7 @@ import pytest
 from cerebras_jais.errors import REFUSED, UserError
 from checkpoint_convert.convert import convert_to_cerebras, convert_to_hf
 from tests.checkpoint_convert.examples import jais_checkpoint, listing
-from tests.checkpoint_convert.test_interruption import StoppedError, checkpoint_in, stopping_at
+from tests.checkpoint_convert.streaming.test_interruption import StoppedError, checkpoint_in, stopping_at
 
 
 @pytest.fixture

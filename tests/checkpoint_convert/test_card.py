@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from cerebras_jais.data.text import read_documents, sample_corpus_path
+from cerebras_jais.data.documents import read_documents, sample_corpus_path
 from cerebras_jais.data.tokenizer import save_tokenizer, train_tokenizer
 from checkpoint_convert.convert import convert_to_hf
 from tests.checkpoint_convert.examples import VARIANTS, random_model, state_of, write_checkpoint

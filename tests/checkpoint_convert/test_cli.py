@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from checkpoint_convert import compare
 from checkpoint_convert.cli import Size, cli
 from checkpoint_convert.convert import convert_to_hf
 from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.logits import compare_logits
+from checkpoint_convert.verify import compare
+from checkpoint_convert.verify.logits import compare_logits
 from tests import tolerances
 from tests.checkpoint_convert.examples import jais_section, random_model, state_of, write_checkpoint
 

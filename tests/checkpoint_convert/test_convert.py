@@ -17,12 +17,12 @@ import torch
 from cerebras_jais.checkpoint import open_checkpoint
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.decoder import LanguageModel
-from checkpoint_convert import stream
-from checkpoint_convert.compare import compare
+from checkpoint_convert.configs.trainer_yaml import read_model_section
 from checkpoint_convert.convert import convert_to_cerebras, convert_to_hf
-from checkpoint_convert.safetensors_files import open_model
-from checkpoint_convert.sources import cerebras_tensors
-from checkpoint_convert.trainer_yaml import read_model_section
+from checkpoint_convert.formats.safetensors import open_model
+from checkpoint_convert.open_model import cerebras_tensors
+from checkpoint_convert.streaming import run as stream
+from checkpoint_convert.verify.compare import compare
 from tests import tolerances
 from tests.checkpoint_convert.examples import (
     DTYPES,
@@ -237,7 +237,7 @@ def test_conversion_imports_neither_torch_nor_transformers(tmp_path):
     checkpoint = jais_checkpoint(tmp_path)
     script = (
         "import sys\n"
-        "from checkpoint_convert.compare import compare\n"
+        "from checkpoint_convert.verify.compare import compare\n"
         "from checkpoint_convert.convert import convert_to_cerebras, convert_to_hf\n"
         f"convert_to_hf({str(checkpoint)!r}, {str(tmp_path / 'r')!r})\n"
         f"convert_to_cerebras({str(tmp_path / 'r')!r}, {str(tmp_path / 'b.mdl')!r})\n"

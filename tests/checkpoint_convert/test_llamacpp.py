@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from cerebras_jais.data.text import read_documents, sample_corpus_path
+from cerebras_jais.data.documents import read_documents, sample_corpus_path
 from checkpoint_convert.convert import convert_to_hf
 from tests.checkpoint_convert.examples import jais_section, llama_section, random_model, state_of, write_checkpoint
 from tests.tolerances import LLAMACPP_LOGITS, LLAMACPP_LOGITS_HALF_CACHE

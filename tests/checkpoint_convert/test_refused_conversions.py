@@ -14,7 +14,7 @@ import pytest
 
 from cerebras_jais.checkpoint import save_checkpoint
 from cerebras_jais.errors import UserError
-from checkpoint_convert import targets
+from checkpoint_convert import outputs as targets
 from checkpoint_convert.convert import convert_to_cerebras, convert_to_hf
 from tests.checkpoint_convert.examples import (
     VARIANTS,

@@ -10,8 +10,8 @@ import pytest
 
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.config import DecoderConfig
+from checkpoint_convert.configs.convert import SpecialTokens
 from checkpoint_convert.convert import convert_to_hf
-from checkpoint_convert.model_config import SpecialTokens
 from checkpoint_convert.release import read_tokenizer
 from tests.checkpoint_convert.examples import jais_section, llama_section, random_model, state_of, write_checkpoint
 

@@ -15,10 +15,10 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file
 
 from cerebras_jais.errors import UserError
-from cerebras_jais.model.weights import load_model
+from cerebras_jais.model.load import load_model
 from checkpoint_convert.cli import cli
 from checkpoint_convert.convert import convert_to_cerebras, convert_to_hf
-from checkpoint_convert.inspection import inspect
+from checkpoint_convert.verify.inspect import inspect
 from tests.checkpoint_convert.examples import (
     VARIANTS,
     jais_checkpoint,

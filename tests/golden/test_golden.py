@@ -30,8 +30,8 @@ import yaml
 
 import cerebras_jais.cli
 import checkpoint_convert.cli
-from tests.cerebras_jais.recipes.broken import BROKEN
-from tests.cerebras_jais.recipes.variants import VARIANTS
+from tests.cerebras_jais.launch.broken import BROKEN
+from tests.cerebras_jais.launch.variants import VARIANTS
 from tests.cerebras_jais.train.examples import write_data
 from tests.checkpoint_convert.examples import random_model, state_of, write_checkpoint
 from tests.test_wrong_input import LENGTH, VOCABULARY, recipe

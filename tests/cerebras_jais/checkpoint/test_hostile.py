@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cerebras_jais.checkpoint import CheckpointError, hdf5_inspection, open_checkpoint, save_checkpoint
+from cerebras_jais.checkpoint import CheckpointError, open_checkpoint, save_checkpoint
+from cerebras_jais.checkpoint.hdf5 import isolate as hdf5_inspection
 from tests.cerebras_jais.checkpoint import handmade, written_by_cerebras
 
 GOOD = np.arange(6, dtype=np.float32).reshape(2, 3)

@@ -19,11 +19,11 @@ import pytest
 from click.testing import CliRunner
 
 from cerebras_jais.cli import cli
-from cerebras_jais.data import text as text_module
-from cerebras_jais.data.hdf5 import DataParameters, HDF5Samples, write_hdf5
+from cerebras_jais.data import documents as text_module
+from cerebras_jais.data.dataset import DataParameters, HDF5Samples, write_hdf5
+from cerebras_jais.data.documents import DataError, Document, passed_over, read_documents, sample_corpus_path
 from cerebras_jais.data.pipeline import _batches
-from cerebras_jais.data.sources import recorded_vocabulary
-from cerebras_jais.data.text import DataError, Document, passed_over, read_documents, sample_corpus_path
+from cerebras_jais.data.shards import recorded_vocabulary
 from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer, save_tokenizer, train_tokenizer
 
 ROOT = Path(__file__).parents[3]

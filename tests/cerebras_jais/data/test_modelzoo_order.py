@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from cerebras_jais.data.hdf5 import DataParameters, HDF5Samples, write_hdf5
+from cerebras_jais.data.dataset import DataParameters, HDF5Samples, write_hdf5
 
 pytestmark = pytest.mark.modelzoo
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from cerebras_jais.data.cli import data
-from cerebras_jais.data.hdf5 import HDF5Samples
+from cerebras_jais.commands.data import data
+from cerebras_jais.data.dataset import HDF5Samples
+from cerebras_jais.data.documents import DataError, Document, read_documents, sample_corpus_path, split_held_out
 from cerebras_jais.data.pipeline import pack_documents
-from cerebras_jais.data.text import DataError, Document, read_documents, sample_corpus_path, split_held_out
 from cerebras_jais.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 
 

@@ -8,7 +8,7 @@ import string
 
 import pytest
 
-from cerebras_jais.data.text import DataError, Document, read_documents, sample_corpus_path
+from cerebras_jais.data.documents import DataError, Document, read_documents, sample_corpus_path
 from cerebras_jais.data.tokenizer import (
     bits_per_byte,
     check_round_trip,

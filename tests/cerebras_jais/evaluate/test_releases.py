@@ -14,10 +14,10 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 from cerebras_jais.cli import cli
-from cerebras_jais.data.text import read_documents, sample_corpus_path
+from cerebras_jais.data.documents import read_documents, sample_corpus_path
 from cerebras_jais.data.tokenizer import save_tokenizer, train_tokenizer
 from cerebras_jais.errors import UserError
-from cerebras_jais.model.weights import load_model
+from cerebras_jais.model.load import load_model
 from checkpoint_convert.convert import convert_to_hf
 from checkpoint_convert.load import load_release
 from tests import tolerances

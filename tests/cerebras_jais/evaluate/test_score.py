@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cerebras_jais.data.text import Document
+from cerebras_jais.data.documents import Document
 from cerebras_jais.evaluate.score import score_documents
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.decoder import LanguageModel

@@ -135,8 +135,8 @@ def test_twenty_steps_trace_the_same_loss_curve(variant, packed):
     cstorch = pytest.importorskip("cerebras.pytorch")
     from cerebras.modelzoo.common.optim_utils import configure_param_groups
 
-    from cerebras_jais.train.groups import named_tensors, parameter_groups
-    from cerebras_jais.train.optimizer import build_adamw
+    from cerebras_jais.optimizer.adamw import build_adamw
+    from cerebras_jais.optimizer.groups import named_tensors, parameter_groups
 
     if cstorch.current_backend(raise_exception=False) is None:
         cstorch.backend("CPU")  # their optimizer asks which is active

@@ -17,8 +17,8 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[3])
 
+from tests.cerebras_jais.launch.variants import VARIANTS
 from tests.cerebras_jais.modelzoo.test_validate import make_data_directories
-from tests.cerebras_jais.recipes.variants import VARIANTS
 
 
 @contextlib.contextmanager

@@ -16,13 +16,13 @@ import torch
 import yaml
 
 from cerebras_jais.checkpoint import open_checkpoint, save_checkpoint
+from cerebras_jais.config.trainer import read_trainer_yaml
+from cerebras_jais.launch.phases import ending_at, lay_out, work_left
 from cerebras_jais.model.decoder import LanguageModel
-from cerebras_jais.model.weights import stored_weights
-from cerebras_jais.recipes.phases import ending_at, lay_out, work_left
-from cerebras_jais.recipes.schema import read_trainer_yaml
-from cerebras_jais.train.groups import parameter_groups
+from cerebras_jais.model.load import stored_weights
+from cerebras_jais.optimizer.groups import parameter_groups
+from cerebras_jais.optimizer.schedule import learning_rates
 from cerebras_jais.train.loop import fit
-from cerebras_jais.train.schedule import learning_rates
 
 ROOT = Path(__file__).parents[3]
 TINY = ROOT / "configs" / "tiny"

@@ -16,20 +16,20 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cerebras_jais.config import modelzoo_only as aside
+from cerebras_jais.config.callbacks import HONOURED, LOGGERS, LOGGERS_WITHOUT_EFFECT, NOT_HERE, WITHOUT_EFFECT
+from cerebras_jais.config.trainer import read_trainer_yaml
+from cerebras_jais.launch.checks import check_file
 from cerebras_jais.model.outside import RATE_GROUPS, is_default
-from cerebras_jais.recipes import aside
-from cerebras_jais.recipes.callbacks import HONOURED, LOGGERS, LOGGERS_WITHOUT_EFFECT, NOT_HERE, WITHOUT_EFFECT
-from cerebras_jais.recipes.check import check_file
-from cerebras_jais.recipes.schema import read_trainer_yaml
+from tests.cerebras_jais.launch.test_checks import rows_under
+from tests.cerebras_jais.launch.variants import GOOD, REFUSED, VARIANTS, base, judge, same_model
 from tests.cerebras_jais.modelzoo.judging import its_validation, validated
 from tests.cerebras_jais.modelzoo.runs import require_modelzoo
 from tests.cerebras_jais.modelzoo.test_validate import make_data_directories
-from tests.cerebras_jais.recipes.test_check import rows_under
-from tests.cerebras_jais.recipes.variants import GOOD, REFUSED, VARIANTS, base, judge, same_model
 
 pytestmark = pytest.mark.modelzoo
 
-WRITTEN = Path(__file__).parents[1] / "recipes" / "trainer_params"
+WRITTEN = Path(__file__).parents[1] / "launch" / "trainer_params"
 SHIPPED_LINE = re.compile(r"""^ *name: ["']?(jais|llama)["']?\s*$""", re.M)
 
 

@@ -15,13 +15,13 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from cerebras_jais.commands.fit import fit as fit_command
+from cerebras_jais.config.trainer import parse_trainer
+from cerebras_jais.launch.phases import EVERYTHING, Start, lay_out
 from cerebras_jais.modelzoo import preflight
 from cerebras_jais.modelzoo.launch import Launch, with_cluster
 from cerebras_jais.modelzoo.phases import trainer_of
 from cerebras_jais.modelzoo.preflight import NotReady, inspect_launch
-from cerebras_jais.recipes.phases import EVERYTHING, Start, lay_out
-from cerebras_jais.recipes.schema import parse_trainer
-from cerebras_jais.train.cli import fit as fit_command
 from tests import tolerances
 from tests.cerebras_jais.modelzoo.runs import environment, prepare, require_modelzoo, trainers_of
 

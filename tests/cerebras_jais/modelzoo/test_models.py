@@ -7,9 +7,9 @@ those of the stock class.
 
 import pytest
 
+from tests.cerebras_jais.catalog.test_family import BROKEN
 from tests.cerebras_jais.model.examples import jais_section, llama_section
 from tests.cerebras_jais.modelzoo.runs import require_modelzoo
-from tests.cerebras_jais.recipes.test_family import BROKEN
 
 pytestmark = [pytest.mark.modelzoo, pytest.mark.slow]
 

@@ -12,8 +12,8 @@ from cerebras_jais.errors import UserError
 from cerebras_jais.modelzoo import launch as launching
 from cerebras_jais.modelzoo.launch import Launch, launch
 from cerebras_jais.modelzoo.reading import read_unless_alone
+from tests.cerebras_jais.launch.variants import NOTED, VARIANTS, base
 from tests.cerebras_jais.modelzoo.runs import prepare, require_modelzoo, zoo
-from tests.cerebras_jais.recipes.variants import NOTED, VARIANTS, base
 
 
 def write(folder, document):

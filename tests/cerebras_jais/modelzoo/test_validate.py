@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cerebras_jais.recipes.build import recipes
-from cerebras_jais.recipes.stock import with_stock_names
-from tests.cerebras_jais.recipes.broken import BROKEN, CONFIGS
+from cerebras_jais.catalog.stock_names import with_stock_names
+from cerebras_jais.catalog.yaml_files import recipes
+from tests.cerebras_jais.launch.broken import BROKEN, CONFIGS
 
 pytestmark = [pytest.mark.modelzoo, pytest.mark.slow]
 

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from cerebras_jais.commands.zoo import zoo as zoo_command
 from cerebras_jais.errors import UserError
-from cerebras_jais.modelzoo.cli import zoo as zoo_command
 from tests.cerebras_jais.modelzoo.runs import last_checkpoint, prepare, require_modelzoo, zoo
 
 

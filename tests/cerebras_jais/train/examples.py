@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import yaml
 
-from cerebras_jais.recipes.schema import parse_trainer
+from cerebras_jais.config.trainer import parse_trainer
 from tests.cerebras_jais.model.examples import jais_section, llama_section
 
 LENGTH, VOCABULARY = 32, 64

@@ -17,12 +17,12 @@ import yaml
 from click.testing import CliRunner
 
 from cerebras_jais.checkpoint import open_checkpoint, save_checkpoint
+from cerebras_jais.commands.fit import fit as fit_command
+from cerebras_jais.config.trainer import parse_trainer
 from cerebras_jais.errors import UserError
+from cerebras_jais.launch.phases import saved_steps
 from cerebras_jais.model.decoder import LanguageModel
-from cerebras_jais.model.weights import load_model
-from cerebras_jais.recipes.phases import saved_steps
-from cerebras_jais.recipes.schema import parse_trainer
-from cerebras_jais.train.cli import fit as fit_command
+from cerebras_jais.model.load import load_model
 from cerebras_jais.train.loop import fit
 from cerebras_jais.train.steps import Steps
 from tests import tolerances

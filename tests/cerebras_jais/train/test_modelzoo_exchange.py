@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cerebras_jais.checkpoint import open_checkpoint
-from cerebras_jais.recipes.schema import parse_trainer
+from cerebras_jais.config.trainer import parse_trainer
 from cerebras_jais.train.loop import fit
 from tests import tolerances
 from tests.cerebras_jais.train.examples import JAIS, LLAMA, trainer_section, write_data

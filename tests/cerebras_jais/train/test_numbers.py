@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from cerebras_jais.checkpoint import open_checkpoint, save_checkpoint
-from cerebras_jais.data.hdf5 import HDF5Samples
+from cerebras_jais.config.sections import CheckpointSection, Loop, Precision
+from cerebras_jais.data.dataset import HDF5Samples
 from cerebras_jais.errors import UserError
+from cerebras_jais.launch import plan as plan_module
+from cerebras_jais.launch.plan import plan_training
 from cerebras_jais.model.decoder import LanguageModel
-from cerebras_jais.model.weights import load_model
-from cerebras_jais.recipes.sections import CheckpointSection, Loop, Precision
-from cerebras_jais.train import plan as plan_module
+from cerebras_jais.model.load import load_model
+from cerebras_jais.optimizer.groups import ParameterGroup
+from cerebras_jais.optimizer.schedule import learning_rates
 from cerebras_jais.train import state as state_module
-from cerebras_jais.train.groups import ParameterGroup
 from cerebras_jais.train.loop import fit
-from cerebras_jais.train.plan import plan_training
-from cerebras_jais.train.schedule import learning_rates
 from tests.cerebras_jais.train.examples import JAIS, LLAMA, config_of, write_data
 
 NAN = float("nan")

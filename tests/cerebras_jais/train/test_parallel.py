@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+from cerebras_jais.config.trainer import read_trainer_yaml
 from cerebras_jais.errors import UserError
-from cerebras_jais.model.weights import load_model
-from cerebras_jais.recipes.schema import read_trainer_yaml
+from cerebras_jais.model.load import load_model
 from cerebras_jais.train.loop import fit
 from tests import tolerances
 from tests.cerebras_jais.train.examples import JAIS, LLAMA, trainer_section, write_data, write_yaml

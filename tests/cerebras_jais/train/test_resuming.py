@@ -2,7 +2,7 @@
 
 Contract: whatever stopped it, the same command ends at the step of a run never stopped and leaves the same checkpoints,
 byte for byte, the same losses, index, evaluations and TensorBoard scalars, and nothing else; a signal saves the step
-reached and says how to go on; changed data and a second trainer in the folder are named. `tests/fuzz/fit_kills.py`
+reached and says how to go on; changed data and a second trainer in the folder are named. `tests/attacks/fit_kills.py`
 stops runs at random moments; here are the moments that once went wrong, one by one.
 """
 
@@ -25,14 +25,14 @@ from click.testing import CliRunner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cerebras_jais.checkpoint import open_checkpoint
+from cerebras_jais.commands.fit import fit as fit_command
+from cerebras_jais.config.trainer import parse_trainer
 from cerebras_jais.errors import UserError
-from cerebras_jais.recipes.schema import parse_trainer
+from cerebras_jais.launch.plan import NothingLeft
 from cerebras_jais.train import folder as folder_module
 from cerebras_jais.train import loop as loop_module
 from cerebras_jais.train import progress as progress_module
-from cerebras_jais.train.cli import fit as fit_command
 from cerebras_jais.train.loop import fit
-from cerebras_jais.train.plan import NothingLeft
 from cerebras_jais.train.signals import Stopped
 from cerebras_jais.train.steps import Steps
 from tests.cerebras_jais.train import examples

@@ -8,9 +8,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from checkpoint_convert.configs.convert import AUTO_MAP
 from checkpoint_convert.hf_code.configuration_jais import JAISConfig
 from checkpoint_convert.hf_code.modeling_jais import JAISLMHeadModel
-from checkpoint_convert.model_config import AUTO_MAP
 from checkpoint_convert.release import CODE_FILES
 
 CODE = Path(__file__).parents[3] / "checkpoint_convert" / "hf_code"

@@ -1,0 +1,156 @@
+"""The kinds of things the catalog states about a model: its architecture, its phases, its data, its scores."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib import resources
+from typing import Literal
+
+from cerebras_jais.catalog import size_rules as rules
+from cerebras_jais.catalog.provenance import Sourced
+
+Family = Literal["jais-family", "jais-adapted"]
+Kind = Literal["pretrain", "extend", "embed", "adapt", "chat"]
+
+
+@dataclass(frozen=True)
+class MuP:
+    """A set of muP constants, found on a model of `base_width`; a set is used whole or not at all."""
+
+    embeddings_scale: Sourced[float]
+    output_logits_alpha: Sourced[float]
+    spread: Sourced[float]  # standard deviation of the base model's weights
+    base_rate: Sourced[float]  # learning rate of the base model
+    base_width: int = rules.MUP_BASE_WIDTH
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a model is: sizes in units of weights, heads and layers; `mup` None for the adapted models."""
+
+    hidden_size: Sourced[int]
+    layers: Sourced[int]
+    heads: Sourced[int]
+    kv_heads: Sourced[int]
+    filter_size: Sourced[int]
+    vocabulary: Sourced[int]
+    mup: MuP | None
+
+    @property
+    def parameters(self) -> int:
+        """Trained weights, each tied one counted once, with the fixed ALiBi slopes."""
+        h, n, a, f, v = (
+            x.value for x in (self.hidden_size, self.layers, self.heads, self.filter_size, self.vocabulary)
+        )
+        if self.mup is not None:
+            return rules.alibi_parameters(h, n, a, f, v)
+        return rules.rotary_parameters(h, n, a, self.kv_heads.value, f, v)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW's constants."""
+
+    betas: Sourced[tuple[float, float]]
+    eps: Sourced[float]
+    weight_decay: Sourced[float]
+    max_gradient_norm: Sourced[float]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Numbers on a CS system: weights and optimizer state are always float32, products are of the half type."""
+
+    half_type: Sourced[str]
+    loss_scaling: Sourced[str]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The learning rate: `first` to `peak` in `warmup_steps`, then to `last` at the end of the phase (base rates)."""
+
+    warmup_steps: Sourced[int]
+    first: Sourced[float]
+    peak: Sourced[float]
+    last: Sourced[float]
+    decay: Sourced[Literal["linear", "cosine"]]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One training run of a model.
+
+    `starts_from` is (model, phase) of an earlier run, a path of a checkpoint to be made first, or None for random
+    weights. `carries_on` keeps the optimizer's state and step of that run; otherwise both begin anew.
+    """
+
+    name: str
+    kind: Kind
+    context: Sourced[int]
+    batch_size: Sourced[int]
+    steps: Sourced[int]
+    rates: Rates
+    optimizer: Optimizer
+    precision: Precision
+    starts_from: tuple[str, str] | str | None = None
+    carries_on: bool = False
+    frozen: tuple[str, ...] = ()  # regular expressions, searched in the names of the tensors that do not train
+
+    @property
+    def tokens(self) -> int:
+        """Positions the phase goes through."""
+        return self.batch_size.value * self.context.value * self.steps.value
+
+
+@dataclass(frozen=True)
+class TokenMix:
+    """Training tokens of a base model in billions; a chat model's is None, its data is counted in pairs."""
+
+    english: Sourced[int]
+    arabic: Sourced[int]
+    code: Sourced[int]
+    total: Sourced[int]
+
+
+@dataclass(frozen=True)
+class Model:
+    """One published model."""
+
+    name: str
+    family: Family
+    architecture: Architecture
+    tokenizer: Sourced[str]
+    context: Sourced[int]
+    mix: TokenMix | None
+    parent: Sourced[str | None]
+    phases: tuple[Phase, ...]
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether it is tuned on instructions."""
+        return self.mix is None
+
+    @property
+    def parameters(self) -> int:
+        """See `Architecture.parameters`."""
+        return self.architecture.parameters
+
+    @cached_property
+    def scores(self) -> dict[str, dict[str, float]]:
+        """Published zero-shot scores in percent by language and benchmark (card).
+
+        The card's Arabic rows of jais-family-2p7b and 1p3b are equal from LitQA on, and jais-adapted-7b-chat shares
+        agqa and agrc with 70b-chat: likely slips of the card, no targets.
+        """
+        return {language: dict(found) for language, found in _scores().get(self.name, {}).items()}
+
+
+@cache
+def _scores() -> dict[str, dict[str, dict[str, float]]]:
+    text = resources.files("cerebras_jais.catalog").joinpath("published_scores.csv").read_text(encoding="utf-8")
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for row in csv.DictReader(text.splitlines()):
+        found.setdefault(row["model"], {}).setdefault(row["language"], {})[row["benchmark"]] = float(row["score"])
+    return found

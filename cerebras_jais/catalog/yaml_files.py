@@ -1,0 +1,365 @@
+"""Catalog rows to trainer YAML: what each file under configs/ says, with where its numbers come from beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from cerebras_jais.catalog import size_rules as rules
+from cerebras_jais.catalog.miniatures import MINIATURES
+from cerebras_jais.catalog.models import MODELS, last_step, lineage
+from cerebras_jais.catalog.types import Architecture, Model, Phase
+from cerebras_jais.catalog.yaml_writer import Alias, Anchor, Note, Remark, to_yaml
+from cerebras_jais.config.yaml_file import RecipeError, suggestion
+from cerebras_jais.files import write_text
+
+EVERY = (*MODELS, *MINIATURES)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One file under configs/: `name` is its path there without .yaml; several trainers are a list of phases."""
+
+    name: str
+    summary: str
+    trainers: tuple[tuple[Model, Phase], ...]
+
+    @property
+    def model(self) -> Model:
+        """The model that the last trainer leaves."""
+        return self.trainers[-1][0]
+
+    @property
+    def is_miniature(self) -> bool:
+        """Whether it is for a CPU."""
+        return self.model in MINIATURES
+
+
+_SUMMARIES = {
+    "pretrain": "pretraining from random weights, loss on all tokens",
+    "extend": "pretraining goes on in a longer context",
+    "embed": "the backbone is frozen, the embedding of the extended vocabulary and the head train",
+    "adapt": "continued pretraining of all parameters",
+    "chat": "instruction tuning, examples packed (VSL), loss on responses alone",
+}
+_TINY_SUMMARIES = {
+    "tiny/jais": "jais-family in miniature: ALiBi, SwiGLU, muP and 12 heads as in jais-family-590m",
+    "tiny/adapted": "jais-adapted in miniature: Llama-2 with grouped queries as in jais-adapted-70b",
+    "tiny/context": "the context extension of jais-family-30b in miniature: three phases in one launch",
+    "tiny/stages": "the adaptation of jais-adapted in miniature: stage 1 with the backbone frozen, then stage 2",
+    "tiny/chat": "instruction tuning in miniature, from what tiny/jais leaves: packed examples (VSL)",
+    "small/jais": "a jais-family model for real text on a CPU (README: On your own text)",
+}
+
+
+@cache
+def recipes() -> tuple[Recipe, ...]:
+    """All of them: each model's phases singly, several in a row as a list too, then the miniatures."""
+    found: list[Recipe] = []
+    for model in MODELS:
+        for phase in model.phases:
+            name = f"{model.name}/{phase.name}"
+            found.append(Recipe(name, f"{model.name}, {phase.name}: {_SUMMARIES[phase.kind]}", ((model, phase),)))
+        line = lineage(model)
+        if len(line) > 1 and not model.is_chat:
+            names = ", ".join(phase.name for _, phase in line)
+            found.append(Recipe(f"{model.name}/phases", f"{model.name}: the phases {names} in one launch", line))
+    for model in MINIATURES:
+        size = f"{model.parameters / 1e6:.1f} million parameters"
+        found.append(
+            Recipe(model.name, f"{_TINY_SUMMARIES[model.name]}; {size}", tuple((model, p) for p in model.phases))
+        )
+    return tuple(found)
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of a name such as jais-family-590m/pretrain; a model with one phase may be named alone.
+
+    Raises RecipeError that names the closest one.
+    """
+    by_name = {recipe.name: recipe for recipe in recipes()}
+    key = name.lower().removesuffix(".yaml").removeprefix("configs/")
+    of_model = [recipe for recipe in recipes() if recipe.name.startswith(f"{key}/")]
+    if key in by_name:
+        return by_name[key]
+    if len(of_model) == 1:
+        return of_model[0]
+    if of_model:
+        raise RecipeError(f"{name}: has several; say which of {', '.join(r.name for r in of_model)}")
+    raise RecipeError(
+        f"{name}: no such file, and no config of ours; "
+        + suggestion(key, by_name, otherwise="give the path of a YAML file, or a name of `cerebras-jais config list`")
+    )
+
+
+def recipe_yaml(recipe: Recipe) -> str:
+    """The text of a recipe's YAML file."""
+    several = len(recipe.trainers) > 1  # a file has each anchor once
+    trainers = [
+        _trainer(model, phase, f"spread_{phase.name}" if several else "spread") for model, phase in recipe.trainers
+    ]
+    tree = {"trainer": trainers[0] if len(trainers) == 1 else [{"trainer": trainer} for trainer in trainers]}
+    return to_yaml(tree, _header(recipe))
+
+
+def write_configs(folder: str | Path) -> list[Path]:
+    """Write every recipe's file below a folder; their paths."""
+    paths = []
+    for recipe in recipes():
+        path = Path(folder) / f"{recipe.name}.yaml"
+        write_text(path, recipe_yaml(recipe))
+        paths.append(path)
+    return paths
+
+
+def model_dir_of(model: Model, phase: Phase) -> str:
+    """Where a phase writes its checkpoints, relative to where the run is started."""
+    if model in MODELS:
+        return f"model/{model.name}/{phase.name}"
+    place = {"tiny/jais": "jais", "tiny/adapted": "adapted", "small/jais": "model"}.get(model.name)
+    tail = "" if len(model.phases) == 1 else f"/{phase.name}"
+    return place or model.name.removeprefix("tiny/") + tail
+
+
+def checkpoint_of(model: Model, phase: Phase) -> str:
+    """The path of the last checkpoint that a phase writes."""
+    return f"{model_dir_of(model, phase)}/checkpoint_{last_step(phase, EVERY)}.mdl"
+
+
+def _header(recipe: Recipe) -> list[str]:
+    lines = [f"{recipe.summary[0].upper() if recipe.is_miniature else recipe.summary[0]}{recipe.summary[1:]}."]
+    runs = f"`cerebras-jais fit configs/{recipe.name}.yaml`"
+    if recipe.is_miniature:
+        lines += [
+            f"Runs on the reference path ({runs}) and in the Model Zoo 2.10",
+            f"(`cerebras-jais zoo fit configs/{recipe.name}.yaml`). Paths are relative to the folder it is started in.",
+        ]
+    else:
+        lines += [
+            "Comments say where a number is from: published, derived by a rule, or assumed for a reason.",
+            f"Starts on CS systems with {runs[:-1]} --backend csx`.",
+            "Paths are relative to the folder it is started in; data_dir must lie on a volume that the cluster mounts.",
+        ]
+    lines.append("Made by `cerebras-jais config write`: to change it for good, change the catalog.")
+    return lines
+
+
+def _trainer(model: Model, phase: Phase, anchor: str) -> dict[str, Any]:
+    tiny = model in MINIATURES
+    every = _steps_between_checkpoints(phase) if not tiny else min(100, phase.steps.value)
+    init: dict[str, Any] = {
+        "backend": {"backend_type": "CPU" if tiny else "CSX"},
+        "model_dir": model_dir_of(model, phase),
+        "seed": 1,
+        "model": _model(model, phase, anchor),
+        "optimizer": {
+            "AdamW": {
+                "betas": phase.optimizer.betas,
+                "eps": phase.optimizer.eps,
+                "weight_decay": phase.optimizer.weight_decay,
+                "correct_bias": True,
+            }
+        },
+        "schedulers": _schedulers(model, phase),
+        "precision": _precision(phase, tiny),
+        "loop": {
+            "max_steps": _max_steps(phase),
+            "eval_frequency": phase.steps.value // 4 if tiny else every,
+        },
+        "checkpoint": {"steps": every},
+        "logging": {"log_steps": 10},
+    }
+    callbacks: list[Any] = []
+    if not tiny:
+        flags = {"csx.performance.micro_batch_size": Note("auto", "found at compile time; a number fixes it")}
+        callbacks.append({"ScopedTrainFlags": flags})
+    if phase.starts_from is not None:
+        callbacks.append({"LoadCheckpointStates": {"load_checkpoint_states": _states(phase)}})
+    if callbacks:
+        init["callbacks"] = callbacks
+    return {"init": init, "fit": _fit(model, phase, tiny)}
+
+
+def _states(phase: Phase) -> Note:
+    if phase.carries_on:
+        return Note("model,optimizer,global_step", "the data and the schedule begin anew")
+    return Note("model", "optimizer, schedule, data and step begin anew")
+
+
+def _max_steps(phase: Phase) -> Any:
+    before = last_step(phase, EVERY) - phase.steps.value
+    if not before:
+        return phase.steps
+    source = f"; {phase.steps.origin}: {phase.steps.why}" if phase.steps.why else ""
+    return Note(before + phase.steps.value, f"{before} before and {phase.steps.value} here{source}")
+
+
+def _steps_between_checkpoints(phase: Phase) -> int:
+    return 5000 if phase.steps.value > 50_000 else 1000 if phase.steps.value > 5000 else 500
+
+
+def _model(model: Model, phase: Phase, anchor: str) -> dict[str, Any]:
+    a = model.architecture
+    section: dict[str, Any] = {
+        "name": "jais_family" if a.mup is not None else "jais_adapted",
+        "vocab_size": Note(a.vocabulary.value, f"tokenizer: {model.tokenizer.value}"),
+        "max_position_embeddings": phase.context,
+        "hidden_size": a.hidden_size,
+        "num_hidden_layers": a.layers,
+        "num_heads": a.heads,
+        "filter_size": a.filter_size,
+        "nonlinearity": "swiglu",
+    }
+    if a.mup is not None:
+        section |= {"position_embedding_type": "alibi", "layer_norm_epsilon": 1e-5, **_biases(tied=True, present=True)}
+    else:
+        section |= {
+            "position_embedding_type": "rotary",
+            "rotary_dim": Note(a.hidden_size.value // a.heads.value, "the whole head"),
+            "rope_theta": 10000.0,
+            "norm_type": "rmsnorm",
+            "layer_norm_epsilon": 1e-5,
+        }
+        if a.kv_heads.value != a.heads.value:
+            section["attention_module"] = "multiquery_attention"
+            section["extra_attention_params"] = {"num_kv_groups": a.kv_heads}
+        section |= _biases(tied=False, present=False)
+    section |= {"dropout_rate": 0.0, "attention_dropout_rate": 0.0}
+    section |= _loss(model, phase)
+    if model in MODELS and a.mup is not None:
+        section["attention_kernel"] = Note("optimized_beta", "on CS systems; assumed: Model Zoo, all its jais configs")
+    section |= _mup(a, anchor) if a.mup is not None else {"initializer_range": 0.02}
+    if phase.frozen:
+        section["frozen_parameters"] = Note(
+            list(phase.frozen), "searched in tensor names: no gradient, no optimizer state"
+        )
+    return section
+
+
+def _biases(*, tied: bool, present: bool) -> dict[str, bool]:
+    return {
+        "share_embedding_weights": tied,
+        "use_bias_in_output": False,
+        "use_ffn_bias": present,
+        "use_ffn_bias_in_attention": present,
+        "use_projection_bias_in_attention": present,
+    }
+
+
+def _loss(model: Model, phase: Phase) -> dict[str, Any]:
+    # As in the Model Zoo's jais configs where every token counts; elsewhere the number of tokens that count varies.
+    whole = model.architecture.mup is not None and phase.kind in ("pretrain", "extend")
+    if whole and (model in MODELS or len(model.phases) > 1):
+        weight = rules.loss_weight(phase.context.value)
+        return {
+            "loss_scaling": "batch_size",
+            "loss_weight": Note(weight, "1 / max_position_embeddings: the mean over tokens"),
+        }
+    return {"loss_scaling": "num_tokens"}
+
+
+def _mup(a: Architecture, anchor: str) -> dict[str, Any]:
+    mup = a.mup
+    assert mup is not None
+    base_filter = rules.mup_base_filter_size(a.hidden_size.value, a.filter_size.value, mup.base_width)
+    spread = {"name": "truncated_normal", "mean": 0.0, "std": mup.spread}
+    return {
+        "remark": Remark("muP: constants found on a model of the base width, used whole or not at all."),
+        "mup_base_hidden_size": mup.base_width,
+        "mup_base_filter_size": Note(base_filter, "filter_size x base width / hidden_size"),
+        "embeddings_scale": mup.embeddings_scale,
+        "output_logits_alpha": mup.output_logits_alpha,
+        "scale_qk_dot_by_d": True,
+        "embedding_initializer": Anchor(anchor, spread),
+        "initializer": Alias(anchor),
+        "output_layer_initializer": Alias(anchor),
+        "ffn_output_layer_initializer": Alias(anchor),
+    }
+
+
+def _schedulers(model: Model, phase: Phase) -> list[Any]:
+    rates = phase.rates
+    rest = phase.steps.value - rates.warmup_steps.value
+    name = "LinearLR" if rates.decay.value == "linear" else "CosineDecayLR"
+    decay: dict[str, Any] = {"initial_learning_rate": rates.peak, "end_learning_rate": rates.last, "total_iters": rest}
+    shape: Any = Note(decay, f"{rates.decay.origin}: {rates.decay.why}" if rates.decay.why else "")
+    if not rates.warmup_steps.value:
+        return [{name: shape}]
+    decay["initial_learning_rate"] = rates.peak.value
+    warmup = {
+        "initial_learning_rate": rates.first,
+        "end_learning_rate": rates.peak,
+        "total_iters": rates.warmup_steps,
+    }
+    return [{"SequentialLR": {"schedulers": [{"LinearLR": warmup}, {name: shape}]}}]
+
+
+def _precision(phase: Phase, tiny: bool) -> dict[str, Any]:
+    if tiny:
+        return {"enabled": False, "max_gradient_norm": phase.optimizer.max_gradient_norm}
+    return {
+        "enabled": True,
+        "fp16_type": phase.precision.half_type,
+        "loss_scaling_factor": phase.precision.loss_scaling,
+        "max_gradient_norm": phase.optimizer.max_gradient_norm,
+    }
+
+
+def _fit(model: Model, phase: Phase, tiny: bool) -> dict[str, Any]:
+    reader = {"data_processor": "GptHDF5MapDataProcessor"}
+    packed = (
+        {"use_vsl": Note(True, "packed examples; their mask counts responses alone")} if phase.kind == "chat" else {}
+    )
+    root = _data_root(model, phase, tiny)
+    if tiny:
+        where: dict[str, Any] = {"data_dir": f"{root}/train"}
+        order: dict[str, Any] = {"shuffle": True, "shuffle_seed": 1}
+    else:
+        where, order = _full_data(model, phase, root), {"shuffle": Note(False, "shuffled when it was packed")}
+    workers = {"num_workers": 0} if tiny else {"num_workers": 1, "prefetch_factor": 10, "persistent_workers": True}
+    held_out: Any = [f"{root}/held_out/ar", f"{root}/held_out/en"]
+    if not tiny and model.mix is not None:  # each part is packed by itself, with what it holds out
+        held_out = [f"{root}/arabic/held_out/ar", f"{root}/english/held_out/en"]
+    fit: dict[str, Any] = {
+        "train_dataloader": {**reader, **where, "batch_size": phase.batch_size, **packed, **order, **workers},
+        "val_dataloader": {
+            **reader,
+            "data_dir": held_out,
+            "batch_size": 2 if tiny else 32,
+            **({"use_vsl": True} if packed else {}),
+            "shuffle": False,
+            **workers,
+        },
+    }
+    if isinstance(phase.starts_from, str):
+        fit["ckpt_path"] = Note(phase.starts_from, "Llama-2 with its vocabulary, embedding and head extended")
+    elif phase.starts_from is not None:
+        named, ending = phase.starts_from
+        (parent,) = ((m, p) for m in EVERY if m.name == named for p in m.phases if p.name == ending)
+        fit["ckpt_path"] = Note(checkpoint_of(*parent), f"what {ending} of {named} leaves")
+    return fit
+
+
+def _data_root(model: Model, phase: Phase, tiny: bool) -> str:
+    if not tiny:
+        return f"data/{model.family}/{'chat-' if phase.kind == 'chat' else ''}{phase.context.value}"
+    if phase.kind == "chat":
+        return "data/chat"
+    return f"data/context/{phase.name}" if model.name == "tiny/context" else "data"
+
+
+def _full_data(model: Model, phase: Phase, root: str) -> dict[str, Any]:
+    if model.mix is None:
+        return {"data_dir": f"{root}/train"}
+    mix = model.mix
+    parts = [("english", mix.english), ("arabic", mix.arabic)]
+    if phase.kind != "embed":  # card: the embedding is trained on text in both languages
+        parts.append(("code", mix.code))
+    return {
+        "mixture": [
+            {"data_dir": f"{root}/{language}/train", "weight": Note(share.value, "published: card, billions of tokens")}
+            for language, share in parts
+        ]
+    }

@@ -1,0 +1,194 @@
+"""`cerebras-jais models` and `cerebras-jais config`: what the models are, and the YAML that trains them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def models(name: str | None, as_json: bool) -> None:
+    """List the 20 models of the family, or everything known of one.
+
+    \b
+      cerebras-jais models
+      cerebras-jais models jais-adapted-70b-chat
+
+    Every value is published, derived from published ones by a rule, or assumed for a reason; NAME says which and why.
+    """
+    import json
+
+    from cerebras_jais.catalog.models import MODELS, find_model
+    from cerebras_jais.catalog.tables import model_details, model_row, model_text, models_table
+
+    if name is not None:
+        model = find_model(name)
+        click.echo(json.dumps(model_details(model), ensure_ascii=False) if as_json else model_text(model))
+    else:
+        click.echo(json.dumps([model_row(model) for model in MODELS]) if as_json else models_table())
+
+
+@click.group()
+def config() -> None:
+    """Check, list, show, compare and write trainer YAML.
+
+    NAME and FILE are a file, or one of ours such as jais-family-590m/pretrain (`cerebras-jais config list`).
+    """
+
+
+@config.command()
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--tokenizer", type=click.Path(exists=True, path_type=Path), metavar="DIR", help="Compare its vocabulary too."
+)
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def check(files: tuple[Path, ...], tokenizer: Path | None, as_json: bool) -> int:
+    """Check trainer YAML files before any machine is taken; status 1 where something is wrong.
+
+    \b
+      cerebras-jais config check configs/tiny/jais.yaml
+
+    Every line names file, line, key and remedy. Looked at: every key; backend, cluster options and flags; sequence
+    lengths against model and data; muP's numbers; schedules against the length of the run; what CS systems demand of
+    precision; loss_weight; the vocabulary; names of frozen tensors. Where the Model Zoo is installed, its own
+    validation runs too. Data that is not on this machine, the start checkpoint and the memory of the machine are not
+    looked at, or do not count; notes say so.
+    """
+    import json
+
+    from cerebras_jais.config.trainer import read_trainer_yaml
+    from cerebras_jais.launch.checks import check_file
+    from cerebras_jais.launch.surroundings import preflight
+    from cerebras_jais.launch.token_budget import token_notes
+    from cerebras_jais.modelzoo.validate import modelzoo_is_installed, modelzoo_problems
+
+    zoo = modelzoo_is_installed()
+    results = []
+    for file in files:
+        problems, notes = check_file(file), list[str]()
+        if not problems:
+            problems, notes = preflight(file, tokenizer)
+            notes += token_notes(read_trainer_yaml(file))
+        if zoo and not problems:
+            problems = modelzoo_problems(file)
+        results.append((str(file), problems, notes))
+    failed = any(problems for _, problems, _ in results)
+    if as_json:
+        keys = ("file", "problems", "notes")
+        found = [{**dict(zip(keys, result, strict=True)), "modelzoo": zoo} for result in results]
+        click.echo(json.dumps(found, ensure_ascii=False))
+        return int(failed)
+    for name, problems, notes in results:
+        for problem in problems:
+            click.echo(f"error: {problem}", err=True)
+        if not problems:
+            click.echo(f"{name}: good{'' if zoo else ' (the Model Zoo is not installed, so it had no say)'}")
+        for note in notes:
+            click.echo(f"note: {name}: {note}")
+    return int(failed)
+
+
+@config.command(name="list")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def list_(as_json: bool) -> None:
+    """List the configs there are for every model and phase, and the miniatures for a CPU."""
+    import json
+
+    from cerebras_jais.catalog.tables import recipe_row, recipes_table
+    from cerebras_jais.catalog.yaml_files import recipes
+
+    click.echo(json.dumps([recipe_row(r) for r in recipes()]) if as_json else recipes_table(recipes()))
+
+
+@config.command()
+@click.argument("name")
+def show(name: str) -> None:
+    """Print a config, with where its numbers come from beside them."""
+    click.echo(_text(name), nl=False)
+
+
+@config.command()
+@click.argument("ours", metavar="A")
+@click.argument("theirs", metavar="B")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def diff(ours: str, theirs: str, as_json: bool) -> int:
+    """Show what two configs say differently, key by key; status 1 where they do.
+
+    \b
+      cerebras-jais config diff jais-family-590m jais-family-1p3b
+    """
+    import json
+
+    from cerebras_jais.catalog.tables import differences, shown
+
+    found = list(differences(_tree(ours), _tree(theirs)))
+    if as_json:
+        click.echo(json.dumps([{"key": k, "a": _plain(a), "b": _plain(b)} for k, a, b in found]))
+    else:
+        for key, a, b in found:
+            click.echo(f"{key}: {shown(a)} -> {shown(b)}")
+    return int(bool(found))
+
+
+@config.command()
+@click.argument("name", required=False)
+@click.option("--output", type=click.Path(path_type=Path), help="File to write (with --all, the folder).")
+@click.option("--stock", is_flag=True, help="With the Model Zoo's own model names, for a site without the plugin.")
+@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+@click.option("--all", "everything", is_flag=True, help="Write every config; how configs/ is made.")
+def write(name: str | None, output: Path | None, stock: bool, overwrite: bool, everything: bool) -> None:
+    """Write a config to a file to edit and run.
+
+    \b
+      cerebras-jais config write jais-family-590m --output my.yaml
+      cerebras-jais config write jais-adapted-7b/stage-2 --stock --output stage-2.yaml
+
+    --stock names jais and llama instead of jais_family and jais_adapted, and refuses what those cannot do (freezing).
+    """
+    from cerebras_jais.catalog.yaml_files import write_configs
+    from cerebras_jais.errors import UserError
+    from cerebras_jais.files import write_text
+
+    if everything:
+        if name or stock:
+            raise UserError("--all writes every config as it is; leave NAME and --stock out")
+        paths = write_configs(output or Path("configs"))
+        click.echo(f"{output or 'configs'}: {len(paths)} files")
+        return
+    if name is None:
+        raise UserError("which one? Give a NAME of `cerebras-jais config list`, or --all")
+    target = output or Path(f"{Path(name.removesuffix('.yaml')).name}.yaml")
+    if target.exists() and not overwrite:
+        raise UserError(f"{target}: exists; choose another --output or give --overwrite")
+    text = _text(name, stock)
+    write_text(target, text)
+    click.echo(str(target))
+
+
+def _text(name: str, stock: bool = False) -> str:
+    """The text of a file or of one of our configs."""
+    from cerebras_jais.catalog.stock_names import with_stock_names
+    from cerebras_jais.catalog.yaml_files import find_recipe, recipe_yaml
+    from cerebras_jais.config.yaml_file import parse_yaml, read_source
+
+    path = Path(name)
+    if path.exists() and not path.is_dir():
+        text = read_source(path)
+        parse_yaml(text, path)
+    else:
+        recipe = find_recipe(name)
+        path, text = Path(f"{recipe.name}.yaml"), recipe_yaml(recipe)
+    return with_stock_names(text, path) if stock else text
+
+
+def _tree(name: str) -> object:
+    from cerebras_jais.config.yaml_file import parse_yaml
+
+    return parse_yaml(_text(name), Path(name)).data
+
+
+def _plain(value: object) -> object:
+    return None if value is ... else value

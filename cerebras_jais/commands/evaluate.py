@@ -1,0 +1,193 @@
+"""The verbs `generate` and `score`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cerebras_jais.commandline import Number
+from cerebras_jais.ranges import COUNT_OR_NONE, SEED, SHARE, SIZE, TEMPERATURE
+
+if TYPE_CHECKING:
+    from cerebras_jais.model.decoder import LanguageModel
+
+_MODEL = click.argument("path", metavar="MODEL", type=click.Path(path_type=Path))
+_TOKENIZER = click.option(
+    "--tokenizer", type=click.Path(path_type=Path), help="Folder of the tokenizer. Default: the release's own."
+)
+_CONFIG = click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="Trainer YAML of the model, where the checkpoint does not record it.",
+)
+_ALLOW_PICKLE = click.option(
+    "--allow-pickle", is_flag=True, help="Read a release's weights in pickle files too (.bin); nothing in them is run."
+)
+
+
+@click.command()
+@_MODEL
+@_TOKENIZER
+@_CONFIG
+@_ALLOW_PICKLE
+@click.option("--prompt", required=True, multiple=True, help="Text to continue; may be given several times.")
+@click.option("--max-new-tokens", type=Number(SIZE), default=64, show_default=True, help="Tokens to add at most.")
+@click.option(
+    "--temperature",
+    type=Number(TEMPERATURE),
+    default=0.0,
+    show_default=True,
+    help="0 takes the likeliest token each time.",
+)
+@click.option(
+    "--top-p",
+    type=Number(SHARE),
+    default=1.0,
+    show_default=True,
+    help="Sample from the likeliest tokens of this total.",
+)
+@click.option("--seed", type=Number(SEED), default=0, show_default=True, help="Seed of the sampling.")
+def generate(
+    path: Path,
+    tokenizer: Path | None,
+    config: Path | None,
+    allow_pickle: bool,
+    prompt: tuple[str, ...],
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+) -> None:
+    """Continue prompts with a trained model: a checkpoint (.mdl) or a Hugging Face release.
+
+    \b
+      cerebras-jais generate jais/checkpoint_100.mdl --tokenizer tokenizer --prompt "الشمس"
+      cerebras-jais generate release --prompt "الشمس"
+
+    A release is read without running its code, and brings its tokenizer.
+    """
+    import torch
+
+    from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer
+    from cerebras_jais.encoding import encode_texts
+    from cerebras_jais.model.generate import generate as continue_ids
+
+    tokenizer = _tokenizer_of(path, tokenizer)
+    model, encoder = _load(path, config, allow_pickle), load_tokenizer(tokenizer)
+    eos = end_of_text_id(encoder, tokenizer)
+    generator = torch.Generator().manual_seed(seed)
+    for prompt_ids in encode_texts(encoder, prompt):
+        ids = torch.tensor([prompt_ids or [eos]])
+        out = continue_ids(
+            model,
+            ids,
+            max_new_tokens,
+            eos_token_id=eos,
+            temperature=temperature,
+            top_p=top_p,
+            generator=generator,
+        )
+        click.echo(encoder.decode(out[0].tolist()))
+
+
+@click.command()
+@_MODEL
+@_TOKENIZER
+@_CONFIG
+@_ALLOW_PICKLE
+@click.option(
+    "--text",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Folder or file of .txt, .jsonl or SQuAD .json; - is text on standard input; repeatable. Default: the sample.",
+)
+@click.option(
+    "--held-out",
+    type=Number(COUNT_OR_NONE),
+    default=0,
+    help="Score only every N-th document of each language, as `data pack` sets aside.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def score(
+    path: Path,
+    tokenizer: Path | None,
+    config: Path | None,
+    allow_pickle: bool,
+    text: tuple[Path, ...],
+    held_out: int,
+    as_json: bool,
+) -> None:
+    """Loss and bits per byte of a checkpoint (.mdl) or a release on text, language by language.
+
+    \b
+      cerebras-jais score jais/checkpoint_100.mdl --tokenizer tokenizer --text TEXT --held-out 10
+      cerebras-jais score release --text TEXT
+    """
+    from cerebras_jais.data.documents import passed_over, read_documents, sample_corpus_path, split_held_out
+    from cerebras_jais.data.tokenizer import encode_document, end_of_text_id, load_tokenizer
+    from cerebras_jais.errors import UserError
+    from cerebras_jais.evaluate.score import score_documents
+
+    tokenizer = _tokenizer_of(path, tokenizer)
+    model, encoder = _load(path, config, allow_pickle), load_tokenizer(tokenizer)
+    eos = end_of_text_id(encoder, tokenizer)
+    for note in filter(None, map(passed_over, text)):
+        click.echo(f"note: {note}", err=True)
+    documents = [document for path in text or [sample_corpus_path()] for document in read_documents(path)]
+    if held_out:
+        documents = split_held_out(documents, held_out)[1]
+    if not documents:
+        raise UserError(f"no document is held out with --held-out {held_out}; give more text or a smaller number")
+    scores = score_documents(model, documents, lambda document: encode_document(encoder, document, eos), eos)
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    s.language: {
+                        "documents": s.documents,
+                        "tokens": s.tokens,
+                        "bytes": s.n_bytes,
+                        "loss": s.loss,
+                        "bits_per_byte": s.bits_per_byte,
+                    }
+                    for s in scores
+                }
+            )
+        )
+        return
+    click.echo(f"{'language':<10}{'documents':>10}{'tokens':>10}{'bytes':>10}{'loss':>8}{'bits/byte':>11}")
+    for s in scores:
+        click.echo(
+            f"{s.language:<10}{s.documents:>10}{s.tokens:>10}{s.n_bytes:>10}{s.loss:>8.3f}{s.bits_per_byte:>11.3f}"
+        )
+
+
+def _tokenizer_of(path: Path, given: Path | None) -> Path:
+    """The folder of the tokenizer: the one given, or the release itself."""
+    from cerebras_jais.errors import UserError
+
+    if given is not None:
+        return given
+    if not path.is_dir():
+        raise UserError(f"{path}: a checkpoint has no tokenizer in it; give its folder with --tokenizer")
+    if not (path / "tokenizer.json").is_file():
+        raise UserError(f"{path}: has no tokenizer.json; give the folder of one with --tokenizer")
+    return path
+
+
+def _load(path: Path, config: Path | None, allow_pickle: bool) -> LanguageModel:
+    """The model of a release, or of a checkpoint by the config it records or by the YAML given."""
+    from cerebras_jais.config.trainer import read_trainer_yaml
+    from cerebras_jais.errors import UserError
+    from cerebras_jais.model.load import load_model
+    from checkpoint_convert.load import load_release
+
+    if not path.is_dir():
+        return load_model(path, read_trainer_yaml(config)[-1].init.model if config else None)
+    if config is not None:
+        raise UserError(f"{config}: a release is read by its own config.json; leave --config out")
+    return load_release(path, allow_pickle=allow_pickle)

@@ -1,0 +1,362 @@
+"""The trainer YAML, typed: every key of the Model Zoo 2.10 trainer is known, and any other is an error."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, PlainValidator, PrivateAttr, ValidationError, field_validator
+
+from cerebras_jais.catalog.family import check_family
+from cerebras_jais.config.base import PathText, Section, Seed, refuse, unwrap
+from cerebras_jais.config.callbacks import LOGGERS_WITHOUT_EFFECT, WITHOUT_EFFECT
+from cerebras_jais.config.modelzoo_only import OPTIMIZERS, OTHER_OPTIMIZERS, Aside, set_aside
+from cerebras_jais.config.schedules import AnySchedule
+from cerebras_jais.config.sections import (
+    AdamW,
+    AutoRestart,
+    Backend,
+    CallbackSection,
+    CheckpointSection,
+    DataLoader,
+    LoggerSection,
+    Logging,
+    Loop,
+    Precision,
+)
+from cerebras_jais.config.yaml_file import (
+    ModelZooAloneError,
+    RecipeError,
+    YamlSource,
+    dotted,
+    read_yaml,
+    suggestion,
+)
+from cerebras_jais.errors import UserError
+from cerebras_jais.model.config import NO_EFFECT_HERE, PLUGIN_NAMES, STOCK_NAMES, DecoderConfig, OutsideFamilyError
+from cerebras_jais.ranges import shown
+
+__all__ = [
+    "ModelZooAloneError",
+    "RecipeError",
+    "TrainerConfig",
+    "parse_trainer",
+    "read_trainer_yaml",
+    "without_effect_here",
+]
+
+
+def _model(section: Any) -> DecoderConfig:
+    if isinstance(section, DecoderConfig):
+        return section
+    if not isinstance(section, dict):
+        raise refuse(f"must be a mapping (got {shown(section)})")
+    if "name" not in section and "model_name" not in section:
+        raise refuse(f"missing; use one of {', '.join(PLUGIN_NAMES + STOCK_NAMES)}", "name")
+    try:
+        config = DecoderConfig.from_section(section)
+        check_family(config)
+        return config
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:  # a value of a kind no check expected
+        raise refuse(f"holds a value of the wrong kind: {' '.join(str(error).split())}") from error
+
+
+class TrainerInit(Section):
+    """What is trained, and how."""
+
+    without_effect = frozenset({"autorestart"})
+
+    device: str | None = None
+    backend: Backend = Backend()
+    model_dir: PathText = "./model_dir"
+    seed: Seed | None = None
+    model: Annotated[DecoderConfig, PlainValidator(_model)]
+    optimizer: AdamW | None = None
+    schedulers: list[AnySchedule] = Field(default_factory=list)
+    precision: Precision | None = None
+    sparsity: None = None
+    loop: Loop = Loop(num_epochs=1)
+    checkpoint: CheckpointSection = CheckpointSection()
+    logging: Logging = Logging()
+    callbacks: list[CallbackSection] = Field(default_factory=list)
+    loggers: list[LoggerSection] = Field(default_factory=list)
+    autorestart: AutoRestart | None = None
+
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _unwrap_optimizer(cls, value: Any) -> Any:
+        if value is None or isinstance(value, AdamW):
+            return value
+        name, keys = unwrap(value, "optimizer")
+        if name.lower() != "adamw":
+            raise refuse(f"unknown optimizer; {suggestion(name, (*OPTIMIZERS, *OTHER_OPTIMIZERS))}", name)
+        return keys
+
+    @field_validator("backend", "loop", "checkpoint", "logging", mode="before")
+    @classmethod
+    def _null_is_default(cls, value: Any, info: Any) -> Any:
+        return cls.model_fields[info.field_name].get_default() if value is None else value
+
+    @field_validator("schedulers", "callbacks", "loggers", mode="before")
+    @classmethod
+    def _null_is_empty(cls, value: Any) -> Any:
+        return [] if value is None else value
+
+    @property
+    def backend_type(self) -> str | None:
+        """CSX, CPU or GPU as the YAML says it, None where it does not."""
+        named = self.backend.backend_type or self.device
+        return named.upper() if named else None
+
+
+def _one_or_list(value: Any) -> Any:
+    return [value] if isinstance(value, dict) else value
+
+
+class TrainerFit(Section):
+    """The data of a training run; `ckpt_path` absent takes up the last checkpoint, null begins anew."""
+
+    train_dataloader: DataLoader
+    val_dataloader: list[DataLoader] = Field(default_factory=list)
+    ckpt_path: PathText | None = None
+
+    @field_validator("val_dataloader", mode="before")
+    @classmethod
+    def _list(cls, value: Any) -> Any:
+        return [] if value is None else _one_or_list(value)
+
+    @property
+    def autoloads(self) -> bool:
+        """Whether the YAML leaves the choice of the checkpoint open."""
+        return "ckpt_path" not in self.model_fields_set
+
+
+class TrainerValidate(Section):
+    """The data of one evaluation."""
+
+    val_dataloader: DataLoader
+    ckpt_path: PathText | None = None
+
+
+class TrainerValidateAll(Section):
+    """The data of evaluations of several checkpoints."""
+
+    val_dataloaders: list[DataLoader] = Field(default_factory=list)
+    ckpt_paths: PathText | list[PathText] | None = None
+
+    @field_validator("val_dataloaders", mode="before")
+    @classmethod
+    def _list(cls, value: Any) -> Any:
+        return [] if value is None else _one_or_list(value)
+
+
+class TrainerConfig(Section):
+    """One trainer: the mapping under `trainer:`."""
+
+    init: TrainerInit
+    fit: TrainerFit | None = None
+    # `validate` is a method of pydantic's models, so the fields have longer names.
+    validation: TrainerValidate | None = Field(default=None, validation_alias="validate")
+    validation_all: TrainerValidateAll | None = Field(default=None, validation_alias="validate_all")
+
+    _raw: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _source: str = PrivateAttr(default="trainer")
+    _aside: tuple[Aside, ...] = PrivateAttr(default=())
+
+    @property
+    def model_section(self) -> dict[str, Any]:
+        """The `model:` section as the YAML has it."""
+        return copy.deepcopy(self._raw["init"]["model"])
+
+    @property
+    def source(self) -> str:
+        """The file this came from, for messages."""
+        return self._source
+
+    @property
+    def aside(self) -> tuple[Aside, ...]:
+        """What it asks of the Model Zoo that the reference path does not do; nothing of it stands in the fields."""
+        return self._aside
+
+    def to_dict(self) -> dict[str, Any]:
+        """The YAML as plain values, `{"trainer": {...}}`: what a checkpoint carries as its parameters."""
+        return {"trainer": copy.deepcopy(self._raw)}
+
+    def callback(self, name: str) -> dict[str, Any] | None:
+        """The arguments of the last callback of this name, None where there is none (or it is switched off)."""
+        found = [c.arguments for c in self.init.callbacks if c.name == name]
+        return found[-1] if found else None
+
+    def logger(self, name: str) -> dict[str, Any]:
+        """The arguments of the last logger of this name, empty where there is none or it has none."""
+        found = [entry.arguments for entry in self.init.loggers if entry.name == name]
+        return (found[-1] if found else None) or {}
+
+    def switched_off(self, name: str) -> bool:
+        """Whether a callback or logger that runs by default is set to null."""
+        return any(e.name == name and e.arguments is None for e in [*self.init.callbacks, *self.init.loggers])
+
+    def without_effect_here(self) -> list[str]:
+        """See `without_effect_here`."""
+        return without_effect_here(self)
+
+
+def read_trainer_yaml(path: str | Path) -> list[TrainerConfig]:
+    """Read a trainer YAML: one config for `trainer: {...}`, one per phase for a list of them.
+
+    Raises RecipeError: one line with file, line number, the path of the key, and what to do.
+    """
+    source = read_yaml(path)
+    if not isinstance(source.data, dict) or "trainer" not in source.data:
+        keys = set(source.data) if isinstance(source.data, dict) else set()
+        message = f"{path}: the file must hold a mapping with the key 'trainer'"
+        if "runconfig" in keys:
+            raise ModelZooAloneError(f"{message}; this is the old format: `cszoo config convert_legacy` rewrites it")
+        raise RecipeError(message)
+    for key in source.data:
+        if key != "trainer":
+            raise RecipeError(f"{source.place((key,))}: unknown key; only 'trainer' stands at the top")
+    trainers = source.data["trainer"]
+    if not isinstance(trainers, list):
+        return [parse_trainer(trainers, source, ("trainer",))]
+    configs = []
+    for index, phase in enumerate(trainers):
+        if not isinstance(phase, dict) or set(phase) != {"trainer"}:
+            raise RecipeError(
+                f"{source.place(('trainer', index))}: each phase must be a mapping with the one key 'trainer'"
+            )
+        configs.append(parse_trainer(phase["trainer"], source, ("trainer", index, "trainer")))
+    if not configs:
+        raise RecipeError(f"{source.place(('trainer',))}: the list is empty")
+    return configs
+
+
+def parse_trainer(
+    section: Any, source: YamlSource | None = None, at: Sequence[str | int] = ("trainer",)
+) -> TrainerConfig:
+    """Check one `trainer:` mapping; `source` and `at` give errors their file and line."""
+
+    def place(keys: Sequence[str | int]) -> str:
+        return source.place((*at, *keys)) if source else dotted((*at, *keys))
+
+    raw = copy.deepcopy(section)
+    typed, aside = set_aside(section)
+    try:
+        config = TrainerConfig.model_validate(typed)
+    except ValidationError as error:
+        problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] == "beyond")
+        first = problems[0]
+        keys = _keys_in(section, first["loc"])
+        context = first.get("ctx") or {}
+        if first["type"] in ("recipe", "beyond"):
+            message = context["message"]
+            if context.get("key") is not None:
+                keys = _with_key(section, keys, context["key"])
+        else:
+            message = _in_words(first)
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        kind = ModelZooAloneError if first["type"] == "beyond" else RecipeError
+        raise kind(f"{place(keys)}: {message}{more}") from None
+    except UserError as error:
+        # The model section reports itself as `model.key: ...`.
+        where, _, message = str(error).partition(": ")
+        message = f"{place(('init', *where.split('.')))}: {message}"
+        if isinstance(error, OutsideFamilyError):
+            raise ModelZooAloneError(f"{message}; `cerebras-jais zoo fit` leaves it to the Model Zoo") from None
+        raise RecipeError(message) from None
+    config._raw = raw
+    config._source = str(source.path) if source else "trainer"
+    config._aside = aside
+    optimizer = config.init.optimizer
+    if optimizer is not None and optimizer.learning_rate is None and not raw["init"].get("schedulers"):
+        raise RecipeError(
+            f"{place(('init',))}: no learning rate: add init.schedulers, or learning_rate to the optimizer"
+        )
+    return config
+
+
+def without_effect_here(config: TrainerConfig) -> list[str]:
+    """The YAML paths of the keys that only concern CS systems (or only report) and change nothing on a CPU or GPU."""
+    found: list[str] = []
+
+    def walk(section: Section, keys: tuple[str | int, ...]) -> None:
+        for name in type(section).model_fields:
+            if name not in section.model_fields_set:
+                continue
+            value = getattr(section, name)
+            here = (*keys, name)
+            if name in section.without_effect:
+                found.append(dotted(here))
+            elif isinstance(value, CallbackSection | LoggerSection):
+                pass
+            elif isinstance(value, Section):
+                walk(value, here)
+            elif isinstance(value, list):
+                for index, item in enumerate(value):
+                    if isinstance(item, Section) and not isinstance(item, CallbackSection | LoggerSection):
+                        walk(item, (*here, index))
+
+    walk(config.init, ("trainer", "init"))
+    if config.fit is not None:
+        walk(config.fit, ("trainer", "fit"))
+    raw = config._raw
+    found += [f"trainer.{key}" for key in ("validate", "validate_all") if raw.get(key) is not None]
+    found += [f"trainer.init.model.{key}" for key in NO_EFFECT_HERE if key in config._raw["init"]["model"]]
+    if config.init.model.loss_scaling == "num_tokens" and config.init.model.loss_weight != 1:
+        found.append("trainer.init.model.loss_weight")  # the Model Zoo leaves it out with num_tokens too
+    for kind, entries, without in (
+        ("callbacks", config.init.callbacks, WITHOUT_EFFECT),
+        ("loggers", config.init.loggers, LOGGERS_WITHOUT_EFFECT),
+    ):
+        found += [f"trainer.init.{kind}: {e.name}" for e in entries if e.name in without and e.arguments is not None]
+    if "legacy_event_dirs" in config.logger("TensorBoardLogger"):
+        found.append("trainer.init.loggers: TensorBoardLogger.legacy_event_dirs")
+    if config.switched_off("ProgressLogger"):
+        found.append("trainer.init.loggers: ProgressLogger")
+    return found
+
+
+def _keys_in(section: Any, location: Sequence[str | int]) -> tuple[str | int, ...]:
+    """The path in the YAML of pydantic's error location, which has tags of unions and leaves out names of wrappers."""
+    keys: list[str | int] = []
+    value = section
+    for part in location:
+        if isinstance(value, dict) and len(value) == 1 and part not in value:
+            # {AdamW: {...}} or {LinearLR: {...}}: the name is not, or differently written, in the location.
+            (name,) = value
+            if isinstance(value[name], dict):
+                keys.append(name)
+                value = value[name]
+                if str(part).lower() == str(name).lower():
+                    continue
+        in_list = isinstance(value, list) and isinstance(part, int) and part < len(value)
+        if in_list or (isinstance(value, dict) and part in value):
+            keys.append(part)
+            value = value[part]
+        elif part is location[-1] and isinstance(part, str) and isinstance(value, dict):
+            keys.append(part)  # a key that is missing
+    return tuple(keys)
+
+
+def _with_key(section: Any, keys: tuple[str | int, ...], key: str) -> tuple[str | int, ...]:
+    """The path of a key in the mapping at `keys`, through the name of a wrapper such as AdamW where it has one."""
+    value = section
+    for part in keys:
+        value = value[part]
+    if isinstance(value, dict) and key not in value and len(value) == 1:
+        ((name, inner),) = value.items()
+        if isinstance(inner, dict) and key in inner:
+            return (*keys, name, key)
+    return (*keys, key)
+
+
+def _in_words(problem: Any) -> str:
+    if problem["type"] == "missing":
+        return "missing key"
+    if problem["type"] in ("extra_forbidden",):
+        return f"unknown key; {suggestion(str(problem['loc'][-1]), ())}"
+    message = problem["msg"][:1].lower() + problem["msg"][1:]
+    given = problem.get("input")
+    return f"{message} (got {shown(given)})" if not isinstance(given, dict | list) else message

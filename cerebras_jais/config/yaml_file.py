@@ -1,0 +1,217 @@
+"""A YAML file read so that every key knows its line, and in bounded time and memory whatever the file holds.
+
+Duplicate keys are refused. As in YAML 1.2, `1e-5` is a number and `2024-01-01` is text.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cerebras_jais.errors import UserError
+from cerebras_jais.files import MIB, read_text
+
+# A trainer YAML has a few hundred values; thousands of data folders are thinkable.
+_LARGEST = MIB  # bytes
+_MOST_VALUES = 20_000  # keys count too, and what stands behind an alias counts wherever the alias stands
+_DEEPEST = 50
+_LONGEST_NUMBER = 400  # characters
+_NO_CHARACTER = re.compile(r"[\x00\ud800-\udfff]")  # "\0" and "\ud800" in quotes: no name of a file, not to be printed
+_PLAIN = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map")}
+
+SPELLING = 0.75  # share of letters, of `difflib`, above which one name is taken for a slip of another
+
+
+class RecipeError(UserError):
+    """A trainer YAML that cannot be used; the message gives file, line and key."""
+
+
+class ModelZooAloneError(RecipeError):
+    """A trainer YAML of what this project has no part in, and the Model Zoo may be able to train."""
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that stops at too many values or too great a depth, before anything is built of them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._values = self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self._values += 1
+        self._depth += 1
+        if self._values > _MOST_VALUES or self._depth > _DEEPEST:
+            too = f"more than {_MOST_VALUES} values" if self._depth <= _DEEPEST else f"nested more than {_DEEPEST} deep"
+            raise yaml.MarkedYAMLError(problem=too, problem_mark=self.peek_event().start_mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+
+_MERGE = "tag:yaml.org,2002:merge"
+_DATE = "tag:yaml.org,2002:timestamp"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _DATE]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+@dataclass(frozen=True)
+class YamlSource:
+    """A parsed YAML file: `data` as plain Python values, `lines` from the path of each key or item to its line."""
+
+    path: Path
+    data: Any
+    lines: dict[tuple[str | int, ...], int]
+
+    def place(self, keys: Sequence[str | int]) -> str:
+        """`file, line n: a.b[0].c`, with the line of the deepest key that the file has."""
+        known = tuple(keys)
+        while known and known not in self.lines:
+            known = known[:-1]
+        line = f", line {self.lines[known]}" if known else ""
+        return f"{self.path}{line}: {dotted(keys)}".rstrip(": ")
+
+
+def dotted(keys: Iterable[str | int]) -> str:
+    """`trainer.init.schedulers[0].LinearLR` for the path of a key."""
+    text = ""
+    for key in keys:
+        text += f"[{key}]" if isinstance(key, int) else (f".{key}" if text else str(key))
+    return text
+
+
+def undotted(text: str) -> tuple[str | int, ...]:
+    """The path of a key that `dotted` wrote."""
+    return tuple(int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", text))
+
+
+def suggestion(
+    key: str, known: Iterable[str], otherwise: str = "the Model Zoo 2.10 has none of a name like this"
+) -> str:
+    """A phrase naming the known name that an unknown one is a slip of, or listing the known ones if they are few.
+
+    It never advises what would make another run of it.
+    """
+    known = sorted(known)
+    # Underscores and case are the usual slips: compare without them first.
+    plain = {k.replace("_", "").lower(): k for k in known}
+    near = difflib.get_close_matches(key.replace("_", "").lower(), plain, n=1, cutoff=SPELLING)
+    if near:
+        return f"did you mean {plain[near[0]]!r}?"
+    if 0 < len(known) <= 12:
+        return f"known here: {', '.join(known)}"
+    return otherwise
+
+
+def read_yaml(path: str | Path) -> YamlSource:
+    """Parse a YAML file with the line of every key; where there is no such file, the config of ours of that name.
+
+    Raises RecipeError for what is neither a file nor a config of ours, an unreadable file, broken YAML, a key given
+    twice in one mapping, a value that holds itself, and more or deeper values than a trainer YAML can have.
+    """
+    path = Path(path)
+    if not path.exists():
+        from cerebras_jais.catalog.yaml_files import find_recipe, recipe_yaml  # which stands on this module
+
+        recipe = find_recipe(str(path))
+        return parse_yaml(recipe_yaml(recipe), Path(recipe.name))
+    return parse_yaml(read_source(path), path)
+
+
+def read_source(path: Path) -> str:
+    """The text of a YAML file. Raises RecipeError for what is no regular file, not UTF-8 or too large."""
+    return read_text(path, _LARGEST, RecipeError)
+
+
+def parse_yaml(text: str, path: Path) -> YamlSource:
+    """Parse the text of a YAML file as `read_yaml` does; `path` stands in the messages."""
+    lines: dict[tuple[str | int, ...], int] = {}
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            raise RecipeError(f"{path}: the file is empty")
+        _check_values(path, loader, node, {})
+        _record_lines(path, node, (), lines)
+        data = loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f", line {mark.line + 1}" if mark else ""
+        raise RecipeError(f"{path}{where}: not valid YAML: {str(error.problem or error.context)[:200]}") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not valid YAML: {error}".replace("\n", " ")) from error
+    return YamlSource(path, data, lines)
+
+
+def _check_values(path: Path, loader: _Loader, node: yaml.Node, sizes: dict[int, int | None]) -> int:
+    """Visit each node once; the number of values under it with what stands behind aliases counted wherever they stand.
+
+    Args:
+        sizes: that number by the id of a node, None while the node is being visited.
+    """
+    where = f"{path}, line {node.start_mark.line + 1}"
+    if id(node) in sizes:
+        size = sizes[id(node)]
+        if size is None:
+            raise RecipeError(f"{where}: a value holds itself; remove the alias that does that")
+        return size
+    sizes[id(node)] = None
+    if node.tag not in _PLAIN:
+        raise RecipeError(f"{where}: a value is tagged {node.tag[-40:]}, which no key takes; remove the tag")
+    size = 1
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.tag not in ("tag:yaml.org,2002:str", _MERGE):
+                place = f"{path}, line {key.start_mark.line + 1}"
+                raise RecipeError(f"{place}: a key must be text; put it in quotes if it is meant as a name")
+            size += _check_values(path, loader, value, sizes)
+            if key.tag != _MERGE:
+                size += _check_values(path, loader, key, sizes)
+    elif isinstance(node, yaml.SequenceNode):
+        size += sum(_check_values(path, loader, item, sizes) for item in node.value)
+    elif _NO_CHARACTER.search(node.value):
+        raise RecipeError(f"{where}: a text has a zero byte or half a character in it (\\0, \\ud800); remove it")
+    elif node.tag != "tag:yaml.org,2002:str":
+        if len(node.value) > _LONGEST_NUMBER:
+            raise RecipeError(f"{where}: a number of {len(node.value)} characters; give one that can be meant")
+        try:
+            loader.construct_object(node)
+        except (ValueError, LookupError) as error:
+            kind = node.tag.rpartition(":")[2]
+            raise RecipeError(f"{where}: {node.value[:40]!r} is tagged {kind} and is none; remove the tag") from error
+    if size > _MOST_VALUES:
+        raise RecipeError(f"{where}: its aliases stand for more than {_MOST_VALUES} values; write out what is meant")
+    sizes[id(node)] = size
+    return size
+
+
+def _record_lines(path: Path, node: yaml.Node, keys: tuple[str | int, ...], lines: dict) -> None:
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key_node, value in node.value:
+            if key_node.tag == _MERGE:
+                continue
+            key, line = str(key_node.value), key_node.start_mark.line + 1
+            if key in seen:
+                raise RecipeError(
+                    f"{path}, line {line}: {dotted((*keys, key))} is given twice, on line {seen[key]} too; remove one"
+                )
+            seen[key] = line
+            lines[*keys, key] = line
+            _record_lines(path, value, (*keys, key), lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            lines[*keys, index] = item.start_mark.line + 1
+            _record_lines(path, item, (*keys, index), lines)

@@ -1,0 +1,226 @@
+"""Tokenised documents to rows of one length, by cutting a stream or by packing whole documents (VSL)."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cerebras_jais.data.documents import DataError
+
+STREAM_FEATURES = ("input_ids", "attention_mask", "labels")
+VSL_FEATURES = (*STREAM_FEATURES, "attention_span", "position_ids")
+
+# Documents are packed this many tokens at a time, which bounds memory (4 bytes each) and costs no measurable fill.
+VSL_BUFFER_TOKENS = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class PackingReport:
+    """What went into the rows: documents, their tokens (end-of-text included), rows, and positions that are trained."""
+
+    documents: int
+    tokens: int
+    rows: int
+    trained_positions: int
+    max_sequence_length: int
+
+    @property
+    def fill(self) -> float:
+        """The share of positions that carry a loss (0 without rows)."""
+        return self.trained_positions / (self.rows * self.max_sequence_length) if self.rows else 0.0
+
+
+class PackedRows:
+    """Rows made one at a time while iterating; `report` tells what has been packed so far, all of it at the end.
+
+    An iterator: it can be gone through once. Each row is an int32 array [features, max_sequence_length].
+    """
+
+    def __init__(self, features: tuple[str, ...], max_sequence_length: int, make: Callable[["PackedRows"], Iterator]):
+        self.features = features
+        self.max_sequence_length = max_sequence_length
+        self._documents = self._tokens = self._rows = self._trained = 0
+        self._iterator = make(self)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return self
+
+    def __next__(self) -> np.ndarray:
+        row = next(self._iterator)
+        self._rows += 1
+        self._trained += int(row[1].sum())
+        return row
+
+    @property
+    def report(self) -> PackingReport:
+        return PackingReport(self._documents, self._tokens, self._rows, self._trained, self.max_sequence_length)
+
+    def _count(self, token_docs: Iterable[Sequence[int]], eos_id: int) -> Iterator[np.ndarray]:
+        """Yield each document that has tokens, as int32, with the end-of-text token behind it."""
+        for tokens in token_docs:
+            if len(tokens) == 0:
+                continue
+            document = np.empty(len(tokens) + 1, dtype=np.int32)
+            document[:-1] = as_int32(np.asarray(tokens), "tokens to pack")
+            document[-1] = eos_id
+            self._documents += 1
+            self._tokens += len(document)
+            yield document
+
+
+def pack_stream(
+    token_docs: Iterable[Sequence[int]], max_sequence_length: int, eos_id: int, pad_id: int | None = None
+) -> PackedRows:
+    """Cut the documents, each followed by `eos_id`, joined into one stream, into rows of `max_sequence_length`.
+
+    Yields int32 [3, max_sequence_length]: input_ids, attention_mask (the loss mask) and labels, with
+    labels[t] = input_ids[t + 1] in the stream: each row reads max_sequence_length + 1 tokens and the next one begins
+    at its last. So every token but the very first is predicted exactly once. The last row is filled up with `pad_id`
+    (eos_id unless given) under mask 0. Documents of one row see each other, as in the Model Zoo's pretraining data.
+    """
+    _check_length(max_sequence_length)
+    pad_id = eos_id if pad_id is None else pad_id
+
+    def make(rows: PackedRows) -> Iterator[np.ndarray]:
+        waiting: list[np.ndarray] = []
+        n_waiting = 0
+        for document in rows._count(token_docs, eos_id):
+            waiting.append(document)
+            n_waiting += len(document)
+            if n_waiting <= max_sequence_length:
+                continue
+            stream = np.concatenate(waiting)
+            start = 0
+            while n_waiting - start > max_sequence_length:
+                yield _stream_row(stream[start : start + max_sequence_length + 1], max_sequence_length, pad_id)
+                start += max_sequence_length
+            waiting = [stream[start:]]
+            n_waiting -= start
+        if n_waiting > 1:
+            yield _stream_row(np.concatenate(waiting), max_sequence_length, pad_id)
+
+    return PackedRows(STREAM_FEATURES, max_sequence_length, make)
+
+
+def pack_vsl(
+    token_docs: Iterable[Sequence[int]],
+    max_sequence_length: int,
+    eos_id: int,
+    pad_id: int,
+    *,
+    seed: int = 0,
+    buffer_tokens: int = VSL_BUFFER_TOKENS,
+) -> PackedRows:
+    """Pack whole documents into rows of `max_sequence_length`, best fit decreasing, each attending to itself alone.
+
+    Yields int32 [5, max_sequence_length]: input_ids, attention_mask (the loss mask), labels, attention_span,
+    position_ids. A document of n tokens takes n positions: its inputs are its tokens, its labels the same shifted by
+    one with `eos_id` at the end, so the end is learnt and no label belongs to another document. (The Model Zoo's own
+    packing also feeds the end-of-text token as an input and trains it to predict the next document's first token.)
+    At position p of n: position_ids = p, attention_span = n - 1 - p, the number of later queries that may attend to
+    this key (Model Zoo, transformer_utils.create_vsl_mask). A document longer than a row is folded: each part is a
+    row or a piece of its own, its last label the next part's first token. Padding: ids and labels pad_id, all else 0.
+
+    Packing puts documents of similar length together, so rows come out in an order shuffled by `seed`. At most
+    `buffer_tokens` tokens are held and packed at a time.
+    """
+    _check_length(max_sequence_length)
+
+    def make(rows: PackedRows) -> Iterator[np.ndarray]:
+        rng = np.random.default_rng(seed)
+        for documents in _buffers(rows._count(token_docs, eos_id), buffer_tokens):
+            pieces = [
+                document[start : start + max_sequence_length + 1]
+                for document in documents
+                for start in range(0, len(document) - 1, max_sequence_length)
+            ]
+            bins = best_fit_decreasing([len(piece) - 1 for piece in pieces], max_sequence_length)
+            for index in rng.permutation(len(bins)):
+                yield _vsl_row([pieces[i] for i in bins[index]], max_sequence_length, pad_id)
+
+    return PackedRows(VSL_FEATURES, max_sequence_length, make)
+
+
+def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Return bins of indices into `lengths`, longest first, each put where it leaves the least room.
+
+    Every length must lie in 1..capacity. The open bins are kept by the room they have left, and a bit per room that
+    occurs makes finding the tightest one a few operations on an integer, however many bins there are.
+    """
+    bins: list[list[int]] = []
+    with_room: defaultdict[int, list[int]] = defaultdict(list)
+    occupied = 0  # bit r is set when some bin has room r > 0 left
+    for index in np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable").tolist():
+        length = lengths[index]
+        candidates = occupied >> length
+        if candidates:
+            room = length + (candidates & -candidates).bit_length() - 1
+            bin_index = with_room[room].pop()
+            if not with_room[room]:
+                occupied &= ~(1 << room)
+            bins[bin_index].append(index)
+        else:
+            room = capacity
+            bin_index = len(bins)
+            bins.append([index])
+        left = room - length
+        if left:
+            with_room[left].append(bin_index)
+            occupied |= 1 << left
+    return bins
+
+
+def as_int32(values: np.ndarray, where: str) -> np.ndarray:
+    """Return integers as int32; DataError naming `where` for one that does not fit: 2^32 + 5 must not become 5."""
+    if values.size and values.dtype.kind not in "iu":
+        raise DataError(f"{where}: holds {values.dtype}, and token ids are integers; tokenise and pack the text again")
+    if values.size and not np.can_cast(values.dtype, np.int32):
+        for value in (values.min(), values.max()):
+            if not np.iinfo(np.int32).min <= int(value) <= np.iinfo(np.int32).max:
+                raise DataError(f"{where}: holds {value}, which is no token id; tokenise and pack the text again")
+    return values.astype(np.int32, copy=False)
+
+
+def _check_length(max_sequence_length: int) -> None:
+    if max_sequence_length < 1:
+        raise DataError(f"max_sequence_length {max_sequence_length}: must be at least 1")
+
+
+def _buffers(documents: Iterable[np.ndarray], buffer_tokens: int) -> Iterator[list[np.ndarray]]:
+    buffer: list[np.ndarray] = []
+    size = 0
+    for document in documents:
+        buffer.append(document)
+        size += len(document)
+        if size >= buffer_tokens:
+            yield buffer
+            buffer, size = [], 0
+    if buffer:
+        yield buffer
+
+
+def _stream_row(tokens: np.ndarray, max_sequence_length: int, pad_id: int) -> np.ndarray:
+    n = len(tokens) - 1
+    row = np.full((3, max_sequence_length), pad_id, dtype=np.int32)
+    row[0, :n] = tokens[:-1]
+    row[1] = 0
+    row[1, :n] = 1
+    row[2, :n] = tokens[1:]
+    return row
+
+
+def _vsl_row(pieces: Iterable[np.ndarray], max_sequence_length: int, pad_id: int) -> np.ndarray:
+    row = np.zeros((5, max_sequence_length), dtype=np.int32)
+    row[0] = row[2] = pad_id
+    start = 0
+    for piece in pieces:
+        n = len(piece) - 1
+        end = start + n
+        row[0, start:end] = piece[:-1]
+        row[1, start:end] = 1
+        row[2, start:end] = piece[1:]
+        row[4, start:end] = np.arange(n, dtype=np.int32)
+        row[3, start:end] = row[4, start:end][::-1]
+        start = end
+    return row

@@ -1,0 +1,221 @@
+"""One data directory (or several read as one) of Model Zoo HDF5 files, read by sample index."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cerebras_jais.data.documents import DataError
+from cerebras_jais.data.packing import STREAM_FEATURES, VSL_FEATURES, as_int32
+from cerebras_jais.errors import UserError
+from cerebras_jais.files import MIB, check_regular, parse_json, read_text
+from cerebras_jais.ranges import VOCABULARY
+
+if TYPE_CHECKING:
+    import h5py
+
+# Beyond this many open files the oldest is closed.
+_OPEN_FILES = 64
+
+
+def recorded_vocabulary(directory: str | Path) -> int | None:
+    """The size of the vocabulary that data_params.json beside the data records; None where it records none."""
+    try:
+        file = Path(directory) / "data_params.json"
+        recorded = parse_json(read_text(file, MIB), str(file))
+        size = recorded["processing"]["vocab_size"]
+    except (UserError, LookupError, TypeError):
+        return None
+    return int(size) if VOCABULARY.holds(size) else None
+
+
+class HDF5Source:
+    """The *.h5 files of one or more directories as one sequence of samples, files in sorted order.
+
+    Samples are stored [N, 3 or 5, length] (`by_sample`), or cut at reading time out of a corpus: rank 1 tokens of all
+    files joined, sample i being tokens i L to i L + L inclusive. Integers of any width are read as int32; one that does
+    not fit raises DataError.
+    """
+
+    def __init__(
+        self,
+        data_dirs: str | Path | Sequence[str | Path],
+        max_sequence_length: int | None = None,
+        use_vsl: bool = False,
+        sort_files: bool = True,
+    ):
+        directories = [data_dirs] if isinstance(data_dirs, str | Path) else list(data_dirs)
+        self.files = _find_files([Path(directory) for directory in directories], sort_files, use_vsl)
+        shapes = _read_shapes(self.files)
+        self.by_sample = len(shapes[0]) > 1
+        self.n_features = len(STREAM_FEATURES)
+        counts = np.cumsum([shape[0] for shape in shapes])
+        if self.by_sample:
+            _check_features(self.files[0], shapes[0], use_vsl)
+            if max_sequence_length is not None:
+                raise DataError(
+                    f"{self.files[0]}: holds whole samples of {shapes[0][2]} tokens; leave max_sequence_length out "
+                    f"of the data section (it is for corpus files only)"
+                )
+            self.n_features, self.sequence_length = shapes[0][1:]
+            self._length = int(counts[-1])
+        else:
+            if max_sequence_length is None:
+                raise DataError(
+                    f"{self.files[0]}: holds a corpus (rank 1); set max_sequence_length in the data section"
+                )
+            if use_vsl:
+                raise DataError(f"{self.files[0]}: holds a corpus (rank 1), which has no VSL features; drop use_vsl")
+            self.sequence_length = max_sequence_length
+            self._length = max(0, (int(counts[-1]) - 1) // max_sequence_length)
+        # VSL data read without use_vsl was refused above, so every stored feature is wanted.
+        self._ends = counts
+        self._open: dict[int, h5py.Dataset] = {}
+        self._process = os.getpid()
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def tokens_per_sample(self) -> int:
+        """Integers read per sample."""
+        return self.n_features * self.sequence_length
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """Return the samples at `indices` (int64 [n]) as int32 [n, 3 or 5, length], labels already shifted."""
+        if not self.by_sample:
+            return self._read_corpus(indices)
+        out = np.empty((len(indices), self.n_features, self.sequence_length), dtype=np.int32)
+        files = np.searchsorted(self._ends, indices, side="right")
+        # Neighbours on disk are read in one go.
+        breaks = np.flatnonzero((np.diff(indices) != 1) | (np.diff(files) != 0)) + 1
+        for start, stop in zip([0, *breaks.tolist()], [*breaks.tolist(), len(indices)], strict=True):
+            if stop > start:
+                file = int(files[start])
+                first = int(indices[start]) - self._start_of(file)
+                out[start:stop] = self._read_int32(file, first, first + stop - start)
+        return out
+
+    def file_of(self, index: int) -> Path:
+        """Return the file that sample `index` begins in."""
+        position = index if self.by_sample else index * self.sequence_length
+        return self.files[int(np.searchsorted(self._ends, position, side="right"))]
+
+    def close(self) -> None:
+        """Close every open file."""
+        for dataset in self._open.values():
+            dataset.file.close()
+        self._open.clear()
+
+    def _read_corpus(self, indices: np.ndarray) -> np.ndarray:
+        length = self.sequence_length
+        out = np.ones((len(indices), self.n_features, length), dtype=np.int32)
+        for i, index in enumerate(indices.tolist()):
+            tokens = self._read_tokens(index * length, index * length + length + 1)
+            out[i, 0] = tokens[:-1]
+            out[i, 2] = tokens[1:]
+        return out
+
+    def _read_tokens(self, start: int, stop: int) -> np.ndarray:
+        parts = []
+        while start < stop:
+            file = int(np.searchsorted(self._ends, start, side="right"))
+            end = min(stop, int(self._ends[file]))
+            offset = self._start_of(file)
+            parts.append(self._read_int32(file, start - offset, end - offset))
+            start = end
+        return np.concatenate(parts)
+
+    def _read_int32(self, file: int, start: int, stop: int) -> np.ndarray:
+        return as_int32(self._dataset(file)[start:stop], str(self.files[file]))
+
+    def _start_of(self, file: int) -> int:
+        return int(self._ends[file - 1]) if file else 0
+
+    def _dataset(self, file: int) -> Any:
+        if self._process != os.getpid():  # handles do not survive a fork
+            self._open, self._process = {}, os.getpid()
+        if file not in self._open:
+            if len(self._open) >= _OPEN_FILES:
+                self._open.pop(next(iter(self._open))).file.close()
+            self._open[file] = _open(self.files[file])["data"]
+        return self._open[file]
+
+
+_MADE_BY = "`cerebras-jais data pack` makes one of text"
+_PACKED_BY = (
+    "`cerebras-jais data pack --vsl` packs text; no command here makes instruction data, which counts responses alone: "
+    f"it takes *.h5 files of int32 rows [{len(VSL_FEATURES)}, length] of {', '.join(VSL_FEATURES)}, attention_mask "
+    "being 1 on responses, as `cszoo data_preprocess run` writes them in its mode finetuning with use_vsl"
+)
+
+
+def _find_files(directories: Sequence[Path], sort_files: bool, use_vsl: bool) -> list[Path]:
+    files: list[Path] = []
+    remedy = _PACKED_BY if use_vsl else _MADE_BY
+    for directory in directories:
+        if not directory.is_dir():
+            raise DataError(f"{directory}: no such data directory; {remedy}")
+        files.extend(directory.glob("*.h5"))
+    if not files:
+        raise DataError(f"{', '.join(map(str, directories))}: no *.h5 files in it; {remedy}")
+    return sorted(files) if sort_files else files
+
+
+def _open(file: Path) -> "h5py.File":
+    """A data file open for reading; without HDF5's lock where it cannot be had, since nothing writes in place.
+
+    A file is locked where it can be, because HDF5 refuses to open one twice in a process in both ways.
+    """
+    import h5py
+
+    try:
+        return h5py.File(file, "r")
+    except OSError as error:
+        if "lock" not in str(error):
+            raise
+    return h5py.File(file, "r", locking=False)
+
+
+def _read_shapes(files: Sequence[Path]) -> list[tuple[int, ...]]:
+    import h5py
+
+    shapes: list[tuple[int, ...]] = []
+    dtype = None
+    for file in files:
+        try:
+            check_regular(file, DataError)
+            file.open("rb").close()  # else HDF5 would call a file damaged that may not be read
+            with _open(file) as opened:
+                data = opened.get("data")
+                if not isinstance(data, h5py.Dataset):
+                    raise DataError(f'{file}: no dataset "data"; not a Model Zoo data file')
+                if data.dtype.kind not in "iu" or data.ndim not in (1, 3):
+                    raise DataError(
+                        f"{file}: `data` is {data.dtype} of shape {data.shape}; expected integers of shape "
+                        f"[samples, 3 or 5, length] or [tokens]"
+                    )
+                dtype = dtype or data.dtype
+                if data.dtype != dtype or (shapes and data.shape[1:] != shapes[0][1:]):
+                    raise DataError(
+                        f"{file}: `data` is {data.dtype} of shape {data.shape}, but {files[0]} has {dtype} of shape "
+                        f"{shapes[0]}; files of one data set must agree, so remove the one that does not belong"
+                    )
+                shapes.append(data.shape)
+        except OSError as error:
+            if error.filename is not None:  # the system's own
+                raise
+            raise DataError(f"{file}: not a readable HDF5 file ({error}); pack the data again") from error
+    return shapes
+
+
+def _check_features(file: Path, shape: tuple[int, ...], use_vsl: bool) -> None:
+    found = shape[1]
+    if found not in (len(STREAM_FEATURES), len(VSL_FEATURES)):
+        raise DataError(f"{file}: {found} features per sample; expected 3, or 5 for VSL data")
+    if use_vsl and found != len(VSL_FEATURES):
+        raise DataError(f"{file}: 3 features per sample, but use_vsl needs 5; pack with --vsl or drop use_vsl")
+    if not use_vsl and found != len(STREAM_FEATURES):
+        raise DataError(f"{file}: 5 features per sample (VSL data); set use_vsl: True in the data section")

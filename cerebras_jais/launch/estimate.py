@@ -1,0 +1,128 @@
+"""What a phase takes: parameters, tokens, steps, arithmetic and checkpoint bytes, from its YAML alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cerebras_jais.launch.phases import Phase, Start, first_work, foresee
+from cerebras_jais.model.config import DecoderConfig
+
+BYTES_OF_A_WEIGHT = 4  # checkpoints hold float32
+BYTES_OF_MOMENTS = 8  # AdamW keeps two more float32 for each weight that trains
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Numbers of weights: all of them, those that train, and those of matrices that every token is multiplied by.
+
+    `stored` counts a tensor under each of its names, as the Model Zoo writes a tied head.
+    """
+
+    parameters: int
+    trained: int
+    stored: int
+    multiplied: int
+    multiplied_and_trained: int
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Of a checkpoint of training, with the optimizer's state."""
+        return BYTES_OF_A_WEIGHT * self.stored + BYTES_OF_MOMENTS * self.trained
+
+    @property
+    def training_bytes(self) -> int:
+        """Of weights, gradients and the optimizer's state while training in float32."""
+        return BYTES_OF_A_WEIGHT * (self.parameters + self.trained) + BYTES_OF_MOMENTS * self.trained
+
+
+def measure(config: DecoderConfig) -> ModelSize:
+    """The size of a model; built on the meta device, without weights."""
+    import torch
+
+    from cerebras_jais.model.decoder import LanguageModel
+    from cerebras_jais.model.freeze import freeze_parameters
+
+    with torch.device("meta"):
+        model = LanguageModel(config)
+    freeze_parameters(model, config.frozen_parameters)
+    embedding = model.model.embedding_layer.word_embeddings.weight
+    # ALiBi's slopes, [heads, 1], are no matrix.
+    matrices: list[Any] = [p for p in model.parameters() if p.dim() == 2 and p.shape[1] > 1 and p is not embedding]
+    if model.model.lm_head.weight is embedding:
+        matrices.append(model.model.lm_head.weight)  # looked up at the bottom, multiplied by at the top
+    parameters = list(model.parameters())
+    return ModelSize(
+        parameters=sum(p.numel() for p in parameters),
+        trained=sum(p.numel() for p in parameters if p.requires_grad),
+        stored=sum(t.numel() for t in model.state_dict().values()),
+        multiplied=sum(p.numel() for p in matrices),
+        multiplied_and_trained=sum(p.numel() for p in matrices if p.requires_grad),
+    )
+
+
+def training_flops(config: DecoderConfig, size: ModelSize, tokens: int) -> float:
+    """Floating point operations of training on `tokens` tokens.
+
+    A multiply-add counts two. Per token and matrix of n weights: 2n forward, 2n for the gradient of its input, 2n for
+    its own gradient if it trains. Attention: 4 x length x width forward and twice that backward in each layer, the
+    masked half included, as it is computed. (Kaplan et al. 2020, section 2.1, with attention in full.)
+    """
+    attention = 12 * config.max_position_embeddings * config.hidden_size * config.num_hidden_layers
+    return float(tokens) * (4 * size.multiplied + 2 * size.multiplied_and_trained + attention)
+
+
+def describe_launch(phases: Sequence[Phase], checkpoint: str | Path | None = None) -> Iterator[str]:
+    """Lines that say what a launch would run: for each phase its size, tokens, steps, FLOPs, checkpoints and start."""
+    index, start = first_work(phases, checkpoint)
+    for number, phase in enumerate(phases):
+        yield f"{phase.name}: {phase.config.init.model.name}, into {phase.model_dir}"
+        if number < index:
+            yield "  finished, nothing to do"
+            continue
+        if phase.ends is not None and phase.ends <= phase.begins:
+            yield "  not reached: the launch ends before it"
+            continue
+        begins = start if number == index else foresee(phases, number)
+        yield from (f"  {line}" for line in _describe(phase, begins))
+
+
+def _describe(phase: Phase, start: Start) -> Iterator[str]:
+    config, model = phase.config, phase.config.init.model
+    size = measure(model)
+    frozen = f", of which {size.trained:,} train" if model.frozen_parameters else ""
+    yield f"parameters  {size.parameters:,}{frozen}"
+    if config.fit is not None:
+        # A CS system takes no notice of grad_accum_steps (Model Zoo trainer/callbacks/grad_accum.py).
+        batches = 1 if config.init.backend_type == "CSX" else config.init.loop.grad_accum_steps
+        sequences = config.fit.train_dataloader.batch_size * batches
+        length = model.max_position_embeddings
+        each = f"{sequences:,} sequences of {length:,} tokens each"
+        if phase.ends is None:
+            yield f"steps       as many as its data has, {each}"
+        else:
+            steps = phase.ends - phase.begins
+            tokens = steps * sequences * length
+            yield f"steps       {steps:,} ({phase.begins:,} to {phase.ends:,}), {each}"
+            yield f"tokens      {tokens:,}"
+            yield f"FLOPs       {training_flops(model, size, tokens):.3g}"
+            yield from _describe_checkpoints(phase, size, steps)
+    there = "" if start.checkpoint is None or start.checkpoint.exists() else ", not there yet"
+    yield f"begins      {start}{there}"
+
+
+def _describe_checkpoints(phase: Phase, size: ModelSize, steps: int) -> Iterator[str]:
+    every = phase.config.init.checkpoint.steps
+    if not every:
+        yield "checkpoints none"
+        return
+    written = -(-steps // min(every, steps))
+    if phase.config.aside:
+        yield f"checkpoints {written:,}, whose size the Model Zoo decides"
+        return
+    keep = (phase.config.callback("KeepNCheckpoints") or {}).get("n")
+    kept = min(written, keep or written)
+    total = kept * size.checkpoint_bytes
+    yield f"checkpoints {kept:,} of {size.checkpoint_bytes:,} bytes each, {total / 1e9:,.3g} GB in all"

@@ -1,0 +1,182 @@
+"""When a run ends, evaluates and writes checkpoints, and whether its data fits its model; all known before it begins.
+
+Source: cerebras.pytorch utils/data/utils.py (compute_num_steps), Model Zoo trainer/callbacks/run_schedule.py of 2.10.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from cerebras_jais.config.sections import CheckpointSection, Loop
+from cerebras_jais.config.trainer import TrainerConfig
+from cerebras_jais.data.dataset import HDF5Samples
+from cerebras_jais.errors import UserError
+from cerebras_jais.launch.estimate import measure
+from cerebras_jais.model.config import DecoderConfig
+
+
+class PlanError(UserError):
+    """Data, model and length of a run that do not fit together."""
+
+
+class NothingLeft(PlanError):
+    """A run whose checkpoint is already at its last step."""
+
+
+@dataclass(frozen=True)
+class Every:
+    """The steps `start` + n, `start` + 2 n and so on, n being `steps`, and `end`; none where n is 0."""
+
+    steps: int
+    start: int
+    end: int
+
+    def __contains__(self, step: int) -> bool:
+        if not self.steps or not self.start < step <= self.end:
+            return False
+        return step == self.end or (step - self.start) % self.steps == 0
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """The step that the run began at and that it ends at; the steps after which it saves and evaluates."""
+
+    begins: int
+    end: int
+    batches_per_step: int
+    checkpoint_steps: Every
+    evaluation_steps: Every
+
+
+def plan_training(
+    loop: Loop,
+    checkpoint: CheckpointSection,
+    data: HDF5Samples,
+    begins: int,
+    max_steps: int | None,
+    source: str,
+) -> TrainingPlan:
+    """The plan of a run that began after `begins` steps; `max_steps` replaces the YAML's own length.
+
+    A step is an optimizer step of `grad_accum_steps` batches. (The Model Zoo's CPU and GPU loop counts batches against
+    max_steps and so makes fewer optimizer steps than it was told; here they are what they say.) num_steps and
+    num_epochs are counted from `begins`, max_steps from the very first step, the lowest of them decides, and
+    checkpoints and evaluations are counted from `begins`.
+
+    A difference by intent: a run that was stopped and goes on keeps the step that it began at, and so ends, saves and
+    evaluates where it would have. The Model Zoo's loop counts all of this from the step where it goes on: a run of
+    num_epochs that is stopped gets longer by what it had done.
+    Raises NothingLeft when the run was to end where it began.
+    """
+    if max_steps is not None:
+        loop = Loop.model_construct(**{**dict(loop), "max_steps": max_steps, "num_steps": None, "num_epochs": None})
+    steps = _steps(loop, data, begins, source)
+    frequency = loop.eval_frequency or 0
+    evaluates = math.ceil(frequency * steps) if isinstance(frequency, float) else frequency
+    return TrainingPlan(
+        begins,
+        begins + steps,
+        loop.grad_accum_steps,
+        checkpoint_steps=Every(checkpoint.steps or 0, begins, begins + steps),
+        evaluation_steps=Every(evaluates, begins, begins + steps),
+    )
+
+
+def _steps(loop: Loop, data: HDF5Samples, begins: int, source: str) -> int:
+    limits = [] if loop.num_steps is None else [loop.num_steps]
+    if loop.num_epochs is not None:
+        batches = loop.steps_per_epoch or data.batches_per_epoch
+        if batches > data.batches_per_epoch:
+            raise PlanError(
+                f"{source}: loop.steps_per_epoch {batches} is more than the data's {data.batches_per_epoch} batches"
+            )
+        if batches < loop.grad_accum_steps:
+            raise PlanError(
+                f"{source}: an epoch has {batches} batches, fewer than loop.grad_accum_steps {loop.grad_accum_steps}; "
+                "lower that or the batch size, or give max_steps"
+            )
+        limits.append(loop.num_epochs * (batches // loop.grad_accum_steps))
+    if loop.max_steps is not None:
+        if loop.max_steps <= begins:
+            raise NothingLeft(f"{source}: nothing is left to train: it is at step {begins}, max_steps {loop.max_steps}")
+        limits.append(loop.max_steps - begins)
+    return min(limits)
+
+
+def known_end(loop: Loop, begins: int, max_steps: int | None) -> int | None:
+    """The step that a run ends at, where it can be told without its data."""
+    if max_steps is not None:
+        return max_steps
+    if loop.num_epochs is not None:
+        return None
+    ends = [end for end in (loop.max_steps, None if loop.num_steps is None else begins + loop.num_steps) if end]
+    return min(ends, default=None)
+
+
+def refuse_finished(source: str, checkpoint: Path | None, end: int) -> NoReturn:
+    """Raise NothingLeft: the run goes on from a checkpoint that is at its end."""
+    raise NothingLeft(
+        f"{source}: nothing is left to train: {checkpoint} is at step {end} or beyond, where the run ends; to train on "
+        "make it longer, to begin anew use another model_dir"
+    )
+
+
+def check_data(data: HDF5Samples, model: DecoderConfig, where: str, world_size: int) -> None:
+    """Raise PlanError or DataError when samples are not of the model's length or hold ids outside its vocabulary."""
+    if data.sequence_length != model.max_position_embeddings:
+        raise PlanError(
+            f"{where}: its samples have {data.sequence_length} tokens, model.max_position_embeddings is "
+            f"{model.max_position_embeddings}; pack the text again with --max-sequence-length "
+            f"{model.max_position_embeddings}, or change the model"
+        )
+    if data.batch_size % world_size:
+        raise PlanError(f"{where}: batch_size {data.batch_size} cannot be divided among {world_size} processes")
+    if data.batches_per_epoch == 0:
+        raise PlanError(
+            f"{where}: {data.data_dir or 'its mixture'} holds {len(data)} samples, fewer than one batch of "
+            f"{data.batch_size}; set drop_last: false or a "
+            "smaller batch_size"
+        )
+    data.check_vocabulary(model.vocab_size)
+
+
+def missing_sections(config: TrainerConfig) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The sections that training needs and a trainer does not have: path of the key, and what to do."""
+    if config.fit is None:
+        yield ("fit",), "missing; it names the data to train on"
+    elif config.init.optimizer is None and not any(aside.keys[1] == "optimizer" for aside in config.aside):
+        yield ("init", "optimizer"), "missing; add AdamW"
+
+
+def machine_memory() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def memory_problem(model: DecoderConfig, memory: int) -> str | None:
+    """What is wrong where weights, gradients and AdamW's two moments, all float32, are more than `memory` bytes.
+
+    Activations come on top, so a model that passes may still be too large.
+    """
+    needed = measure(model).training_bytes
+    if needed <= memory:
+        return None
+    return f"training takes {needed / 1e9:,.4g} GB for weights, gradients and moments; there are {memory / 1e9:,.4g} GB"
+
+
+def check_memory(model: DecoderConfig, memory: int, source: str) -> None:
+    """Raise PlanError for a model that cannot be trained in `memory` bytes."""
+    problem = memory_problem(model, memory)
+    if problem is not None:
+        raise PlanError(f"{source}: {problem}; use a smaller model, a larger machine, or --sharding fsdp over several")
+
+
+def say_to(aloud: bool) -> Callable[[str], None]:
+    """A function that prints one line to standard error, or does nothing."""
+    return (lambda line: print(line, file=sys.stderr, flush=True)) if aloud else (lambda line: None)

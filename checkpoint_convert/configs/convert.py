@@ -1,0 +1,228 @@
+"""The `model:` section of a trainer YAML and the config.json of a release: each from the other.
+
+config.json carries what Hugging Face code computes with (the public keys) and, under `cerebras`, the whole `model:`
+section, because a continued training needs what the public keys cannot say: initializers, the base filter size of muP,
+dropouts, loss scaling. Coming back, the kept section counts, except for what was changed in the public keys since.
+A release that does not carry the section is read from its public keys alone.
+
+The keys of either architecture are in jais_config.py and llama_config.py.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cerebras_jais.model.config import DecoderConfig
+from cerebras_jais.ranges import shown
+from checkpoint_convert.configs.jais import AUTO_MAP as AUTO_MAP
+from checkpoint_convert.configs.jais import jais_keys, jais_section
+from checkpoint_convert.configs.llama import llama_keys, llama_section
+from checkpoint_convert.errors import ConversionError
+from checkpoint_convert.mapping.rules import JAIS, architecture_of
+
+RELEASE = "2.10.0"
+# What the factor on the logits comes from.
+_LOGITS_KEYS = {
+    "mup_base_hidden_size",
+    "mup_base_filter_size",
+    "output_logits_alpha",
+    "output_logits_scale",
+    "scale_output_logits_by_d",
+}
+_OLD_NAMES = {"embedding_dropout_rate": "embd_pdrop", "model_name": "name"}
+
+
+Ids = int | list[int] | None
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids of the special tokens; None where the tokenizer has no such token, several where each of them ends a text."""
+
+    bos: Ids
+    eos: Ids
+    pad: Ids
+
+    def keys(self) -> dict[str, Ids]:
+        return {"bos_token_id": self.bos, "eos_token_id": self.eos, "pad_token_id": self.pad}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{key} {json.dumps(ids)}" for key, ids in self.keys().items())
+
+
+def special_tokens_of(keys: Any) -> SpecialTokens | None:
+    """The ids that config.json, or what a checkpoint keeps of it, says; None where it says none.
+
+    Raises:
+        ConversionError: an id is no whole number.
+    """
+    if not isinstance(keys, Mapping):
+        return None
+    found = [keys.get(f"{kind}_token_id") for kind in ("bos", "eos", "pad")]
+    for kind, ids in zip(("bos", "eos", "pad"), found, strict=True):
+        several = ids if isinstance(ids, list) else [] if ids is None else [ids]
+        if not all(type(number) is int for number in several):
+            raise ConversionError(f"{kind}_token_id: must be a token's id, several, or null (got {shown(ids)})")
+    return SpecialTokens(*found) if any(ids is not None for ids in found) else None
+
+
+def default_special_tokens(config: DecoderConfig) -> SpecialTokens:
+    """The ids of the published models: 0 for everything in Jais, Llama's 1 and 2 in the adapted models."""
+    return SpecialTokens(0, 0, 0) if architecture_of(config) is JAIS else SpecialTokens(1, 2, None)
+
+
+def to_config_json(section: Mapping[str, Any], dtype: str, tokens: SpecialTokens) -> dict[str, Any]:
+    """The config.json of a release.
+
+    Args:
+        section: the `model:` section as it was written; it comes back from the release unchanged.
+        dtype: element type of the weights, such as "bfloat16".
+        tokens: ids of the special tokens.
+
+    Raises:
+        ConversionError: the model has something that Hugging Face's class cannot express, or the section holds a value
+            that JSON cannot (NaN, a date).
+        ModelConfigError: the section does not describe a model.
+    """
+    config = DecoderConfig.from_section(section)
+    refuse_inexpressible(config)
+    found = {
+        **public_keys(config),
+        **tokens.keys(),
+        "use_cache": True,
+        "torch_dtype": dtype,
+        "cerebras": {"release": RELEASE, "model": dict(section)},
+    }
+    try:
+        json.dumps(found, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConversionError(f"the `model:` section cannot be written as JSON: {error}") from error
+    return found
+
+
+def to_model_section(config_json: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The `model:` section that a release's config.json describes, and notes on what had to be assumed.
+
+    Raises:
+        ConversionError: the config describes a model outside the family, or one that the Model Zoo cannot express.
+        ModelConfigError: the section kept in the config does not describe a model.
+    """
+    try:
+        return _to_model_section(config_json)
+    except OverflowError as error:
+        raise ConversionError(f"config.json: has a number beyond any size: {error}") from error
+
+
+def _to_model_section(config_json: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    now, notes = _section_of(config_json)
+    if "cerebras" not in config_json:
+        notes.append("config.json carries no `model:` section; initializers, loss scaling and the like are defaults")
+        return now, notes
+    kept = config_json["cerebras"].get("model") if isinstance(config_json["cerebras"], Mapping) else None
+    if not isinstance(kept, Mapping):
+        raise ConversionError("config.json: `cerebras` must hold a mapping `model`; remove the key to do without it")
+    then, _ = _section_of(public_keys(DecoderConfig.from_section(kept)))
+    changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+    if not changed:
+        return dict(kept), []
+    notes.append(f"config.json was edited since the release was made; taken over: {', '.join(changed)}")
+    return _merged(kept, now, changed), notes
+
+
+def _merged(kept: Mapping[str, Any], now: Mapping[str, Any], changed: list[str]) -> dict[str, Any]:
+    """The kept section with what changed; ConversionError when the result does not say what the public keys say."""
+    taken = set(changed)
+    if taken & _LOGITS_KEYS:
+        # The two forms of muP exclude one another, and alpha means something else without scale_output_logits_by_d; so
+        # all of it is taken anew, but for a base filter size that still holds (a public config does not carry it).
+        taken |= _LOGITS_KEYS | {"scale_qk_dot_by_d"}
+        if "mup_base_filter_size" in kept and "mup_base_filter_size" in now:
+            taken -= {"mup_base_filter_size"} - set(changed)
+    section = _with_keys_of(kept, now, taken)
+    # What followed from a default that has changed meanwhile, such as an absent embd_pdrop from dropout_rate.
+    section = _with_keys_of(section, now, set(_differing(section, now)))
+    left = _differing(section, now)
+    if left:
+        raise ConversionError(
+            f"config.json: {', '.join(left)} was edited, but the section under `cerebras` cannot follow; change "
+            "`cerebras.model` in the same way, or remove `cerebras` to go by the public keys alone"
+        )
+    return section
+
+
+def _with_keys_of(section: Mapping[str, Any], now: Mapping[str, Any], taken: set[str]) -> dict[str, Any]:
+    dropped = taken | {alias for alias, key in _OLD_NAMES.items() if key in taken}
+    return {key: value for key, value in section.items() if key not in dropped} | {
+        key: value for key, value in now.items() if key in taken
+    }
+
+
+def _differing(section: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Keys in which the public form of a section is not what `now` says, rounding aside."""
+    again, _ = _section_of(public_keys(DecoderConfig.from_section(section)))
+
+    def same(a: Any, b: Any) -> bool:
+        if isinstance(a, float) and isinstance(b, float):
+            return math.isclose(a, b, rel_tol=1e-9)
+        return a == b
+
+    return [key for key in {**again, **now} if not same(again.get(key), now.get(key))]
+
+
+def refuse_inexpressible(config: DecoderConfig) -> None:
+    """Raise ConversionError when Hugging Face's Jais or Llama class cannot compute what this model computes."""
+    jais = architecture_of(config) is JAIS
+    target = "a Hugging Face Jais model" if jais else "LlamaForCausalLM"
+
+    def demand(holds: bool, key: str, why: str) -> None:
+        if not holds:
+            raise ConversionError(f"model.{key} = {getattr(config, key)!r}: {target} {why}")
+
+    demand(not config.use_bias_in_output, "use_bias_in_output", "has no bias in its head")
+    demand(config.pos_scaling_factor >= 1, "pos_scaling_factor", "can only stretch positions, by a factor of 1 or more")
+    if jais:
+        demand(config.norm_type == "layernorm", "norm_type", "has LayerNorm only")
+        demand(config.num_kv_groups == config.num_heads, "extra_attention_params", "has no grouped queries")
+        demand(
+            config.attention_logits_alpha == 1, "attention_logits_alpha", "has no such factor; only 1 can be released"
+        )
+        for key in ("use_projection_bias_in_attention", "use_ffn_bias_in_attention", "use_ffn_bias"):
+            demand(getattr(config, key), key, "has biases in every layer")
+        return
+    demand(config.norm_type == "rmsnorm", "norm_type", "has RMSNorm only")
+    demand(
+        config.use_projection_bias_in_attention == config.use_ffn_bias_in_attention,
+        "use_ffn_bias_in_attention",
+        "has biases in all four attention projections or in none; use_projection_bias_in_attention differs",
+    )
+    demand(
+        config.effective_rotary_dim == config.head_dim,
+        "rotary_dim",
+        f"rotates whole heads ({config.head_dim} dimensions)",
+    )
+    demand(config.embeddings_scale == 1, "embeddings_scale", "does not scale its embeddings; only 1 can be released")
+    if config.logits_scale != 1:
+        raise ConversionError(f"the logits are multiplied by {config.logits_scale:.6g} (muP): {target} cannot do that")
+    if not math.isclose(config.attention_scale, config.head_dim**-0.5, rel_tol=1e-12):
+        raise ConversionError(
+            f"q.k is multiplied by {config.attention_scale:.6g} (scale_qk_dot_by_d, attention_logits_alpha): "
+            f"{target} always uses 1/sqrt({config.head_dim})"
+        )
+
+
+def public_keys(config: DecoderConfig) -> dict[str, Any]:
+    """The keys of config.json that Hugging Face's code computes with."""
+    return jais_keys(config) if architecture_of(config) is JAIS else llama_keys(config)
+
+
+def _section_of(config_json: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    kind = config_json.get("model_type")
+    if kind == "jais":
+        return jais_section(config_json)
+    if kind == "llama":
+        return llama_section(config_json)
+    raise ConversionError(f"config.json: model_type is {kind!r}; only 'jais' and 'llama' are of the family")

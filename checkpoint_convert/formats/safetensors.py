@@ -1,0 +1,254 @@
+"""Safetensors files: headers read and checked first, tensors one at a time, files laid out before they are written.
+
+Format: 8 bytes little-endian length of the header, the header (JSON: name -> dtype, shape, [begin, end) relative to the
+end of the header), the data without holes or overlaps. A sharded model has `model.safetensors.index.json` besides.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cerebras_jais.checkpoint.aligned_memory import DISK_BLOCK
+from cerebras_jais.files import MIB, open_regular, read_bytes
+from checkpoint_convert.errors import ConversionError
+from checkpoint_convert.formats.tensors import FileTensor, Shape, TensorHeader, np_dtype
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_LARGEST_HEADER = 100_000_000  # bytes; the limit of the format's own library
+_LARGEST_JSON = 64 * MIB  # an index names a tensor in 100 bytes
+
+_DTYPE_OF_CODE = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "U16": "uint16",
+    "I16": "int16",
+    "U32": "uint32",
+    "I32": "int32",
+    "U64": "uint64",
+    "I64": "int64",
+    "F16": "float16",
+    "F32": "float32",
+    "F64": "float64",
+    "BF16": "bfloat16",
+}
+_CODES = {dtype: code for code, dtype in _DTYPE_OF_CODE.items()}
+
+
+def open_model(directory: str | os.PathLike) -> dict[str, FileTensor]:
+    """The tensors of a release directory by name, from one file or from shards; only headers are read.
+
+    Raises:
+        ConversionError: no safetensors in the directory, a damaged file, or an index that does not fit its shards.
+    """
+    directory = Path(directory)
+    index, single = directory / INDEX, directory / SINGLE
+    if index.is_file():
+        return open_shards(index, read_header)
+    if single.is_file():
+        return read_header(single)
+    raise ConversionError(f"{directory}: has neither {INDEX} nor {SINGLE}; name the directory that holds the weights")
+
+
+def open_shards(index: Path, read_file: Callable[[Path], dict[str, FileTensor]]) -> dict[str, FileTensor]:
+    """The tensors of all files that an index names, each file read by `read_file`.
+
+    Raises:
+        ConversionError: the index is damaged, names a file outside its directory, or does not fit the files.
+    """
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(f, str) for f in weight_map.values()):
+        raise ConversionError(f"{index}: has no weight_map of tensor names to file names; fetch it again")
+    listed: dict[str, set[str]] = {}
+    for name, shard in weight_map.items():
+        listed.setdefault(shard, set()).add(name)
+    tensors: dict[str, FileTensor] = {}
+    for shard, names in listed.items():
+        if Path(shard).name != shard or shard in ("", ".", ".."):
+            raise ConversionError(
+                f"{index}: names the file {shard!r}, which is not a plain name in the same directory; fetch it again"
+            )
+        found = read_file(index.parent / shard)
+        if found.keys() != names:
+            name = min(found.keys() ^ names)
+            where = f"is not in {shard}" if name in names else f"in {shard} is not where the index puts it"
+            raise ConversionError(f"{index}: tensor {name!r} {where}; the files do not belong together")
+        tensors |= found
+    return {name: tensors[name] for name in weight_map}
+
+
+def read_header(path: Path) -> dict[str, FileTensor]:
+    """The tensors of one file by name; every claim of the header is checked against the size of the file.
+
+    Raises:
+        ConversionError: the file is missing, truncated or damaged.
+    """
+    try:
+        with open_regular(path, ConversionError) as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, _LARGEST_HEADER):
+                raise ConversionError(f"{path}: is not a safetensors file, or only a part of one")
+            header = _parsed(path, file.read(length))
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = getattr(error, "strerror", None) or error
+        raise ConversionError(f"{str(path)!r}: cannot be read: {reason}") from error
+    header.pop("__metadata__", None)
+    tensors: dict[str, FileTensor] = {}
+    ranges: list[tuple[int, int, str]] = []
+    for name, about in header.items():
+        dtype, shape, begin, end = _entry(path, name, about)
+        if end - begin != math.prod(shape) * np_dtype(dtype).itemsize:
+            raise ConversionError(
+                f"{path}: tensor {name!r} has {end - begin} bytes, which is not its shape {list(shape)}"
+            )
+        tensors[name] = FileTensor(name, shape, dtype, path, 8 + length + begin)
+        ranges.append((begin, end, name))
+    at = 0
+    for begin, end, name in sorted(ranges):
+        if begin != at:
+            raise ConversionError(f"{path}: tensor {name!r} overlaps another or leaves a hole; the file is damaged")
+        at = end
+    if 8 + length + at != size:
+        raise ConversionError(f"{path}: has {size} bytes but its header describes {8 + length + at}; it is truncated")
+    return tensors
+
+
+def _entry(path: Path, name: str, about: Any) -> tuple[str, Shape, int, int]:
+    try:
+        code, shape, (begin, end) = about["dtype"], about["shape"], about["data_offsets"]
+        whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+    except (TypeError, KeyError, ValueError):
+        whole, code = False, None
+    # Without tensors that hold nothing and have a length that no array can have.
+    whole = whole and len(shape) <= 32 and math.prod(n for n in shape if n) < 1 << 60
+    if not whole or not isinstance(code, str) or end < begin:
+        raise ConversionError(f"{path}: the entry of tensor {name!r} is damaged")
+    if code not in _DTYPE_OF_CODE:
+        raise ConversionError(f"{path}: tensor {name!r} has the element type {code}, which is not converted")
+    return _DTYPE_OF_CODE[code], tuple(shape), begin, end
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; ConversionError when it is not one or names a key twice."""
+    return _parsed(path, read_bytes(path, _LARGEST_JSON, ConversionError))
+
+
+def _parsed(path: Path, text: bytes) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ConversionError(f"{path}: its JSON names a key twice; it is damaged")
+        return found
+
+    try:
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=once)  # json itself would take UTF-16 too
+        if b"\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode(
+                "utf-8"
+            )  # refuses halves of characters, as nothing writes them
+    except (ValueError, RecursionError) as error:
+        raise ConversionError(f"{path}: its JSON cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ConversionError(f"{path}: its JSON is not an object")
+    return value
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of a model: its name and its tensors, those of whole disk blocks first, then widest elements first.
+
+    So each begins at a multiple of its element's size, and all but the small ones at a block, where a write past the
+    page cache can begin.
+    """
+
+    file: str
+    tensors: tuple[TensorHeader, ...]
+
+
+def plan_shards(tensors: Iterable[TensorHeader], max_shard_size: int) -> tuple[Shard, ...]:
+    """Distribute tensors, in order, over files of at most `max_shard_size` bytes (a larger tensor has its own file)."""
+    groups: list[list[TensorHeader]] = []
+    room = -1
+    for tensor in tensors:
+        if tensor.nbytes > room:
+            groups.append([])
+            room = max_shard_size
+        groups[-1].append(tensor)
+        room -= tensor.nbytes
+    return tuple(
+        Shard(
+            f"model-{number:05d}-of-{len(groups):05d}.safetensors",
+            tuple(sorted(group, key=lambda tensor: (tensor.nbytes % DISK_BLOCK > 0, -np_dtype(tensor.dtype).itemsize))),
+        )
+        for number, group in enumerate(groups, start=1)
+    )
+
+
+def lay_out_model(directory: Path, shards: Sequence[Shard]) -> None:
+    """Create the shards with their headers, the data still a hole, and their index, in an existing directory.
+
+    Args:
+        directory: where; nothing of these names may be in it.
+        shards: from `plan_shards`.
+    """
+    for shard in shards:
+        with open(directory / shard.file, "xb") as file:
+            file.write(_header(shard.tensors))
+            file.truncate(file.tell() + sum(tensor.nbytes for tensor in shard.tensors))
+            file.flush()
+            os.fsync(file.fileno())
+    index = {
+        "metadata": {"total_size": sum(tensor.nbytes for shard in shards for tensor in shard.tensors)},
+        "weight_map": {tensor.name: shard.file for shard in shards for tensor in shard.tensors},
+    }
+    write_json(directory / INDEX, index)
+
+
+def places_in(directory: Path, shards: Sequence[Shard]) -> dict[str, FileTensor]:
+    """Where each tensor lies, or is to lie, in shards laid out in a directory."""
+    places: dict[str, FileTensor] = {}
+    for shard in shards:
+        at = len(_header(shard.tensors))
+        for tensor in shard.tensors:
+            places[tensor.name] = FileTensor(tensor.name, tensor.shape, tensor.dtype, directory / shard.file, at)
+            at += tensor.nbytes
+    return places
+
+
+def _header(tensors: Sequence[TensorHeader]) -> bytes:
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for tensor in tensors:
+        entries[tensor.name] = {
+            "dtype": _CODES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [at, at + tensor.nbytes],
+        }
+        at += tensor.nbytes
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % DISK_BLOCK)  # the data begin at a block of the disk
+    return len(text).to_bytes(8, "little") + text
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object, readable, flushed to the disk."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, flushed to the disk."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

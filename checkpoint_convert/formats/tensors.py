@@ -1,0 +1,100 @@
+"""Tensors that lie in one piece in a file: those of safetensors, of pickle shards, and of what a conversion writes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from cerebras_jais.checkpoint import aligned_memory as memory
+from cerebras_jais.checkpoint.hdf5.chunks import read_at, read_columns_at
+from checkpoint_convert.errors import ConversionError
+
+Shape = tuple[int, ...]
+
+_DTYPES: dict[str, np.dtype] = {
+    name: np.dtype(name).newbyteorder("<")
+    for name in (
+        *("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"),
+        *("float16", "float32", "float64"),
+    )
+} | {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+
+def np_dtype(name: str) -> np.dtype:
+    """The little-endian numpy dtype of a name such as "float32" or "bfloat16"."""
+    return _DTYPES[name]
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """What is said of a tensor before it has a place."""
+
+    name: str
+    shape: Shape
+    dtype: str
+    """A name such as "float32" or "bfloat16"."""
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * np_dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True, eq=False)
+class FileTensor:
+    """A tensor whose row-major little-endian elements begin at a byte of a file; read when asked for."""
+
+    name: str
+    shape: Shape
+    dtype: str
+    """A name such as "float32" or "bfloat16"."""
+    path: Path
+    offset: int
+    """Byte of the file at which the data begins."""
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * np_dtype(self.dtype).itemsize
+
+    @property
+    def chunk_rows(self) -> None:
+        """Rows that are unpacked together: none are, the data lies as it is."""
+        return None
+
+    def read(self) -> np.ndarray:
+        """The whole tensor as a new array; bfloat16 as ml_dtypes.bfloat16."""
+        return self._read(self.offset, self.shape)
+
+    def read_rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows start to stop (exclusive) of the first axis, as a new array."""
+        row_bytes = self.nbytes // self.shape[0] if self.shape[0] else 0
+        return self._read(self.offset + start * row_bytes, (stop - start, *self.shape[1:]))
+
+    def read_columns(self, start: int, stop: int) -> np.ndarray:
+        """Columns start to stop (exclusive) of a matrix, as a new array [rows, columns]."""
+        rows, columns = self.shape
+        values = np.empty((rows, stop - start), np_dtype(self.dtype))
+        self._filled(lambda file: read_columns_at(file, values, start, columns, self.offset))
+        return values
+
+    def _read(self, offset: int, shape: Shape) -> np.ndarray:
+        values = memory.empty(shape, np_dtype(self.dtype))
+        left = values.reshape(-1).view(np.uint8).data
+        self._filled(lambda file: read_at(file, left, offset))
+        return values
+
+    def _filled(self, fill: Callable[[int], None]) -> None:
+        """Call `fill` with the open file, and say what went wrong."""
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                fill(file.fileno())
+        except EOFError:
+            raise ConversionError(
+                f"{self.path}: ends inside tensor {self.name!r}; it changed while it was read"
+            ) from None
+        except OSError as error:
+            raise ConversionError(f"{self.path}: cannot be read: {error.strerror or error}") from error

@@ -1,0 +1,353 @@
+"""A conversion as steps (read, operate, write), made from headers and checked whole before a byte is written.
+
+The same code plans both directions: a direction is only the side that the tensors come from. A step is a rule of the
+table with its inputs found; what holds of every tensor (names, shapes, element types, ALiBi's slopes) is checked here,
+what needs all values of two tensors (a head that is tied to the embedding) is left to the digests that carrying out the
+steps gives, before anything else is carried out (stream.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from cerebras_jais.model.adapters import FOLD_THEM, adapters_in
+from cerebras_jais.model.config import DecoderConfig
+from checkpoint_convert.errors import ConversionError
+from checkpoint_convert.formats.tensors import TensorHeader, np_dtype
+from checkpoint_convert.mapping.operations import Operation, Shape
+from checkpoint_convert.mapping.rules import (
+    JAIS,
+    Rule,
+    Side,
+    architecture_of,
+    expected_tensors,
+    grouped,
+    other_side,
+    rules,
+    ties,
+)
+
+WEIGHT_TYPES = ("float16", "bfloat16", "float32", "float64")
+_BLOCK_BYTES = 64 << 20
+_SHOWN = 6
+# What rounding to an element type may do to an ALiBi slope, relative.
+_SLOPE_ROUNDING = {"float64": 1e-6, "float32": 1e-6, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+
+
+class Source(Protocol):
+    """A tensor that can be read: in a .mdl, in a safetensors file or in a pickle shard."""
+
+    @property
+    def shape(self) -> Shape: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    @property
+    def chunk_rows(self) -> int | None:
+        """Rows that are unpacked together; None where nothing is packed."""
+        ...
+
+    def read(self) -> np.ndarray: ...
+
+    def read_rows(self, start: int, stop: int) -> np.ndarray: ...
+
+    def read_columns(self, start: int, stop: int) -> np.ndarray:
+        """Columns of a matrix of which nothing is packed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """Tensors of one side that become tensors of the other."""
+
+    rule: Rule
+    side: Side
+    """The side of the inputs."""
+    inputs: tuple[Source, ...]
+    dtype: str
+    """Element type of the outputs; inputs of another one are converted."""
+    writes: bool = True
+    """False for the second name of a tensor, which is only compared with the first."""
+
+    @property
+    def operation(self) -> Operation:
+        return self.rule.operation_from(self.side)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the tensors it makes."""
+        return self.rule.names(other_side(self.side))
+
+    @property
+    def headers(self) -> tuple[TensorHeader, ...]:
+        """Name, shape and element type of the tensors it makes."""
+        shapes = self.rule.shapes(other_side(self.side))
+        return tuple(TensorHeader(name, shape, self.dtype) for name, shape in zip(self.outputs, shapes, strict=True))
+
+    @property
+    def read_bytes(self) -> int:
+        return sum(source.nbytes for source in self.inputs)
+
+    @property
+    def write_bytes(self) -> int:
+        return sum(header.nbytes for header in self.headers) if self.writes else 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps of a conversion."""
+
+    config: DecoderConfig
+    side: Side
+    """The side of the inputs."""
+    steps: tuple[Step, ...]
+    equal: tuple[tuple[int, int], ...]
+    """Pairs of steps whose tensors must be equal: the two names of a tied one."""
+    aliases: Mapping[str, str]
+    """Second name -> first name, on the side that is written; second names that a step writes are not in it."""
+    ignored: tuple[str, ...]
+    """Tensors of the input that need no place: buffers that code recomputes."""
+    parameters: int
+    """Number of parameters as transformers counts them: tied ones once, ALiBi slopes too."""
+    dtypes: tuple[str, ...]
+    """Element types that are written, most common first by bytes."""
+    names: tuple[str, ...] = field(repr=False)
+    """Every name on the side that is written, second names included, in the order of the rules."""
+
+    @property
+    def headers(self) -> tuple[TensorHeader, ...]:
+        """What is written, in order."""
+        return tuple(header for step in self.steps if step.writes for header in step.headers)
+
+    @property
+    def read_bytes(self) -> int:
+        return sum(step.read_bytes for step in self.steps)
+
+    @property
+    def write_bytes(self) -> int:
+        return sum(step.write_bytes for step in self.steps)
+
+
+def make_plan(
+    config: DecoderConfig,
+    side: Side,
+    tensors: Mapping[str, Source],
+    *,
+    dtype: str | None = None,
+    link_ties: bool = False,
+) -> Plan:
+    """Plan the conversion of all tensors of a side and check them against what the config demands.
+
+    Args:
+        config: the model.
+        side: the side that `tensors` come from.
+        tensors: by name; on the Cerebras side without the leading `model.`.
+        dtype: element type to convert weights to; None keeps each as it is stored. ALiBi's slopes are never converted.
+        link_ties: whether the written side can say that two names are one tensor; otherwise both are written.
+
+    Raises:
+        ConversionError: tensors missing or left over, another shape, weights that are no floating-point numbers, mixed
+            element types in one projection, slopes that are not ALiBi's.
+    """
+    expected = expected_tensors(config, side)
+    tied = ties(config, side)
+    ignored = _check_names(config, side, tensors, expected, tied)
+    _check_shapes(tensors, expected)
+    _check_types(tensors, expected)
+    if architecture_of(config) is JAIS:
+        slopes = next(rule.names(side)[0] for rule in rules(config) if rule.holds_slopes)
+        _check_slopes(config, slopes, tensors[slopes])
+    return _assemble(config, side, tensors, ignored, dtype, link_ties)
+
+
+def _assemble(
+    config: DecoderConfig,
+    side: Side,
+    tensors: Mapping[str, Source],
+    ignored: tuple[str, ...],
+    dtype: str | None,
+    link_ties: bool,
+) -> Plan:
+    tied, written_ties = ties(config, side), ties(config, other_side(side))
+    sources = dict(tensors)
+    for name, first in tied.items():  # either name may be the only one
+        stored = sources.get(name) or sources[first]
+        sources = {name: stored, first: stored} | sources
+    table = rules(config)
+    steps: list[Step] = []
+    step_of: dict[str, int] = {}
+    equal: list[tuple[int, int]] = []
+    parameters = 0
+    bytes_of: Counter[str] = Counter()
+
+    def add(rule: Rule, inputs: tuple[Source, ...], first: str | None, writes: bool) -> None:
+        """Add a step unless nothing is left of it: `first` is the first name of what it reads, for a second name."""
+        same = first is not None and _place(inputs[0]) == _place(sources[first])
+        if same and not writes:
+            return
+        if first is not None and not same:
+            equal.append((step_of[first], len(steps)))
+        steps.append(Step(rule, side, inputs, _element_type(rule, side, inputs, dtype), writes))
+
+    for rule in table:
+        names = rule.names(side)
+        first_name = tied.get(names[0])
+        step_of |= dict.fromkeys(names, len(steps))
+        add(rule, tuple(sources[name] for name in names), first_name, writes=first_name is None or not link_ties)
+        if first_name is None:
+            count = sum(math.prod(shape) for shape in rule.cerebras_shapes)
+            parameters += count
+            bytes_of[steps[-1].dtype] += count * np_dtype(steps[-1].dtype).itemsize
+    for name in [name for name in tied if name not in step_of]:  # no rule has `ln_f` beside `transformer_decoder.norm`
+        add(steps[step_of[tied[name]]].rule, (sources[name],), tied[name], writes=False)
+
+    written = [name for rule in table for name in rule.names(other_side(side))]
+    stored_names = {name for step in steps if step.writes for name in step.outputs}
+    return Plan(
+        config,
+        side,
+        tuple(steps),
+        tuple(equal),
+        {name: first for name, first in written_ties.items() if name not in stored_names},
+        ignored,
+        parameters,
+        tuple(kind for kind, _ in bytes_of.most_common()),
+        tuple(dict.fromkeys([*written, *written_ties])),
+    )
+
+
+def _place(source: Source) -> tuple:
+    """Where a tensor lies: the same for two names of one, and different for any other two."""
+    key = getattr(source, "linked_to", None) or getattr(source, "key", None)
+    if key is not None:
+        return "key", str(getattr(source, "path", "")), key
+    offset = getattr(source, "offset", None)
+    return ("offset", str(getattr(source, "path", "")), offset) if offset is not None else ("object", id(source))
+
+
+def _element_type(rule: Rule, side: Side, inputs: tuple[Source, ...], dtype: str | None) -> str:
+    stored = sorted({source.dtype for source in inputs})
+    if dtype is not None and not rule.holds_slopes:
+        return dtype
+    if len(stored) > 1:
+        raise ConversionError(
+            f"{', '.join(rule.names(side))} become one tensor but have several types: {', '.join(stored)}; "
+            "choose one with --dtype"
+        )
+    return stored[0]
+
+
+def _check_names(
+    config: DecoderConfig,
+    side: Side,
+    tensors: Mapping[str, Source],
+    expected: Mapping[str, Shape],
+    tied: Mapping[str, str],
+) -> tuple[str, ...]:
+    """Every expected name is there and no other; returns the names that may be ignored."""
+    adapters = adapters_in(tensors)
+    if adapters:
+        raise ConversionError(f"holds {_listed(adapters)}; {FOLD_THEM}")
+    surplus = [name for name in tensors if name not in expected]
+    ignored = [name for name in surplus if side == "hugging_face" and architecture_of(config).ignored.fullmatch(name)]
+    left_over = set(surplus) - set(ignored)
+    given = set(tensors) | {tied[name] for name in tied if name in tensors}
+    given |= {name for name, first in tied.items() if first in given}
+    missing = [name for name in expected if name not in given]
+    problems = []
+    if missing:
+        hint = ""
+        if "lm_head.weight" in missing and not config.share_embedding_weights:
+            hint = " (is the head tied to the embedding? then the config must say so)"
+        problems.append(f"missing: {_listed(missing)}{hint}")
+    if left_over:
+        problems.append(f"not in such a model: {_listed(name for name in surplus if name in left_over)}")
+    if problems:
+        raise ConversionError(f"the tensors are not those that the config demands; {'; '.join(problems)}")
+    return tuple(ignored)
+
+
+def _check_shapes(tensors: Mapping[str, Source], expected: Mapping[str, Shape]) -> None:
+    by_shapes: dict[tuple[Shape, Shape], list[str]] = {}
+    for name, shape in expected.items():
+        if name in tensors and tuple(tensors[name].shape) != shape:
+            by_shapes.setdefault((tuple(tensors[name].shape), shape), []).append(name)
+    if by_shapes:
+        texts = [
+            f"{_listed(names)}: {list(found)} where the config demands {list(shape)}"
+            for (found, shape), names in by_shapes.items()
+        ]
+        raise ConversionError(f"the config does not fit the tensors: {_first(texts)}")
+
+
+def _check_types(tensors: Mapping[str, Source], expected: Mapping[str, Shape]) -> None:
+    by_type: dict[str, list[str]] = {}
+    for name in expected:
+        if name in tensors and tensors[name].dtype not in WEIGHT_TYPES:
+            by_type.setdefault(tensors[name].dtype, []).append(name)
+    if by_type:
+        texts = [f"{_listed(names)}: {dtype}" for dtype, names in by_type.items()]
+        raise ConversionError(f"weights must be of the type {', '.join(WEIGHT_TYPES)}; {_first(texts)}")
+
+
+def same_values(a: Source, b: Source) -> bool:
+    """Whether two tensors are equal bit for bit in type, shape and values; read in blocks of rows."""
+    if a.dtype != b.dtype or tuple(a.shape) != tuple(b.shape):
+        return False
+    if _place(a) == _place(b):
+        return True
+    if not a.shape or not a.nbytes:
+        return _same_bits(a.read(), b.read())
+    rows = max(1, _BLOCK_BYTES * a.shape[0] // a.nbytes)
+    return all(
+        _same_bits(a.read_rows(start, stop), b.read_rows(start, stop))
+        for start, stop in ((start, min(start + rows, a.shape[0])) for start in range(0, a.shape[0], rows))
+    )
+
+
+def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    bits = f"u{a.dtype.itemsize}"
+    return bool(np.array_equal(a.view(bits), b.view(bits)))
+
+
+def alibi_slopes(num_heads: int) -> np.ndarray:
+    """The slopes of ALiBi, float64 [heads].
+
+    2^(-8(i+1)/n) for a power of two n; otherwise those of the power of two below, followed by every second one of the
+    power of two above (Press et al. 2022, arXiv 2108.12409).
+    """
+    below = 1 << (num_heads.bit_length() - 1)
+    first = 2.0 ** (-8.0 / below * np.arange(1, below + 1))
+    between = 2.0 ** (-4.0 / below * np.arange(1, 2 * below + 1, 2))
+    return np.concatenate([first, between[: num_heads - below]])
+
+
+def _check_slopes(config: DecoderConfig, name: str, slopes: Source) -> None:
+    wanted = alibi_slopes(config.num_heads)
+    found = slopes.read().astype(np.float64).reshape(-1)
+    off = ~(np.abs(found - wanted) <= _SLOPE_ROUNDING[slopes.dtype] * wanted)
+    if off.any():
+        head = int(np.argmax(off))
+        raise ConversionError(
+            f"{name} does not hold ALiBi's slopes for {config.num_heads} heads: head {head} has {found[head]:.6g} "
+            f"where ALiBi has {wanted[head]:.6g}; the tensor is damaged or the heads are in another order"
+        )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return _first(grouped(names))
+
+
+def _first(texts: list[str]) -> str:
+    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+    return "; ".join(texts[:_SHOWN]) + more

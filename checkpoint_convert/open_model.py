@@ -1,0 +1,226 @@
+"""A model to read, on either side: a .mdl file or a release directory, opened from headers alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cerebras_jais.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from cerebras_jais.errors import UserError
+from cerebras_jais.model.adapters import FOLD_THEM
+from cerebras_jais.model.config import DecoderConfig
+from checkpoint_convert.configs.convert import (
+    SpecialTokens,
+    refuse_inexpressible,
+    special_tokens_of,
+    to_model_section,
+)
+from checkpoint_convert.configs.trainer_yaml import adjustments_left_out, model_section_of, read_model_section
+from checkpoint_convert.errors import ConversionError
+from checkpoint_convert.formats import safetensors as safetensors_files
+from checkpoint_convert.formats import torch_bin as pickle_files
+from checkpoint_convert.formats.safetensors import read_json
+from checkpoint_convert.formats.tensors import FileTensor
+from checkpoint_convert.mapping.plan import Source
+from checkpoint_convert.mapping.rules import Side
+
+# Names of earlier releases of the Model Zoo: 2.0 kept the slopes of ALiBi outside the embedding layer.
+_OLD_NAMES = {"relative_pe_helper.slopes": "embedding_layer.position_embed_helper.slopes"}
+_SHOWN = 6
+FileStates = Mapping[str, tuple[int, int]]
+"""Path -> (bytes, time of the last change in ns)."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as a file or directory holds it; its tensors can be read while it is open."""
+
+    path: Path
+    side: Side
+    section: Mapping[str, Any]
+    """The `model:` section of a trainer YAML that describes it, in the form of release 2.10."""
+    config: DecoderConfig
+    tensors: Mapping[str, Source]
+    """By name; on the Cerebras side without the leading `model.`."""
+    notes: tuple[str, ...]
+    """What was left out or assumed in reading it."""
+    origin: Mapping[str, str]
+    """What it says of where it comes from: label -> text."""
+    files: FileStates
+    """The files that were opened, as they were found."""
+    tokens: SpecialTokens | None
+    """Ids of the special tokens, where it says them."""
+
+    def check_unchanged(self) -> None:
+        """Raise ConversionError when one of its files has changed since it was opened."""
+        for path, state in self.files.items():
+            if _state_of(Path(path)) != state:
+                raise ConversionError(f"{path}: changed while it was read; start again when its writer has finished")
+
+
+@contextmanager
+def opening(
+    path: Path, *, config: Path | Mapping[str, Any] | None = None, allow_pickle: bool = False
+) -> Iterator[Model]:
+    """Open a model of either side; only headers are read.
+
+    Args:
+        path: a .mdl file, or a directory with config.json and weights.
+        config: of a .mdl file: a trainer YAML or a `model:` section; None takes what the file says of itself.
+        allow_pickle: whether weights in pickle files may be read (pickle_files.py; nothing in them is run).
+
+    Raises:
+        UserError: the file or directory cannot be read, is damaged, or is no model of the family.
+    """
+    if path.is_dir():
+        yield _with_its_layers(_open_release(path, allow_pickle))
+        return
+    files = {str(path): _state_of(path)}
+    with open_checkpoint(path, on_object="skip") as opened:
+        yield _with_its_layers(_open_checkpoint(opened, config, files))
+
+
+def _with_its_layers(model: Model) -> Model:
+    """The model, unless it has fewer tensors than layers: so many layers would take for ever only to be named."""
+    layers = model.config.num_hidden_layers
+    if layers > len(model.tensors):
+        raise ConversionError(
+            f"{model.path}: its config has {layers} layers (num_hidden_layers, n_layer), but the model holds "
+            f"{len(model.tensors)} tensors in all; give the config that belongs to it"
+        )
+    return model
+
+
+def _open_release(path: Path, allow_pickle: bool) -> Model:
+    _refuse_adapter(path)
+    config_json = read_json(path / "config.json")
+    with _named(path / "config.json"):
+        section, notes = to_model_section(config_json)
+        config = DecoderConfig.from_section(section)
+        refuse_inexpressible(config)
+        tokens = special_tokens_of(config_json)
+    files = {str(file): _state_of(file) for file in path.iterdir() if file.suffix in (".safetensors", ".bin", ".json")}
+    tensors = weights_of(path, allow_pickle)
+    read = {str(tensor.path) for tensor in tensors.values()} | {str(path / "config.json")}
+    opened = {name: files[name] for name in sorted(read)}
+    return Model(path, "hugging_face", section, config, tensors, tuple(notes), {}, opened, tokens)
+
+
+def _refuse_adapter(path: Path) -> None:
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        raise ConversionError(f"{path}: is an adapter without its model; {FOLD_THEM}")
+
+
+@contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """Put the file that a config comes from before what is wrong with it."""
+    try:
+        yield
+    except UserError as error:
+        raise ConversionError(f"{file}: {error}") from error
+
+
+def weights_of(path: Path, allow_pickle: bool) -> dict[str, FileTensor]:
+    """The tensors of a release by name: of safetensors, or where there are none and it is allowed, of pickle files.
+
+    Raises:
+        ConversionError: there are neither, or an adapter's alone, or they are damaged, or pickle files not allowed.
+    """
+    _refuse_adapter(path)
+    pickled = any((path / name).is_file() for name in (pickle_files.INDEX, pickle_files.SINGLE))
+    if not pickled or any((path / name).is_file() for name in (safetensors_files.INDEX, safetensors_files.SINGLE)):
+        return safetensors_files.open_model(path)
+    if not allow_pickle:
+        raise ConversionError(
+            f"{path}: has its weights in pickle files; give --allow-pickle to read them (nothing in them is run), "
+            "or save it as safetensors first"
+        )
+    return pickle_files.open_bin_model(path)
+
+
+def _open_checkpoint(opened: Checkpoint, config: Path | Mapping[str, Any] | None, files: FileStates) -> Model:
+    params: Any = _last_record(opened).get("params")
+    if isinstance(config, Mapping):
+        section = dict(config)
+    elif config is not None:
+        section = read_model_section(config)
+    elif params:
+        section = model_section_of(params, f"{opened.path} (its __metadata__)")
+    else:
+        raise ConversionError(f"{opened.path}: says nothing of its config; give the trainer YAML with --config")
+    with _named(config if isinstance(config, Path) else opened.path):
+        model = DecoderConfig.from_section(section)
+    with _named(opened.path):
+        tokens = special_tokens_of(_last_record(opened).get("special_tokens"))
+    notes = [*_left_out(opened), *(adjustments_left_out(params) if params else [])]
+    return Model(
+        opened.path, "cerebras", section, model, cerebras_tensors(opened), tuple(notes), _origin(opened), files, tokens
+    )
+
+
+def cerebras_tensors(opened: Checkpoint) -> dict[str, StoredTensor]:
+    """The model's tensors in a checkpoint, by their names in release 2.10 without the leading `model.`.
+
+    Raises:
+        ConversionError: the checkpoint holds no model, or something that is not a tensor among its tensors, or a tensor
+            stored in a way that is not read.
+    """
+    for key in opened.skipped_objects:
+        if key.startswith("model."):
+            reason = opened.leaves[key].reason
+            raise ConversionError(f"{opened.path}: '{key}' is {reason}; save the model's tensors as plain tensors")
+    model = opened.tree.get("model") if isinstance(opened.tree, Mapping) else None
+    if not isinstance(model, Mapping) or not model:
+        raise ConversionError(f"{opened.path}: holds no model (no entry 'model' in its state)")
+    tensors: dict[str, StoredTensor] = {}
+    for name, leaf in model.items():
+        if not isinstance(leaf, StoredTensor):
+            raise ConversionError(f"{opened.path}: model.{name} is not a tensor")
+        short = str(name).removeprefix("model.")
+        short = _OLD_NAMES.get(short, short)
+        if short in tensors:
+            raise ConversionError(f"{opened.path}: has {short} twice, under two names of one tensor; remove one")
+        tensors[short] = leaf
+    return tensors
+
+
+def _last_record(opened: Checkpoint) -> Mapping[str, Any]:
+    """What the last program that wrote the checkpoint says of it."""
+    last = opened.metadata[-1] if opened.metadata else None
+    return last if isinstance(last, Mapping) else {}
+
+
+def _left_out(opened: Checkpoint) -> list[str]:
+    others = [str(key) for key in opened.tree if key not in ("model", "__metadata__")]
+    notes = [f"left out: {', '.join(others)} (a release holds weights only)"] if others else []
+    skipped = opened.skipped_objects
+    if skipped:
+        more = f" and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
+        notes.append(f"not read, because they are pickled or stored elsewhere: {', '.join(skipped[:_SHOWN])}{more}")
+    return notes
+
+
+def _origin(opened: Checkpoint) -> dict[str, str]:
+    """Where the weights come from, as far as the checkpoint says."""
+    origin: dict[str, str] = {}
+    last = _last_record(opened)
+    if isinstance(last.get("version"), str):
+        origin["Made from"] = f"a checkpoint of Cerebras release {last['version']}"
+    step = opened.tree.get("global_step")
+    if isinstance(step, StoredTensor) and not step.shape:
+        step = step.read().item()
+    if isinstance(step, int):
+        origin["Training step"] = f"{step:,}"
+    return origin
+
+
+def _state_of(path: Path) -> tuple[int, int]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return (-1, -1)  # whoever opens it says what is wrong
+    return found.st_size, found.st_mtime_ns

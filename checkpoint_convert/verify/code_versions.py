@@ -1,0 +1,47 @@
+"""The code of Jais releases in all its versions: BLAKE3 digests of the files that a conversion has put into a release.
+
+A version is the whole set of its files. Files of two versions were never tested together, and a set may lack a file
+that a later one has; so a release whose files come from two versions is of no version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from checkpoint_convert.release import CODE_DIRECTORY, CODE_FILES
+from checkpoint_convert.streaming.digest import file_digest
+
+Version = Mapping[str, str]
+"""Name of a file -> its digest."""
+
+# Oldest first, the current one last; a version stays here for ever, because releases with it do.
+VERSIONS: tuple[Version, ...] = (
+    {
+        "configuration_jais.py": "2c71561a1ba89299fac821fe007683cdd0dc1afbe4a1ddeb34a066f3f5ee5e5b",
+        "modeling_jais.py": "45aa962a67c53eb4b44fff8b5ecedeea0bc9ba994143afa058a9a4a1c0bd3f4f",
+    },
+    {
+        "configuration_jais.py": "2c71561a1ba89299fac821fe007683cdd0dc1afbe4a1ddeb34a066f3f5ee5e5b",
+        "modeling_jais.py": "bc45c3de013695c27575e7b5a3a0f9dd913da3e51a143adc564716a5063221ed",
+    },
+    {
+        "alibi_jais.py": "e6333a1e370617533b6e70a96707efb4150ebfdb1f36bd3327b440216ecdb842",
+        "configuration_jais.py": "2c71561a1ba89299fac821fe007683cdd0dc1afbe4a1ddeb34a066f3f5ee5e5b",
+        "modeling_jais.py": "b26e72d30233f90be8e6b06edbaeea1bc324e75d1eafe9a48d90555e82d5ed01",
+    },
+    {
+        "alibi_jais.py": "f8e4a45a86544a61864a54b29eefa2d252b7b26012adeb5ece15f1f450317221",
+        "configuration_jais.py": "feecfe5bb349c353a215f329c66558c4f01b8f21dab23fdc4ef65c5450d235de",
+        "modeling_jais.py": "75d2be66395872bd34d3763d3f4b44e1caee5378bfbb844fed3ecc366791a756",
+    },
+)
+
+
+def current_version() -> Version:
+    """The version that this package puts into a release."""
+    return {name: file_digest(CODE_DIRECTORY / name) for name in CODE_FILES}
+
+
+def known_versions() -> tuple[Version, ...]:
+    """All versions, oldest first."""
+    return (*VERSIONS, current_version())

@@ -1,0 +1,364 @@
+"""Proof that a release computes what its checkpoint computes: the same prompts through both, layer by layer.
+
+Both models run unchanged, in float32: the release on its own code where that is a version of this package's, or on
+transformers' Llama (release_code.py). Weights are read module by module as they are needed (streamed_weights.py): a
+tied one at each of its places, every other once. The reference path runs first and leaves what it computes in a
+temporary file; the release then runs against that.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor, nn
+
+from cerebras_jais.encoding import encode_texts, reading_text_as_data
+from cerebras_jais.errors import UserError
+from cerebras_jais.model.config import DecoderConfig
+from cerebras_jais.model.decoder import LanguageModel
+from checkpoint_convert.errors import ConversionError
+from checkpoint_convert.mapping.plan import Source
+from checkpoint_convert.mapping.rules import JAIS, LLAMA, architecture_of, rules, ties
+from checkpoint_convert.open_model import opening, weights_of
+from checkpoint_convert.verify.release_code import ReleaseCode, classes_of, read_code
+from checkpoint_convert.verify.streamed_weights import find_weights, load, stream_weights
+
+# Text of both languages, digits, tashkeel and code, of different lengths; short enough for the smallest context.
+PROMPTS = (
+    "ما هي عاصمة الإمارات العربية المتحدة؟",
+    "The highest mountain in the Emirates is",
+    "العِلْمُ نُورٌ، وَالجَهْلُ ظَلَامٌ، وفي عام ٢٠٢٤",
+    "def mean(values):\n    return sum(values) / len(values)\n",
+    "Translate to Arabic: peace. الترجمة:",
+)
+
+Progress = Callable[[int, int], object]
+"""Called with (bytes just read, bytes in all)."""
+
+# What storing a number in an element type may do to it, relative.
+_UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+# How many of them, times sqrt(1 + depth), the largest difference may be of the largest magnitude.
+#
+# A layer computed from rounded weights is off by some roundings' worth of what it adds to the stream, at random, and it
+# passes on the error of its input: a norm keeps its share, the product in SwiGLU adds the shares of its two factors. So
+# the energy of the error after n layers, each adding alike, is E(n) = E(n - 1) * (n + 1) / (n - 1) + const: it grows as
+# n^2, that of the stream as n, and the error's share of the stream as sqrt(n).
+#
+# Measured on random models of both families, 2, 8 and 24 layers, hidden sizes 48 and 256, in units of
+# roundoff * sqrt(1 + depth): where matrices keep the size of what they multiply, at most 2.4 for bfloat16 and float16,
+# and 7.3 for float32, where nothing is rounded and only the order of summing differs (which takes more roundings the
+# wider a matrix is). Where they double it, so that softmax saturates and 24 layers are chaotic: 29, 26 and 65.
+_ROUNDINGS = {"float32": 64.0, "float16": 6.0, "bfloat16": 6.0}
+_SPREAD_IDS = 64  # ids in a row that no tokenizer makes
+
+
+@dataclass(frozen=True)
+class _Landmarks:
+    """Names of the modules after which the two sides are compared."""
+
+    embedding: str
+    layers: str
+    norm: str
+    ignored: Callable[[str], object] = lambda name: False
+    """Tensors of a file that the model does not read."""
+
+
+_OURS = _Landmarks("model.drop_embd", "model.transformer_decoder.layers", "model.ln_f")
+_THEIRS = {
+    JAIS.name: _Landmarks("transformer.drop", "transformer.h", "transformer.ln_f", JAIS.ignored.fullmatch),
+    LLAMA.name: _Landmarks("model.embed_tokens", "model.layers", "model.norm", LLAMA.ignored.fullmatch),
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """How far two models lie apart at one place."""
+
+    name: str
+    """ "embedding" (scaled), "layer 0" and so on, as tensor names count them, "final norm", "logits"."""
+    largest_difference: float
+    """Largest absolute difference of any value there."""
+    largest_magnitude: float
+    """Largest absolute value of the reference path there."""
+    tolerance: float
+    """Largest absolute difference that is no departure."""
+
+    @property
+    def departs(self) -> bool:
+        """Whether the difference is more than the tolerance, or no number."""
+        return not self.largest_difference <= self.tolerance
+
+
+@dataclass(frozen=True)
+class LogitsReport:
+    """How far a checkpoint and a release lie apart, place by place, in the order in which they are computed."""
+
+    prompts: int
+    positions: int
+    """Tokens at which everything was compared."""
+    rounded_to: str
+    """Element type whose rounding the tolerances allow for: the coarsest among the weights that the two sides store in
+    different types; "float32" where they store all in the same."""
+    places: tuple[Place, ...]
+    same_choice: int
+    """Positions at which both put the same token first."""
+
+    @property
+    def first_departure(self) -> str | None:
+        """Name of the first place that differs by more than its tolerance; None when none does."""
+        return next((place.name for place in self.places if place.departs), None)
+
+    @property
+    def largest_difference(self) -> float:
+        """Largest absolute difference of any logit."""
+        return self.places[-1].largest_difference
+
+    @property
+    def largest_logit(self) -> float:
+        """Largest absolute logit of the reference path."""
+        return self.places[-1].largest_magnitude
+
+
+def relative_tolerance(rounded_to: str, depth: int) -> float:
+    """Largest difference that is no departure, as a share of the largest magnitude at that place.
+
+    Args:
+        rounded_to: "float32", "float16" or "bfloat16", as in LogitsReport.
+        depth: places before this one, which is the layers behind it, give or take the head.
+    """
+    return _ROUNDINGS[rounded_to] * _UNIT_ROUNDOFF[rounded_to] * math.sqrt(1 + depth)
+
+
+def compare_logits(
+    checkpoint: str | Path,
+    release: str | Path,
+    *,
+    config: str | Path | Mapping[str, Any] | None = None,
+    prompts: Sequence[str] = PROMPTS,
+    trust_release_code: bool = False,
+    allow_pickle: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> LogitsReport:
+    """Run prompts through the reference path and through transformers, both in float32, and compare place by place.
+
+    Rows of the embedding that no prompt uses are not seen.
+
+    Args:
+        checkpoint: the .mdl file.
+        release: the Hugging Face directory; its tokenizer turns the prompts into ids (a release without one is given
+            evenly spread ids instead).
+        config: a trainer YAML, or a `model:` section; None takes what the checkpoint says of itself.
+        prompts: texts; each is cut to the context of the model.
+        trust_release_code: run the code in the release even if it is not a version of this package's.
+        allow_pickle: whether the release's weights in pickle files may be read; nothing in them is run.
+        progress: called as weights are read.
+
+    Raises:
+        UserError: a file that cannot be read, code that is not trusted, models that cannot be compared (tensors
+            missing, other sizes), or values that are not finite: a difference from NaN says nothing.
+    """
+    checkpoint, release = Path(checkpoint), Path(release)
+    section = config if config is None or isinstance(config, Mapping) else Path(config)
+    with (
+        opening(checkpoint, config=section) as opened,
+        _scratch_file() as scratch,
+        torch.inference_mode(),
+        _release_model(read_code(release), trust_release_code) as (theirs, landmarks),
+    ):
+        with torch.device("meta"):
+            ours = LanguageModel(opened.config).eval()
+        _check_sizes(release, ours.config, theirs.config)
+        our_ties = {f"model.{name}": f"model.{first}" for name, first in ties(ours.config, "cerebras").items()}
+        stored = {f"model.{name}": tensor for name, tensor in opened.tensors.items()}
+        our_weights = find_weights(checkpoint, ours, stored, our_ties)
+        their_weights = find_weights(
+            release, theirs, weights_of(release, allow_pickle), _release_ties(theirs), landmarks.ignored
+        )
+
+        context = min(ours.config.max_position_embeddings, theirs.config.max_position_embeddings)
+        rows = _prompt_ids(release, prompts, ours.config.vocab_size, context)
+        ids_BL, real_BL = _batch(rows)
+        ours.check_token_ids(ids_BL)
+
+        total = sum(source.nbytes for source in (*our_weights.values(), *their_weights.values()))
+
+        def report(nbytes: int) -> None:
+            progress(nbytes, total)
+
+        stream_weights(ours, our_weights, report)
+        stream_weights(theirs, their_weights, report)
+        if architecture_of(ours.config) is JAIS:
+            # The one weight that is read without its module being called: a number per head, kept.
+            helper = "model.embedding_layer.position_embed_helper"
+            load(ours.get_submodule(helper), {"slopes": our_weights[f"{helper}.slopes"]}, report)
+
+        def keep(name: str, x_BLE: Tensor) -> None:
+            scratch.write(_finite(checkpoint, name, x_BLE[real_BL]).numpy().data)
+
+        _observe(ours, _OURS, keep)
+        keep("logits", ours.logits(ids_BL))
+
+        scratch.seek(0)
+        rounded_to = _rounded_to(ours.config, our_weights, their_weights)
+        places: list[Place] = []
+        same_choice = 0
+
+        def compare(name: str, x_BLE: Tensor) -> None:
+            nonlocal same_choice
+            theirs_PE = _finite(release, name, x_BLE[real_BL].float())
+            ours_PE = torch.empty_like(theirs_PE)
+            ours_PE.numpy().data.cast("B")[:] = scratch.read(ours_PE.nbytes)
+            magnitude = ours_PE.abs().max().item()
+            bound = relative_tolerance(rounded_to, len(places)) * magnitude
+            places.append(Place(name, (ours_PE - theirs_PE).abs().max().item(), magnitude, bound))
+            same_choice = int((ours_PE.argmax(-1) == theirs_PE.argmax(-1)).sum())  # that of the logits, the last place
+
+        _observe(theirs, landmarks, compare)
+        with _transformers_errors(release):
+            logits_BLV = theirs(input_ids=ids_BL, use_cache=False).logits
+        compare("logits", logits_BLV)
+    return LogitsReport(len(rows), int(real_BL.sum()), rounded_to, tuple(places), same_choice)
+
+
+# ---- the two models, without weights --------------------------------------------------------------------------------
+
+
+@contextmanager
+def _release_model(code: ReleaseCode, trust: bool) -> Iterator[tuple[Any, _Landmarks]]:
+    """The model of a release on the meta device, but for buffers, which no file holds; and its landmarks."""
+    from accelerate import init_empty_weights
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    kind = code.config.get("model_type")
+    if kind not in _THEIRS:
+        raise ConversionError(
+            f"{code.release / 'config.json'}: model_type is {kind!r}; only 'jais' and 'llama' are known"
+        )
+    # The classes are called directly: transformers' Auto classes follow a config to any code. Keys that choose an
+    # implementation are dropped, because one may name a kernel that transformers fetches and runs.
+    keys = {key: value for key, value in code.config.items() if "_implementation" not in key}
+    with ExitStack() as stack:
+        with _transformers_errors(code.release):
+            config_class, model_class = stack.enter_context(classes_of(code, trust=trust))
+            with init_empty_weights(include_buffers=False):
+                config = config_class.from_dict(keys)
+                model = model_class._from_config(config, dtype=torch.float32)
+        yield model.eval(), _THEIRS[kind]
+
+
+def _release_ties(model: Any) -> dict[str, str]:
+    """Second names of tensors in a release: the head's, where it is the embedding."""
+    if not model.config.tie_word_embeddings:
+        return {}
+    names = {id(module): f"{name}.weight" for name, module in model.named_modules()}
+    return {names[id(model.get_output_embeddings())]: names[id(model.get_input_embeddings())]}
+
+
+@contextmanager
+def _transformers_errors(release: Path) -> Iterator[None]:
+    """What goes wrong in transformers, or in the release's own code, as one line that names the release."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        what = " ".join(str(error).split())[:300]
+        raise ConversionError(f"{release}: transformers cannot run it: {type(error).__name__}: {what}") from error
+
+
+def _check_sizes(release: Path, ours: DecoderConfig, theirs: Any) -> None:
+    """Raise ConversionError for two models whose values cannot be laid side by side."""
+    if architecture_of(ours).name != theirs.model_type:
+        raise ConversionError(f"{release}: is a {theirs.model_type} model, and the checkpoint is not")
+    for key in ("num_hidden_layers", "hidden_size", "vocab_size"):
+        if getattr(ours, key) != getattr(theirs, key):
+            raise ConversionError(
+                f"{release}: has {key} {getattr(theirs, key)} where the checkpoint has {getattr(ours, key)}; "
+                "they are not the same model"
+            )
+
+
+# ---- values, place by place -----------------------------------------------------------------------------------------
+
+
+def _prompt_ids(release: Path, prompts: Sequence[str], vocab_size: int, longest: int) -> list[list[int]]:
+    """Ids of the prompts, at most `longest` of each, from the release's tokenizer; evenly spread where it has none."""
+    path = release / "tokenizer.json"
+    if not path.exists():
+        step = max(1, vocab_size // _SPREAD_IDS)
+        length = min(_SPREAD_IDS, longest)
+        return [[(first + i * step) % vocab_size for i in range(length)] for first in range(len(prompts))]
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = reading_text_as_data(Tokenizer.from_file(str(path)))
+    except Exception as error:  # the library raises nothing narrower
+        raise ConversionError(f"{path}: is not a tokenizer: {' '.join(str(error).split())}") from error
+    rows = [ids[:longest] for ids in encode_texts(tokenizer, prompts) if ids]
+    if not rows:
+        raise ConversionError(f"{path}: makes no token of any prompt")
+    return rows
+
+
+def _batch(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Rows of ids as one batch [B, L], and where it is no padding, bool [B, L].
+
+    Padding stands on the right, where causal attention never looks from a real token; so neither model needs a mask.
+    It repeats a row's last token, because a row of the embedding that no prompt uses may hold anything.
+    """
+    length = max(len(ids) for ids in rows)
+    ids_BL = torch.tensor([[*ids, *[ids[-1]] * (length - len(ids))] for ids in rows])
+    real_BL = torch.arange(length)[None, :] < torch.tensor([len(ids) for ids in rows])[:, None]
+    return ids_BL, real_BL
+
+
+def _observe(model: nn.Module, landmarks: _Landmarks, see: Callable[[str, Tensor], None]) -> None:
+    """Have what comes out of each landmark shown to `see` with the name of its place."""
+
+    def watch(module: nn.Module, name: str) -> None:
+        module.register_forward_hook(lambda _, __, out: see(name, out[0] if isinstance(out, tuple) else out))
+
+    watch(model.get_submodule(landmarks.embedding), "embedding")
+    for index, layer in enumerate(model.get_submodule(landmarks.layers).children()):
+        watch(layer, f"layer {index}")
+    watch(model.get_submodule(landmarks.norm), "final norm")
+
+
+def _finite(path: Path, name: str, values: Tensor) -> Tensor:
+    if not torch.isfinite(values).all():
+        raise ConversionError(f"{path}: {name}: its values are not all finite; look for NaN or inf in its weights")
+    return values
+
+
+@contextmanager
+def _scratch_file() -> Iterator[BinaryIO]:
+    try:
+        with tempfile.TemporaryFile() as file:
+            yield file
+    except OSError as error:
+        what = error.strerror or error
+        raise ConversionError(
+            f"{tempfile.gettempdir()}: cannot hold the values to compare: {what}; set TMPDIR"
+        ) from error
+
+
+def _rounded_to(config: DecoderConfig, ours: Mapping[str, Source], theirs: Mapping[str, Source]) -> str:
+    """The coarsest element type that only one side stores a weight in; "float32" where there is none."""
+    found = {"float32"}
+    for rule in rules(config):
+        our_types = {ours[f"model.{name}"].dtype for name in rule.cerebras if f"model.{name}" in ours}
+        their_types = {theirs[name].dtype for name in rule.hugging_face if name in theirs}
+        if rule.cerebras[0].endswith(".slopes"):
+            found |= our_types  # a release puts exact slopes in the place of rounded ones, the reference path does not
+        elif our_types != their_types:
+            found |= our_types | their_types
+    return max(found, key=lambda dtype: _UNIT_ROUNDOFF[dtype])

@@ -1,0 +1,92 @@
+"""The manifest of a model: one digest for each of its tensors, the same number on both sides.
+
+A release has it as `manifest.json`, a checkpoint as `<stem>.manifest.json` beside it. Tensors have their Cerebras names
+without the leading `model.`, and their digests are of the Cerebras layout (digest.py), so the two manifests of one
+model say the same of its tensors, whichever side they were made on. A tensor with two names stands there once, under
+the first.
+
+The manifest of a release also lists its files (release_files.py): `shards` has the names of the weight files, whose
+content the tensors cover, and `files` a digest of every other file but the manifest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cerebras_jais import __version__
+from checkpoint_convert.errors import ConversionError
+from checkpoint_convert.formats.safetensors import read_json
+from checkpoint_convert.mapping.plan import Plan
+from checkpoint_convert.mapping.rules import ties
+from checkpoint_convert.streaming.digest import SCHEME
+
+RELEASE_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a manifest says."""
+
+    tensors: Mapping[str, str]
+    """Cerebras name -> digest."""
+    files: Mapping[str, str] | None
+    """Name of a file of a release -> digest; None in the manifest of a checkpoint, and in one made before files were
+    listed."""
+    shards: tuple[str, ...]
+    """Names of the weight files, where files are listed."""
+
+
+def manifest_path(model: Path) -> Path:
+    """Where the manifest of a release directory or of a .mdl file lies."""
+    return model / RELEASE_MANIFEST if model.is_dir() else model.with_name(f"{model.stem}.manifest.json")
+
+
+def manifest_of(plan: Plan, digests: Mapping[int, tuple[str, ...]]) -> dict[str, Any]:
+    """The manifest, as JSON values, of what a plan converts, from the digests of its steps."""
+    second = ties(plan.config, "cerebras")
+    tensors: dict[str, Any] = {}
+    for number, step in enumerate(plan.steps):
+        if not step.writes:
+            continue
+        for name, shape, digest in zip(step.rule.cerebras, step.rule.cerebras_shapes, digests[number], strict=True):
+            if name not in second:
+                tensors[name] = {"dtype": step.dtype, "shape": list(shape), "digest": digest}
+    return {"made_by": f"cerebras_jais {__version__}", "digests": SCHEME, "tensors": tensors}
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """The manifest in a file; None where there is none.
+
+    Raises:
+        ConversionError: the file is damaged, or its digests are of another kind.
+    """
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    if content.get("digests") != SCHEME:
+        raise ConversionError(
+            f"{path}: its digests are of the kind {content.get('digests')!r}; only {SCHEME!r} is known"
+        )
+    about = content.get("tensors")
+    tensors = {
+        name: _digest(path, name, entry.get("digest") if isinstance(entry, dict) else None)
+        for name, entry in (about.items() if isinstance(about, dict) else ())
+    }
+    if not tensors:
+        raise ConversionError(f"{path}: names no tensor; the file is damaged")
+    if "files" not in content:
+        return Manifest(tensors, None, ())
+    files, shards = content["files"], content.get("shards")
+    if not isinstance(files, dict) or not isinstance(shards, list) or not all(isinstance(n, str) for n in shards):
+        raise ConversionError(f"{path}: its list of files is none; the file is damaged")
+    return Manifest(tensors, {name: _digest(path, name, digest) for name, digest in files.items()}, tuple(shards))
+
+
+def _digest(path: Path, name: str, digest: Any) -> str:
+    if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+        raise ConversionError(f"{path}: the digest of {name!r} is none; the file is damaged")
+    return digest

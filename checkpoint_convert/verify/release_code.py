@@ -1,0 +1,198 @@
+"""The code that comes with a release: told apart from this package's, and run from the bytes that were looked at.
+
+Whoever loads a release runs the Python files in it and whatever its configs name. So all of it must be a version of
+this package's code (code_versions.py), or none of it is run unless the user says so. Nothing is ever fetched.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from importlib.util import module_from_spec
+from pathlib import Path
+from typing import Any
+
+from checkpoint_convert.configs.jais import AUTO_MAP
+from checkpoint_convert.errors import ConversionError
+from checkpoint_convert.formats.safetensors import read_json
+from checkpoint_convert.streaming.digest import digest_of
+from checkpoint_convert.verify.code_versions import current_version, known_versions
+from checkpoint_convert.verify.release_files import CODE_SUFFIXES, names_in
+
+_LARGEST_FILE = 1 << 20  # bytes of a Python file that are read; this package's have a few ten thousand
+
+
+@dataclass(frozen=True)
+class ReleaseCode:
+    """The code of a release, read once, so that what is run is what was looked at."""
+
+    release: Path
+    config: Mapping[str, Any]
+    """What config.json says."""
+    files: Mapping[str, bytes]
+    """Name of a Python file -> its content."""
+    problems: Mapping[str, str]
+    """Name of a file -> what makes it not this package's; empty when all code of the release is."""
+    elsewhere: Mapping[str, str]
+    """Name of a config -> a reference to code that is not in the release."""
+
+    @property
+    def is_earlier(self) -> bool:
+        """Whether the code is this package's, of an earlier version."""
+        return bool(self.files) and not self.problems and _digests(self.files) != current_version()
+
+
+def read_code(release: Path) -> ReleaseCode:
+    """Read the code of a release and compare it with this package's; nothing is run.
+
+    Raises:
+        ConversionError: config.json cannot be read, or a file cannot.
+    """
+    config = read_json(release / "config.json")
+    names = names_in(release)
+    is_jais = config.get("model_type") == "jais"
+    files: dict[str, bytes] = {}
+    problems: dict[str, str] = {}
+    elsewhere: dict[str, str] = {}
+    for name in names:
+        path = release / name
+        if path.is_dir():
+            problems[name] = "a link to a directory, which may hold code"
+        elif path.suffix.lower() == ".py" and path.is_file():
+            files[name] = _content(path)
+        elif path.suffix.lower() in CODE_SUFFIXES:
+            problems[name] = "code that no version of this package's has"
+    problems |= _unknown(files) if is_jais else dict.fromkeys(files, "code, which a Llama release does not have")
+    for name in names:
+        if not name.endswith("config.json") or "/" in name or not (release / name).is_file():
+            continue
+        allowed = AUTO_MAP if is_jais and name == "config.json" else {}
+        try:
+            about = config if name == "config.json" else read_json(release / name)
+        except ConversionError:
+            problems.setdefault(name, "no JSON object that can be read; it may name code")
+            continue
+        for key, reference, is_elsewhere in _references(about, allowed):
+            problems.setdefault(name, f"{key} names {reference}, which is not this package's code")
+            if is_elsewhere:
+                elsewhere.setdefault(name, f"{key} names {reference}")
+    return ReleaseCode(release, config, files, problems, elsewhere)
+
+
+@contextmanager
+def classes_of(code: ReleaseCode, *, trust: bool) -> Iterator[tuple[Any, Any]]:
+    """The (configuration, model) classes that compute a release; its code is importable within the block.
+
+    A Llama release has those of transformers. A Jais release has those in its own files, a version of this package's.
+
+    Args:
+        code: from `read_code`.
+        trust: run code that is not this package's, if it lies in the release.
+
+    Raises:
+        ConversionError: the code is not this package's and not trusted, or lies elsewhere, or is not there.
+    """
+    if code.problems and not trust:
+        raise ConversionError(
+            f"{code.release}: its code is not a version of this package's ({', '.join(code.problems)}) and is not run; "
+            "read it first, then give --trust-release-code to run it"
+        )
+    for name, what in code.elsewhere.items():
+        raise ConversionError(
+            f"{code.release / name}: {what}, which is not in the release; code is never fetched: "
+            "put it into the release and name it there, or remove the entry"
+        )
+    named = AUTO_MAP if code.config.get("model_type") == "jais" else {}
+    if code.problems:
+        named = code.config.get("auto_map") or {}
+        if not isinstance(named, Mapping):
+            raise ConversionError(f"{code.release / 'config.json'}: auto_map must be a mapping (got {named!r})")
+    with _importable(code) as package:
+        yield tuple(_class(code, package, named, kind) for kind in ("AutoConfig", "AutoModelForCausalLM"))
+
+
+def _digests(files: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: digest_of(content) for name, content in files.items()}
+
+
+def _unknown(files: Mapping[str, bytes]) -> dict[str, str]:
+    """Name of a file -> why the files are no version of this package's; against the version most like them."""
+    found = _digests(files)
+    versions = known_versions()
+    nearest = max(versions, key=lambda version: len(version.items() & found.items()))
+    problems = dict.fromkeys(nearest.keys() - found.keys(), "missing, but the rest of the code needs it")
+    for name, digest in found.items():
+        if nearest.get(name) != digest:
+            is_ours = any(version.get(name) == digest for version in versions)
+            problems[name] = f"{'of another' if is_ours else 'not a'} version of this package's code"
+    return dict(sorted(problems.items()))
+
+
+def _references(config: Mapping[str, Any], allowed: Mapping[str, str]) -> Iterator[tuple[str, str, bool]]:
+    """(key, reference, whether it leads out of the release) of all code that a config names, but what is allowed."""
+    for key, value in config.items():
+        if not value:
+            continue
+        if key == "auto_map" and isinstance(value, Mapping):
+            for kind, reference in value.items():
+                if allowed.get(kind) != reference:
+                    yield f"{key}.{kind}", _shown(reference), "--" in str(reference)
+        elif key in ("auto_map", "custom_pipelines"):
+            yield key, _shown(value), "--" in str(value)
+        elif key.endswith("_implementation") and "/" in str(value):  # transformers fetches such a kernel from its hub
+            yield key, _shown(value), True
+
+
+def _shown(reference: Any) -> str:
+    text = repr(reference)
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def _content(path: Path) -> bytes:
+    """A Python file, cut where it is longer than any of this package's."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(_LARGEST_FILE + 1)
+    except OSError as error:
+        raise ConversionError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+@contextmanager
+def _importable(code: ReleaseCode) -> Iterator[str]:
+    """Write the content that was read to a private directory; yields the name of the package that it is there."""
+    with tempfile.TemporaryDirectory(prefix="release_code_") as directory:
+        for name, content in code.files.items():
+            if len(content) > _LARGEST_FILE:
+                raise ConversionError(f"{code.release / name}: has more than {_LARGEST_FILE} bytes and is not run")
+            path = Path(directory, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        spec = ModuleSpec(Path(directory).name, None, is_package=True)
+        spec.submodule_search_locations = [directory]
+        sys.modules[spec.name] = module_from_spec(spec)
+        try:
+            yield spec.name
+        finally:
+            for name in [name for name in sys.modules if name == spec.name or name.startswith(f"{spec.name}.")]:
+                del sys.modules[name]
+
+
+def _class(code: ReleaseCode, package: str, named: Mapping[str, Any], kind: str) -> Any:
+    """The class that a config names, in the package; that of transformers where it names none."""
+    reference = named.get(kind)
+    if reference is None and code.config.get("model_type") == "llama":
+        import transformers
+
+        return {"AutoConfig": transformers.LlamaConfig, "AutoModelForCausalLM": transformers.LlamaForCausalLM}[kind]
+    if not isinstance(reference, str) or not re.fullmatch(r"\w+\.\w+", reference):
+        raise ConversionError(
+            f"{code.release / 'config.json'}: auto_map.{kind} must name a class as module.Class (got {reference!r})"
+        )
+    module, name = reference.split(".")
+    return getattr(importlib.import_module(f"{package}.{module}"), name)

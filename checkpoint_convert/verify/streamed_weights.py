@@ -1,0 +1,114 @@
+"""A torch model larger than memory: a module's weights are read just before it is called and dropped just after.
+
+The model is built on the meta device and its code runs unchanged; memory is that of the largest module with weights of
+its own, one matrix, whatever the number of layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from checkpoint_convert.errors import ConversionError
+from checkpoint_convert.mapping.plan import Source, same_values
+from checkpoint_convert.mapping.rules import grouped
+
+_FLOATING = ("float16", "bfloat16", "float32", "float64")
+_BLOCK_BYTES = 64 << 20
+_SHOWN = 6
+
+
+def find_weights(
+    path: Path,
+    model: nn.Module,
+    stored: Mapping[str, Source],
+    ties: Mapping[str, str],
+    ignored: Callable[[str], object] = lambda name: False,
+) -> dict[str, Source]:
+    """Where each parameter of a model is stored, by its name in the model; nothing is read but what may be tied.
+
+    Args:
+        path: the file or directory, for errors.
+        model: on the meta device.
+        stored: all tensors that the file has for the model.
+        ties: second names -> first names; either may be the only one that is stored.
+        ignored: whether a tensor that is no parameter of the model may be in the file all the same.
+
+    Raises:
+        ConversionError: names the tensors that are missing, left over, of another shape, or no floating-point numbers;
+            or a tied pair with different values, of which a loader would take now one and now the other.
+    """
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    found = dict(stored)
+    for name, first in ties.items():
+        if name in found and first in found:
+            if not same_values(found[name], found[first]):
+                raise ConversionError(f"{path}: {name} and {first} differ, but the config makes them one tensor")
+        elif name in found:
+            found[first] = found[name]
+        elif first in found:
+            found[name] = found[first]
+    both = shapes.keys() & found.keys()
+    problems = {
+        "missing": shapes.keys() - found.keys(),
+        "not part of the model": {name for name in found.keys() - shapes.keys() if not ignored(name)},
+        "of another shape than the config demands": {name for name in both if tuple(found[name].shape) != shapes[name]},
+        "no floating-point numbers": {name for name in both if found[name].dtype not in _FLOATING},
+    }
+    texts = []
+    for what, names in problems.items():
+        if names:
+            phrases = grouped(sorted(names))
+            more = f" and {len(phrases) - _SHOWN} more" if len(phrases) > _SHOWN else ""
+            texts.append(f"{what}: {'; '.join(phrases[:_SHOWN])}{more}")
+    if texts:
+        raise ConversionError(f"{path}: its tensors are not those that its config demands; {'; '.join(texts)}")
+    return {name: found[name] for name in shapes}
+
+
+def stream_weights(
+    model: nn.Module, weights: Mapping[str, Source], report: Callable[[int], object] = lambda nbytes: None
+) -> None:
+    """Make every module of a model read its own weights when it is called, and drop them when it is done.
+
+    Args:
+        model: on the meta device; what it reads of a module that it does not call stays without weights.
+        weights: from `find_weights`.
+        report: called with the bytes of each tensor read.
+    """
+    for path, module in model.named_modules():
+        own = {leaf: weights[f"{path}.{leaf}"] for leaf, _ in module.named_parameters(recurse=False)}
+        if own:
+            module.register_forward_pre_hook(lambda module, _, own=own: load(module, own, report))
+            module.register_forward_hook(lambda module, *_, own=own: _drop(module, own))
+
+
+def load(module: nn.Module, own: Mapping[str, Source], report: Callable[[int], object] = lambda nbytes: None) -> None:
+    """Read a module's own weights, by their names in it, as float32."""
+    for leaf, source in own.items():
+        setattr(module, leaf, nn.Parameter(_in_float32(source), requires_grad=False))
+        report(source.nbytes)
+
+
+def _drop(module: nn.Module, own: Mapping[str, Source]) -> None:
+    for leaf, source in own.items():
+        setattr(module, leaf, nn.Parameter(torch.empty(source.shape, device="meta"), requires_grad=False))
+
+
+def _in_float32(source: Source) -> Tensor:
+    """A stored tensor as float32; what is stored in another type is widened in blocks of rows."""
+    if source.dtype == "float32":
+        return torch.from_numpy(source.read())
+    values = torch.empty(source.shape, dtype=torch.float32)
+    rows = max(1, _BLOCK_BYTES // max(1, source.nbytes // source.shape[0]))
+    for start in range(0, source.shape[0], rows):
+        stop = min(start + rows, source.shape[0])
+        block = source.read_rows(start, stop)
+        if source.dtype == "bfloat16":  # ml_dtypes' type, which torch does not know
+            values[start:stop] = torch.from_numpy(block.view("int16")).view(torch.bfloat16)
+        else:
+            values[start:stop] = torch.from_numpy(block)
+    return values

@@ -1,0 +1,177 @@
+"""The catalog holds the 20 published models, and its rules give the published numbers.
+
+Contract: names, contexts, tokens and parameter counts are those of the model cards, to the digit; every value says
+where it comes from; each size rule gives every size that was published; the two sets of muP constants never mix; the
+one run whose hyperparameters are published whole, jais-adapted-70b-chat, is in it as published.
+"""
+
+import dataclasses
+import itertools
+
+import pytest
+
+from cerebras_jais.catalog import size_rules as rules
+from cerebras_jais.catalog.models import (
+    FAMILY_MUP,
+    LARGE_MUP,
+    MODELS,
+    find_model,
+    last_step,
+    lineage,
+    mup_set_of,
+)
+from cerebras_jais.catalog.provenance import Sourced
+from cerebras_jais.errors import UserError
+
+# Parameters with tied weights once, context, tokens in billions: en, ar, code, total (model cards).
+PUBLISHED = {
+    "jais-family-590m": (640_555_020, 2048, (283, 141, 56, 480)),
+    "jais-family-1p3b": (1_384_305_168, 2048, (283, 141, 56, 480)),
+    "jais-family-2p7b": (2_736_652_308, 2048, (283, 141, 56, 480)),
+    "jais-family-6p7b": (6_794_562_592, 2048, (283, 141, 56, 480)),
+    "jais-family-13b": (13_027_571_240, 2048, (283, 141, 56, 480)),
+    "jais-family-30b-8k": (30_208_489_464, 8192, (882, 441, 177, 1500)),
+    "jais-family-30b-16k": (30_208_489_464, 16384, (980, 490, 196, 1666)),
+    "jais-adapted-7b": (7_000_559_616, 4096, (18, 19, 2, 39)),
+    "jais-adapted-13b": (13_343_544_320, 4096, (127, 140, 13, 280)),
+    "jais-adapted-70b": (69_500_936_192, 4096, (33, 334, 4, 371)),
+}
+BASES = [model for model in MODELS if not model.is_chat]
+
+
+def sourced_in(value, path=""):
+    """Every Sourced below a dataclass, with its path."""
+    if isinstance(value, Sourced):
+        yield path, value
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from sourced_in(getattr(value, field.name), f"{path}.{field.name}")
+    elif isinstance(value, tuple):
+        for index, item in enumerate(value):
+            yield from sourced_in(item, f"{path}[{index}]")
+
+
+def test_there_are_twenty_models_of_eight_sizes():
+    assert len(MODELS) == 20
+    assert {m.name for m in MODELS} == {*PUBLISHED, *(f"{name}-chat" for name in PUBLISHED)}
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda m: m.name)
+def test_parameters_and_contexts_are_the_published_ones_to_the_digit(model):
+    parameters, context, _ = PUBLISHED[model.name.removesuffix("-chat")]
+    assert model.parameters == parameters
+    assert model.context.value == context
+    assert model.phases[-1].context.value == context
+
+
+@pytest.mark.parametrize("model", BASES, ids=lambda m: m.name)
+def test_the_data_is_the_published_one_and_the_phases_go_through_it(model):
+    mix = PUBLISHED[model.name][2]
+    assert (model.mix.english.value, model.mix.arabic.value, model.mix.code.value, model.mix.total.value) == mix
+    # The card's numbers are rounded, each to the billion; those of 30b-8k come from the Model Zoo's own schedules.
+    assert sum(mix[:3]) == pytest.approx(mix[3], abs=2)
+    seen = sum(phase.tokens for _, phase in lineage(model)) / 1e9
+    assert seen == pytest.approx(mix[3], rel=0.02)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda m: m.name)
+def test_every_value_says_where_it_comes_from(model):
+    found = list(sourced_in(model))
+    assert len(found) > 20
+    for path, value in found:
+        assert value.origin in ("published", "derived", "assumed")
+        assert value.why, path
+
+
+@pytest.mark.parametrize(
+    ("hidden", "filter_size"), [(1088, 2912), (1536, 4096), (2560, 6832), (4096, 10928), (5120, 13664)]
+)
+def test_the_filter_rule_gives_every_published_filter(hidden, filter_size):
+    assert rules.family_filter_size(hidden) == filter_size
+
+
+def test_the_older_models_round_the_filter_down():
+    assert rules.old_filter_size(5120) == 13653
+    assert rules.old_filter_size(7168) == 19114 == find_model("jais-family-30b-8k").architecture.filter_size.value
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda m: m.name)
+def test_every_head_is_128_wide(model):
+    a = model.architecture
+    assert a.hidden_size.value == rules.HEAD_WIDTH * a.heads.value
+    assert a.kv_heads.value == (8 if "70b" in model.name else a.heads.value)
+
+
+@pytest.mark.parametrize(("batch", "steps"), [(1120, 163), (1920, 95), (2640, 69)])
+def test_the_warm_up_rule_gives_every_published_warm_up(batch, steps):
+    assert rules.warmup_steps(batch, 2048) == steps
+
+
+def test_the_chat_batches_published_have_equally_many_tokens():
+    assert 264 * 4096 == 132 * 8192 == rules.CHAT_TOKENS_PER_STEP
+    assert rules.chat_batch_size(8192) == 132
+
+
+def test_the_batch_rule_passes_through_its_two_published_points():
+    assert rules.interpolated_batch_size(PUBLISHED["jais-family-590m"][0]) == 1120
+    assert rules.interpolated_batch_size(PUBLISHED["jais-family-13b"][0]) == 1920
+
+
+@pytest.mark.parametrize("model", [m for m in MODELS if m.family == "jais-family"], ids=lambda m: m.name)
+def test_the_two_mup_sets_are_whole_and_belong_to_their_sizes(model):
+    mup = model.architecture.mup
+    large = "30b" in model.name
+    assert mup is (LARGE_MUP if large else FAMILY_MUP) is mup_set_of(model.architecture.hidden_size.value)
+    constants = (mup.embeddings_scale.value, mup.output_logits_alpha.value)
+    assert constants == ((14.6, 2.22) if large else (9.1705785388303, 1.09518349815769))
+    hidden, filter_size = model.architecture.hidden_size.value, model.architecture.filter_size.value
+    # Equal to the last bit, so that the Model Zoo puts both kinds of matrices in one parameter group.
+    assert filter_size / rules.mup_base_filter_size(hidden, filter_size) == hidden / 256
+
+
+def test_jais_adapted_70b_chat_is_as_published():
+    (phase,) = find_model("jais-adapted-70b-chat").phases
+    published = {
+        "warm-up": phase.rates.warmup_steps,
+        "peak": phase.rates.peak,
+        "last": phase.rates.last,
+        "decay": phase.rates.decay,
+        "batch": phase.batch_size,
+        "steps": phase.steps,
+        "context": phase.context,
+        "weight decay": phase.optimizer.weight_decay,
+    }
+    assert [v.value for v in published.values()] == [380, 2.0e-5, 2.0e-6, "cosine", 264, 13175, 4096, 0.1]
+    assert all(v.origin == "published" for v in published.values())
+
+
+def test_jais_family_590m_is_as_published():
+    (phase,) = find_model("jais-family-590m").phases
+    assert (phase.batch_size.value, phase.steps.value, phase.rates.warmup_steps.value) == (1120, 209422, 163)
+    assert phase.rates.peak.value == pytest.approx(0.01563, abs=5.1e-6)  # the card rounds it
+    assert phase.rates.last.value == 4.21e-05
+
+
+def test_the_phases_of_30b_carry_on_where_the_one_before_stopped():
+    phases = lineage(find_model("jais-family-30b-16k"))
+    assert [phase.name for _, phase in phases] == ["2k", "8k", "16k"]
+    for (_, before), (_, after) in itertools.pairwise(phases):
+        assert after.carries_on
+        assert after.rates.first.value == before.rates.last.value
+        assert last_step(after) == last_step(before) + after.steps.value
+    assert last_step(phases[1][1]) == 260648  # the Model Zoo's own max_steps of its 8k phase
+
+
+def test_the_published_scores_are_the_model_s_own():
+    scores = find_model("jais-adapted-70b-chat").scores
+    assert (scores["ar"]["ArabicMMLU"], scores["en"]["MMLU"]) == (66.8, 38.7)
+    for model in MODELS:
+        for language, columns in (("ar", 14), ("en", 11)):
+            rows = {k: v for k, v in model.scores[language].items() if k != "Average"}
+            assert len(rows) == columns
+            assert sum(rows.values()) / columns == pytest.approx(model.scores[language]["Average"], abs=0.06)
+
+
+def test_a_name_that_is_no_model_is_answered_with_the_closest_one():
+    with pytest.raises(UserError, match="did you mean 'jais-family-13b'"):
+        find_model("jais-family-13")

@@ -1,0 +1,134 @@
+"""Contract: packing loses no token and adds only end of text and padding; every trained label is the token that
+follows its input in the same document (or, in a stream, in the stream); packed documents see only themselves."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from cerebras_jais.data.documents import DataError
+from cerebras_jais.data.packing import best_fit_decreasing, pack_stream, pack_vsl
+
+EOS, PAD = 0, 1
+
+
+def random_documents(seed, count=200, longest=70):
+    """Documents whose tokens are all different, so that a token tells where it came from."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(0, longest, size=count)
+    ends = np.cumsum(lengths) + 10
+    return [list(range(end - n, end)) for n, end in zip(lengths, ends, strict=True)]
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 16, 64, 100_000])
+def test_stream_predicts_every_token_but_the_first_exactly_once(length):
+    documents = random_documents(1)
+    stream = [t for d in documents if d for t in (*d, EOS)]
+    packed = pack_stream(documents, length, EOS)
+    rows = list(packed)
+    ids, mask, labels = np.stack(rows).transpose(1, 0, 2).reshape(3, -1)
+    used = mask == 1
+    assert ids[used].tolist() == stream[:-1]
+    assert labels[used].tolist() == stream[1:]
+    assert (ids[~used] == EOS).all()
+    assert (labels[~used] == EOS).all()
+    assert all(row.dtype == np.int32 and row.shape == (3, length) for row in rows)
+    assert np.all(np.diff(mask) <= 0), "padding only at the very end"
+    report = packed.report
+    assert (report.documents, report.tokens, report.rows) == (sum(map(bool, documents)), len(stream), len(rows))
+    assert report.fill == pytest.approx((len(stream) - 1) / (len(rows) * length))
+
+
+def test_stream_of_a_known_case():
+    rows = list(pack_stream([[11, 12, 13], [21, 22]], 4, eos_id=99, pad_id=7))
+    assert rows[0].tolist() == [[11, 12, 13, 99], [1, 1, 1, 1], [12, 13, 99, 21]]
+    assert rows[1].tolist() == [[21, 22, 7, 7], [1, 1, 0, 0], [22, 99, 7, 7]]
+    assert len(rows) == 2
+
+
+def test_stream_that_ends_on_a_row_has_no_row_of_padding():
+    assert len(list(pack_stream([[11, 12, 13, 14]], 4, EOS))) == 1
+    assert list(pack_stream([], 4, EOS)) == []
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 16, 64, 128])
+@pytest.mark.parametrize("buffer_tokens", [300, 10**6])
+def test_vsl_trains_each_token_of_each_document_once(length, buffer_tokens):
+    documents = random_documents(2)
+    packed = pack_vsl(documents, length, EOS, PAD, buffer_tokens=buffer_tokens)
+    rows = np.stack(list(packed))
+    assert rows.dtype == np.int32
+    ids, mask, labels, _, _ = rows.transpose(1, 0, 2).reshape(5, -1)
+    pairs = sorted(zip(ids[mask == 1].tolist(), labels[mask == 1].tolist(), strict=True))
+    expected = sorted((a, b) for d in documents for a, b in itertools.pairwise([*d, EOS]))
+    assert pairs == expected
+    assert (ids[mask == 0] == PAD).all()
+    assert packed.report.documents == sum(map(bool, documents))
+    assert packed.report.tokens == sum(len(d) + 1 for d in documents if d)
+    assert packed.report.trained_positions == len(expected)
+
+
+@pytest.mark.parametrize("length", [5, 16, 128])
+def test_vsl_documents_attend_only_within_themselves(length):
+    """The mask, built from attention_span as the Model Zoo defines it, against what the tokens say."""
+    documents = random_documents(3, count=80)
+    document_of = {token: i for i, d in enumerate(documents) for token in d}
+    for row in pack_vsl(documents, length, EOS, PAD):
+        ids, mask, _, span, position = row
+        q, k = np.indices((length, length))
+        seen = (q >= k) & (q - k <= span[k])
+        owner = np.array([document_of[t] if m else -1 - i for i, (t, m) in enumerate(zip(ids, mask, strict=True))])
+        assert np.array_equal(seen, (q >= k) & (owner[q] == owner[k]))
+        starts = np.flatnonzero((position == 0) & (mask == 1))
+        assert len(starts) == len({o for o in owner if o >= 0}), "each document lies in one piece"
+        assert (np.diff(ids)[(mask[1:] == 1) & (position[1:] > 0)] == 1).all()
+        assert (span[mask == 0] == 0).all()
+        assert (position[mask == 0] == 0).all()
+
+
+def test_vsl_of_a_known_case_with_a_folded_document():
+    rows = list(pack_vsl([[21, 22], [11, 12, 13, 14, 15, 16, 17]], 5, eos_id=99, pad_id=7))
+    assert sorted(row.tolist() for row in rows) == [
+        [[11, 12, 13, 14, 15], [1] * 5, [12, 13, 14, 15, 16], [4, 3, 2, 1, 0], [0, 1, 2, 3, 4]],
+        [[21, 22, 16, 17, 7], [1, 1, 1, 1, 0], [22, 99, 17, 99, 7], [1, 0, 1, 0, 0], [0, 1, 0, 1, 0]],
+    ]
+
+
+def test_vsl_row_order_is_shuffled_but_repeatable():
+    documents = random_documents(4, count=100)
+    first, again, other = (np.stack(list(pack_vsl(documents, 64, EOS, PAD, seed=s))) for s in (5, 5, 6))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    documents_per_row = (first[:, 4] == 0).sum(1)
+    assert not np.all(np.diff(documents_per_row) >= 0)
+
+
+def test_best_fit_decreasing_agrees_with_a_plain_search():
+    rng = np.random.default_rng(0)
+    for capacity in (1, 5, 64, 300):
+        lengths = rng.integers(1, capacity + 1, size=300).tolist()
+        rooms: list[int] = []
+        for length in sorted(lengths, reverse=True):
+            fitting = [room for room in rooms if room >= length]
+            if fitting:
+                rooms.remove(min(fitting))
+                rooms.append(min(fitting) - length)
+            else:
+                rooms.append(capacity - length)
+        bins = best_fit_decreasing(lengths, capacity)
+        assert sorted(i for members in bins for i in members) == list(range(len(lengths)))
+        assert sorted(capacity - sum(lengths[i] for i in members) for members in bins) == sorted(rooms)
+
+
+def test_best_fit_decreasing_fills_natural_lengths():
+    """Log-normal document lengths fill more than 99% of every row, long ones being cut first."""
+    rng = np.random.default_rng(0)
+    lengths = [1 + int(n) % 2048 for n in rng.lognormal(np.log(500), 1.0, size=5000)]
+    bins = best_fit_decreasing(lengths, 2048)
+    assert sum(lengths) / (len(bins) * 2048) > 0.99
+
+
+def test_length_below_1_is_refused():
+    for packed in (pack_stream, pack_vsl):
+        with pytest.raises(DataError):
+            packed([[1]], 0, EOS, PAD)

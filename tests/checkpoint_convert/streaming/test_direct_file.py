@@ -1,0 +1,113 @@
+"""A file filled past the page cache holds what one filled through it holds, on every file system.
+
+Contract: any ranges, in any order, from several threads; where direct writes cannot be opened, or are refused when they
+are tried, the file is filled all the same; a full disk is an OSError.
+"""
+
+import errno
+import fcntl
+import itertools
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from checkpoint_convert.streaming import direct_file as written_file
+from checkpoint_convert.streaming.direct_file import WrittenFile
+
+MB = 1 << 20
+linux = pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="macOS has no direct writes")
+
+
+def pieces(size, seed):
+    """Ranges that cover a file, of all kinds of lengths, in any order."""
+    draw = np.random.default_rng(seed)
+    edges = [0, *sorted(draw.choice(size, 12, replace=False).tolist()), 4096, 5 * MB, 5 * MB + 3, 8 * MB, size]
+    ranges = list(itertools.pairwise(sorted(set(edges))))
+    draw.shuffle(ranges)
+    return [(int(start), int(stop)) for start, stop in ranges]
+
+
+def fill(path, size, seed=0):
+    values = np.random.default_rng(seed).integers(0, 256, size, np.uint8)
+    path.write_bytes(b"")
+    os.truncate(path, size)
+    with WrittenFile(path) as file, ThreadPoolExecutor(3) as pool:
+        wanted = [pool.submit(file.write, values[a:b].data, a) for a, b in pieces(size, seed)]
+        for future in wanted:
+            future.result()
+        file.flush()
+    return values.tobytes()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_byte_is_where_it_belongs(tmp_path, seed):
+    assert fill(tmp_path / "f", 21 * MB + 1234, seed) == (tmp_path / "f").read_bytes()
+
+
+@linux
+def test_a_file_system_without_direct_writes(tmp_path, monkeypatch):
+    real = os.open
+
+    def refusing(path, flags, *rest, **more):
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real(path, flags, *rest, **more)
+
+    monkeypatch.setattr(os, "open", refusing)
+    assert fill(tmp_path / "f", 9 * MB + 1) == (tmp_path / "f").read_bytes()
+
+
+@linux
+def test_a_system_without_direct_writes(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "O_DIRECT")
+    monkeypatch.delattr(os, "posix_fadvise")
+    assert fill(tmp_path / "f", 9 * MB + 1) == (tmp_path / "f").read_bytes()
+
+
+@linux
+def test_direct_writes_that_are_refused_when_tried(tmp_path, monkeypatch):
+    real = os.pwrite
+    refused = []
+
+    def refusing(descriptor, data, offset):
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            refused.append(offset)
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", refusing)
+    assert fill(tmp_path / "f", 9 * MB + 1) == (tmp_path / "f").read_bytes()
+    assert refused
+
+
+@linux
+def test_a_thousand_files_need_no_more_descriptors_than_files(tmp_path):
+    open_before = len(os.listdir("/proc/self/fd"))
+    path = tmp_path / "f"
+    path.write_bytes(bytes(4 * MB))
+    with WrittenFile(path) as file:
+        file.write(np.ones(4 * MB, np.uint8).data, 0)
+        assert len(os.listdir("/proc/self/fd")) == open_before + 1
+    assert len(os.listdir("/proc/self/fd")) == open_before
+    assert path.read_bytes() == b"\1" * (4 * MB)
+
+
+def test_a_thread_copies_to_the_same_memory_for_every_file(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(written_file.mmap, "mmap", lambda *size: made.append(size) or bytearray(size[1]))
+    monkeypatch.setattr(written_file, "_stages", threading.local())
+    written_file._staged(memoryview(b"one"))
+    assert bytes(written_file._staged(memoryview(b"two"))) == b"two"
+    assert len(made) == 1
+
+
+def test_a_full_disk_is_an_error(tmp_path, monkeypatch):
+    def full(descriptor, data, offset):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match="No space left"):
+        fill(tmp_path / "f", 9 * MB)
