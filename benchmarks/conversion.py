@@ -36,11 +36,11 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from cerebras_jais.checkpoint import LazyTensor, lay_out_checkpoint
+from cerebras_jais.checkpoint import LazyTensor, create_empty_checkpoint
 from cerebras_jais.model.config import DecoderConfig
 from checkpoint_convert.configs.convert import SpecialTokens, to_config_json
 from checkpoint_convert.configs.trainer_yaml import trainer_params, yaml_text
-from checkpoint_convert.formats.safetensors import lay_out_model, places_in, plan_shards, write_json
+from checkpoint_convert.formats.safetensors import create_shards, places_in, plan_shards, write_json
 from checkpoint_convert.formats.tensors import TensorHeader
 from checkpoint_convert.mapping.plan import alibi_slopes
 from checkpoint_convert.mapping.rules import expected_tensors, ties
@@ -78,7 +78,7 @@ def write_checkpoint(path: Path, name: str, *, zeros: bool) -> None:
         "model": OrderedDict((f"model.{key}", lazy[tied.get(key, key)]) for key in shapes),
         "__metadata__": [{"version": "2.10.0", "model_name": "JAISModel", "params": params}],
     }
-    offsets = lay_out_checkpoint(path, state, complete=True)
+    offsets = create_empty_checkpoint(path, state, complete=True)
     draw = np.random.default_rng(0)
     with open(path, "r+b") as file:
         for key, tensor in lazy.items():
@@ -316,7 +316,7 @@ def write_release(directory: Path, name: str) -> None:
     shapes = expected_tensors(config, "hugging_face")
     shards = plan_shards([TensorHeader(key, shape, "float32") for key, shape in shapes.items()], 5 * 10**9)
     directory.mkdir()
-    lay_out_model(directory, shards)
+    create_shards(directory, shards)
     write_json(directory / "config.json", to_config_json(section, "float32", SpecialTokens(0, 0, 0)))
     for key, place in places_in(directory, shards).items():
         if key.endswith("slopes"):

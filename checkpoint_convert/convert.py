@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cerebras_jais import __version__
-from checkpoint_convert.configs.convert import default_special_tokens, refuse_inexpressible, to_config_json
+from checkpoint_convert.configs.convert import check_convertible, default_special_tokens, to_config_json
 from checkpoint_convert.configs.trainer_yaml import trainer_params
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.formats.safetensors import plan_shards
@@ -25,7 +25,7 @@ from checkpoint_convert.open_model import Model, opening
 from checkpoint_convert.outputs import CheckpointTarget, ReleaseTarget, Target, check_absent, publish
 from checkpoint_convert.release import read_tokenizer, write_companions
 from checkpoint_convert.streaming.journal import Work, fingerprint, working_beside
-from checkpoint_convert.streaming.run import DEFAULT_WORKERS, MEMORY_BYTES, carry_out_all, working_bytes
+from checkpoint_convert.streaming.run import DEFAULT_WORKERS, MEMORY_BYTES, run_steps, working_bytes
 from checkpoint_convert.verify.manifest import manifest_of
 
 Path_ = str | os.PathLike
@@ -98,7 +98,7 @@ def convert_to_hf(
     output = Path(output)
     found = config if config is None or isinstance(config, Mapping) else Path(config)
     with opening(_file(checkpoint), config=found) as model:
-        refuse_inexpressible(model.config)
+        check_convertible(model.config)
         files = read_tokenizer(Path(tokenizer) if tokenizer else None, model.config, model.tokens)
         plan = _plan(model, dtype)
         config_json = to_config_json(model.section, plan.dtypes[0], files.tokens)
@@ -194,11 +194,11 @@ def _convert(
                 f"{output}: needs {needed / 1e9:.2f} GB but the disk has {free / 1e9:.2f} GB free; make room"
             )
 
-    def lay_out(directory: Path) -> None:
+    def create_files(directory: Path) -> None:
         for path in target.names:
             check_absent(path)
         check_room()
-        target.lay_out(directory)
+        target.create_files(directory)
 
     if dry_run:
         check_absent(output)
@@ -215,7 +215,7 @@ def _convert(
         continued = len(plan.steps)
         if not work.is_complete(identity):
             check_absent(output)
-            goes_on = work.begin(identity, lay_out, target.can_continue)
+            goes_on = work.begin(identity, create_files, target.can_continue)
             continued = _check_finished(work, plan, target) if goes_on else 0
             _carry_out(model, plan, work, target, progress)
             model.check_unchanged()
@@ -229,7 +229,7 @@ def _check_ties(model: Model, plan: Plan) -> None:
     """Compare the tensors that must be equal, without writing anything."""
     digests: dict[int, tuple[str, ...]] = {}
     tied = {number: plan.steps[number] for pair in plan.equal for number in pair}
-    carry_out_all(tied, None, lambda number, found: _note_digests(model, plan, digests, number, found))
+    run_steps(tied, None, lambda number, found: _note_digests(model, plan, digests, number, found))
 
 
 def _carry_out(model: Model, plan: Plan, work: Work, target: Target, progress: Progress) -> None:
@@ -247,7 +247,7 @@ def _carry_out(model: Model, plan: Plan, work: Work, target: Target, progress: P
 
     with target.sink(work.files) as sink:
         steps = {number: plan.steps[number] for number in left}
-        carry_out_all(steps, sink, done, lambda nbytes: progress(nbytes, total), target.workers)
+        run_steps(steps, sink, done, lambda nbytes: progress(nbytes, total), target.workers)
 
 
 def _note_digests(
@@ -288,7 +288,7 @@ def _check_finished(work: Work, plan: Plan, target: Target) -> int:
         if work.finished[number] != digests:
             work.forget(number)
 
-    carry_out_all(checks, None, check)
+    run_steps(checks, None, check)
     return len(work.finished)
 
 

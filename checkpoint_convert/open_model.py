@@ -15,7 +15,7 @@ from cerebras_jais.model.adapters import FOLD_THEM
 from cerebras_jais.model.config import DecoderConfig
 from checkpoint_convert.configs.convert import (
     SpecialTokens,
-    refuse_inexpressible,
+    check_convertible,
     special_tokens_of,
     to_model_section,
 )
@@ -101,7 +101,7 @@ def _open_release(path: Path, allow_pickle: bool) -> Model:
     with _named(path / "config.json"):
         section, notes = to_model_section(config_json)
         config = DecoderConfig.from_section(section)
-        refuse_inexpressible(config)
+        check_convertible(config)
         tokens = special_tokens_of(config_json)
     files = {str(file): _state_of(file) for file in path.iterdir() if file.suffix in (".safetensors", ".bin", ".json")}
     tensors = weights_of(path, allow_pickle)

@@ -16,12 +16,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cerebras_jais.checkpoint import LazyTensor, lay_out_checkpoint, open_checkpoint
-from cerebras_jais.checkpoint.packed_writer import Filler, filling
+from cerebras_jais.checkpoint import LazyTensor, create_empty_checkpoint, open_checkpoint
+from cerebras_jais.checkpoint.packed_writer import PackedTensorWriter, filling
 from checkpoint_convert.configs.convert import RELEASE, SpecialTokens
 from checkpoint_convert.configs.trainer_yaml import yaml_text
 from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.formats.safetensors import Shard, lay_out_model, places_in, write_json, write_text
+from checkpoint_convert.formats.safetensors import Shard, create_shards, places_in, write_json, write_text
 from checkpoint_convert.formats.tensors import FileTensor
 from checkpoint_convert.mapping.plan import Plan
 from checkpoint_convert.streaming.journal import sync
@@ -50,7 +50,7 @@ class Target(Protocol):
         """How many may write at once."""
         ...
 
-    def lay_out(self, directory: Path) -> None:
+    def create_files(self, directory: Path) -> None:
         """Make the files, still to be filled, in an empty directory."""
         ...
 
@@ -82,10 +82,10 @@ class ReleaseTarget:
     def names(self) -> tuple[Path, ...]:
         return (self.output,)
 
-    def lay_out(self, directory: Path) -> None:
+    def create_files(self, directory: Path) -> None:
         made = directory / self.output.name
         made.mkdir()
-        lay_out_model(made, self.shards)
+        create_shards(made, self.shards)
 
     def places(self, directory: Path) -> Places:
         return places_in(directory / self.output.name, self.shards)
@@ -133,7 +133,7 @@ class CheckpointTarget:
         """One writes packed tensors, so that they lie in the same order each time; others pack for it."""
         return DEFAULT_WORKERS if self.compression is None else 1
 
-    def lay_out(self, directory: Path) -> None:
+    def create_files(self, directory: Path) -> None:
         name = {"jais": "JAISModel", "llama": "LlamaModel", "gpt2": "Gpt2Model"}
         section = self.params["trainer"]["init"]["model"]
         lazy = {header.name: LazyTensor(header.shape, header.dtype) for header in self.plan.headers}
@@ -149,7 +149,7 @@ class CheckpointTarget:
             "model": OrderedDict((f"model.{name}", lazy[aliases.get(name, name)]) for name in self.plan.names),
             "__metadata__": [record],
         }
-        lay_out_checkpoint(directory / self.output.name, state, compression=self.compression, complete=True)  # type: ignore[arg-type]
+        create_empty_checkpoint(directory / self.output.name, state, compression=self.compression, complete=True)  # type: ignore[arg-type]
 
     def places(self, directory: Path) -> Places:
         path = directory / self.output.name
@@ -183,7 +183,7 @@ class CheckpointTarget:
 class _Packer:
     """The sink of a checkpoint whose tensors are packed."""
 
-    def __init__(self, filler: Filler) -> None:
+    def __init__(self, filler: PackedTensorWriter) -> None:
         self._filler = filler
 
     def memory(self, name: str, at: tuple[int, ...], shape: tuple[int, ...], dtype: str) -> np.ndarray:

@@ -67,10 +67,10 @@ def make_data(text: list[str], held_out: str, output: Path) -> None:
 def write_config(folder: str, output: Path) -> str:
     """The family's YAML with the held-out data there is (one folder per language); its name."""
     found = sorted(str(path.relative_to(output)) for path in (output / "data" / "held_out").iterdir())
-    recipe = (ROOT / "configs" / "tiny" / f"{folder}.yaml").read_text(encoding="utf-8")
+    preset = (ROOT / "configs" / "tiny" / f"{folder}.yaml").read_text(encoding="utf-8")
     shipped = "data_dir: [data/held_out/ar, data/held_out/en]"
-    assert shipped in recipe
-    (output / f"{folder}.yaml").write_text(recipe.replace(shipped, f"data_dir: [{', '.join(found)}]"), encoding="utf-8")
+    assert shipped in preset
+    (output / f"{folder}.yaml").write_text(preset.replace(shipped, f"data_dir: [{', '.join(found)}]"), encoding="utf-8")
     return f"{folder}.yaml"
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 import pytest
 
-from cerebras_jais.catalog.yaml_files import find_recipe
+from cerebras_jais.catalog.yaml_files import find_preset
 from cerebras_jais.cli import cli
 from cerebras_jais.data.documents import read_documents, sample_corpus_path
 from checkpoint_convert.cli import cli as converter
@@ -186,7 +186,7 @@ def check_demo(shown, printed):
 
     shown, made = table(shown), table(made)
     assert [row[0] for row in shown] == [row[0] for row in made]
-    phase = find_recipe("tiny/jais").trainers[0][1]
+    phase = find_preset("tiny/jais").trainers[0][1]
     for (label, *told), (_, *found) in zip(shown, made, strict=True):
         if label == "tokens trained on":
             assert told == [f"{phase.tokens:,}"]

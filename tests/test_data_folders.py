@@ -11,7 +11,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from cerebras_jais.catalog.yaml_files import recipe_yaml, recipes
+from cerebras_jais.catalog.yaml_files import preset_yaml, presets
 from cerebras_jais.cli import cli
 from cerebras_jais.data.dataset import HDF5Samples
 from cerebras_jais.errors import UserError
@@ -54,9 +54,9 @@ def test_a_yaml_of_a_release_trains_on_what_data_pack_leaves(tmp_path, monkeypat
     run("fit", "start.yaml", "--max-steps", "2")
 
 
-@pytest.mark.parametrize("recipe", [r for r in recipes() if not r.is_miniature], ids=lambda recipe: recipe.name)
-def test_each_part_of_a_config_is_one_data_pack(recipe):
-    for trainer in trainers(recipe_yaml(recipe)):
+@pytest.mark.parametrize("preset", [r for r in presets() if not r.is_miniature], ids=lambda preset: preset.name)
+def test_each_part_of_a_config_is_one_data_pack(preset):
+    for trainer in trainers(preset_yaml(preset)):
         (_, train), (_, held_out) = folders(trainer)
         packed = {folder.removesuffix("/train") for folder in train}
         assert len(packed) == len(train)

@@ -22,7 +22,7 @@ from tests.cerebras_jais.model.examples import jais_section
 LENGTH, VOCABULARY = 24, 97
 
 
-def recipe():
+def preset():
     """A trainer YAML of a tiny Jais model over ./data, as nested mappings."""
     return {
         "trainer": {
@@ -53,10 +53,10 @@ def folder(tmp_path, monkeypatch):
     rows = np.random.default_rng(0).integers(1, VOCABULARY, (6, 3, LENGTH), dtype=np.int32)
     rows[:, 1] = 1
     write_hdf5("data", iter(rows), metadata=DataParameters(vocab_size=VOCABULARY, eos_id=0, pad_id=0))
-    write_recipe(recipe())
+    write_recipe(preset())
     model = LanguageModel(DecoderConfig.from_section(jais_section()))
     arrays = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
-    save_checkpoint("m.mdl", {"model": arrays, "__metadata__": [{"version": "2.10.0", "params": recipe()}]})
+    save_checkpoint("m.mdl", {"model": arrays, "__metadata__": [{"version": "2.10.0", "params": preset()}]})
     return tmp_path
 
 
@@ -80,7 +80,7 @@ def refused(monkeypatch, capsys, program, *arguments):
 
 
 def fails_to_fit(monkeypatch, capsys, change, *arguments):
-    params = recipe()
+    params = preset()
     change(params["trainer"])
     write_recipe(params)
     return refused(monkeypatch, capsys, "cerebras-jais", "fit", "run.yaml", *arguments)

@@ -26,7 +26,7 @@ def check_family(config: DecoderConfig) -> None:
         _check_adapted(config)
     else:
         return
-    _demand(
+    _require(
         config.loss_scaling == "num_tokens" or _close(config.loss_weight * config.max_position_embeddings, 1, 1e-3),
         config,
         "loss_weight",
@@ -36,33 +36,33 @@ def check_family(config: DecoderConfig) -> None:
 
 
 def _check_jais(config: DecoderConfig) -> None:
-    _demand(config.position_embedding_type == "alibi", config, "position_embedding_type", "jais_family has alibi")
+    _require(config.position_embedding_type == "alibi", config, "position_embedding_type", "jais_family has alibi")
     for key, unset in (("rotary_dim", None), ("rope_theta", 10000.0), ("fold_rope_consts", False)):
-        _demand(getattr(config, key) == unset, config, key, "ALiBi has no rotary positions; remove the key")
-    _demand(config.norm_type == "layernorm", config, "norm_type", "jais_family has layernorm")
+        _require(getattr(config, key) == unset, config, key, "ALiBi has no rotary positions; remove the key")
+    _require(config.norm_type == "layernorm", config, "norm_type", "jais_family has layernorm")
     for key in ("use_projection_bias_in_attention", "use_ffn_bias_in_attention", "use_ffn_bias"):
-        _demand(getattr(config, key), config, key, "jais_family has biases in every layer; set it to true")
-    _demand(not config.use_bias_in_output, config, "use_bias_in_output", "jais_family's head has no bias")
-    _demand(
+        _require(getattr(config, key), config, key, "jais_family has biases in every layer; set it to true")
+    _require(not config.use_bias_in_output, config, "use_bias_in_output", "jais_family's head has no bias")
+    _require(
         config.share_embedding_weights, config, "share_embedding_weights", "jais_family ties its head; set it to true"
     )
-    _demand(config.num_kv_groups == config.num_heads, config, "attention_module", "jais_family has no grouped queries")
+    _require(config.num_kv_groups == config.num_heads, config, "attention_module", "jais_family has no grouped queries")
     _check_mup(config)
     _check_vocabulary(config, "jais-family")
 
 
 def _check_mup(config: DecoderConfig) -> None:
-    _demand(
+    _require(
         config.is_mup,
         config,
         "mup_base_hidden_size",
         "jais_family is parametrised by muP: give mup_base_hidden_size and mup_base_filter_size",
     )
-    _demand(config.scale_qk_dot_by_d is not False, config, "scale_qk_dot_by_d", "muP divides q.k by d; set it to true")
+    _require(config.scale_qk_dot_by_d is not False, config, "scale_qk_dot_by_d", "muP divides q.k by d; set it to true")
     known = _published(config, "jais-family")
     if known is not None and known.architecture.mup is not None:
         for key, constant in _constants(known.architecture.mup).items():
-            _demand(
+            _require(
                 _close(getattr(config, key) or 1.0, constant),
                 config,
                 key,
@@ -72,7 +72,7 @@ def _check_mup(config: DecoderConfig) -> None:
         nearest = max((_holds(config, mup) for mup in MUP_SETS.values()), key=lambda found: sum(found.values()))
         wrong = next(key for key, holds in reversed(nearest.items()) if not holds)
         known_sets = " or ".join(map(_words, MUP_SETS.values()))
-        _demand(False, config, wrong, f"the muP constants go together: {known_sets}")
+        _require(False, config, wrong, f"the muP constants go together: {known_sets}")
 
 
 def _constants(mup: MuP) -> dict[str, float]:
@@ -97,25 +97,25 @@ def _published(config: DecoderConfig, family: Family) -> Model | None:
 
 
 def _check_adapted(config: DecoderConfig) -> None:
-    _demand(config.position_embedding_type == "rotary", config, "position_embedding_type", "jais_adapted has rotary")
-    _demand(
+    _require(config.position_embedding_type == "rotary", config, "position_embedding_type", "jais_adapted has rotary")
+    _require(
         config.effective_rotary_dim == config.head_dim,
         config,
         "rotary_dim",
         f"Llama rotates whole heads; set it to {config.head_dim}",
     )
-    _demand(config.norm_type == "rmsnorm", config, "norm_type", "jais_adapted has rmsnorm")
+    _require(config.norm_type == "rmsnorm", config, "norm_type", "jais_adapted has rmsnorm")
     for key in ("use_projection_bias_in_attention", "use_ffn_bias_in_attention", "use_ffn_bias", "use_bias_in_output"):
-        _demand(not getattr(config, key), config, key, "jais_adapted has no biases; set it to false")
-    _demand(
+        _require(not getattr(config, key), config, key, "jais_adapted has no biases; set it to false")
+    _require(
         not config.share_embedding_weights,
         config,
         "share_embedding_weights",
         "jais_adapted's head is its own; set it to false",
     )
     for key in ("mup_base_hidden_size", "mup_base_filter_size", "output_logits_alpha", "output_logits_scale"):
-        _demand(getattr(config, key) is None, config, key, "jais_adapted is not parametrised by muP; remove the key")
-    _demand(config.embeddings_scale == 1, config, "embeddings_scale", "jais_adapted does not scale; remove the key")
+        _require(getattr(config, key) is None, config, key, "jais_adapted is not parametrised by muP; remove the key")
+    _require(config.embeddings_scale == 1, config, "embeddings_scale", "jais_adapted does not scale; remove the key")
     _check_vocabulary(config, "jais-adapted")
 
 
@@ -123,7 +123,7 @@ def _check_vocabulary(config: DecoderConfig, family: Family) -> None:
     known = _published(config, family)
     if known is not None:
         size = known.architecture.vocabulary.value
-        _demand(
+        _require(
             config.vocab_size == size, config, "vocab_size", f"the {family} tokenizer has {size} entries; give that"
         )
 
@@ -132,6 +132,6 @@ def _close(value: float, wanted: float, relative: float = CONSTANT_RELATIVE) -> 
     return math.isclose(value, wanted, rel_tol=relative)
 
 
-def _demand(holds: bool, config: DecoderConfig, key: str, what: str) -> None:
+def _require(holds: bool, config: DecoderConfig, key: str, what: str) -> None:
     if not holds:
         raise ModelConfigError(f"model.{key}: {what} (got {getattr(config, key)!r})")

@@ -67,8 +67,8 @@ def _phase(
     batch: int,
     steps: int,
     rates: Rates,
-    starts_from: tuple[str, str] | None = None,
-    carries_on: bool = False,
+    init_from: tuple[str, str] | None = None,
+    keeps_optimizer_state: bool = False,
     frozen: tuple[str, ...] = (),
 ) -> Phase:
     return Phase(
@@ -80,8 +80,8 @@ def _phase(
         rates,
         _OPTIMIZER,
         CPU_PRECISION,
-        starts_from,
-        carries_on,
+        init_from,
+        keeps_optimizer_state,
         frozen,
     )
 

@@ -174,8 +174,8 @@ _8K = Phase(
     ),
     LARGE_OPTIMIZER,
     CSX_PRECISION,
-    starts_from=("jais-family-30b-8k", "2k"),
-    carries_on=True,
+    init_from=("jais-family-30b-8k", "2k"),
+    keeps_optimizer_state=True,
 )
 _16K = Phase(
     "16k",
@@ -192,8 +192,8 @@ _16K = Phase(
     ),
     LARGE_OPTIMIZER,
     CSX_PRECISION,
-    starts_from=("jais-family-30b-8k", "8k"),
-    carries_on=True,
+    init_from=("jais-family-30b-8k", "8k"),
+    keeps_optimizer_state=True,
 )
 
 
@@ -234,7 +234,7 @@ def _adapted_base(
         Rates(warmup, first, assumed(llama_rate, "Llama-2's peak"), assumed(round(llama_rate / 10, 9), tenth), cosine),
         ADAPTED_OPTIMIZER,
         CSX_PRECISION,
-        starts_from=f"model/jais-adapted-{size}/extended.mdl",
+        init_from=f"model/jais-adapted-{size}/extended.mdl",
         frozen=BACKBONE,
     )
     stage_2 = Phase(
@@ -252,7 +252,7 @@ def _adapted_base(
         ),
         ADAPTED_OPTIMIZER,
         CSX_PRECISION,
-        starts_from=(f"jais-adapted-{size}", "stage-1"),
+        init_from=(f"jais-adapted-{size}", "stage-1"),
     )
     return Model(
         f"jais-adapted-{size}",
@@ -315,8 +315,8 @@ def _chat(base: Model) -> Model:
         batch_size=batch,
         steps=steps,
         rates=rates,
-        starts_from=(base.name, base.phases[-1].name),
-        carries_on=False,
+        init_from=(base.name, base.phases[-1].name),
+        keeps_optimizer_state=False,
     )
     return replace(base, name=f"{base.name}-chat", mix=None, parent=published(base.name, "card"), phases=(phase,))
 
@@ -386,9 +386,9 @@ def lineage(model: Model) -> tuple[tuple[Model, Phase], ...]:
 
 def last_step(phase: Phase, models: Sequence[Model] = MODELS) -> int:
     """The step a phase ends at, counted from the first of those whose optimizer it carries on."""
-    if not phase.carries_on or not isinstance(phase.starts_from, tuple):
+    if not phase.keeps_optimizer_state or not isinstance(phase.init_from, tuple):
         return phase.steps.value
-    named, ending = phase.starts_from
+    named, ending = phase.init_from
     (earlier,) = (p for model in models if model.name == named for p in model.phases if p.name == ending)
     return last_step(earlier, models) + phase.steps.value
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from cerebras_jais.config.yaml_file import RecipeError, parse_yaml
+from cerebras_jais.config.yaml_file import ConfigError, parse_yaml
 
 _LINE_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")  # those that YAML counts
 STOCK_NAME = {"jais_family": "jais", "jais_adapted": "llama"}
@@ -16,7 +16,7 @@ def with_stock_names(text: str, path: Path) -> str:
 
     `path` is the file the text is from, for messages.
 
-    Raises RecipeError for a file that names a model of the plugin and uses what the stock one cannot do: freezing by
+    Raises ConfigError for a file that names a model of the plugin and uses what the stock one cannot do: freezing by
     pattern.
     """
     source = parse_yaml(text, path)
@@ -24,13 +24,13 @@ def with_stock_names(text: str, path: Path) -> str:
     for at, model in _models(source.data):
         if model.get("frozen_parameters"):
             stock = STOCK_NAME[model["name"]]
-            raise RecipeError(
-                f"{source.place((*at, 'frozen_parameters'))}: the Model Zoo's own {stock!r} freezes nothing by name; "
-                "train this phase with the plugin (`cerebras-jais zoo fit`)"
+            raise ConfigError(
+                f"{source.location((*at, 'frozen_parameters'))}: the Model Zoo's own {stock!r} freezes nothing by "
+                "name; train this phase with the plugin (`cerebras-jais zoo fit`)"
             )
         for key in ("name", "frozen_parameters"):
             if key in model and (*at, key) not in source.lines:
-                raise RecipeError(f"{source.place((*at, key))}: is merged in by <<; write it out in this section")
+                raise ConfigError(f"{source.location((*at, key))}: is merged in by <<; write it out in this section")
         number = source.lines[(*at, "name")] - 1
         lines[number] = re.sub(rf"\b{model['name']}\b", STOCK_NAME[model["name"]], lines[number], count=1)
         if "frozen_parameters" in model:

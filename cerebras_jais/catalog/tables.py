@@ -10,7 +10,7 @@ from typing import Any
 from cerebras_jais.catalog.models import MODELS, lineage
 from cerebras_jais.catalog.provenance import Sourced
 from cerebras_jais.catalog.types import Model
-from cerebras_jais.catalog.yaml_files import Recipe
+from cerebras_jais.catalog.yaml_files import Preset
 
 
 def sourced_values(value: Any, path: str = "") -> Iterator[tuple[str, Sourced[Any]]]:
@@ -35,7 +35,7 @@ def model_row(model: Model) -> dict[str, Any]:
         "context": model.context.value,
         "tokens_published": None if model.mix is None else model.mix.total.value * 10**9,
         "tokens_configured": round(tokens * 1e9),
-        "starts_from": model.parent.value,
+        "init_from": model.parent.value,
         "phases": [phase.name for phase in model.phases],
         "provenance": dict(Counter(value.origin for _, value in sourced_values(model))),
     }
@@ -64,7 +64,7 @@ def models_table() -> str:
                 f"{model.parameters:,}",
                 f"{model.context.value:,}",
                 published,
-                str(row["starts_from"] or "-"),
+                str(row["init_from"] or "-"),
                 "/".join(str(origins.get(o, 0)) for o in ("published", "derived", "assumed")),
             ]
         )
@@ -86,29 +86,29 @@ def model_text(model: Model) -> str:
     return "\n".join(lines)
 
 
-def recipe_row(recipe: Recipe) -> dict[str, Any]:
+def preset_row(preset: Preset) -> dict[str, Any]:
     """One config in a line."""
-    phases = [phase for _, phase in recipe.trainers]
+    phases = [phase for _, phase in preset.trainers]
     return {
-        "config": recipe.name,
-        "parameters": recipe.model.parameters,
+        "config": preset.name,
+        "parameters": preset.model.parameters,
         "context": [phase.context.value for phase in phases],
         "batch_size": [phase.batch_size.value for phase in phases],
         "steps": [phase.steps.value for phase in phases],
         "tokens": sum(phase.tokens for phase in phases),
-        "summary": recipe.summary,
+        "summary": preset.summary,
     }
 
 
-def recipes_table(recipes: Sequence[Recipe]) -> str:
+def presets_table(presets: Sequence[Preset]) -> str:
     """The configs, one a line."""
     rows = [["config", "parameters", "context", "batch", "steps", "tokens"]]
-    for recipe in recipes:
-        row = recipe_row(recipe)
+    for preset in presets:
+        row = preset_row(preset)
         several = (", ".join(f"{n:,}" for n in row[key]) for key in ("context", "batch_size", "steps"))
         tokens = row["tokens"]
         size = f"{tokens / 1e9:,.1f}B" if tokens >= 1e8 else f"{tokens:,}"
-        rows.append([recipe.name, f"{row['parameters']:,}", *several, size])
+        rows.append([preset.name, f"{row['parameters']:,}", *several, size])
     return columns(rows, right={1, 2, 3, 4, 5})
 
 

@@ -82,8 +82,8 @@ class Rates:
 class Phase:
     """One training run of a model.
 
-    `starts_from` is (model, phase) of an earlier run, a path of a checkpoint to be made first, or None for random
-    weights. `carries_on` keeps the optimizer's state and step of that run; otherwise both begin anew.
+    `init_from` is (model, phase) of an earlier run, a path of a checkpoint to be made first, or None for random
+    weights. `keeps_optimizer_state` keeps the optimizer's state and step of that run; otherwise both begin anew.
     """
 
     name: str
@@ -94,8 +94,8 @@ class Phase:
     rates: Rates
     optimizer: Optimizer
     precision: Precision
-    starts_from: tuple[str, str] | str | None = None
-    carries_on: bool = False
+    init_from: tuple[str, str] | str | None = None
+    keeps_optimizer_state: bool = False
     frozen: tuple[str, ...] = ()  # regular expressions, searched in the names of the tensors that do not train
 
     @property

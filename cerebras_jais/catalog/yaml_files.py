@@ -12,14 +12,14 @@ from cerebras_jais.catalog.miniatures import MINIATURES
 from cerebras_jais.catalog.models import MODELS, last_step, lineage
 from cerebras_jais.catalog.types import Architecture, Model, Phase
 from cerebras_jais.catalog.yaml_writer import Alias, Anchor, Note, Remark, to_yaml
-from cerebras_jais.config.yaml_file import RecipeError, suggestion
+from cerebras_jais.config.yaml_file import ConfigError, suggestion
 from cerebras_jais.files import write_text
 
 EVERY = (*MODELS, *MINIATURES)
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Preset:
     """One file under configs/: `name` is its path there without .yaml; several trainers are a list of phases."""
 
     name: str
@@ -55,61 +55,61 @@ _TINY_SUMMARIES = {
 
 
 @cache
-def recipes() -> tuple[Recipe, ...]:
+def presets() -> tuple[Preset, ...]:
     """All of them: each model's phases singly, several in a row as a list too, then the miniatures."""
-    found: list[Recipe] = []
+    found: list[Preset] = []
     for model in MODELS:
         for phase in model.phases:
             name = f"{model.name}/{phase.name}"
-            found.append(Recipe(name, f"{model.name}, {phase.name}: {_SUMMARIES[phase.kind]}", ((model, phase),)))
+            found.append(Preset(name, f"{model.name}, {phase.name}: {_SUMMARIES[phase.kind]}", ((model, phase),)))
         line = lineage(model)
         if len(line) > 1 and not model.is_chat:
             names = ", ".join(phase.name for _, phase in line)
-            found.append(Recipe(f"{model.name}/phases", f"{model.name}: the phases {names} in one launch", line))
+            found.append(Preset(f"{model.name}/phases", f"{model.name}: the phases {names} in one launch", line))
     for model in MINIATURES:
         size = f"{model.parameters / 1e6:.1f} million parameters"
         found.append(
-            Recipe(model.name, f"{_TINY_SUMMARIES[model.name]}; {size}", tuple((model, p) for p in model.phases))
+            Preset(model.name, f"{_TINY_SUMMARIES[model.name]}; {size}", tuple((model, p) for p in model.phases))
         )
     return tuple(found)
 
 
-def find_recipe(name: str) -> Recipe:
+def find_preset(name: str) -> Preset:
     """The recipe of a name such as jais-family-590m/pretrain; a model with one phase may be named alone.
 
-    Raises RecipeError that names the closest one.
+    Raises ConfigError that names the closest one.
     """
-    by_name = {recipe.name: recipe for recipe in recipes()}
+    by_name = {preset.name: preset for preset in presets()}
     key = name.lower().removesuffix(".yaml").removeprefix("configs/")
-    of_model = [recipe for recipe in recipes() if recipe.name.startswith(f"{key}/")]
+    of_model = [preset for preset in presets() if preset.name.startswith(f"{key}/")]
     if key in by_name:
         return by_name[key]
     if len(of_model) == 1:
         return of_model[0]
     if of_model:
-        raise RecipeError(f"{name}: has several; say which of {', '.join(r.name for r in of_model)}")
-    raise RecipeError(
+        raise ConfigError(f"{name}: has several; say which of {', '.join(r.name for r in of_model)}")
+    raise ConfigError(
         f"{name}: no such file, and no config of ours; "
         + suggestion(key, by_name, otherwise="give the path of a YAML file, or a name of `cerebras-jais config list`")
     )
 
 
-def recipe_yaml(recipe: Recipe) -> str:
+def preset_yaml(preset: Preset) -> str:
     """The text of a recipe's YAML file."""
-    several = len(recipe.trainers) > 1  # a file has each anchor once
+    several = len(preset.trainers) > 1  # a file has each anchor once
     trainers = [
-        _trainer(model, phase, f"spread_{phase.name}" if several else "spread") for model, phase in recipe.trainers
+        _trainer(model, phase, f"spread_{phase.name}" if several else "spread") for model, phase in preset.trainers
     ]
     tree = {"trainer": trainers[0] if len(trainers) == 1 else [{"trainer": trainer} for trainer in trainers]}
-    return to_yaml(tree, _header(recipe))
+    return to_yaml(tree, _header(preset))
 
 
 def write_configs(folder: str | Path) -> list[Path]:
     """Write every recipe's file below a folder; their paths."""
     paths = []
-    for recipe in recipes():
-        path = Path(folder) / f"{recipe.name}.yaml"
-        write_text(path, recipe_yaml(recipe))
+    for preset in presets():
+        path = Path(folder) / f"{preset.name}.yaml"
+        write_text(path, preset_yaml(preset))
         paths.append(path)
     return paths
 
@@ -128,13 +128,13 @@ def checkpoint_of(model: Model, phase: Phase) -> str:
     return f"{model_dir_of(model, phase)}/checkpoint_{last_step(phase, EVERY)}.mdl"
 
 
-def _header(recipe: Recipe) -> list[str]:
-    lines = [f"{recipe.summary[0].upper() if recipe.is_miniature else recipe.summary[0]}{recipe.summary[1:]}."]
-    runs = f"`cerebras-jais fit configs/{recipe.name}.yaml`"
-    if recipe.is_miniature:
+def _header(preset: Preset) -> list[str]:
+    lines = [f"{preset.summary[0].upper() if preset.is_miniature else preset.summary[0]}{preset.summary[1:]}."]
+    runs = f"`cerebras-jais fit configs/{preset.name}.yaml`"
+    if preset.is_miniature:
         lines += [
             f"Runs on the reference path ({runs}) and in the Model Zoo 2.10",
-            f"(`cerebras-jais zoo fit configs/{recipe.name}.yaml`). Paths are relative to the folder it is started in.",
+            f"(`cerebras-jais zoo fit configs/{preset.name}.yaml`). Paths are relative to the folder it is started in.",
         ]
     else:
         lines += [
@@ -175,7 +175,7 @@ def _trainer(model: Model, phase: Phase, anchor: str) -> dict[str, Any]:
     if not tiny:
         flags = {"csx.performance.micro_batch_size": Note("auto", "found at compile time; a number fixes it")}
         callbacks.append({"ScopedTrainFlags": flags})
-    if phase.starts_from is not None:
+    if phase.init_from is not None:
         callbacks.append({"LoadCheckpointStates": {"load_checkpoint_states": _states(phase)}})
     if callbacks:
         init["callbacks"] = callbacks
@@ -183,7 +183,7 @@ def _trainer(model: Model, phase: Phase, anchor: str) -> dict[str, Any]:
 
 
 def _states(phase: Phase) -> Note:
-    if phase.carries_on:
+    if phase.keeps_optimizer_state:
         return Note("model,optimizer,global_step", "the data and the schedule begin anew")
     return Note("model", "optimizer, schedule, data and step begin anew")
 
@@ -333,10 +333,10 @@ def _fit(model: Model, phase: Phase, tiny: bool) -> dict[str, Any]:
             **workers,
         },
     }
-    if isinstance(phase.starts_from, str):
-        fit["ckpt_path"] = Note(phase.starts_from, "Llama-2 with its vocabulary, embedding and head extended")
-    elif phase.starts_from is not None:
-        named, ending = phase.starts_from
+    if isinstance(phase.init_from, str):
+        fit["ckpt_path"] = Note(phase.init_from, "Llama-2 with its vocabulary, embedding and head extended")
+    elif phase.init_from is not None:
+        named, ending = phase.init_from
         (parent,) = ((m, p) for m in EVERY if m.name == named for p in m.phases if p.name == ending)
         fit["ckpt_path"] = Note(checkpoint_of(*parent), f"what {ending} of {named} leaves")
     return fit

@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from cerebras_jais.checkpoint.errors import CheckpointError  # noqa: F401
     from cerebras_jais.checkpoint.reader import Checkpoint, open_checkpoint  # noqa: F401
     from cerebras_jais.checkpoint.scalars import read_number, read_step  # noqa: F401
-    from cerebras_jais.checkpoint.tensors import LazyTensor, RefusedLeaf, StoredTensor  # noqa: F401
-    from cerebras_jais.checkpoint.writer import lay_out_checkpoint, mark_complete, save_checkpoint  # noqa: F401
+    from cerebras_jais.checkpoint.tensors import LazyTensor, StoredTensor, UnreadableLeaf  # noqa: F401
+    from cerebras_jais.checkpoint.writer import create_empty_checkpoint, mark_complete, save_checkpoint  # noqa: F401
 
 _HOMES = {
     "Checkpoint": "reader",
     "CheckpointError": "errors",
     "LazyTensor": "tensors",
-    "RefusedLeaf": "tensors",
+    "UnreadableLeaf": "tensors",
     "StoredTensor": "tensors",
-    "lay_out_checkpoint": "writer",
+    "create_empty_checkpoint": "writer",
     "mark_complete": "writer",
     "open_checkpoint": "reader",
     "read_number": "scalars",

@@ -1,4 +1,4 @@
-"""Fill the packed tensors of a checkpoint that `lay_out_checkpoint` made: by rectangles, from several threads."""
+"""Fill the packed tensors of a checkpoint that `create_empty_checkpoint` made: by rectangles, from several threads."""
 
 import itertools
 import os
@@ -30,7 +30,7 @@ def chunk_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(min(size, most) for size, most in zip(shape, tile, strict=True))
 
 
-class Filler:
+class PackedTensorWriter:
     """A checkpoint whose packed tensors are being filled."""
 
     def __init__(self, path: Path, file: "h5py.File", packing: Packing) -> None:
@@ -95,14 +95,14 @@ class Filler:
 
 
 @contextmanager
-def filling(path: str | os.PathLike, *, packing: Packing = map) -> Iterator[Filler]:
-    """Open a checkpoint that `lay_out_checkpoint(..., compression="lz4")` made, to fill its packed tensors.
+def filling(path: str | os.PathLike, *, packing: Packing = map) -> Iterator[PackedTensorWriter]:
+    """Open a checkpoint that `create_empty_checkpoint(..., compression="lz4")` made, to fill its packed tensors.
 
     `packing` applies a function to arrays and yields the results in order: `map`, or that of an executor. A failed
     write (a full disk) is one CheckpointError at the end of the block. The file cannot be loaded until `mark_complete`.
     """
     with writing(Path(path), create=False) as file:
-        yield Filler(Path(path), file, packing)
+        yield PackedTensorWriter(Path(path), file, packing)
 
 
 def _corners(shape: tuple[int, ...], chunks: tuple[int, ...]) -> Iterator[tuple[int, ...]]:

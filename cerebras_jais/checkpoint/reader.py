@@ -20,7 +20,7 @@ from cerebras_jais.checkpoint import tree as treespec
 from cerebras_jais.checkpoint.dtypes import ELEMENT_TYPES, NAME_BY_CODE, ElementType
 from cerebras_jais.checkpoint.errors import CheckpointError, as_checkpoint_error
 from cerebras_jais.checkpoint.hdf5.files import GuardedFile
-from cerebras_jais.checkpoint.tensors import RefusedLeaf, StoredTensor
+from cerebras_jais.checkpoint.tensors import StoredTensor, UnreadableLeaf
 
 FORMAT_VERSION = 0.5
 _MAX_ELEMENTS = 1 << 62
@@ -34,7 +34,7 @@ class Checkpoint:
         self.version: float = FORMAT_VERSION
         """Version of the file format."""
         self.tree: Any = tree
-        """The nested state as stored; leaves are StoredTensor, RefusedLeaf, str, int, float, bool or None."""
+        """The nested state as stored; leaves are StoredTensor, UnreadableLeaf, str, int, float, bool or None."""
         self.leaves: Mapping[str, Any] = MappingProxyType(_Leaves(file.path, leaves))
         """The same leaves by flat key, in stored order."""
         tensors = {key: leaf for key, leaf in leaves.items() if isinstance(leaf, StoredTensor)}
@@ -72,7 +72,7 @@ def open_checkpoint(path: str | os.PathLike, *, on_object: Literal["refuse", "sk
     """Open a .mdl checkpoint lazily: structure and headers are read and checked, tensor data is not.
 
     A leaf that is not read (a pickled object, a tensor in another file, a compiled graph) never hinders the others.
-    With `on_object="refuse"` it is a RefusedLeaf in the tree whose `read()` raises; with "skip" it is left out (None
+    With `on_object="refuse"` it is a UnreadableLeaf in the tree whose `read()` raises; with "skip" it is left out (None
     inside a list or tuple) and named in `skipped_objects`. Raises CheckpointError for a file that is missing,
     incomplete, damaged, of another format, or whose tensors do not fit what it says of them.
     """
@@ -94,7 +94,7 @@ class _Leaves(dict):
 
     def __missing__(self, key: str) -> Any:
         other = self._everything.get(key)
-        if isinstance(other, RefusedLeaf):
+        if isinstance(other, UnreadableLeaf):
             return other.read()
         if key in self._everything:
             raise CheckpointError(f"{self._path}: '{key}' is not a tensor but the value {other!r}")
@@ -123,7 +123,7 @@ def _read_structure(file: GuardedFile, on_object: str) -> Checkpoint:
     leaves = {key: _resolve(file, key, found) for key in keys}
     skipped: tuple[str, ...] = ()
     if on_object == "skip":
-        skipped = tuple(key for key, leaf in leaves.items() if isinstance(leaf, RefusedLeaf))
+        skipped = tuple(key for key, leaf in leaves.items() if isinstance(leaf, UnreadableLeaf))
     kept = leaves | dict.fromkeys(skipped, treespec.DROPPED)
     with as_checkpoint_error(file.path, "building its structure"):
         tree = treespec.unflatten(spec, iter(kept.values()))
@@ -182,19 +182,19 @@ def _leaf_from(file: GuardedFile, key: str, about: dict[str, Any]) -> Any:
     if kind == "NumpyArraySerializer":
         return _numpy_array(file, key, about)
     if kind == "ObjectSerializer":
-        return RefusedLeaf(key, "a pickled Python object, which is never unpickled", file)
+        return UnreadableLeaf(key, "a pickled Python object, which is never unpickled", file)
     if "deferred_object_cls" in about:
-        return RefusedLeaf(key, f"stored in another file, {about['path']}, which is not followed", file)
-    return RefusedLeaf(key, f"of the unknown kind {kind!r}", file)
+        return UnreadableLeaf(key, f"stored in another file, {about['path']}, which is not followed", file)
+    return UnreadableLeaf(key, f"of the unknown kind {kind!r}", file)
 
 
-def _refuse_nested(file: GuardedFile, key: str, kind: Any) -> RefusedLeaf:
+def _refuse_nested(file: GuardedFile, key: str, kind: Any) -> UnreadableLeaf:
     # A nested leaf is the pair (parts, metadata); the metadata's place in it is 1.
     if kind == "DeferredGraphTensor":
-        return RefusedLeaf(key, "a tensor still to be computed by a compiled graph", file)
+        return UnreadableLeaf(key, "a tensor still to be computed by a compiled graph", file)
     if kind == "DeferredTorchTensor":
-        return RefusedLeaf(key, "a tensor stored in another file, which is not followed", file)
-    return RefusedLeaf(key, f"of the unknown kind {kind!r}", file)
+        return UnreadableLeaf(key, "a tensor stored in another file, which is not followed", file)
+    return UnreadableLeaf(key, f"of the unknown kind {kind!r}", file)
 
 
 def _torch_tensor(file: GuardedFile, key: str, about: dict[str, Any]) -> StoredTensor:
@@ -213,10 +213,10 @@ def _torch_tensor(file: GuardedFile, key: str, about: dict[str, Any]) -> StoredT
     return StoredTensor(key, shape, element.name, header=header, file=file)
 
 
-def _numpy_array(file: GuardedFile, key: str, about: dict[str, Any]) -> StoredTensor | RefusedLeaf:
+def _numpy_array(file: GuardedFile, key: str, about: dict[str, Any]) -> StoredTensor | UnreadableLeaf:
     header = file.header(key)
     if header.dtype is None:
-        return RefusedLeaf(key, f"an array of the type {header.type_name}, which is not read", file)
+        return UnreadableLeaf(key, f"an array of the type {header.type_name}, which is not read", file)
     is_bfloat16 = about.get("is_bfloat16") and header.dtype == ELEMENT_TYPES["bfloat16"].disk
     element = ELEMENT_TYPES["bfloat16" if is_bfloat16 else header.dtype.name]
     return StoredTensor(key, header.shape, element.name, kind="numpy", header=header, file=file)
@@ -259,4 +259,4 @@ def _resolve(file: GuardedFile, key: str, found: Mapping[str, Any]) -> Any:
         return StoredTensor(
             key, leaf.shape, leaf.dtype, leaf.kind, target, leaf.fill_value, header=leaf.header, file=leaf.file
         )
-    return RefusedLeaf(key, leaf.reason, file) if isinstance(leaf, RefusedLeaf) else leaf
+    return UnreadableLeaf(key, leaf.reason, file) if isinstance(leaf, UnreadableLeaf) else leaf

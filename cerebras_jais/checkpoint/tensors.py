@@ -107,7 +107,7 @@ class LazyTensor:
     """A tensor that does not exist yet: `save_checkpoint` calls `read` when it is its turn to be written.
 
     `dtype` is a name such as "bfloat16"; `read` returns an array of just that shape and dtype, and may be None where
-    only the place is wanted (`lay_out_checkpoint`). The same LazyTensor at two places is written once and linked.
+    only the place is wanted (`create_empty_checkpoint`). The same LazyTensor at two places is written once and linked.
     """
 
     shape: tuple[int, ...]
@@ -117,7 +117,7 @@ class LazyTensor:
 
 
 @dataclass(frozen=True, eq=False)
-class RefusedLeaf:
+class UnreadableLeaf:
     """A leaf that exists but is not read, such as a pickled Python object: reading a pickle can run any code."""
 
     key: str

@@ -1,8 +1,8 @@
 """Write a checkpoint that Cerebras PyTorch 2.10 and the Model Zoo's trainer load: whole, or not at all.
 
 By default every tensor is one contiguous range of the file whose place is fixed before the first byte of data moves,
-so the ranges can also be filled by others (`lay_out_checkpoint`, then `mark_complete`). HDF5 writes the structure only,
-the data goes past it. Layout and metadata: cerebras.pytorch/storage/save.py and serializers.py of 2.10.
+so the ranges can also be filled by others (`create_empty_checkpoint`, then `mark_complete`). HDF5 writes the structure
+only, the data goes past it. Layout and metadata: cerebras.pytorch/storage/save.py and serializers.py of 2.10.
 """
 
 import json
@@ -24,7 +24,7 @@ from cerebras_jais.checkpoint.errors import CheckpointError, as_checkpoint_error
 from cerebras_jais.checkpoint.hdf5.files import writing
 from cerebras_jais.checkpoint.packed_writer import chunk_shape, filling
 from cerebras_jais.checkpoint.reader import FORMAT_VERSION
-from cerebras_jais.checkpoint.tensors import Kind, LazyTensor, RefusedLeaf, StoredTensor
+from cerebras_jais.checkpoint.tensors import Kind, LazyTensor, StoredTensor, UnreadableLeaf
 
 # The release whose format this is; loaders look at the version in the state's own `__metadata__`, not at this one.
 _RELEASE = "2.10.0"
@@ -65,7 +65,7 @@ def save_checkpoint(
         mark_complete(temporary)
 
 
-def lay_out_checkpoint(
+def create_empty_checkpoint(
     path: str | os.PathLike, state: Any, *, compression: Compression = None, complete: bool = False
 ) -> dict[str, int]:
     """Create the file with everything but the tensors' bytes and return where in it each tensor's bytes belong.
@@ -166,7 +166,7 @@ def _about_plain(key: str, leaf: Any) -> dict[str, Any] | None:
         return filled | {"__TYPE__": "DeferredFullTensor", "__NONE__": True}
     if isinstance(leaf, (np.ndarray, StoredTensor, LazyTensor)):
         return None
-    if isinstance(leaf, RefusedLeaf):
+    if isinstance(leaf, UnreadableLeaf):
         leaf.read()
     raise CheckpointError(
         f"'{key}' is a {type(leaf).__module__}.{type(leaf).__qualname__}, which a checkpoint cannot hold; "

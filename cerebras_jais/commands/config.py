@@ -97,10 +97,10 @@ def list_(as_json: bool) -> None:
     """List the configs there are for every model and phase, and the miniatures for a CPU."""
     import json
 
-    from cerebras_jais.catalog.tables import recipe_row, recipes_table
-    from cerebras_jais.catalog.yaml_files import recipes
+    from cerebras_jais.catalog.tables import preset_row, presets_table
+    from cerebras_jais.catalog.yaml_files import presets
 
-    click.echo(json.dumps([recipe_row(r) for r in recipes()]) if as_json else recipes_table(recipes()))
+    click.echo(json.dumps([preset_row(r) for r in presets()]) if as_json else presets_table(presets()))
 
 
 @config.command()
@@ -171,7 +171,7 @@ def write(name: str | None, output: Path | None, stock: bool, overwrite: bool, e
 def _text(name: str, stock: bool = False) -> str:
     """The text of a file or of one of our configs."""
     from cerebras_jais.catalog.stock_names import with_stock_names
-    from cerebras_jais.catalog.yaml_files import find_recipe, recipe_yaml
+    from cerebras_jais.catalog.yaml_files import find_preset, preset_yaml
     from cerebras_jais.config.yaml_file import parse_yaml, read_source
 
     path = Path(name)
@@ -179,8 +179,8 @@ def _text(name: str, stock: bool = False) -> str:
         text = read_source(path)
         parse_yaml(text, path)
     else:
-        recipe = find_recipe(name)
-        path, text = Path(f"{recipe.name}.yaml"), recipe_yaml(recipe)
+        preset = find_preset(name)
+        path, text = Path(f"{preset.name}.yaml"), preset_yaml(preset)
     return with_stock_names(text, path) if stock else text
 
 

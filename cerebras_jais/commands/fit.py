@@ -108,7 +108,7 @@ def fit(
     from cerebras_jais.config.trainer import read_trainer_yaml
     from cerebras_jais.config.yaml_file import dotted
     from cerebras_jais.errors import UserError
-    from cerebras_jais.launch.phases import lay_out
+    from cerebras_jais.launch.phases import plan_phases
     from cerebras_jais.train.threads import settle_threads
 
     said = {_CLUSTER_KEYS[name]: value for name, value in cluster.items() if value}
@@ -141,7 +141,7 @@ def fit(
         if (backend or named) in ("cpu", "gpu"):
             for keys, problem in not_done_here(config):
                 raise UserError(f"{yaml_file}: {dotted(('trainer', *keys))}: {problem}")
-    phases = lay_out(configs, model_dir=model_dir, max_steps=max_steps, checkpoint=checkpoint)
+    phases = plan_phases(configs, model_dir=model_dir, max_steps=max_steps, checkpoint=checkpoint)
     if dry_run:
         from cerebras_jais.launch.estimate import describe_launch
 
@@ -178,14 +178,14 @@ def _run_phases(
     phases: Sequence[Phase], say: Callable[[str], Any], checkpoint: Path | None, *, backend: str | None, **options: Any
 ) -> None:
     """Run what is left of a launch on the reference path, one phase after another."""
-    from cerebras_jais.launch.phases import ending_at, just_finished, work_left
+    from cerebras_jais.launch.phases import just_finished, remaining_phases, with_absolute_end
     from cerebras_jais.launch.plan import NothingLeft
     from cerebras_jais.train.loop import fit
     from cerebras_jais.train.result import FitResult
 
     def run(phase: Phase, start: Start) -> None:
         result: FitResult = fit(
-            ending_at(phase),
+            with_absolute_end(phase),
             backend=backend or (phase.config.init.backend_type or "").lower(),
             model_dir=phase.model_dir,
             start=start,
@@ -206,7 +206,7 @@ def _run_phases(
         if finished is not None:
             with suppress(NothingLeft):
                 run(*finished)
-        for phase, start in work_left(phases, checkpoint, say):
+        for phase, start in remaining_phases(phases, checkpoint, say):
             run(phase, start)
     except NothingLeft as nothing:
         say(str(nothing))

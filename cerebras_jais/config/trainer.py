@@ -27,9 +27,9 @@ from cerebras_jais.config.sections import (
     Precision,
 )
 from cerebras_jais.config.yaml_file import (
+    ConfigError,
+    ConfigFile,
     ModelZooAloneError,
-    RecipeError,
-    YamlSource,
     dotted,
     read_yaml,
     suggestion,
@@ -39,8 +39,8 @@ from cerebras_jais.model.config import NO_EFFECT_HERE, PLUGIN_NAMES, STOCK_NAMES
 from cerebras_jais.ranges import shown
 
 __all__ = [
+    "ConfigError",
     "ModelZooAloneError",
-    "RecipeError",
     "TrainerConfig",
     "parse_trainer",
     "read_trainer_yaml",
@@ -206,7 +206,7 @@ class TrainerConfig(Section):
 def read_trainer_yaml(path: str | Path) -> list[TrainerConfig]:
     """Read a trainer YAML: one config for `trainer: {...}`, one per phase for a list of them.
 
-    Raises RecipeError: one line with file, line number, the path of the key, and what to do.
+    Raises ConfigError: one line with file, line number, the path of the key, and what to do.
     """
     source = read_yaml(path)
     if not isinstance(source.data, dict) or "trainer" not in source.data:
@@ -214,32 +214,32 @@ def read_trainer_yaml(path: str | Path) -> list[TrainerConfig]:
         message = f"{path}: the file must hold a mapping with the key 'trainer'"
         if "runconfig" in keys:
             raise ModelZooAloneError(f"{message}; this is the old format: `cszoo config convert_legacy` rewrites it")
-        raise RecipeError(message)
+        raise ConfigError(message)
     for key in source.data:
         if key != "trainer":
-            raise RecipeError(f"{source.place((key,))}: unknown key; only 'trainer' stands at the top")
+            raise ConfigError(f"{source.location((key,))}: unknown key; only 'trainer' stands at the top")
     trainers = source.data["trainer"]
     if not isinstance(trainers, list):
         return [parse_trainer(trainers, source, ("trainer",))]
     configs = []
     for index, phase in enumerate(trainers):
         if not isinstance(phase, dict) or set(phase) != {"trainer"}:
-            raise RecipeError(
-                f"{source.place(('trainer', index))}: each phase must be a mapping with the one key 'trainer'"
+            raise ConfigError(
+                f"{source.location(('trainer', index))}: each phase must be a mapping with the one key 'trainer'"
             )
         configs.append(parse_trainer(phase["trainer"], source, ("trainer", index, "trainer")))
     if not configs:
-        raise RecipeError(f"{source.place(('trainer',))}: the list is empty")
+        raise ConfigError(f"{source.location(('trainer',))}: the list is empty")
     return configs
 
 
 def parse_trainer(
-    section: Any, source: YamlSource | None = None, at: Sequence[str | int] = ("trainer",)
+    section: Any, source: ConfigFile | None = None, at: Sequence[str | int] = ("trainer",)
 ) -> TrainerConfig:
     """Check one `trainer:` mapping; `source` and `at` give errors their file and line."""
 
     def place(keys: Sequence[str | int]) -> str:
-        return source.place((*at, *keys)) if source else dotted((*at, *keys))
+        return source.location((*at, *keys)) if source else dotted((*at, *keys))
 
     raw = copy.deepcopy(section)
     typed, aside = set_aside(section)
@@ -257,7 +257,7 @@ def parse_trainer(
         else:
             message = _in_words(first)
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        kind = ModelZooAloneError if first["type"] == "beyond" else RecipeError
+        kind = ModelZooAloneError if first["type"] == "beyond" else ConfigError
         raise kind(f"{place(keys)}: {message}{more}") from None
     except UserError as error:
         # The model section reports itself as `model.key: ...`.
@@ -265,13 +265,13 @@ def parse_trainer(
         message = f"{place(('init', *where.split('.')))}: {message}"
         if isinstance(error, OutsideFamilyError):
             raise ModelZooAloneError(f"{message}; `cerebras-jais zoo fit` leaves it to the Model Zoo") from None
-        raise RecipeError(message) from None
+        raise ConfigError(message) from None
     config._raw = raw
     config._source = str(source.path) if source else "trainer"
     config._aside = aside
     optimizer = config.init.optimizer
     if optimizer is not None and optimizer.learning_rate is None and not raw["init"].get("schedulers"):
-        raise RecipeError(
+        raise ConfigError(
             f"{place(('init',))}: no learning rate: add init.schedulers, or learning_rate to the optimizer"
         )
     return config

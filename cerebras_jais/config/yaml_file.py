@@ -28,11 +28,11 @@ _PLAIN = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool"
 SPELLING = 0.75  # share of letters, of `difflib`, above which one name is taken for a slip of another
 
 
-class RecipeError(UserError):
+class ConfigError(UserError):
     """A trainer YAML that cannot be used; the message gives file, line and key."""
 
 
-class ModelZooAloneError(RecipeError):
+class ModelZooAloneError(ConfigError):
     """A trainer YAML of what this project has no part in, and the Model Zoo may be able to train."""
 
 
@@ -68,14 +68,14 @@ _Loader.add_implicit_resolver(
 
 
 @dataclass(frozen=True)
-class YamlSource:
+class ConfigFile:
     """A parsed YAML file: `data` as plain Python values, `lines` from the path of each key or item to its line."""
 
     path: Path
     data: Any
     lines: dict[tuple[str | int, ...], int]
 
-    def place(self, keys: Sequence[str | int]) -> str:
+    def location(self, keys: Sequence[str | int]) -> str:
         """`file, line n: a.b[0].c`, with the line of the deepest key that the file has."""
         known = tuple(keys)
         while known and known not in self.lines:
@@ -115,44 +115,44 @@ def suggestion(
     return otherwise
 
 
-def read_yaml(path: str | Path) -> YamlSource:
+def read_yaml(path: str | Path) -> ConfigFile:
     """Parse a YAML file with the line of every key; where there is no such file, the config of ours of that name.
 
-    Raises RecipeError for what is neither a file nor a config of ours, an unreadable file, broken YAML, a key given
+    Raises ConfigError for what is neither a file nor a config of ours, an unreadable file, broken YAML, a key given
     twice in one mapping, a value that holds itself, and more or deeper values than a trainer YAML can have.
     """
     path = Path(path)
     if not path.exists():
-        from cerebras_jais.catalog.yaml_files import find_recipe, recipe_yaml  # which stands on this module
+        from cerebras_jais.catalog.yaml_files import find_preset, preset_yaml  # which stands on this module
 
-        recipe = find_recipe(str(path))
-        return parse_yaml(recipe_yaml(recipe), Path(recipe.name))
+        preset = find_preset(str(path))
+        return parse_yaml(preset_yaml(preset), Path(preset.name))
     return parse_yaml(read_source(path), path)
 
 
 def read_source(path: Path) -> str:
-    """The text of a YAML file. Raises RecipeError for what is no regular file, not UTF-8 or too large."""
-    return read_text(path, _LARGEST, RecipeError)
+    """The text of a YAML file. Raises ConfigError for what is no regular file, not UTF-8 or too large."""
+    return read_text(path, _LARGEST, ConfigError)
 
 
-def parse_yaml(text: str, path: Path) -> YamlSource:
+def parse_yaml(text: str, path: Path) -> ConfigFile:
     """Parse the text of a YAML file as `read_yaml` does; `path` stands in the messages."""
     lines: dict[tuple[str | int, ...], int] = {}
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
-            raise RecipeError(f"{path}: the file is empty")
+            raise ConfigError(f"{path}: the file is empty")
         _check_values(path, loader, node, {})
         _record_lines(path, node, (), lines)
         data = loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}" if mark else ""
-        raise RecipeError(f"{path}{where}: not valid YAML: {str(error.problem or error.context)[:200]}") from error
+        raise ConfigError(f"{path}{where}: not valid YAML: {str(error.problem or error.context)[:200]}") from error
     except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not valid YAML: {error}".replace("\n", " ")) from error
-    return YamlSource(path, data, lines)
+        raise ConfigError(f"{path}: not valid YAML: {error}".replace("\n", " ")) from error
+    return ConfigFile(path, data, lines)
 
 
 def _check_values(path: Path, loader: _Loader, node: yaml.Node, sizes: dict[int, int | None]) -> int:
@@ -165,34 +165,34 @@ def _check_values(path: Path, loader: _Loader, node: yaml.Node, sizes: dict[int,
     if id(node) in sizes:
         size = sizes[id(node)]
         if size is None:
-            raise RecipeError(f"{where}: a value holds itself; remove the alias that does that")
+            raise ConfigError(f"{where}: a value holds itself; remove the alias that does that")
         return size
     sizes[id(node)] = None
     if node.tag not in _PLAIN:
-        raise RecipeError(f"{where}: a value is tagged {node.tag[-40:]}, which no key takes; remove the tag")
+        raise ConfigError(f"{where}: a value is tagged {node.tag[-40:]}, which no key takes; remove the tag")
     size = 1
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if key.tag not in ("tag:yaml.org,2002:str", _MERGE):
                 place = f"{path}, line {key.start_mark.line + 1}"
-                raise RecipeError(f"{place}: a key must be text; put it in quotes if it is meant as a name")
+                raise ConfigError(f"{place}: a key must be text; put it in quotes if it is meant as a name")
             size += _check_values(path, loader, value, sizes)
             if key.tag != _MERGE:
                 size += _check_values(path, loader, key, sizes)
     elif isinstance(node, yaml.SequenceNode):
         size += sum(_check_values(path, loader, item, sizes) for item in node.value)
     elif _NO_CHARACTER.search(node.value):
-        raise RecipeError(f"{where}: a text has a zero byte or half a character in it (\\0, \\ud800); remove it")
+        raise ConfigError(f"{where}: a text has a zero byte or half a character in it (\\0, \\ud800); remove it")
     elif node.tag != "tag:yaml.org,2002:str":
         if len(node.value) > _LONGEST_NUMBER:
-            raise RecipeError(f"{where}: a number of {len(node.value)} characters; give one that can be meant")
+            raise ConfigError(f"{where}: a number of {len(node.value)} characters; give one that can be meant")
         try:
             loader.construct_object(node)
         except (ValueError, LookupError) as error:
             kind = node.tag.rpartition(":")[2]
-            raise RecipeError(f"{where}: {node.value[:40]!r} is tagged {kind} and is none; remove the tag") from error
+            raise ConfigError(f"{where}: {node.value[:40]!r} is tagged {kind} and is none; remove the tag") from error
     if size > _MOST_VALUES:
-        raise RecipeError(f"{where}: its aliases stand for more than {_MOST_VALUES} values; write out what is meant")
+        raise ConfigError(f"{where}: its aliases stand for more than {_MOST_VALUES} values; write out what is meant")
     sizes[id(node)] = size
     return size
 
@@ -205,7 +205,7 @@ def _record_lines(path: Path, node: yaml.Node, keys: tuple[str | int, ...], line
                 continue
             key, line = str(key_node.value), key_node.start_mark.line + 1
             if key in seen:
-                raise RecipeError(
+                raise ConfigError(
                     f"{path}, line {line}: {dotted((*keys, key))} is given twice, on line {seen[key]} too; remove one"
                 )
             seen[key] = line

@@ -20,7 +20,7 @@ from cerebras_jais.catalog.types import MuP
 from cerebras_jais.config.schedules import ConstantLR, ScalePerParamLR, Schedule, SequentialLR
 from cerebras_jais.config.sections import DataLoader
 from cerebras_jais.config.trainer import TrainerConfig, read_trainer_yaml
-from cerebras_jais.config.yaml_file import YamlSource, dotted, read_yaml
+from cerebras_jais.config.yaml_file import ConfigFile, dotted, read_yaml
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.config import DecoderConfig
 
@@ -66,9 +66,9 @@ def notes_of(configs: Sequence[TrainerConfig]) -> list[str]:
     return found
 
 
-def _placed(source: YamlSource, at: tuple[str | int, ...], problem: Problem) -> str:
+def _placed(source: ConfigFile, at: tuple[str | int, ...], problem: Problem) -> str:
     keys, message = problem
-    return f"{source.place((*at, *keys))}: {message}"
+    return f"{source.location((*at, *keys))}: {message}"
 
 
 # ---- one trainer ------------------------------------------------------------------------------------------------

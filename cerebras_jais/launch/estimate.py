@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cerebras_jais.launch.phases import Phase, Start, first_work, foresee
+from cerebras_jais.launch.phases import Phase, Start, next_phase, predicted_start
 from cerebras_jais.model.config import DecoderConfig
 
 BYTES_OF_A_WEIGHT = 4  # checkpoints hold float32
@@ -76,7 +76,7 @@ def training_flops(config: DecoderConfig, size: ModelSize, tokens: int) -> float
 
 def describe_launch(phases: Sequence[Phase], checkpoint: str | Path | None = None) -> Iterator[str]:
     """Lines that say what a launch would run: for each phase its size, tokens, steps, FLOPs, checkpoints and start."""
-    index, start = first_work(phases, checkpoint)
+    index, start = next_phase(phases, checkpoint)
     for number, phase in enumerate(phases):
         yield f"{phase.name}: {phase.config.init.model.name}, into {phase.model_dir}"
         if number < index:
@@ -85,7 +85,7 @@ def describe_launch(phases: Sequence[Phase], checkpoint: str | Path | None = Non
         if phase.ends is not None and phase.ends <= phase.begins:
             yield "  not reached: the launch ends before it"
             continue
-        begins = start if number == index else foresee(phases, number)
+        begins = start if number == index else predicted_start(phases, number)
         yield from (f"  {line}" for line in _describe(phase, begins))
 
 

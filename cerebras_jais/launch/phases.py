@@ -23,14 +23,14 @@ from typing import Any
 
 from cerebras_jais.checkpoint import open_checkpoint, read_step
 from cerebras_jais.config.trainer import TrainerConfig
-from cerebras_jais.config.yaml_file import RecipeError
+from cerebras_jais.config.yaml_file import ConfigError
 from cerebras_jais.errors import UserError
 from cerebras_jais.ranges import COUNT_OR_NONE
 
-STAYS_IN_A_PHASE = frozenset({"dataloader", "schedulers", "lr_scheduler"})
+NOT_CARRIED_OVER = frozenset({"dataloader", "schedulers", "lr_scheduler"})
 EVERYTHING = ("all",)  # as LoadCheckpointStates says it
-WRITTEN = frozenset({"model", "optimizer", "schedulers", "dataloader", "global_step"})  # by both trainers
-BELONGS_TO_TENSORS = "optimizer"  # its state is of the tensors that train
+CHECKPOINT_KEYS = frozenset({"model", "optimizer", "schedulers", "dataloader", "global_step"})  # by both trainers
+OPTIMIZER_KEY = "optimizer"  # its state is of the tensors that train
 GIVEN = "given on the command line"
 INTERRUPTED = "interrupted"  # stands behind the step in the name of a checkpoint that a signal made the run write
 
@@ -151,7 +151,7 @@ def _counts_on(config: TrainerConfig) -> bool:
 # ---- laying out -----------------------------------------------------------------------------------------------------
 
 
-def lay_out(
+def plan_phases(
     configs: Sequence[TrainerConfig],
     *,
     model_dir: str | Path | None = None,
@@ -167,7 +167,7 @@ def lay_out(
         checkpoint: the file the launch begins from, instead of what the YAML says.
 
     Raises:
-        RecipeError: phases that could not be continued: without an end or a last checkpoint, or whose checkpoints
+        ConfigError: phases that could not be continued: without an end or a last checkpoint, or whose checkpoints
             could not be told apart.
     """
     phases: list[Phase] = []
@@ -233,8 +233,8 @@ def _end(config: TrainerConfig, begins: int) -> int | None:
 def _refuse_what_cannot_continue(phase: Phase, earlier: Sequence[Phase], *, capped: bool) -> None:
     checkpoint = phase.config.init.checkpoint
 
-    def refuse(key: str, why: str) -> RecipeError:
-        return RecipeError(f"{phase.config.source}: trainer[{phase.number - 1}].trainer.{key}: {why}")
+    def refuse(key: str, why: str) -> ConfigError:
+        return ConfigError(f"{phase.config.source}: trainer[{phase.number - 1}].trainer.{key}: {why}")
 
     if phase.ends is None:
         raise refuse("init.loop", "a phase of a list needs an end that is known beforehand; give max_steps")
@@ -280,7 +280,7 @@ def _is_initial(saved: SavedStep, phase: Phase) -> bool:
     return bool(saved.time) and phase.config.init.checkpoint.save_initial_checkpoint
 
 
-def first_work(phases: Sequence[Phase], checkpoint: str | Path | None = None) -> tuple[int, Start]:
+def next_phase(phases: Sequence[Phase], checkpoint: str | Path | None = None) -> tuple[int, Start]:
     """The index of the phase that a launch begins with, and how that begins; len(phases) where nothing is left.
 
     Args:
@@ -288,7 +288,7 @@ def first_work(phases: Sequence[Phase], checkpoint: str | Path | None = None) ->
         checkpoint: the file given on the command line, which counts for more than what lies in the folders.
     """
     if checkpoint is not None:
-        return _first_work_from(phases, Path(checkpoint))
+        return _next_phase_from(phases, Path(checkpoint))
     for index in range(len(phases) - 1, -1, -1):
         phase, own = phases[index], own_checkpoints(phases[index], phases)
         if phase.count == 1:
@@ -298,7 +298,7 @@ def first_work(phases: Sequence[Phase], checkpoint: str | Path | None = None) ->
             start = _go_on(own[-1], "the phase goes on", phase.begins)
             if not _is_over(phase, start):
                 return index, start
-            return index + 1, enter(phases, index + 1) if index + 1 < len(phases) else start
+            return index + 1, start_of(phases, index + 1) if index + 1 < len(phases) else start
     return 0, _named(phases[0].config)
 
 
@@ -307,7 +307,7 @@ def just_finished(phases: Sequence[Phase]) -> tuple[Phase, Start] | None:
 
     Only its records can be incomplete: the process may have died after the checkpoint and before they were written.
     """
-    index, start = first_work(phases)
+    index, start = next_phase(phases)
     if not index:
         return None
     phase = phases[index - 1]
@@ -317,7 +317,7 @@ def just_finished(phases: Sequence[Phase]) -> tuple[Phase, Start] | None:
     return (phase, _go_on(own[-1], "its last checkpoint", phase.begins)) if own else None
 
 
-def work_left(
+def remaining_phases(
     phases: Sequence[Phase], checkpoint: str | Path | None, say: Callable[[str], Any]
 ) -> Iterator[tuple[Phase, Start]]:
     """The phases that a launch has to run, each with how it begins; asked for the next only when one has ended.
@@ -327,7 +327,7 @@ def work_left(
         checkpoint: given on the command line.
         say: takes one line for each phase, and one if there is nothing to do.
     """
-    index, start = first_work(phases, checkpoint)
+    index, start = next_phase(phases, checkpoint)
     for phase in phases[:index]:
         say(f"{phase.name}: finished{f' at step {phase.ends}' if phase.ends else ''}, nothing to do")
     left = [phase for phase in phases[index:] if phase.count == 1 or (phase.ends or 0) > phase.begins]
@@ -338,13 +338,13 @@ def work_left(
         )
     for number, phase in enumerate(left):
         if number:
-            start = enter(phases, phase.number - 1)
+            start = start_of(phases, phase.number - 1)
         if phase.count > 1:
             say(f"{phase.name}: steps {phase.begins + 1} to {phase.ends}, {start}")
         yield phase, start
 
 
-def _first_work_from(phases: Sequence[Phase], checkpoint: Path) -> tuple[int, Start]:
+def _next_phase_from(phases: Sequence[Phase], checkpoint: Path) -> tuple[int, Start]:
     step = _present(checkpoint)[1] if _counts_on(phases[0].config) else 0
     for index, phase in enumerate(phases):
         if phase.ends is None or phase.ends > step:
@@ -391,7 +391,7 @@ def _named(config: TrainerConfig) -> Start:
     return Start(Path(named), None, "ckpt_path") if named else Start(None)
 
 
-def enter(phases: Sequence[Phase], index: int) -> Start:
+def start_of(phases: Sequence[Phase], index: int) -> Start:
     """How the phase `index` begins after the one before it has ended.
 
     Raises UserError when that one left no checkpoint.
@@ -415,20 +415,20 @@ def _entering(phases: Sequence[Phase], index: int, checkpoint: Path, present: fr
     phase, before = phases[index], phases[index - 1]
     wanted = _wanted(phase.config)
     present = _present(checkpoint)[0] if present is None else present
-    states = (present if wanted is None else wanted & present) - STAYS_IN_A_PHASE
+    states = (present if wanted is None else wanted & present) - NOT_CARRIED_OVER
     why = f"what phase {before.number} left"
-    if BELONGS_TO_TENSORS in states and not _same_tensors_train(before.config, phase.config):
-        states -= {BELONGS_TO_TENSORS}
+    if OPTIMIZER_KEY in states and not _same_tensors_train(before.config, phase.config):
+        states -= {OPTIMIZER_KEY}
         why += "; other tensors train now, so the optimizer begins anew"
     return Start(checkpoint, tuple(sorted(states)), why)
 
 
-def foresee(phases: Sequence[Phase], index: int) -> Start:
+def predicted_start(phases: Sequence[Phase], index: int) -> Start:
     """How a phase will begin once the one before it has ended; nothing needs to be on disk yet."""
     before = phases[index - 1]
     section = before.config.init.checkpoint
     name = section.checkpoint_name.format(step=before.ends)
-    return _entering(phases, index, Path(section.checkpoint_root or before.model_dir) / name, WRITTEN)
+    return _entering(phases, index, Path(section.checkpoint_root or before.model_dir) / name, CHECKPOINT_KEYS)
 
 
 def _same_tensors_train(before: TrainerConfig, after: TrainerConfig) -> bool:
@@ -444,7 +444,7 @@ def _same_tensors_train(before: TrainerConfig, after: TrainerConfig) -> bool:
     return parts(before) == parts(after)
 
 
-def ending_at(phase: Phase) -> TrainerConfig:
+def with_absolute_end(phase: Phase) -> TrainerConfig:
     """The phase's config with its end as one absolute step, so that it ends there however often it is begun."""
     if phase.ends is None or phase.count == 1:
         return phase.config

@@ -11,14 +11,14 @@ import torch
 from cerebras_jais.config.modelzoo_only import not_done_here
 from cerebras_jais.config.sections import DataLoader
 from cerebras_jais.config.trainer import TrainerConfig, read_trainer_yaml
-from cerebras_jais.config.yaml_file import YamlSource, read_yaml, undotted
+from cerebras_jais.config.yaml_file import ConfigFile, read_yaml, undotted
 from cerebras_jais.data.dataset import HDF5Samples
 from cerebras_jais.data.shards import recorded_vocabulary
 from cerebras_jais.data.tokenizer import LARGEST
 from cerebras_jais.errors import UserError
 from cerebras_jais.files import parse_json, read_text
 from cerebras_jais.launch.checks import notes_of
-from cerebras_jais.launch.phases import Phase, ending_at, first_work, lay_out
+from cerebras_jais.launch.phases import Phase, next_phase, plan_phases, with_absolute_end
 from cerebras_jais.launch.plan import check_data, machine_memory, memory_problem, missing_sections, plan_training
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.freeze import freeze_parameters
@@ -37,7 +37,7 @@ def preflight(path: str | Path, tokenizer: Path | None = None) -> tuple[list[str
         tokenizer: a folder with tokenizer.json, whose vocabulary the model's must hold.
 
     Raises:
-        RecipeError: the schema refuses the file.
+        ConfigError: the schema refuses the file.
     """
     configs, source = read_trainer_yaml(path), read_yaml(path)
     several = isinstance(source.data["trainer"], list)
@@ -51,7 +51,9 @@ def preflight(path: str | Path, tokenizer: Path | None = None) -> tuple[list[str
             notes.append("it has data to validate on alone; `fit` cannot train it")
         else:
             beyond = not_done_here(config) if config.init.backend_type in ("CPU", "GPU") else ()
-            problems += [f"{source.place((*at, *k))}: {message}" for k, message in [*missing_sections(config), *beyond]]
+            problems += [
+                f"{source.location((*at, *k))}: {message}" for k, message in [*missing_sections(config), *beyond]
+            ]
         of_model = list(_model_problems(config, source, at))
         problems += [*_tokenizer_problems(config, tokenizer, source, at), *of_model]
         if not of_model and config.init.backend_type != "CSX":
@@ -65,15 +67,15 @@ def preflight(path: str | Path, tokenizer: Path | None = None) -> tuple[list[str
             problems += _recorded_problems(config, loader, source, at)
             try:
                 with closing(HDF5Samples(**loader.reader_keys())) as samples:
-                    check_data(samples, config.init.model, source.place((*at, *keys)), 1)
+                    check_data(samples, config.init.model, source.location((*at, *keys)), 1)
                     if phases and keys == ("fit", "train_dataloader"):
-                        run = ending_at(phases[index])
+                        run = with_absolute_end(phases[index])
                         plan_training(
                             run.init.loop, run.init.checkpoint, samples, phases[index].begins, None, str(path)
                         )
             except UserError as error:
                 message = str(error)
-                place = source.place((*at, *keys))
+                place = source.location((*at, *keys))
                 problems.append(message if message.startswith((place, str(path))) else f"{place}: {message}")
     if not_here:
         more = f" and {len(not_here) - 1} more" if len(not_here) > 1 else ""
@@ -85,8 +87,8 @@ def _phases(configs: Sequence[TrainerConfig], problems: list[str], notes: list[s
     """The phases of a launch, empty where they cannot be continued; what is wrong or not looked at is added."""
     named = [config.fit.ckpt_path for config in configs if config.fit is not None and config.fit.ckpt_path]
     try:
-        phases = lay_out(configs)
-        index, start = first_work(phases)
+        phases = plan_phases(configs)
+        index, start = next_phase(phases)
     except UserError as error:
         absent = [checkpoint for checkpoint in named if str(error) == f"{checkpoint}: no such checkpoint"]
         notes += [f"its start checkpoint is not here and was not looked at: {checkpoint}" for checkpoint in absent]
@@ -116,14 +118,14 @@ def _folders(loader: DataLoader) -> list[str]:
 
 
 def _tokenizer_problems(
-    config: TrainerConfig, tokenizer: Path | None, source: YamlSource, at: tuple[str | int, ...]
+    config: TrainerConfig, tokenizer: Path | None, source: ConfigFile, at: tuple[str | int, ...]
 ) -> Iterator[str]:
     if tokenizer is None:
         return
     size, entries = config.init.model.vocab_size, vocabulary_of(tokenizer)
     if entries > size:
         yield (
-            f"{source.place((*at, 'init', 'model', 'vocab_size'))}: {size} is smaller than the {entries} entries of "
+            f"{source.location((*at, 'init', 'model', 'vocab_size'))}: {size} is smaller than the {entries} entries of "
             f"{tokenizer}; give the model's own tokenizer, or at least {entries}"
         )
 
@@ -142,19 +144,19 @@ def vocabulary_of(tokenizer: Path) -> int:
 
 
 def _recorded_problems(
-    config: TrainerConfig, loader: DataLoader, source: YamlSource, at: tuple[str | int, ...]
+    config: TrainerConfig, loader: DataLoader, source: ConfigFile, at: tuple[str | int, ...]
 ) -> Iterator[str]:
     size = config.init.model.vocab_size
     for folder in _folders(loader):
         entries = recorded_vocabulary(folder)
         if entries is not None and entries > size:
             yield (
-                f"{source.place((*at, 'init', 'model', 'vocab_size'))}: {size} is smaller than the tokenizer of "
+                f"{source.location((*at, 'init', 'model', 'vocab_size'))}: {size} is smaller than the tokenizer of "
                 f"{entries} entries that made {folder}; give at least {entries}, or data of the model's tokenizer"
             )
 
 
-def _model_problems(config: TrainerConfig, source: YamlSource, at: tuple[str | int, ...]) -> Iterator[str]:
+def _model_problems(config: TrainerConfig, source: ConfigFile, at: tuple[str | int, ...]) -> Iterator[str]:
     """Whether patterns of frozen and of tagged parameters find any, and each parameter has one schedule."""
     init = config.init
     with torch.device("meta"):
@@ -165,4 +167,4 @@ def _model_problems(config: TrainerConfig, source: YamlSource, at: tuple[str | i
             check_schedules(init.schedulers, groups_of(model, init.model, init.optimizer))
     except UserError as error:
         where, _, message = str(error).partition(": ")
-        yield f"{source.place((*at, 'init', *undotted(where)))}: {message}"
+        yield f"{source.location((*at, 'init', *undotted(where)))}: {message}"

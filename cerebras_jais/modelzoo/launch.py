@@ -20,7 +20,7 @@ from cerebras_jais.config.trainer import TrainerConfig, parse_trainer
 from cerebras_jais.config.yaml_file import read_yaml
 from cerebras_jais.errors import UserError
 from cerebras_jais.launch.estimate import describe_launch
-from cerebras_jais.launch.phases import lay_out
+from cerebras_jais.launch.phases import plan_phases
 from cerebras_jais.modelzoo.connection import explained
 from cerebras_jais.modelzoo.installed import modelzoo_is_installed, require_modelzoo
 from cerebras_jais.modelzoo.phases import run_fit, unpacked
@@ -67,7 +67,7 @@ def launch(options: Launch) -> None:
     params = with_cluster(read_yaml(path).data, options)
     configs: list[TrainerConfig] = [parse_trainer(dict(trainer)) for trainer in unpacked(params)]
     checkpoint = None if options.checkpoint is None else Path(options.checkpoint)
-    phases = lay_out(configs, model_dir=options.model_dir, max_steps=options.max_steps, checkpoint=checkpoint)
+    phases = plan_phases(configs, model_dir=options.model_dir, max_steps=options.max_steps, checkpoint=checkpoint)
     if options.dry_run:
         for line in describe_launch(phases, checkpoint):
             print(line)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cerebras_jais.config.trainer import TrainerConfig
-from cerebras_jais.launch.phases import Phase, Start, lay_out, work_left
+from cerebras_jais.launch.phases import Phase, Start, plan_phases, remaining_phases
 
 FIT = "train_and_eval"  # the Model Zoo's name for `fit`
 
@@ -40,7 +40,7 @@ def run_fit(
     from cerebras.modelzoo.trainer.utils import run_trainer
     from cerebras.modelzoo.trainer.validate import validate_trainer_params
 
-    phases = lay_out(configs, model_dir=model_dir, max_steps=max_steps, checkpoint=checkpoint)
+    phases = plan_phases(configs, model_dir=model_dir, max_steps=max_steps, checkpoint=checkpoint)
     trainers = unpacked(params)
     if not _executes(configs):
         # Compiling and validating train nothing, so there is nothing to continue and every phase is looked at.
@@ -48,7 +48,7 @@ def run_fit(
         run_trainer(FIT, {"trainer": whole})
         return
     checked = False
-    for phase, start in work_left(phases, checkpoint, say):
+    for phase, start in remaining_phases(phases, checkpoint, say):
         if not checked:  # all phases, before the first one trains for weeks
             validate_trainer_params({"trainer": [{"trainer": copy.deepcopy(dict(raw))} for raw in trainers]})
             checked = True

@@ -20,7 +20,7 @@ from cerebras_jais.data.shards import recorded_vocabulary
 from cerebras_jais.errors import UserError
 from cerebras_jais.launch.checks import CHECKS, check_file, notes_of
 from cerebras_jais.launch.estimate import measure
-from cerebras_jais.launch.phases import Phase, first_work
+from cerebras_jais.launch.phases import Phase, next_phase
 from cerebras_jais.modelzoo.connection import cluster_file
 from cerebras_jais.modelzoo.installed import ModelZooMissing, require_modelzoo
 from cerebras_jais.modelzoo.validate import modelzoo_is_installed, modelzoo_problems
@@ -158,7 +158,7 @@ def _directories(loader: DataLoader) -> list[str]:
 
 
 def _start(phases: Sequence[Phase], checkpoint: Path | None) -> Finding:
-    index, start = first_work(phases, checkpoint)
+    index, start = next_phase(phases, checkpoint)
     subject = f"{phases[min(index, len(phases) - 1)].name} begins {start}"
     if index == len(phases):
         return Finding(f"nothing is left to train: {start.checkpoint}")

@@ -20,7 +20,7 @@ def read_unless_alone(path: str | Path) -> list[TrainerConfig] | None:
     The latter are models outside the family, object storage, and YAML of the old format. Under the names of the plugin
     they are refused, since its classes in the Model Zoo refuse them too.
 
-    Raises RecipeError for what neither takes.
+    Raises ConfigError for what neither takes.
     """
     try:
         return read_trainer_yaml(path)

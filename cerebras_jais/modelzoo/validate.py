@@ -28,7 +28,7 @@ def modelzoo_problems(path: str | Path) -> list[str]:
 
     Raises:
         ModelZooMissing: it is not installed.
-        RecipeError: the file is no YAML.
+        ConfigError: the file is no YAML.
     """
     import pydantic
 
@@ -49,7 +49,7 @@ def modelzoo_problems(path: str | Path) -> list[str]:
             trainers.validate_python(params, context={"metadata_params": copy.deepcopy(params)})
         except pydantic.ValidationError as error:
             return [
-                f"{source.place(_keys_in(source.data, problem['loc']))}: the Model Zoo says: {problem['msg']}"
+                f"{source.location(_keys_in(source.data, problem['loc']))}: the Model Zoo says: {problem['msg']}"
                 for problem in error.errors(include_url=False)
             ]
         except Exception as error:  # its validation runs constructors, which raise what they like

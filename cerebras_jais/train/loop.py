@@ -21,7 +21,7 @@ from cerebras_jais.config.modelzoo_only import not_done_here
 from cerebras_jais.config.trainer import TrainerConfig
 from cerebras_jais.config.yaml_file import dotted
 from cerebras_jais.data.dataset import HDF5Samples
-from cerebras_jais.launch.phases import GIVEN, Start, first_work, lay_out
+from cerebras_jais.launch.phases import GIVEN, Start, next_phase, plan_phases
 from cerebras_jais.launch.plan import (
     TrainingPlan,
     check_data,
@@ -41,13 +41,13 @@ from cerebras_jais.optimizer.schedule import beyond_schedules, check_schedules
 from cerebras_jais.train.data_record import record_of
 from cerebras_jais.train.evaluation import Evaluation, TrainedModel
 from cerebras_jais.train.folder import RunFolder, only_process_in, remove_abandoned
-from cerebras_jais.train.parallel import Processes
+from cerebras_jais.train.parallel import DistributedContext
 from cerebras_jais.train.progress import CURVE_FILE, Reporter, curve_is_current, draw_curve, earlier_rows
 from cerebras_jais.train.result import FitResult
 from cerebras_jais.train.signals import Stopped, StopRequest, name_of
 from cerebras_jais.train.state import (
-    Position,
     Run,
+    TrainingProgress,
     check_checkpoint,
     check_same_data,
     load_position,
@@ -95,7 +95,7 @@ def fit(
         UserError: (one of its kinds) data, checkpoint and config that do not fit, a loss that is not finite, another
             process that trains in the folder; NothingLeft where the run is complete, Stopped after a signal.
     """
-    processes = Processes(backend, sharding)
+    processes = DistributedContext(backend, sharding)
     options = _Options(model_dir, max_steps, checkpoint, start, activation_checkpointing, compile_layers)
     say = say_to(progress and processes.is_first)
     try:
@@ -127,7 +127,7 @@ class _Trainer:
     def __init__(
         self,
         config: TrainerConfig,
-        processes: Processes,
+        processes: DistributedContext,
         options: _Options,
         stop: StopRequest,
         until_done: ExitStack,
@@ -177,10 +177,10 @@ class _Trainer:
 
     def _find_start(self) -> Start:
         options = self.options
-        phases = lay_out(
+        phases = plan_phases(
             [self.config], model_dir=self.model_dir, max_steps=options.max_steps, checkpoint=options.checkpoint
         )
-        return first_work(phases, options.checkpoint)[1]
+        return next_phase(phases, options.checkpoint)[1]
 
     def _lock(self) -> None:
         """Make sure that no other process trains here, and remove what one that was killed here has left."""
@@ -253,7 +253,7 @@ class _Trainer:
             fused=self.precision.scaler is None,
         )
         record = record_of(self.data, self.held_out)
-        self.position = Position()
+        self.position = TrainingProgress()
         if opened is not None:
             self.notes += check_same_data(opened, self.config, states, record)
             load_weights(opened, model, states, strict=not init.checkpoint.disable_strict_checkpoint_loading)
@@ -369,7 +369,7 @@ class _Trainer:
     def _step(self, step: int) -> None:
         began = time.perf_counter()
         done = self.steps.take(step, step - self.start, self.position.scheduled)
-        self.position = Position(step + 1, self.position.samples + done.samples, self.position.scheduled + 1)
+        self.position = TrainingProgress(step + 1, self.position.samples + done.samples, self.position.scheduled + 1)
         self.losses.append(done.loss)
         self.rates.append(done.learning_rate)
         self.norms.append(done.gradient_norm)

@@ -20,7 +20,7 @@ from cerebras_jais.model.decoder import DecoderLayer
 from cerebras_jais.optimizer.adamw import AdamW
 
 
-class Processes:
+class DistributedContext:
     """This process among those of the run.
 
     Raises UserError for a GPU that is not there and for sharding that this PyTorch does not have.

@@ -34,7 +34,7 @@ from cerebras_jais.optimizer.groups import ParameterGroup
 from cerebras_jais.optimizer.schedule import learning_rates, scheduler_states
 from cerebras_jais.ranges import COUNT_OR_NONE, LOSS_SCALE, STREAMED
 from cerebras_jais.train.data_record import changes
-from cerebras_jais.train.parallel import Processes
+from cerebras_jais.train.parallel import DistributedContext
 
 # The Model Zoo release whose format this is; its trainer refuses files of another major or minor version.
 VERSION = "2.10.0"
@@ -61,12 +61,12 @@ class Run:
     groups: Sequence[ParameterGroup]
     data: HDF5Samples
     scaler: torch.amp.GradScaler | None
-    processes: Processes
+    processes: DistributedContext
     data_record: str
 
 
 @dataclass(frozen=True)
-class Position:
+class TrainingProgress:
     """Where a run stands: optimizer steps done, samples consumed, and steps that its schedules have done.
 
     The three begin together, but a new phase may go on with the steps and begin its data and schedules anew.
@@ -77,7 +77,7 @@ class Position:
     scheduled: int = 0
 
 
-def write_checkpoint(path: Path, run: Run, position: Position, begins: int, *, overwrite: bool = False) -> None:
+def write_checkpoint(path: Path, run: Run, position: TrainingProgress, begins: int, *, overwrite: bool = False) -> None:
     """Write the run's state; all processes call it together, the first writes.
 
     The file holds `model`, `optimizer`, `schedulers` (where there are any), `dataloader`, `global_step`,
@@ -115,7 +115,7 @@ def write_checkpoint(path: Path, run: Run, position: Position, begins: int, *, o
 class _Arrays:
     """Tensors to what save_checkpoint takes, the same object for the same tensor, so that tied weights are linked."""
 
-    def __init__(self, processes: Processes):
+    def __init__(self, processes: DistributedContext):
         self.processes = processes
         self.made: dict[int, Any] = {}
 
@@ -210,7 +210,7 @@ def check_same_data(checkpoint: Checkpoint, config: TrainerConfig, states: set[s
     )
 
 
-def load_position(checkpoint: Checkpoint, run: Run, states: set[str]) -> Position:
+def load_position(checkpoint: Checkpoint, run: Run, states: set[str]) -> TrainingProgress:
     """Take optimizer, scaler, step and data position, as far as the file and `states` have them."""
     tree = checkpoint.tree
     step = step_of(checkpoint, states)
@@ -238,7 +238,7 @@ def load_position(checkpoint: Checkpoint, run: Run, states: set[str]) -> Positio
     scheduled = 0
     if "schedulers" in states and run.config.init.schedulers:
         scheduled = _steps_scheduled(tree["schedulers"], step, checkpoint.path)
-    return Position(step, samples, scheduled)
+    return TrainingProgress(step, samples, scheduled)
 
 
 def _steps_scheduled(schedulers: Any, step: int, path: Path) -> int:

@@ -89,7 +89,7 @@ def to_config_json(section: Mapping[str, Any], dtype: str, tokens: SpecialTokens
         ModelConfigError: the section does not describe a model.
     """
     config = DecoderConfig.from_section(section)
-    refuse_inexpressible(config)
+    check_convertible(config)
     found = {
         **public_keys(config),
         **tokens.keys(),
@@ -173,38 +173,40 @@ def _differing(section: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [key for key in {**again, **now} if not same(again.get(key), now.get(key))]
 
 
-def refuse_inexpressible(config: DecoderConfig) -> None:
+def check_convertible(config: DecoderConfig) -> None:
     """Raise ConversionError when Hugging Face's Jais or Llama class cannot compute what this model computes."""
     jais = architecture_of(config) is JAIS
     target = "a Hugging Face Jais model" if jais else "LlamaForCausalLM"
 
-    def demand(holds: bool, key: str, why: str) -> None:
+    def require(holds: bool, key: str, why: str) -> None:
         if not holds:
             raise ConversionError(f"model.{key} = {getattr(config, key)!r}: {target} {why}")
 
-    demand(not config.use_bias_in_output, "use_bias_in_output", "has no bias in its head")
-    demand(config.pos_scaling_factor >= 1, "pos_scaling_factor", "can only stretch positions, by a factor of 1 or more")
+    require(not config.use_bias_in_output, "use_bias_in_output", "has no bias in its head")
+    require(
+        config.pos_scaling_factor >= 1, "pos_scaling_factor", "can only stretch positions, by a factor of 1 or more"
+    )
     if jais:
-        demand(config.norm_type == "layernorm", "norm_type", "has LayerNorm only")
-        demand(config.num_kv_groups == config.num_heads, "extra_attention_params", "has no grouped queries")
-        demand(
+        require(config.norm_type == "layernorm", "norm_type", "has LayerNorm only")
+        require(config.num_kv_groups == config.num_heads, "extra_attention_params", "has no grouped queries")
+        require(
             config.attention_logits_alpha == 1, "attention_logits_alpha", "has no such factor; only 1 can be released"
         )
         for key in ("use_projection_bias_in_attention", "use_ffn_bias_in_attention", "use_ffn_bias"):
-            demand(getattr(config, key), key, "has biases in every layer")
+            require(getattr(config, key), key, "has biases in every layer")
         return
-    demand(config.norm_type == "rmsnorm", "norm_type", "has RMSNorm only")
-    demand(
+    require(config.norm_type == "rmsnorm", "norm_type", "has RMSNorm only")
+    require(
         config.use_projection_bias_in_attention == config.use_ffn_bias_in_attention,
         "use_ffn_bias_in_attention",
         "has biases in all four attention projections or in none; use_projection_bias_in_attention differs",
     )
-    demand(
+    require(
         config.effective_rotary_dim == config.head_dim,
         "rotary_dim",
         f"rotates whole heads ({config.head_dim} dimensions)",
     )
-    demand(config.embeddings_scale == 1, "embeddings_scale", "does not scale its embeddings; only 1 can be released")
+    require(config.embeddings_scale == 1, "embeddings_scale", "does not scale its embeddings; only 1 can be released")
     if config.logits_scale != 1:
         raise ConversionError(f"the logits are multiplied by {config.logits_scale:.6g} (muP): {target} cannot do that")
     if not math.isclose(config.attention_scale, config.head_dim**-0.5, rel_tol=1e-12):

@@ -64,11 +64,11 @@ def jais_section(config_json: Mapping[str, Any]) -> tuple[dict[str, Any], list[s
         ConversionError: a key has a value that no model of the family or the Model Zoo has.
     """
     keys = Keys(config_json)
-    keys.demand("activation_function", ("swiglu",), "the models of the family use swiglu")
-    keys.demand("position_embedding_type", ("alibi",), "the models of the family use alibi")
-    keys.demand("scale_attn_weights", (True,), "the Model Zoo always scales q.k")
-    keys.demand("scale_attn_by_inverse_layer_idx", (False, None), "the models of the family do not scale by layer")
-    keys.demand("alibi_trainable_slopes", (False, None), "the slopes of the family are fixed")
+    keys.require("activation_function", ("swiglu",), "the models of the family use swiglu")
+    keys.require("position_embedding_type", ("alibi",), "the models of the family use alibi")
+    keys.require("scale_attn_weights", (True,), "the Model Zoo always scales q.k")
+    keys.require("scale_attn_by_inverse_layer_idx", (False, None), "the models of the family do not scale by layer")
+    keys.require("alibi_trainable_slopes", (False, None), "the slopes of the family are fixed")
     hidden = keys.size("n_embd", "hidden_size")
     filter_size = keys.size("n_inner", default=4 * hidden)
     section = {

@@ -47,7 +47,7 @@ class Keys:
             raise ConversionError(f"config.json: {' and '.join(found)} are names of one thing but differ; remove one")
         return next(iter(found.values()), default)
 
-    def demand(self, name: str, allowed: tuple, why: str) -> None:
+    def require(self, name: str, allowed: tuple, why: str) -> None:
         """Refuse a value that is none of the allowed ones; an absent key has the first of them."""
         if self.values.get(name, allowed[0]) not in allowed:
             raise ConversionError(f"config.json: {name} is {self.values[name]!r}: {why}")

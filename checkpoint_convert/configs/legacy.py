@@ -17,7 +17,7 @@ from cerebras_jais.model.outside import RATE_GROUPS, is_default
 from checkpoint_convert.errors import ConversionError
 
 # Say how to run or what to log; nothing of the model.
-_DEAD = {
+_IGNORED = {
     "mixed_precision",
     "fp16_type",
     "use_bfloat16",
@@ -30,13 +30,13 @@ _DEAD = {
     "pad_rope",
 }
 # Keys of one value only, with what another one would mean.
-_ONLY: dict[str, tuple[bool, str]] = {
+_FIXED_VALUE: dict[str, tuple[bool, str]] = {
     "use_position_embedding": (True, "the models of the family have positions"),
     "norm_first": (True, "the models of the family normalise before each block"),
     "use_ff_layer1_dropout": (False, "the Model Zoo of today has no dropout inside the feed-forward block"),
 }
 # Features that are off in a section that says nothing of them, with the keys that say so in one that does.
-_OFF: dict[str, tuple[tuple[str, Any], ...]] = {
+_UNUSED_FEATURES: dict[str, tuple[tuple[str, Any], ...]] = {
     "lora_params": (("r", 0),),
     "moe": (("num_experts", 1), ("num_shared_experts", None)),
     "moe_params": (("num_experts", 1), ("num_shared_experts", None)),
@@ -47,7 +47,7 @@ _OFF: dict[str, tuple[tuple[str, Any], ...]] = {
 }
 
 
-def with_todays_keys(section: Mapping[str, Any]) -> dict[str, Any]:
+def migrate_keys(section: Mapping[str, Any]) -> dict[str, Any]:
     """The section with the keys of release 2.10; one that has them already comes back as it is.
 
     Raises:
@@ -56,14 +56,14 @@ def with_todays_keys(section: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in section.items():
         # The Model Zoo's trainer writes the groups of the learning rate out where the YAML has none.
-        if key in _DEAD or (key == RATE_GROUPS and is_default(key, value)):
+        if key in _IGNORED or (key == RATE_GROUPS and is_default(key, value)):
             continue
-        if key in _ONLY:
-            wanted, why = _ONLY[key]
+        if key in _FIXED_VALUE:
+            wanted, why = _FIXED_VALUE[key]
             if value not in (None, wanted):
                 raise ConversionError(f"model.{key} = {value!r}: {why}; only {wanted} can be converted")
-        elif key in _OFF:
-            if not _is_off(value, _OFF[key]):
+        elif key in _UNUSED_FEATURES:
+            if not _is_off(value, _UNUSED_FEATURES[key]):
                 raise ConversionError(f"model.{key} is in use: no model of the family has it, and it is not converted")
         else:
             found[key] = value

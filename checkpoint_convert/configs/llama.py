@@ -46,7 +46,7 @@ def llama_section(config_json: Mapping[str, Any]) -> tuple[dict[str, Any], list[
         ConversionError: a key has a value that no model of the family or the Model Zoo has.
     """
     keys = Keys(config_json)
-    keys.demand("hidden_act", ("silu",), "the models of the family use silu")
+    keys.require("hidden_act", ("silu",), "the models of the family use silu")
     hidden, heads = keys.size("hidden_size"), keys.size("num_attention_heads")
     head_dim = keys.size("head_dim", default=hidden // heads)
     if head_dim * heads != hidden:

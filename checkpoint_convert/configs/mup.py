@@ -62,7 +62,7 @@ def _nearest(guess: float, value_of: Callable[[float], float], wanted: float) ->
     return min(numbers, key=lambda number: (abs(value_of(number) - wanted), len(repr(number))))
 
 
-def with_todays_mup(section: Mapping[str, Any], adjust_learning_rate: Mapping[str, Any]) -> dict[str, Any]:
+def migrate_mup(section: Mapping[str, Any], adjust_learning_rate: Mapping[str, Any]) -> dict[str, Any]:
     """A section of the deprecated form in today's: the same logits, initial weights and learning-rate scales.
 
     Any other section comes back as it is: one in today's form, one without muP, and one whose optimizer says nothing of

@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from cerebras_jais.config.yaml_file import RecipeError, read_yaml
+from cerebras_jais.config.yaml_file import ConfigError, read_yaml
 from cerebras_jais.model.config import DecoderConfig
-from checkpoint_convert.configs.legacy import with_todays_keys
-from checkpoint_convert.configs.mup import with_todays_mup
+from checkpoint_convert.configs.legacy import migrate_keys
+from checkpoint_convert.configs.mup import migrate_mup
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.mapping.rules import JAIS, architecture_of
 
@@ -39,7 +39,7 @@ def read_model_section(path: Path) -> dict[str, Any]:
     """
     try:
         params = read_yaml(path).data
-    except RecipeError as error:
+    except ConfigError as error:
         raise ConversionError(str(error)) from error
     return model_section_of(params, str(path))
 
@@ -64,7 +64,7 @@ def model_section_of(params: Any, where: str) -> dict[str, Any]:
     if not isinstance(section, Mapping) or not section:
         raise ConversionError(f"{where}: has no section trainer.init.model")
     try:
-        return with_todays_mup(with_todays_keys(_plain(section)), _adjustments_of(run))
+        return migrate_mup(migrate_keys(_plain(section)), _adjustments_of(run))
     except ConversionError as error:
         raise ConversionError(f"{where}: {error}") from error
     except RecursionError as error:

@@ -195,7 +195,7 @@ def plan_shards(tensors: Iterable[TensorHeader], max_shard_size: int) -> tuple[S
     )
 
 
-def lay_out_model(directory: Path, shards: Sequence[Shard]) -> None:
+def create_shards(directory: Path, shards: Sequence[Shard]) -> None:
     """Create the shards with their headers, the data still a hole, and their index, in an existing directory.
 
     Args:

@@ -19,7 +19,7 @@ from blake3 import blake3
 
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.mapping.operations import Shape
-from checkpoint_convert.streaming.transpose import copy_into
+from checkpoint_convert.streaming.transpose import copy_transposed
 
 SCHEME = "blake3 over 256x256 tiles"
 """What a manifest calls these digests."""
@@ -75,10 +75,10 @@ class TileDigest:
             for index, offset, size in zip(first, step, self._grid, strict=True):
                 number = number * size + index + offset
             tile = self._tile_memory(values.dtype, values[place].shape)
-            copy_into(values[place], tile)
+            copy_transposed(values[place], tile)
             self._hashes[number] = blake3(tile.reshape(-1).view(np.uint8).data).digest()
             if copy_to is not None:
-                copy_into(tile, copy_to[place])
+                copy_transposed(tile, copy_to[place])
 
     def _tile_memory(self, dtype: np.dtype, shape: Shape) -> np.ndarray:
         """Contiguous memory for one tile, used again for the next."""

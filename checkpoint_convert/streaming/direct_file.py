@@ -24,7 +24,7 @@ _REFUSALS = (errno.EINVAL, errno.EOPNOTSUPP)  # of a file system that wants othe
 _stages = threading.local()
 
 
-class WrittenFile:
+class DirectWriter:
     """An existing file, open to be filled by several threads; use it in a `with` block."""
 
     def __init__(self, path: Path) -> None:
@@ -32,7 +32,7 @@ class WrittenFile:
         self._descriptor = os.open(path, os.O_RDWR)
         self._direct = hasattr(os, "O_DIRECT")  # macOS has none
 
-    def __enter__(self) -> WrittenFile:
+    def __enter__(self) -> DirectWriter:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -53,7 +53,7 @@ class Work:
         os.rename(self.files, self.complete)
         sync(self._directory)
 
-    def begin(self, identity: str, lay_out: Callable[[Path], None], can_continue: bool = True) -> bool:
+    def begin(self, identity: str, create_files: Callable[[Path], None], can_continue: bool = True) -> bool:
         """Go on with the conversion of that identity, or lay out its files anew; return whether it goes on.
 
         Args:
@@ -69,7 +69,7 @@ class Work:
         for old in self._directory.iterdir():
             shutil.rmtree(old) if old.is_dir() else old.unlink()
         self.files.mkdir()
-        lay_out(self.files)
+        create_files(self.files)
         sync(self.files)
         self.finished = {}
         self._rewrite(identity)

@@ -23,7 +23,7 @@ from checkpoint_convert.formats.tensors import FileTensor, np_dtype
 from checkpoint_convert.mapping.operations import Operation, Piece, Shape
 from checkpoint_convert.mapping.plan import Source, Step
 from checkpoint_convert.streaming.digest import TileDigest, tile_shape
-from checkpoint_convert.streaming.direct_file import WrittenFile
+from checkpoint_convert.streaming.direct_file import DirectWriter
 from checkpoint_convert.streaming.transpose import contiguous
 
 BAND_BYTES = 24 << 20
@@ -75,7 +75,7 @@ class FileRanges:
         self._targets = targets
         paths = dict.fromkeys(target.path for target in targets.values())
         with ExitStack() as opened:  # closed again when one cannot be opened
-            self._files = {path: opened.enter_context(WrittenFile(path)) for path in paths}
+            self._files = {path: opened.enter_context(DirectWriter(path)) for path in paths}
             self._closing = opened.pop_all()
 
     def __enter__(self) -> FileRanges:
@@ -147,7 +147,7 @@ def bands(tensor: Source, unit: int, band_bytes: int) -> Iterator[tuple[int, np.
         first, rest = first + whole, values[whole:]
 
 
-def carry_out(step: Step, sink: Sink | None, progress: Progress = lambda nbytes: None) -> tuple[str, ...]:
+def run_step(step: Step, sink: Sink | None, progress: Progress = lambda nbytes: None) -> tuple[str, ...]:
     """Carry out one step and return the digests of its tensors, in the order of its Cerebras names.
 
     Args:
@@ -250,7 +250,7 @@ def _converted(step: Step, source: Source, values: np.ndarray) -> np.ndarray:
     return converted.view(_bits_of(step))
 
 
-def carry_out_all(
+def run_steps(
     steps: Mapping[int, Step],
     sink: Sink | None,
     done: Callable[[int, tuple[str, ...]], object],
@@ -276,7 +276,7 @@ def carry_out_all(
             progress(nbytes)
 
     def work(number: int, step: Step) -> None:
-        digests = carry_out(step, sink, counted)
+        digests = run_step(step, sink, counted)
         with lock:
             if stopped.is_set():
                 raise _StoppedError

@@ -16,7 +16,7 @@ _LINE = 64
 _turning = threading.local()
 
 
-def copy_into(source: np.ndarray, target: np.ndarray) -> None:
+def copy_transposed(source: np.ndarray, target: np.ndarray) -> None:
     """Copy an array into another of its shape and dtype; a matrix that is transposed is turned block by block."""
     if source.ndim != 2 or _by_columns(source) == _by_columns(target):
         target[...] = source
@@ -39,7 +39,7 @@ def contiguous(values: np.ndarray) -> np.ndarray:
     if values.ndim != 2 or not _by_columns(values):
         return np.ascontiguousarray(values)
     copied = np.empty(values.shape, values.dtype)
-    copy_into(values, copied)
+    copy_transposed(values, copied)
     return copied
 
 

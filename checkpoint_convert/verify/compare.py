@@ -26,7 +26,7 @@ from checkpoint_convert.mapping.rules import Rule, architecture_of, rules, ties
 from checkpoint_convert.open_model import Model, opening
 from checkpoint_convert.release import TOKENIZER_FILES
 from checkpoint_convert.streaming.digest import file_digest
-from checkpoint_convert.streaming.run import carry_out_all
+from checkpoint_convert.streaming.run import run_steps
 from checkpoint_convert.verify.manifest import Manifest, manifest_path, read_manifest
 from checkpoint_convert.verify.release_code import read_code
 from checkpoint_convert.verify.release_files import check_files
@@ -295,7 +295,7 @@ def _digests(steps: Mapping[Any, Step], progress: Progress) -> dict[Any, tuple[s
     keys = list(steps)
     total = sum(step.read_bytes for step in steps.values())
     found: dict[Any, tuple[str, ...]] = {}
-    carry_out_all(
+    run_steps(
         {number: steps[key] for number, key in enumerate(keys)},
         None,
         lambda number, digests: found.__setitem__(keys[number], digests),

@@ -10,7 +10,7 @@ from typing import Any
 
 from cerebras_jais.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from cerebras_jais.errors import UserError
-from checkpoint_convert.configs.convert import default_special_tokens, public_keys, refuse_inexpressible, to_config_json
+from checkpoint_convert.configs.convert import check_convertible, default_special_tokens, public_keys, to_config_json
 from checkpoint_convert.formats.tensors import FileTensor
 from checkpoint_convert.mapping.plan import make_plan
 from checkpoint_convert.mapping.rules import architecture_of, tensor_count
@@ -103,7 +103,7 @@ def _of_model(model: Model) -> dict[str, Any]:
     found["position scaling"] = config.pos_scaling_factor
     try:
         if model.side == "cerebras":
-            refuse_inexpressible(config)
+            check_convertible(config)
         plan = make_plan(config, model.side, model.tensors)
         found["parameters"] = plan.parameters
         if model.side == "cerebras":

@@ -60,7 +60,7 @@ _SPREAD_IDS = 64  # ids in a row that no tokenizer makes
 
 
 @dataclass(frozen=True)
-class _Landmarks:
+class _ComparedModules:
     """Names of the modules after which the two sides are compared."""
 
     embedding: str
@@ -70,10 +70,10 @@ class _Landmarks:
     """Tensors of a file that the model does not read."""
 
 
-_OURS = _Landmarks("model.drop_embd", "model.transformer_decoder.layers", "model.ln_f")
-_THEIRS = {
-    JAIS.name: _Landmarks("transformer.drop", "transformer.h", "transformer.ln_f", JAIS.ignored.fullmatch),
-    LLAMA.name: _Landmarks("model.embed_tokens", "model.layers", "model.norm", LLAMA.ignored.fullmatch),
+_REFERENCE = _ComparedModules("model.drop_embd", "model.transformer_decoder.layers", "model.ln_f")
+_RELEASE = {
+    JAIS.name: _ComparedModules("transformer.drop", "transformer.h", "transformer.ln_f", JAIS.ignored.fullmatch),
+    LLAMA.name: _ComparedModules("model.embed_tokens", "model.layers", "model.norm", LLAMA.ignored.fullmatch),
 }
 
 
@@ -202,7 +202,7 @@ def compare_logits(
         def keep(name: str, x_BLE: Tensor) -> None:
             scratch.write(_finite(checkpoint, name, x_BLE[real_BL]).numpy().data)
 
-        _observe(ours, _OURS, keep)
+        _observe(ours, _REFERENCE, keep)
         keep("logits", ours.logits(ids_BL))
 
         scratch.seek(0)
@@ -231,7 +231,7 @@ def compare_logits(
 
 
 @contextmanager
-def _release_model(code: ReleaseCode, trust: bool) -> Iterator[tuple[Any, _Landmarks]]:
+def _release_model(code: ReleaseCode, trust: bool) -> Iterator[tuple[Any, _ComparedModules]]:
     """The model of a release on the meta device, but for buffers, which no file holds; and its landmarks."""
     from accelerate import init_empty_weights
     from transformers.utils import logging
@@ -239,7 +239,7 @@ def _release_model(code: ReleaseCode, trust: bool) -> Iterator[tuple[Any, _Landm
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     kind = code.config.get("model_type")
-    if kind not in _THEIRS:
+    if kind not in _RELEASE:
         raise ConversionError(
             f"{code.release / 'config.json'}: model_type is {kind!r}; only 'jais' and 'llama' are known"
         )
@@ -252,7 +252,7 @@ def _release_model(code: ReleaseCode, trust: bool) -> Iterator[tuple[Any, _Landm
             with init_empty_weights(include_buffers=False):
                 config = config_class.from_dict(keys)
                 model = model_class._from_config(config, dtype=torch.float32)
-        yield model.eval(), _THEIRS[kind]
+        yield model.eval(), _RELEASE[kind]
 
 
 def _release_ties(model: Any) -> dict[str, str]:
@@ -321,7 +321,7 @@ def _batch(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return ids_BL, real_BL
 
 
-def _observe(model: nn.Module, landmarks: _Landmarks, see: Callable[[str, Tensor], None]) -> None:
+def _observe(model: nn.Module, landmarks: _ComparedModules, see: Callable[[str, Tensor], None]) -> None:
     """Have what comes out of each landmark shown to `see` with the name of its place."""
 
     def watch(module: nn.Module, name: str) -> None:

@@ -34,7 +34,7 @@ from tests.cerebras_jais.launch.broken import BROKEN
 from tests.cerebras_jais.launch.variants import VARIANTS
 from tests.cerebras_jais.train.examples import write_data
 from tests.checkpoint_convert.examples import random_model, state_of, write_checkpoint
-from tests.test_wrong_input import LENGTH, VOCABULARY, recipe
+from tests.test_wrong_input import LENGTH, VOCABULARY, preset
 
 GOLDEN = Path(__file__).parent
 CONFIGS = GOLDEN.parents[1] / "configs"
@@ -159,7 +159,7 @@ def variants():
 def wrong_input():
     """What `fit` and the converter say of mistakes, each in a folder where nothing else is wrong."""
     write_data(Path("data"), samples=6, length=LENGTH, vocabulary=VOCABULARY)
-    params = recipe()
+    params = preset()
     write_checkpoint(Path("m.mdl"), *tiny_model(params["trainer"]["init"]["model"]))
     whole = Path("m.mdl").read_bytes()
     for name, kept in (("empty", 0), ("short", 5000)):

@@ -10,17 +10,17 @@ import pytest
 import torch
 import yaml
 
-from cerebras_jais.catalog.yaml_files import recipe_yaml, recipes
+from cerebras_jais.catalog.yaml_files import preset_yaml, presets
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.decoder import LanguageModel
 from tests.cerebras_jais.catalog.test_models import PUBLISHED
 
-FULL_SIZE = [recipe for recipe in recipes() if not recipe.is_miniature]
+FULL_SIZE = [preset for preset in presets() if not preset.is_miniature]
 
 
-def sections(recipe):
+def sections(preset):
     """The `model:` section of each phase, read from the YAML text."""
-    found = yaml.safe_load(recipe_yaml(recipe))["trainer"]
+    found = yaml.safe_load(preset_yaml(preset))["trainer"]
     found = [phase["trainer"] for phase in found] if isinstance(found, list) else [found]
     return [trainer["init"]["model"] for trainer in found]
 
@@ -38,16 +38,16 @@ def shapes_of(model):
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("recipe", FULL_SIZE, ids=lambda r: r.name)
-def test_a_model_built_from_its_yaml_has_the_published_parameters(recipe):
-    for section in sections(recipe):
-        assert size_of(reference_model(section)) == PUBLISHED[recipe.model.name.removesuffix("-chat")][0]
+@pytest.mark.parametrize("preset", FULL_SIZE, ids=lambda r: r.name)
+def test_a_model_built_from_its_yaml_has_the_published_parameters(preset):
+    for section in sections(preset):
+        assert size_of(reference_model(section)) == PUBLISHED[preset.model.name.removesuffix("-chat")][0]
 
 
 @pytest.mark.modelzoo
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", [r for r in FULL_SIZE if len(r.trainers) == 1], ids=lambda r: r.name)
-def test_the_model_zoo_builds_the_same_tensors_from_the_same_yaml(recipe):
+@pytest.mark.parametrize("preset", [r for r in FULL_SIZE if len(r.trainers) == 1], ids=lambda r: r.name)
+def test_the_model_zoo_builds_the_same_tensors_from_the_same_yaml(preset):
     pytest.importorskip("cerebras.modelzoo")
     import cerebras.pytorch as cstorch
 
@@ -55,7 +55,7 @@ def test_the_model_zoo_builds_the_same_tensors_from_the_same_yaml(recipe):
     from tests.cerebras_jais.train.examples import use_cpu
 
     use_cpu(cstorch)
-    (section,) = sections(recipe)
+    (section,) = sections(preset)
     kinds = {
         "jais_family": (JaisFamilyModel, JaisFamilyConfig),
         "jais_adapted": (JaisAdaptedModel, JaisAdaptedConfig),
@@ -65,6 +65,6 @@ def test_the_model_zoo_builds_the_same_tensors_from_the_same_yaml(recipe):
         theirs = build(config(**copy.deepcopy(section)))
     ours = reference_model(section)
     assert shapes_of(theirs) == shapes_of(ours)
-    assert size_of(theirs) == size_of(ours) == PUBLISHED[recipe.model.name.removesuffix("-chat")][0]
+    assert size_of(theirs) == size_of(ours) == PUBLISHED[preset.model.name.removesuffix("-chat")][0]
     frozen = {name for name, p in theirs.named_parameters() if not p.requires_grad}
-    assert bool([n for n in frozen if "slopes" not in n]) == recipe.name.endswith("stage-1")
+    assert bool([n for n in frozen if "slopes" not in n]) == preset.name.endswith("stage-1")

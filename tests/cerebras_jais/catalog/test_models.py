@@ -156,7 +156,7 @@ def test_the_phases_of_30b_carry_on_where_the_one_before_stopped():
     phases = lineage(find_model("jais-family-30b-16k"))
     assert [phase.name for _, phase in phases] == ["2k", "8k", "16k"]
     for (_, before), (_, after) in itertools.pairwise(phases):
-        assert after.carries_on
+        assert after.keeps_optimizer_state
         assert after.rates.first.value == before.rates.last.value
         assert last_step(after) == last_step(before) + after.steps.value
     assert last_step(phases[1][1]) == 260648  # the Model Zoo's own max_steps of its 8k phase

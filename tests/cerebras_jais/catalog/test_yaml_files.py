@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from cerebras_jais.catalog.models import MODELS
-from cerebras_jais.catalog.yaml_files import find_recipe, recipe_yaml, recipes, write_configs
+from cerebras_jais.catalog.yaml_files import find_preset, preset_yaml, presets, write_configs
 from cerebras_jais.config.trainer import read_trainer_yaml
 from cerebras_jais.errors import UserError
 
@@ -22,7 +22,7 @@ CONFIGS = Path(__file__).parents[3] / "configs"
 
 def trainers(name):
     """The `trainer:` mappings of a recipe, as any YAML reader sees them."""
-    found = yaml.safe_load(recipe_yaml(find_recipe(name)))["trainer"]
+    found = yaml.safe_load(preset_yaml(find_preset(name)))["trainer"]
     return [phase["trainer"] for phase in found] if isinstance(found, list) else [found]
 
 
@@ -33,16 +33,16 @@ def test_generating_again_gives_the_same_bytes_and_no_other_files(tmp_path):
 
 
 def test_every_model_and_phase_has_a_file():
-    names = {recipe.name for recipe in recipes()}
+    names = {preset.name for preset in presets()}
     assert {f"{model.name}/{phase.name}" for model in MODELS for phase in model.phases} <= names
     assert {"tiny/jais", "tiny/adapted", "tiny/context", "tiny/stages", "tiny/chat"} <= names
     assert {f"jais-family-30b-{length}/phases" for length in ("8k", "16k")} <= names
 
 
-@pytest.mark.parametrize("recipe", recipes(), ids=lambda r: r.name)
-def test_a_file_says_what_the_catalog_says(recipe):
-    configs = read_trainer_yaml(CONFIGS / f"{recipe.name}.yaml")
-    for config, (model, phase) in zip(configs, recipe.trainers, strict=True):
+@pytest.mark.parametrize("preset", presets(), ids=lambda r: r.name)
+def test_a_file_says_what_the_catalog_says(preset):
+    configs = read_trainer_yaml(CONFIGS / f"{preset.name}.yaml")
+    for config, (model, phase) in zip(configs, preset.trainers, strict=True):
         section = config.init.model
         assert section.name == model.family.replace("-", "_")
         assert section.max_position_embeddings == phase.context.value
@@ -55,8 +55,8 @@ def test_a_file_says_what_the_catalog_says(recipe):
 
 @pytest.mark.parametrize("name", ["jais-family-30b-16k", "jais-family-30b-8k", "jais-adapted-7b", "jais-adapted-70b"])
 def test_a_phase_list_is_the_single_phases_one_after_another(name):
-    recipe = find_recipe(f"{name}/phases")
-    singly = [trainers(f"{model.name}/{phase.name}")[0] for model, phase in recipe.trainers]
+    preset = find_preset(f"{name}/phases")
+    singly = [trainers(f"{model.name}/{phase.name}")[0] for model, phase in preset.trainers]
     assert trainers(f"{name}/phases") == singly
     for before, after in itertools.pairwise(singly):
         last = f"{before['init']['model_dir']}/checkpoint_{before['init']['loop']['max_steps']}.mdl"
@@ -103,16 +103,16 @@ def test_stage_1_freezes_the_backbone_and_stage_2_nothing(name):
 
 
 def test_comments_say_where_numbers_come_from():
-    text = recipe_yaml(find_recipe("jais-family-590m"))
+    text = preset_yaml(find_preset("jais-family-590m"))
     assert "batch_size: 1120 # published: card of jais-family-590m" in text
     assert "eps: 1.0e-08 # assumed: " in text
     assert "mup_base_filter_size: 682.6666666666666 # filter_size x base width / hidden_size" in text
 
 
 def test_a_name_may_be_a_file_a_recipe_or_a_model_with_one_phase():
-    assert find_recipe("configs/tiny/jais.yaml") is find_recipe("tiny/jais")
-    assert find_recipe("jais-family-13b") is find_recipe("jais-family-13b/pretrain")
+    assert find_preset("configs/tiny/jais.yaml") is find_preset("tiny/jais")
+    assert find_preset("jais-family-13b") is find_preset("jais-family-13b/pretrain")
     with pytest.raises(UserError, match=r"say which of .*stage-1"):
-        find_recipe("jais-adapted-7b")
+        find_preset("jais-adapted-7b")
     with pytest.raises(UserError, match="did you mean 'tiny/jais'"):
-        find_recipe("tiny/jai")
+        find_preset("tiny/jai")

@@ -12,7 +12,7 @@ import pytest
 from cerebras_jais.checkpoint import (
     CheckpointError,
     LazyTensor,
-    lay_out_checkpoint,
+    create_empty_checkpoint,
     mark_complete,
     open_checkpoint,
     save_checkpoint,
@@ -50,7 +50,7 @@ def rectangles(array: np.ndarray) -> list[tuple[tuple[int, ...], np.ndarray]]:
 
 def test_rectangles_written_by_threads_are_read_back_by_hdf5_and_by_us(path: Path) -> None:
     state = PLACES | {"zero": np.array(1.5), "empty": np.zeros((0, 4)), "step": 3}
-    offsets = lay_out_checkpoint(path, state, compression="lz4")
+    offsets = create_empty_checkpoint(path, state, compression="lz4")
     assert list(offsets) == ["zero"]
     with open(path, "r+b") as file:
         file.seek(offsets["zero"])
@@ -72,8 +72,8 @@ def test_rectangles_written_by_threads_are_read_back_by_hdf5_and_by_us(path: Pat
 
 
 def test_one_state_is_laid_out_and_saved_in_the_same_bytes(tmp_path: Path) -> None:
-    lay_out_checkpoint(tmp_path / "a", PLACES, compression="lz4")
-    lay_out_checkpoint(tmp_path / "b", PLACES, compression="lz4")
+    create_empty_checkpoint(tmp_path / "a", PLACES, compression="lz4")
+    create_empty_checkpoint(tmp_path / "b", PLACES, compression="lz4")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     save_checkpoint(tmp_path / "c", STATE, compression="lz4")
     save_checkpoint(tmp_path / "d", STATE, compression="lz4")
@@ -81,7 +81,7 @@ def test_one_state_is_laid_out_and_saved_in_the_same_bytes(tmp_path: Path) -> No
 
 
 def test_a_file_not_wholly_filled_is_refused(path: Path) -> None:
-    lay_out_checkpoint(path, PLACES, compression="lz4")
+    create_empty_checkpoint(path, PLACES, compression="lz4")
     with filling(path) as filler:
         filler.write("wide", (0, 0), STATE["wide"][:256])
     mark_complete(path)
@@ -101,12 +101,12 @@ def test_a_file_not_wholly_filled_is_refused(path: Path) -> None:
     ],
 )
 def test_a_rectangle_that_does_not_fit_is_refused(path: Path, key: str, at: tuple, part: slice, message: str) -> None:
-    lay_out_checkpoint(path, PLACES, compression="lz4")
+    create_empty_checkpoint(path, PLACES, compression="lz4")
     with filling(path) as filler, pytest.raises(CheckpointError, match=message):
         filler.write(key, at, STATE["wide"][part])
 
 
 def test_a_tensor_that_is_not_packed_is_refused(path: Path) -> None:
-    lay_out_checkpoint(path, PLACES)
+    create_empty_checkpoint(path, PLACES)
     with filling(path) as filler, pytest.raises(CheckpointError, match="is not packed"):
         filler.write("wide", (0, 0), STATE["wide"])

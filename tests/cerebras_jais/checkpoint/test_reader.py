@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from cerebras_jais.checkpoint import CheckpointError, RefusedLeaf, StoredTensor, open_checkpoint, save_checkpoint
+from cerebras_jais.checkpoint import CheckpointError, StoredTensor, UnreadableLeaf, open_checkpoint, save_checkpoint
 from cerebras_jais.checkpoint.hdf5.files import GuardedFile
 from tests.cerebras_jais.checkpoint import handmade, written_by_cerebras
 
@@ -225,7 +225,7 @@ def bomb(tmp_path: Path) -> Path:
 def test_a_pickled_object_is_named_refused_and_never_executed(bomb: Path) -> None:
     with open_checkpoint(bomb) as checkpoint:
         assert checkpoint.tensors["good"].read().sum() == 15
-        assert isinstance(checkpoint.tree["bad"], RefusedLeaf)
+        assert isinstance(checkpoint.tree["bad"], UnreadableLeaf)
         for ask in (lambda: checkpoint.tensors["bad"], checkpoint.tree["bad"].read):
             with pytest.raises(CheckpointError, match="'bad' is a pickled Python object"):
                 ask()

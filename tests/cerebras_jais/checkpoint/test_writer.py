@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from cerebras_jais.checkpoint import (
     CheckpointError,
     LazyTensor,
-    lay_out_checkpoint,
+    create_empty_checkpoint,
     mark_complete,
     open_checkpoint,
     replacing,
@@ -212,7 +212,7 @@ def test_laying_out_then_filling_the_ranges_equals_saving(tmp_path: Path) -> Non
     places["tied"] = places["a"]
     save_checkpoint(tmp_path / "saved.mdl", state)
     with replacing(tmp_path / "filled.mdl") as temporary:
-        offsets = lay_out_checkpoint(temporary, places)
+        offsets = create_empty_checkpoint(temporary, places)
         assert sorted(offsets) == ["a", "half", "large", "larger"]
         assert offsets["large"] % 4096 == offsets["larger"] % 4096 == 0, "not at a block of the disk"
         with pytest.raises(CheckpointError, match="partly written"):
@@ -242,7 +242,7 @@ def test_one_state_gives_the_same_bytes_at_any_time(tmp_path: Path) -> None:
 def test_laying_out_over_a_file_is_refused(path: Path) -> None:
     path.write_bytes(b"old")
     with pytest.raises(CheckpointError, match="File exists"):
-        lay_out_checkpoint(path, {"a": WEIGHT})
+        create_empty_checkpoint(path, {"a": WEIGHT})
     assert path.read_bytes() == b"old"
 
 

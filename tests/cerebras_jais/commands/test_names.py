@@ -10,7 +10,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from cerebras_jais.catalog.yaml_files import find_recipe, recipe_yaml, recipes
+from cerebras_jais.catalog.yaml_files import find_preset, preset_yaml, presets
 from cerebras_jais.cli import cli
 from cerebras_jais.config.trainer import read_trainer_yaml
 from cerebras_jais.errors import UserError
@@ -28,9 +28,9 @@ def run(*words):
     return result
 
 
-@pytest.mark.parametrize("name", [recipe.name for recipe in recipes() if recipe.is_miniature] + ["jais-family-590m"])
+@pytest.mark.parametrize("name", [preset.name for preset in presets() if preset.is_miniature] + ["jais-family-590m"])
 def test_a_dry_run_of_a_name_is_that_of_its_file(empty, name):
-    (empty / "file.yaml").write_text(recipe_yaml(find_recipe(name)), encoding="utf-8")
+    (empty / "file.yaml").write_text(preset_yaml(find_preset(name)), encoding="utf-8")
     of_file = run("fit", "file.yaml", "--dry-run")
     if name == "tiny/chat":  # it begins from a checkpoint that is not there
         assert str(run("fit", name, "--dry-run").exception) == str(of_file.exception)

@@ -1,7 +1,7 @@
 """The trainer YAML is read whole or refused in one line.
 
 Contract: `read_trainer_yaml` takes every key of the Model Zoo's trainer; a key it does not know, a key given twice, a
-value of the wrong kind or values that contradict one another end in a RecipeError that names the file, the line and
+value of the wrong kind or values that contradict one another end in a ConfigError that names the file, the line and
 the path of the key, and the nearest known key; keys that only concern CS systems are listed by `without_effect_here`.
 """
 
@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from cerebras_jais.config.schedules import CosineDecayLR, LinearLR, SequentialLR
-from cerebras_jais.config.trainer import RecipeError, read_trainer_yaml, without_effect_here
+from cerebras_jais.config.trainer import ConfigError, read_trainer_yaml, without_effect_here
 from cerebras_jais.errors import UserError
 from tests.cerebras_jais.train.examples import trainer_section, write_yaml
 
@@ -29,7 +29,7 @@ def changed(tmp_path, **changes):
 
 
 def error_of(path):
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(ConfigError) as caught:
         read_trainer_yaml(path)
     message = str(caught.value)
     assert isinstance(caught.value, UserError)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from cerebras_jais.catalog.stock_names import with_stock_names
-from cerebras_jais.config.yaml_file import RecipeError, parse_yaml, read_yaml
+from cerebras_jais.config.yaml_file import ConfigError, parse_yaml, read_yaml
 
 FILE = Path("run.yaml")
 ALIAS_BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 20))
@@ -59,7 +59,7 @@ MERGE_BOMB = "a0: &a0 {x: 1}\n" + "".join(
 )
 def test_hostile_yaml_is_refused_in_one_line_and_soon(text, words):
     begun = time.process_time()
-    with pytest.raises(RecipeError, match=words) as caught:
+    with pytest.raises(ConfigError, match=words) as caught:
         parse_yaml(text, FILE)
     assert time.process_time() - begun < 5
     said = str(caught.value)
@@ -68,10 +68,10 @@ def test_hostile_yaml_is_refused_in_one_line_and_soon(text, words):
 
 def test_a_file_that_is_no_text_or_too_large_is_refused(tmp_path):
     (tmp_path / "a.yaml").write_bytes(b"a: 1\nb: \xff\n")
-    with pytest.raises(RecipeError, match=r"a\.yaml:2: not UTF-8"):
+    with pytest.raises(ConfigError, match=r"a\.yaml:2: not UTF-8"):
         read_yaml(tmp_path / "a.yaml")
     (tmp_path / "a.yaml").write_bytes(b"#" * (2 << 20))
-    with pytest.raises(RecipeError, match="larger than 1 MiB"):
+    with pytest.raises(ConfigError, match="larger than 1 MiB"):
         read_yaml(tmp_path / "a.yaml")
 
 
@@ -97,7 +97,7 @@ def test_aliases_merges_and_dates_are_read():
     source = parse_yaml(text, FILE)
     assert source.data["d"] == source.data["a"] and source.data["e"] == {"b": 2, "c": ["x"]}
     assert source.data["f"] == "2024-01-01" and source.data["g"] == "5" and source.data["h"] == 1.0
-    assert source.place(("d", "c", 0)) == "run.yaml, line 1: d.c[0]"
+    assert source.location(("d", "c", 0)) == "run.yaml, line 1: d.c[0]"
 
 
 @pytest.mark.parametrize("line_break", ["\n", "\r\n", "\r", "\u2028"])
@@ -109,5 +109,5 @@ def test_a_stock_name_is_put_on_its_line_whatever_ends_the_lines(line_break):
 
 def test_a_stock_name_that_is_merged_in_is_refused():
     text = "trainer:\n  init:\n    model: {<<: {name: jais_family}}\n"
-    with pytest.raises(RecipeError, match=r"model\.name: is merged in"):
+    with pytest.raises(ConfigError, match=r"model\.name: is merged in"):
         with_stock_names(text, FILE)

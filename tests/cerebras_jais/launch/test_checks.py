@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from cerebras_jais.catalog.stock_names import STOCK_NAME
-from cerebras_jais.catalog.yaml_files import recipes
+from cerebras_jais.catalog.yaml_files import presets
 from cerebras_jais.config.cluster import FLAGS, ClusterConfig
 from cerebras_jais.launch.checks import check_file
 from cerebras_jais.launch.surroundings import preflight
@@ -29,9 +29,9 @@ def problems_of(path, tokenizer=None):
     return check_file(path) or preflight(path, tokenizer)[0]
 
 
-@pytest.mark.parametrize("recipe", recipes(), ids=lambda r: r.name)
-def test_every_config_of_ours_is_good(recipe):
-    assert problems_of(CONFIGS / f"{recipe.name}.yaml") == []
+@pytest.mark.parametrize("preset", presets(), ids=lambda r: r.name)
+def test_every_config_of_ours_is_good(preset):
+    assert problems_of(CONFIGS / f"{preset.name}.yaml") == []
 
 
 def test_there_are_forty_broken_ones_or_more_all_different():

@@ -14,11 +14,11 @@ from cerebras_jais.checkpoint import save_checkpoint
 from cerebras_jais.config.trainer import parse_trainer
 from cerebras_jais.errors import UserError
 from cerebras_jais.launch.estimate import describe_launch
-from cerebras_jais.launch.phases import EVERYTHING, Start, enter, first_work, lay_out, work_left
+from cerebras_jais.launch.phases import EVERYTHING, Start, next_phase, plan_phases, remaining_phases, start_of
 from tests.cerebras_jais.model.examples import llama_section
 from tests.cerebras_jais.train.examples import trainer_section
 
-WRITTEN = ("dataloader", "global_step", "model", "optimizer", "schedulers")
+CHECKPOINT_KEYS = ("dataloader", "global_step", "model", "optimizer", "schedulers")
 
 
 def config(folder, *, model_dir="run", loop=None, states=None, frozen=(), checkpoint=None, **fit):
@@ -34,7 +34,7 @@ def config(folder, *, model_dir="run", loop=None, states=None, frozen=(), checkp
     return parse_trainer(section)
 
 
-def save(path, step, states=WRITTEN):
+def save(path, step, states=CHECKPOINT_KEYS):
     path.parent.mkdir(parents=True, exist_ok=True)
     state = dict.fromkeys(states, np.zeros(1, np.float32))
     if "global_step" in states:
@@ -50,7 +50,7 @@ def counted(tmp_path):
 
 
 def test_steps_are_counted_through(counted):
-    assert [(phase.begins, phase.ends) for phase in lay_out(counted)] == [(0, 4), (4, 8), (8, 12)]
+    assert [(phase.begins, phase.ends) for phase in plan_phases(counted)] == [(0, 4), (4, 8), (8, 12)]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_steps_are_counted_through(counted):
 def test_a_launch_begins_where_the_checkpoints_stop(tmp_path, counted, on_disk, index, loads):
     for step in on_disk:
         save(tmp_path / "run" / f"checkpoint_{step}.mdl", step)
-    found, start = first_work(lay_out(counted))
+    found, start = next_phase(plan_phases(counted))
     assert found == index
     if on_disk:
         assert start.checkpoint == tmp_path / "run" / f"checkpoint_{on_disk[-1]}.mdl"
@@ -80,17 +80,17 @@ def test_a_launch_begins_where_the_checkpoints_stop(tmp_path, counted, on_disk, 
 def test_a_finished_list_says_so_and_has_no_work(tmp_path, counted):
     save(tmp_path / "run" / "checkpoint_12.mdl", 12)
     said = []
-    assert list(work_left(lay_out(counted), None, said.append)) == []
+    assert list(remaining_phases(plan_phases(counted), None, said.append)) == []
     assert [line.split(":")[0] for line in said[:3]] == ["phase 1 of 3", "phase 2 of 3", "phase 3 of 3"]
     assert said[3].startswith("nothing is left to train: ")
 
 
 def test_a_list_capped_by_max_steps_leaves_the_rest_for_later(tmp_path, counted):
-    phases = lay_out(counted, max_steps=6)
+    phases = plan_phases(counted, max_steps=6)
     assert [(phase.begins, phase.ends) for phase in phases] == [(0, 4), (4, 6), (6, 6)]
     save(tmp_path / "run" / "checkpoint_6.mdl", 6)
-    assert list(work_left(phases, None, lambda line: None)) == []
-    assert first_work(lay_out(counted))[0] == 1
+    assert list(remaining_phases(phases, None, lambda line: None)) == []
+    assert next_phase(plan_phases(counted))[0] == 1
 
 
 def staged(folder):
@@ -108,32 +108,32 @@ def staged(folder):
 
 def test_stages_in_folders_of_their_own_count_their_own_steps(tmp_path):
     save(tmp_path / "base.mdl", 0, ("model",))
-    phases = lay_out(staged(tmp_path))
+    phases = plan_phases(staged(tmp_path))
     assert [(phase.begins, phase.ends) for phase in phases] == [(0, 4), (0, 6)]
-    assert first_work(phases) == (0, Start(tmp_path / "base.mdl", None, "ckpt_path"))
+    assert next_phase(phases) == (0, Start(tmp_path / "base.mdl", None, "ckpt_path"))
     save(tmp_path / "s" / "1" / "checkpoint_4.mdl", 4)
-    index, start = first_work(phases)
+    index, start = next_phase(phases)
     assert (index, start.checkpoint.name, start.states) == (1, "checkpoint_4.mdl", ("model",))
     save(tmp_path / "s" / "2" / "checkpoint_2.mdl", 2)
-    index, start = first_work(phases)
+    index, start = next_phase(phases)
     assert (index, start.checkpoint.name, start.states) == (1, "checkpoint_2.mdl", EVERYTHING)
     save(tmp_path / "s" / "2" / "checkpoint_6.mdl", 6)
-    assert first_work(phases)[0] == 2
+    assert next_phase(phases)[0] == 2
 
 
 def test_another_model_dir_keeps_the_folders_of_phases_apart(tmp_path):
     save(tmp_path / "base.mdl", 0, ("model",))
-    phases = lay_out(staged(tmp_path), model_dir=tmp_path / "other")
+    phases = plan_phases(staged(tmp_path), model_dir=tmp_path / "other")
     assert [phase.model_dir for phase in phases] == [tmp_path / "other" / "1", tmp_path / "other" / "2"]
     # ckpt_path of the second names what the first leaves, which is elsewhere now, under whatever name.
     save(tmp_path / "other" / "1" / "checkpoint_4_20250101_000000.mdl", 4)
-    assert enter(phases, 1).checkpoint == tmp_path / "other" / "1" / "checkpoint_4_20250101_000000.mdl"
+    assert start_of(phases, 1).checkpoint == tmp_path / "other" / "1" / "checkpoint_4_20250101_000000.mdl"
 
 
 def test_the_optimizer_of_a_frozen_phase_stays_behind(tmp_path):
     configs = [config(tmp_path, loop={"max_steps": 4}, frozen=["decoder"]), config(tmp_path, loop={"max_steps": 8})]
     save(tmp_path / "run" / "checkpoint_4.mdl", 4)
-    _, start = first_work(lay_out(configs))
+    _, start = next_phase(plan_phases(configs))
     assert start.states == ("global_step", "model")
     assert "the optimizer begins anew" in str(start)
 
@@ -141,22 +141,22 @@ def test_the_optimizer_of_a_frozen_phase_stays_behind(tmp_path):
 def test_a_checkpoint_on_the_command_line_counts_for_more_than_the_folders(tmp_path, counted):
     save(tmp_path / "run" / "checkpoint_12.mdl", 12)
     middle = save(tmp_path / "elsewhere.mdl", 4)
-    index, start = first_work(lay_out(counted, checkpoint=middle), middle)
+    index, start = next_phase(plan_phases(counted, checkpoint=middle), middle)
     assert (index, start.checkpoint, start.states) == (1, middle, ("global_step", "model", "optimizer"))
 
 
 def test_ckpt_path_is_only_where_a_run_began(tmp_path):
     base = save(tmp_path / "base.mdl", 0, ("model",))
     one = [config(tmp_path, loop={"max_steps": 6}, states="model", ckpt_path=str(base))]
-    assert first_work(lay_out(one)) == (0, Start(base, None, "ckpt_path"))
+    assert next_phase(plan_phases(one)) == (0, Start(base, None, "ckpt_path"))
     save(tmp_path / "run" / "checkpoint_4.mdl", 4)
-    index, start = first_work(lay_out(one))
+    index, start = next_phase(plan_phases(one))
     assert (index, start.checkpoint.name, start.states) == (0, "checkpoint_4.mdl", EVERYTHING)
     save(tmp_path / "run" / "checkpoint_6.mdl", 6)
-    assert first_work(lay_out(one))[0] == 1
+    assert next_phase(plan_phases(one))[0] == 1
     # A ckpt_path in the run's own folder goes back to that step, as in the Model Zoo.
     back = [config(tmp_path, loop={"max_steps": 6}, ckpt_path=str(tmp_path / "run" / "checkpoint_4.mdl"))]
-    assert first_work(lay_out(back)) == (0, Start(tmp_path / "run" / "checkpoint_4.mdl", None, "ckpt_path"))
+    assert next_phase(plan_phases(back)) == (0, Start(tmp_path / "run" / "checkpoint_4.mdl", None, "ckpt_path"))
 
 
 REFUSED = {
@@ -172,31 +172,31 @@ REFUSED = {
 @pytest.mark.parametrize(("change", "words"), REFUSED.values(), ids=REFUSED)
 def test_a_list_that_cannot_be_continued_is_refused(tmp_path, change, words):
     with pytest.raises(UserError, match=words):
-        lay_out([config(tmp_path, **{"loop": {"max_steps": 4}, **change}), config(tmp_path, loop={"max_steps": 8})])
+        plan_phases([config(tmp_path, **{"loop": {"max_steps": 4}, **change}), config(tmp_path, loop={"max_steps": 8})])
 
 
 def test_phases_whose_checkpoints_could_not_be_told_apart_are_refused(tmp_path):
     first = config(tmp_path, loop={"max_steps": 4})
     with pytest.raises(UserError, match=r"trainer\[1\].*max_steps: steps are counted through.*begins at step 4"):
-        lay_out([first, config(tmp_path, loop={"max_steps": 4})])
+        plan_phases([first, config(tmp_path, loop={"max_steps": 4})])
     with pytest.raises(UserError, match=r"trainer\[1\].*model_dir: phase 1 writes there too"):
-        lay_out([first, config(tmp_path, loop={"max_steps": 4}, states="model")])
+        plan_phases([first, config(tmp_path, loop={"max_steps": 4}, states="model")])
 
 
 def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.mdl: no such checkpoint"):
-        first_work(lay_out([config(tmp_path, loop={"max_steps": 4})]), Path("nowhere.mdl"))
+        next_phase(plan_phases([config(tmp_path, loop={"max_steps": 4})]), Path("nowhere.mdl"))
 
 
 def test_a_stage_cut_short_is_gone_on_with_and_the_next_not_begun(tmp_path):
     save(tmp_path / "base.mdl", 0, ("model",))
-    cut = lay_out(staged(tmp_path), max_steps=2)
+    cut = plan_phases(staged(tmp_path), max_steps=2)
     assert [(phase.begins, phase.ends) for phase in cut] == [(0, 2), (0, 0)]
-    assert [phase.number for phase, _ in work_left(cut, None, lambda line: None)] == [1]
+    assert [phase.number for phase, _ in remaining_phases(cut, None, lambda line: None)] == [1]
     save(tmp_path / "s" / "1" / "checkpoint_2.mdl", 2)
-    assert list(work_left(cut, None, lambda line: None)) == []
+    assert list(remaining_phases(cut, None, lambda line: None)) == []
     assert "  not reached: the launch ends before it" in describe_launch(cut)
-    index, start = first_work(lay_out(staged(tmp_path)))
+    index, start = next_phase(plan_phases(staged(tmp_path)))
     assert (index, start.checkpoint.name) == (0, "checkpoint_2.mdl")
 
 
@@ -207,7 +207,7 @@ def test_phases_with_one_checkpoint_root_tell_their_checkpoints_apart_by_step(tm
         config(tmp_path, model_dir="b", loop={"max_steps": 8}, checkpoint=root),
     ]
     save(tmp_path / "root" / "checkpoint_4.mdl", 4)
-    index, start = first_work(lay_out(both))
+    index, start = next_phase(plan_phases(both))
     assert (index, start.states) == (1, ("global_step", "model", "optimizer"))
 
 
@@ -216,4 +216,4 @@ def test_a_run_that_does_not_autoload_begins_at_its_ckpt_path(tmp_path):
     save(tmp_path / "run" / "checkpoint_4.mdl", 4)
     off = {"steps": 2, "autoload_last_checkpoint": False}
     one = [config(tmp_path, loop={"max_steps": 6}, states="model", ckpt_path=str(base), checkpoint=off)]
-    assert first_work(lay_out(one)) == (0, Start(base, None, "ckpt_path"))
+    assert next_phase(plan_phases(one)) == (0, Start(base, None, "ckpt_path"))

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from cerebras_jais.catalog.models import MODELS
-from cerebras_jais.catalog.yaml_files import find_recipe, recipe_yaml, recipes
+from cerebras_jais.catalog.yaml_files import find_preset, preset_yaml, presets
 from cerebras_jais.config.trainer import read_trainer_yaml
 from cerebras_jais.launch.token_budget import token_notes
 
@@ -23,17 +23,17 @@ def notes_of(text, folder):
 
 def test_every_config_of_ours_sees_the_tokens_of_the_catalog(tmp_path):
     judged = 0
-    for recipe in recipes():
-        assert notes_of(recipe_yaml(recipe), tmp_path) == []
-        judged += recipe.model in MODELS
+    for preset in presets():
+        assert notes_of(preset_yaml(preset), tmp_path) == []
+        judged += preset.model in MODELS
     assert judged >= 20
 
 
 @pytest.mark.parametrize("name", ["jais-family-590m/pretrain", "jais-adapted-7b/stage-1", "jais-family-30b-16k/16k"])
 def test_half_a_batch_is_said_with_the_steps_that_make_up_for_it(tmp_path, name):
-    recipe = find_recipe(name)
-    ((model, phase),) = recipe.trainers
-    text = recipe_yaml(recipe)
+    preset = find_preset(name)
+    ((model, phase),) = preset.trainers
+    text = preset_yaml(preset)
     batch, steps = phase.batch_size.value, phase.steps.value
     halved = re.sub(rf"batch_size: {batch}\b", f"batch_size: {batch // 2}", text)
     assert halved != text
@@ -47,13 +47,13 @@ def test_half_a_batch_is_said_with_the_steps_that_make_up_for_it(tmp_path, name)
 
 
 def test_phases_in_one_launch_are_judged_one_by_one(tmp_path):
-    text = recipe_yaml(find_recipe("jais-family-30b-16k/phases"))
+    text = preset_yaml(find_preset("jais-family-30b-16k/phases"))
     assert notes_of(text, tmp_path) == []
-    batch = find_recipe("jais-family-30b-8k/8k").trainers[0][1].batch_size.value
+    batch = find_preset("jais-family-30b-8k/8k").trainers[0][1].batch_size.value
     (note,) = notes_of(re.sub(rf"batch_size: {batch}\b", f"batch_size: {batch * 2}", text), tmp_path)
     assert "jais-family-30b-8k/8k has" in note
 
 
 def test_a_model_of_other_sizes_is_not_judged(tmp_path):
-    text = recipe_yaml(find_recipe(PRETRAIN)).replace("batch_size: 1120", "batch_size: 560")
+    text = preset_yaml(find_preset(PRETRAIN)).replace("batch_size: 1120", "batch_size: 560")
     assert notes_of(text.replace("num_hidden_layers: 18", "num_hidden_layers: 17"), tmp_path) == []

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from cerebras_jais.commands.fit import fit as fit_command
 from cerebras_jais.config.modelzoo_only import WEIGHT_DECAY_SCHEDULES
-from cerebras_jais.config.trainer import ModelZooAloneError, RecipeError, parse_trainer, read_trainer_yaml
+from cerebras_jais.config.trainer import ConfigError, ModelZooAloneError, parse_trainer, read_trainer_yaml
 from cerebras_jais.errors import UserError
 from cerebras_jais.launch.checks import check_file, notes_of
 from cerebras_jais.launch.surroundings import preflight
@@ -116,7 +116,7 @@ def test_the_python_interface_refuses_it_too(tmp_path):
 def test_a_hint_is_a_spelling_of_what_was_written(keys, value, hint):
     section = base()["trainer"]
     section["init"][keys] = value
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(ConfigError) as caught:
         parse_trainer(section)
     assert hint in str(caught.value)
 

@@ -17,7 +17,7 @@ import yaml
 
 from cerebras_jais.checkpoint import open_checkpoint, save_checkpoint
 from cerebras_jais.config.trainer import read_trainer_yaml
-from cerebras_jais.launch.phases import ending_at, lay_out, work_left
+from cerebras_jais.launch.phases import plan_phases, remaining_phases, with_absolute_end
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.load import stored_weights
 from cerebras_jais.optimizer.groups import parameter_groups
@@ -187,13 +187,13 @@ def zoo_scalars(model_dir):
 def reference(folder, path, model_dir):
     """Run all phases of a YAML on the reference path; (phase, result) of each."""
     with contextlib.chdir(folder):
-        phases = lay_out(read_trainer_yaml(path), model_dir=model_dir)
+        phases = plan_phases(read_trainer_yaml(path), model_dir=model_dir)
         return [
             (
                 phase,
-                fit(ending_at(phase), model_dir=phase.model_dir, start=start, progress=False),
+                fit(with_absolute_end(phase), model_dir=phase.model_dir, start=start, progress=False),
             )
-            for phase, start in work_left(phases, None, lambda line: None)
+            for phase, start in remaining_phases(phases, None, lambda line: None)
         ]
 
 

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from cerebras_jais.commands.fit import fit as fit_command
 from cerebras_jais.config.trainer import parse_trainer
-from cerebras_jais.launch.phases import EVERYTHING, Start, lay_out
+from cerebras_jais.launch.phases import EVERYTHING, Start, plan_phases
 from cerebras_jais.modelzoo import preflight
 from cerebras_jais.modelzoo.launch import Launch, with_cluster
 from cerebras_jais.modelzoo.phases import trainer_of
@@ -49,7 +49,7 @@ def ready(tmp_path_factory):
 
 def phases_of(path, **cluster):
     params = with_cluster(yaml.safe_load(path.read_text()), Launch(str(path), cluster=cluster))
-    return lay_out([parse_trainer(trainer) for trainer in trainers_of(params)])
+    return plan_phases([parse_trainer(trainer) for trainer in trainers_of(params)])
 
 
 def findings(path, monkeypatch, **cluster):

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from cerebras_jais.catalog.stock_names import with_stock_names
-from cerebras_jais.catalog.yaml_files import recipes
+from cerebras_jais.catalog.yaml_files import presets
 from tests.cerebras_jais.launch.broken import BROKEN, CONFIGS
 
 pytestmark = [pytest.mark.modelzoo, pytest.mark.slow]
@@ -48,11 +48,11 @@ def make_data_directories(tree):
             make_data_directories(value)
 
 
-@pytest.mark.parametrize("recipe", recipes(), ids=lambda r: r.name)
-def test_cszoo_config_validate_takes_every_config(recipe, modelzoo, tmp_path, monkeypatch):
+@pytest.mark.parametrize("preset", presets(), ids=lambda r: r.name)
+def test_cszoo_config_validate_takes_every_config(preset, modelzoo, tmp_path, monkeypatch):
     from cerebras.modelzoo.trainer.validate_configs import validate_config
 
-    file = CONFIGS / f"{recipe.name}.yaml"
+    file = CONFIGS / f"{preset.name}.yaml"
     monkeypatch.chdir(tmp_path)
     make_data_directories(yaml.safe_load(file.read_text(encoding="utf-8")))
     validate_config(str(file))

@@ -8,8 +8,8 @@ import pytest
 
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.config import DecoderConfig
-from checkpoint_convert.configs.convert import refuse_inexpressible
-from checkpoint_convert.configs.legacy import with_todays_keys
+from checkpoint_convert.configs.convert import check_convertible
+from checkpoint_convert.configs.legacy import migrate_keys
 from tests.checkpoint_convert.examples import VARIANTS, jais_section, llama_section
 
 # Key and value of a release, and the releases whose own files or classes have it.
@@ -39,12 +39,12 @@ GONE = {
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_section_of_today_stays(name):
-    assert with_todays_keys(VARIANTS[name]) == VARIANTS[name]
+    assert migrate_keys(VARIANTS[name]) == VARIANTS[name]
 
 
 @pytest.mark.parametrize("releases", GONE)
 def test_keys_that_are_gone_are_left_out(releases):
-    assert with_todays_keys(jais_section() | GONE[releases]) == jais_section()
+    assert migrate_keys(jais_section() | GONE[releases]) == jais_section()
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_keys_that_are_gone_are_left_out(releases):
     ],
 )
 def test_keys_that_have_another_name_today_get_it(old, new):
-    assert with_todays_keys(old) == new
+    assert migrate_keys(old) == new
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_keys_that_have_another_name_today_get_it(old, new):
 )
 def test_what_no_model_of_the_family_has_is_refused_by_name(change):
     with pytest.raises(UserError, match=rf"model\.{next(iter(change))}"):
-        with_todays_keys(jais_section() | change)
+        migrate_keys(jais_section() | change)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_what_no_model_of_the_family_has_is_refused_by_name(change):
 )
 def test_what_a_release_cannot_say_is_refused_by_name(section, key):
     with pytest.raises(UserError, match=rf"model\.{key}"):
-        refuse_inexpressible(DecoderConfig.from_section(with_todays_keys(section)))
+        check_convertible(DecoderConfig.from_section(migrate_keys(section)))
 
 
 @pytest.mark.modelzoo
@@ -113,5 +113,5 @@ def test_the_model_zoo_takes_the_section(releases, family):
 
     config = JAISModelConfig if family is jais_section else LlamaModelConfig
     old = {key: value for key, value in family().items() if key != "name"}
-    taken = config(**with_todays_keys(old | GONE[releases]))
+    taken = config(**migrate_keys(old | GONE[releases]))
     assert (taken.hidden_size, taken.filter_size, taken.vocab_size) == (48, 128, 97)

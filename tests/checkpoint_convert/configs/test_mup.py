@@ -18,7 +18,7 @@ from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.initialize import weight_initializers
 from cerebras_jais.optimizer.groups import learning_rate_scales
 from checkpoint_convert.configs.convert import SpecialTokens, to_config_json, to_model_section
-from checkpoint_convert.configs.mup import base_filter_size, base_hidden_size, output_alpha, with_todays_mup
+from checkpoint_convert.configs.mup import base_filter_size, base_hidden_size, migrate_mup, output_alpha
 from checkpoint_convert.configs.trainer_yaml import model_section_of, trainer_params
 from tests import tolerances
 from tests.checkpoint_convert.examples import PUBLISHED, jais_section
@@ -86,7 +86,7 @@ def test_logits_attention_initial_weights_and_learning_rates_stay(name, form):
 @pytest.mark.parametrize("name", DEPRECATED)
 def test_the_rest_of_the_section_stays(name):
     section = DEPRECATED[name]
-    new = with_todays_mup(section, OLD)
+    new = migrate_mup(section, OLD)
     for key in section.keys() - {"output_logits_scale", "scale_qk_dot_by_d"}:
         if not key.endswith("initializer") or key == "embedding_initializer":
             assert new[key] == section[key]
@@ -145,7 +145,7 @@ def test_the_old_yaml_of_a_published_model_becomes_its_new_one(
     ],
 )
 def test_a_section_whose_width_is_not_in_the_optimizer_stays(section, scales):
-    assert with_todays_mup(section, scales) == section
+    assert migrate_mup(section, scales) == section
 
 
 @pytest.mark.parametrize("scale", [0, -0.5, "0.5", True, math.inf, math.nan])

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.formats.safetensors import (
     INDEX,
-    lay_out_model,
+    create_shards,
     open_model,
     places_in,
     plan_shards,
@@ -37,7 +37,7 @@ ARRAYS = {
 
 def write(directory, arrays, max_shard_size=10**9):
     shards = plan_shards([TensorHeader(n, a.shape, a.dtype.name) for n, a in arrays.items()], max_shard_size)
-    lay_out_model(directory, shards)
+    create_shards(directory, shards)
     for name, place in places_in(directory, shards).items():
         with open(place.path, "r+b") as file:
             file.seek(place.offset)

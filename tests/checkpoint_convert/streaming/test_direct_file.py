@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from checkpoint_convert.streaming import direct_file as written_file
-from checkpoint_convert.streaming.direct_file import WrittenFile
+from checkpoint_convert.streaming.direct_file import DirectWriter
 
 MB = 1 << 20
 linux = pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="macOS has no direct writes")
@@ -34,7 +34,7 @@ def fill(path, size, seed=0):
     values = np.random.default_rng(seed).integers(0, 256, size, np.uint8)
     path.write_bytes(b"")
     os.truncate(path, size)
-    with WrittenFile(path) as file, ThreadPoolExecutor(3) as pool:
+    with DirectWriter(path) as file, ThreadPoolExecutor(3) as pool:
         wanted = [pool.submit(file.write, values[a:b].data, a) for a, b in pieces(size, seed)]
         for future in wanted:
             future.result()
@@ -88,7 +88,7 @@ def test_a_thousand_files_need_no_more_descriptors_than_files(tmp_path):
     open_before = len(os.listdir("/proc/self/fd"))
     path = tmp_path / "f"
     path.write_bytes(bytes(4 * MB))
-    with WrittenFile(path) as file:
+    with DirectWriter(path) as file:
         file.write(np.ones(4 * MB, np.uint8).data, 0)
         assert len(os.listdir("/proc/self/fd")) == open_before + 1
     assert len(os.listdir("/proc/self/fd")) == open_before

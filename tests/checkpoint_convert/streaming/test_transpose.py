@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoint_convert.streaming.transpose import contiguous, copy_into
+from checkpoint_convert.streaming.transpose import contiguous, copy_transposed
 
 LAYOUTS = {
     "rows": lambda values: values,
@@ -25,7 +25,7 @@ LAYOUTS = {
 def test_an_array_is_copied_bit_for_bit(rows, columns, size, source, target):
     values = np.random.default_rng(0).integers(0, 256, (rows, columns * int(size)), np.uint8).view(f"u{size}")
     into = LAYOUTS[target](np.zeros_like(values))
-    copy_into(LAYOUTS[source](values), into)
+    copy_transposed(LAYOUTS[source](values), into)
     assert np.array_equal(into, values)
 
 
