@@ -57,6 +57,8 @@ def module_of(path):
 
 MODULES = {module_of(path): path for package in ("cerebras_jais", "checkpoint_convert") for path in files(package)}
 
+FOLDERS = sorted({path.parent for path in MODULES.values()} - {ROOT / "cerebras_jais" / "data" / "sample"})
+
 
 def imports_of(path):
     """Absolute names of everything a file imports, at any depth; a module where it is one of ours."""
@@ -100,6 +102,14 @@ def test_no_module_leads_back_to_itself():
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(ROOT)))
+def test_a_folder_says_what_belongs_there_and_holds_at_most_14_modules(folder):
+    assert len(list(folder.glob("*.py"))) <= 15  # __init__.py among them
+    docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+    assert docstring is not None
+    assert "\n\n" in docstring
 
 
 @pytest.mark.parametrize("module", ["cerebras_jais.cli", "checkpoint_convert.cli"])

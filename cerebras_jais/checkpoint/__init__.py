@@ -1,7 +1,7 @@
-"""The .mdl file of Cerebras PyTorch 2.10: read lazily, written whole or not at all, without any Cerebras package.
+"""The .mdl file of Cerebras PyTorch 2.10, read lazily and written whole or not at all, without torch or Cerebras packages.
 
-What the package exports is imported when it is first asked for, so that a program can have HDF5's inspector started
-(hdf5_inspection.py) while numpy and h5py are still to be loaded.
+The tree of values, the tensors and the metadata belong here; HDF5 itself is in `hdf5`, and which tensors a model has
+is known to `model`.
 """
 
 from importlib import import_module

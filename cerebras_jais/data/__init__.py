@@ -1,1 +1,4 @@
-"""Text to tokens: reading documents, training a tokenizer, packing sequences, the Model Zoo's HDF5 layout."""
+"""Text to tokens: documents, tokenizers, packing, and the Model Zoo's HDF5 data, written and read in its order.
+
+What a training run does with the samples is in `train`.
+"""

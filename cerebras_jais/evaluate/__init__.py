@@ -1,1 +1,4 @@
-"""What a trained model can do: text it writes, and how well it predicts text it has not seen."""
+"""What a trained model is worth: how well it predicts text that it has not seen.
+
+The model itself is in `model`; loading a release is in `checkpoint_convert`.
+"""

@@ -1,1 +1,4 @@
-"""The plugin for the Cerebras Model Zoo 2.10; the only room that imports Cerebras packages."""
+"""The plugin for the Cerebras Model Zoo 2.10, and launches on CS systems.
+
+Only modules here import Cerebras packages; most of them run on the user node of a cluster only.
+"""
