@@ -33,12 +33,12 @@ def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         found = {key for key, names in names_of.items() if any(rule.search(name) for name in names)}
         if not found:
             raise ModelConfigError(
-                f"model.frozen_parameters: {pattern!r} is found in no tensor's name; names are like "
-                f"{next(iter(names_of.values()))[0]}"
+                "frozen_parameters",
+                f"{pattern!r} is found in no tensor's name; names are like {next(iter(names_of.values()))[0]}",
             )
         frozen |= found
     if patterns and not any(p.requires_grad for key, p in tensors.items() if key not in frozen):
-        raise ModelConfigError("model.frozen_parameters: nothing is left to train; freeze less")
+        raise ModelConfigError("frozen_parameters", "nothing is left to train; freeze less")
     for key in frozen:
         tensors[key].requires_grad_(False)
     return [names[0] for key, names in names_of.items() if key in frozen]
@@ -50,5 +50,5 @@ def compiled_pattern(pattern: str, index: int) -> re.Pattern[str]:
         return re.compile(pattern)
     except re.error as error:
         raise ModelConfigError(
-            f"model.frozen_parameters: {pattern!r} (number {index + 1}) is not a regular expression: {error}"
+            "frozen_parameters", f"{pattern!r} (number {index + 1}) is not a regular expression: {error}"
         ) from None
