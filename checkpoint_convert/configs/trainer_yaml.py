@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from cerebras_jais.config.yaml_file import ConfigError
+from cerebras_jais.config.yaml_file import ConfigError, ConfigFile
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.params import section_at, trainers_of
 from checkpoint_convert.configs.legacy import migrate_keys
@@ -32,19 +32,22 @@ _HEAD = """\
 {notes}"""
 
 
-def read_model_section(path: Path) -> dict[str, Any]:
+def read_model_section(config: Path | ConfigFile) -> dict[str, Any]:
     """The `model:` section of a trainer YAML, as `model_section_of` gives it.
+
+    Args:
+        config: the file, the name of a config of ours, or either of them opened.
 
     Raises:
         ConversionError: the file cannot be read, is no YAML, or has no such section.
     """
-    from cerebras_jais.catalog.yaml_files import open_config  # needed by --config alone
+    from cerebras_jais.catalog.yaml_files import open_config  # needed here alone
 
     try:
-        params = open_config(path).data
+        file = config if isinstance(config, ConfigFile) else open_config(config)
     except ConfigError as error:
         raise ConversionError(str(error)) from error
-    return model_section_of(params, str(path))
+    return model_section_of(file.data, str(file.path))
 
 
 def model_section_of(params: Any, where: str) -> dict[str, Any]:
