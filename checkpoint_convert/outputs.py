@@ -18,7 +18,8 @@ import numpy as np
 
 from cerebras_jais.checkpoint import LazyTensor, create_empty_checkpoint, open_checkpoint
 from cerebras_jais.checkpoint.packed_writer import PackedTensorWriter, filling
-from checkpoint_convert.configs.convert import RELEASE, SpecialTokens
+from cerebras_jais.modelzoo_version import VERSION
+from checkpoint_convert.configs.convert import SpecialTokens
 from checkpoint_convert.configs.trainer_yaml import yaml_text
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.formats.safetensors import Shard, create_shards, places_in, write_json, write_text
@@ -139,7 +140,7 @@ class CheckpointTarget:
         lazy = {header.name: LazyTensor(header.shape, header.dtype) for header in self.plan.headers}
         aliases = self.plan.aliases  # the same object under two names is stored once and linked
         record = {
-            "version": RELEASE,
+            "version": VERSION,
             "model_name": name.get(section.get("name"), "JAISModel"),
             "params": self.params,
         }

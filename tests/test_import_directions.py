@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Folders and modules of cerebras_jais, and the converter; those of one line import neither one another nor later ones.
 ORDER = (
-    ("errors", "ranges"),
+    ("errors", "modelzoo_version", "ranges"),
     ("encoding", "files"),
     ("atomic", "commandline"),
     ("checkpoint",),

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 from cerebras_jais.config.yaml_file import ConfigError, parse_yaml
+from cerebras_jais.modelzoo_version import STOCK_NAME_OF
 
 _LINE_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")  # those that YAML counts
-STOCK_NAME = {"jais_family": "jais", "jais_adapted": "llama"}
 
 
 def with_stock_names(text: str, path: Path) -> str:
@@ -23,7 +23,7 @@ def with_stock_names(text: str, path: Path) -> str:
     lines = _LINE_BREAK.split(text)
     for at, model in _models(source.data):
         if model.get("frozen_parameters"):
-            stock = STOCK_NAME[model["name"]]
+            stock = STOCK_NAME_OF[model["name"]]
             raise ConfigError(
                 f"{source.location((*at, 'frozen_parameters'))}: the Model Zoo's own {stock!r} freezes nothing by "
                 "name; train this phase with the plugin (`cerebras-jais zoo fit`)"
@@ -32,7 +32,7 @@ def with_stock_names(text: str, path: Path) -> str:
             if key in model and (*at, key) not in source.lines:
                 raise ConfigError(f"{source.location((*at, key))}: is merged in by <<; write it out in this section")
         number = source.lines[(*at, "name")] - 1
-        lines[number] = re.sub(rf"\b{model['name']}\b", STOCK_NAME[model["name"]], lines[number], count=1)
+        lines[number] = re.sub(rf"\b{model['name']}\b", STOCK_NAME_OF[model["name"]], lines[number], count=1)
         if "frozen_parameters" in model:
             empty = source.lines[(*at, "frozen_parameters")] - 1
             lines[empty] = lines[empty].split("frozen_parameters")[0].rstrip() + "\0"
@@ -49,6 +49,6 @@ def _models(data: object) -> list[tuple[tuple[str | int, ...], dict]]:
         model = entry
         for key in ("trainer", "init", "model"):
             model = model.get(key) if isinstance(model, dict) else None
-        if isinstance(model, dict) and str(model.get("name")) in STOCK_NAME:
+        if isinstance(model, dict) and str(model.get("name")) in STOCK_NAME_OF:
             found.append(((*at, "init", "model"), model))
     return found

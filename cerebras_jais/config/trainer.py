@@ -35,7 +35,8 @@ from cerebras_jais.config.yaml_file import (
     suggestion,
 )
 from cerebras_jais.errors import UserError
-from cerebras_jais.model.config import NO_EFFECT_HERE, PLUGIN_NAMES, STOCK_NAMES, DecoderConfig, OutsideFamilyError
+from cerebras_jais.model.config import NO_EFFECT_HERE, DecoderConfig, OutsideFamilyError
+from cerebras_jais.modelzoo_version import PLUGIN_NAMES, STOCK_NAMES
 from cerebras_jais.ranges import shown
 
 __all__ = [

@@ -11,7 +11,7 @@ from typing import Any
 
 from cerebras_jais.config.trainer import ModelZooAloneError, TrainerConfig, read_trainer_yaml
 from cerebras_jais.config.yaml_file import read_yaml
-from cerebras_jais.model.config import PLUGIN_NAMES
+from cerebras_jais.modelzoo_version import PLUGIN_NAMES
 
 
 def read_unless_alone(path: str | Path) -> list[TrainerConfig] | None:
