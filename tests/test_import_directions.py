@@ -41,7 +41,6 @@ ARROWS_BACK = {
     ("cerebras_jais.config.yaml_file", "cerebras_jais.catalog.yaml_files"),
 }
 CIRCLES = {
-    ("cerebras_jais.model.initialize", "cerebras_jais.model.decoder"),
     ("cerebras_jais.config.modelzoo_only", "cerebras_jais.config.trainer"),
 }
 NOT_FOR_THE_CONVERTER = {"data", "launch"}

@@ -19,7 +19,7 @@ from cerebras_jais.data.dataset import HDF5Samples
 from cerebras_jais.data.shards import recorded_vocabulary
 from cerebras_jais.errors import UserError
 from cerebras_jais.launch.checks import CHECKS, check_file, notes_of
-from cerebras_jais.launch.estimate import measure
+from cerebras_jais.launch.estimate import model_size
 from cerebras_jais.launch.phases import Phase, next_phase
 from cerebras_jais.modelzoo.connection import cluster_file
 from cerebras_jais.modelzoo.installed import ModelZooMissing, require_modelzoo
@@ -90,7 +90,7 @@ def _yaml(path: Path, phases: Sequence[Phase]) -> Iterator[Finding]:
                 line = f"{dotted(('trainer', *keys))}: {message}"
                 problems += [line] if not any(message in known for known in problems) else []
         try:
-            measure(phase.config.init.model)  # builds its shape, and finds what is to be frozen
+            model_size(phase.config.init.model)  # refuses patterns of `frozen_parameters` that cannot be meant
         except UserError as error:
             problems.append(f"{phase.name}: {error}")
     yield from (Finding(str(path), problem.removeprefix(f"{path}, ")) for problem in problems)

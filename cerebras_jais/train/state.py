@@ -28,7 +28,8 @@ from cerebras_jais.data.dataset import HDF5Samples
 from cerebras_jais.errors import UserError
 from cerebras_jais.launch.phases import EVERYTHING
 from cerebras_jais.model.decoder import LanguageModel
-from cerebras_jais.model.load import fill_model, read_finite, stored_weights
+from cerebras_jais.model.load import fill_model, read_finite
+from cerebras_jais.model.stored import stored_weights
 from cerebras_jais.modelzoo_version import VERSION, class_name, is_of_this_release
 from cerebras_jais.optimizer.adamw import AdamW, load_optimizer_state, optimizer_state
 from cerebras_jais.optimizer.groups import ParameterGroup
