@@ -134,4 +134,4 @@ def _close(value: float, wanted: float, relative: float = CONSTANT_RELATIVE) -> 
 
 def _require(holds: bool, config: DecoderConfig, key: str, what: str) -> None:
     if not holds:
-        raise ModelConfigError(f"model.{key}: {what} (got {getattr(config, key)!r})")
+        raise ModelConfigError(key, f"{what} (got {getattr(config, key)!r})")

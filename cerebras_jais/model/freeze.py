@@ -57,12 +57,11 @@ def _found(names: Mapping[str, Sequence[str]], trainable: Collection[str], patte
         rule = compiled_pattern(pattern, index)
         found_here = {first for first, every in names.items() if any(rule.search(name) for name in every)}
         if not found_here:
-            raise ModelConfigError(
-                f"model.frozen_parameters: {pattern!r} is found in no tensor's name; names are like {next(iter(names))}"
-            )
+            message = f"{pattern!r} is found in no tensor's name; names are like {next(iter(names))}"
+            raise ModelConfigError("frozen_parameters", message)
         found |= found_here
     if patterns and not set(trainable) - found:
-        raise ModelConfigError("model.frozen_parameters: nothing is left to train; freeze less")
+        raise ModelConfigError("frozen_parameters", "nothing is left to train; freeze less")
     return [first for first in names if first in found]
 
 
@@ -72,5 +71,5 @@ def compiled_pattern(pattern: str, index: int) -> re.Pattern[str]:
         return re.compile(pattern)
     except re.error as error:
         raise ModelConfigError(
-            f"model.frozen_parameters: {pattern!r} (number {index + 1}) is not a regular expression: {error}"
+            "frozen_parameters", f"{pattern!r} (number {index + 1}) is not a regular expression: {error}"
         ) from None
