@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 from cerebras_jais.config.yaml_file import ConfigError, ConfigFile
 from cerebras_jais.errors import Problem
+from cerebras_jais.modelzoo_version import STOCK_NAME_OF
 from cerebras_jais.params import section_at
 
 _LINE_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")  # those that YAML counts
-STOCK_NAME = {"jais_family": "jais", "jais_adapted": "llama"}
 
 
 def with_stock_names(file: ConfigFile) -> str:
@@ -22,9 +22,9 @@ def with_stock_names(file: ConfigFile) -> str:
     lines = _LINE_BREAK.split(file.text)
     for keys, trainer in file.trainers:
         at, model = (*keys, "init", "model"), section_at(trainer, "init", "model")
-        if not isinstance(model, Mapping) or model.get("name") not in STOCK_NAME:
+        if not isinstance(model, Mapping) or model.get("name") not in STOCK_NAME_OF:
             continue
-        stock = STOCK_NAME[model["name"]]
+        stock = STOCK_NAME_OF[model["name"]]
         if model.get("frozen_parameters"):
             remedy = "train this phase with the plugin (`cerebras-jais zoo fit`)"
             problem = f"the Model Zoo's own {stock!r} freezes nothing by name; {remedy}"

@@ -115,8 +115,8 @@ def presets_table(presets: Sequence[Preset]) -> str:
 def differences(ours: Any, theirs: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     """What two YAML trees say differently: dotted path, value of each; `...` where one of them says nothing.
 
-    Values are equal if a trainer takes them for one: numbers by what they are worth, and a text in place of a number for
-    the number that it spells, as the Model Zoo does (its YAML reader takes 1e-5 for text).
+    Values are equal if a trainer takes them as equal: numbers by their value, and a text beside a number as the number
+    that it spells (the YAML reader of the Model Zoo takes 1e-5 for text, and its trainer for the number).
     """
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
         for key in [*ours, *(key for key in theirs if key not in ours)]:

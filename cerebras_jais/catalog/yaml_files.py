@@ -5,6 +5,7 @@ A config of ours is found by its name too, wherever a file is asked for (`open_c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -233,7 +234,7 @@ def _model(model: Model, phase: Phase, anchor: str) -> dict[str, Any]:
         "nonlinearity": "swiglu",
     }
     if a.mup is not None:
-        section |= {"position_embedding_type": "alibi", "layer_norm_epsilon": 1e-5, **_biases(tied=True, present=True)}
+        section |= {"position_embedding_type": "alibi", "layer_norm_epsilon": 1e-5, **_ties_and_biases(rules.JAIS_FORM)}
     else:
         section |= {
             "position_embedding_type": "rotary",
@@ -245,7 +246,7 @@ def _model(model: Model, phase: Phase, anchor: str) -> dict[str, Any]:
         if a.kv_heads.value != a.heads.value:
             section["attention_module"] = "multiquery_attention"
             section["extra_attention_params"] = {"num_kv_groups": a.kv_heads}
-        section |= _biases(tied=False, present=False)
+        section |= _ties_and_biases(rules.ADAPTED_FORM)
     section |= {"dropout_rate": 0.0, "attention_dropout_rate": 0.0}
     section |= _loss(model, phase)
     if model in MODELS and a.mup is not None:
@@ -258,14 +259,8 @@ def _model(model: Model, phase: Phase, anchor: str) -> dict[str, Any]:
     return section
 
 
-def _biases(*, tied: bool, present: bool) -> dict[str, bool]:
-    return {
-        "share_embedding_weights": tied,
-        "use_bias_in_output": False,
-        "use_ffn_bias": present,
-        "use_ffn_bias_in_attention": present,
-        "use_projection_bias_in_attention": present,
-    }
+def _ties_and_biases(form: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in form.items() if isinstance(value, bool)}
 
 
 def _loss(model: Model, phase: Phase) -> dict[str, Any]:

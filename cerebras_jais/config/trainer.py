@@ -28,12 +28,11 @@ from cerebras_jais.config.yaml_file import ConfigError, ConfigFile, ModelZooAlon
 from cerebras_jais.errors import Keys, Problem, dotted
 from cerebras_jais.model.config import (
     NO_EFFECT_HERE,
-    PLUGIN_NAMES,
-    STOCK_NAMES,
     DecoderConfig,
     ModelConfigError,
     OutsideFamilyError,
 )
+from cerebras_jais.modelzoo_version import PLUGIN_NAMES, STOCK_NAMES
 from cerebras_jais.ranges import shown
 
 __all__ = [

@@ -12,19 +12,14 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from cerebras_jais.catalog.family import CONSTANT_RELATIVE
-from cerebras_jais.catalog.models import MODELS, MUP_SETS
-from cerebras_jais.catalog.size_rules import MUP_BASE_WIDTH
-from cerebras_jais.catalog.types import MuP
+from cerebras_jais.catalog.family import loss_weight_problem, mup_problems
 from cerebras_jais.config.schedules import ConstantLR, ScalePerParamLR, Schedule, SequentialLR
 from cerebras_jais.config.trainer import TrainerConfig
 from cerebras_jais.errors import Keys, Problem, dotted
-from cerebras_jais.model.config import DecoderConfig
 
 CHECKPOINT_STATES = frozenset(
     {"model", "optimizer", "schedulers", "dataloader", "global_step", "grad_scaler", "sparsity", "all"}
 )
-CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768)
 
 
 def check(configs: Sequence[TrainerConfig]) -> list[Problem]:
@@ -120,64 +115,13 @@ def _checkpoint_problems(config: TrainerConfig) -> Iterator[Problem]:
 
 
 def _loss_problems(config: TrainerConfig) -> Iterator[Problem]:
-    model = config.init.model
-    length, weight = model.max_position_embeddings, model.loss_weight
-    if model.loss_scaling == "num_tokens":
-        return
-    remedy = f"give 1/max_position_embeddings = {1 / length!r}, or loss_scaling: num_tokens"
-    others = [n for n in CONTEXTS if n != length and math.isclose(weight * n, 1, rel_tol=1e-6)]
-    if others:
-        yield Problem(("init", "model", "loss_weight"), f"is that of {others[0]} tokens, not of {length}; {remedy}")
-    elif not 1 / length * (1 - 1e-3) <= weight <= 1:
-        yield Problem(("init", "model", "loss_weight"), f"scales the loss by {weight * length:.4g} at least; {remedy}")
+    problem = loss_weight_problem(config.init.model)
+    if problem is not None:
+        yield Problem(("init", "model", "loss_weight"), problem)
 
 
 def _mup_problems(config: TrainerConfig) -> Iterator[Problem]:
-    model = config.init.model
-    if not model.is_mup:
-        return
-    assert model.mup_base_hidden_size is not None and model.mup_base_filter_size is not None
-    at = ("init", "model")
-    widths = model.hidden_size / model.mup_base_hidden_size, model.filter_size / model.mup_base_filter_size
-    if not math.isclose(*widths, rel_tol=1e-5):
-        wanted = model.filter_size * model.mup_base_hidden_size / model.hidden_size
-        yield Problem(
-            (*at, "mup_base_filter_size"),
-            f"makes the filter {widths[1]:.4g} times the base's where the hidden size is {widths[0]:.4g} times; "
-            f"give {wanted!r}",
-        )
-    known = next((m for m in MODELS if _sizes(m) == (model.hidden_size, model.filter_size)), None)
-    if known is not None and known.architecture.mup is not None and model.mup_base_hidden_size != MUP_BASE_WIDTH:
-        yield Problem((*at, "mup_base_hidden_size"), f"every jais-family model has {MUP_BASE_WIDTH}; give that")
-    yield from (problem.below(at) for problem in _mixed_constants(model))
-
-
-def _sizes(model: Any) -> tuple[int, int]:
-    return model.architecture.hidden_size.value, model.architecture.filter_size.value
-
-
-def _mixed_constants(model: DecoderConfig) -> Iterator[Problem]:
-    def is_of(value: float | None, constant: float) -> bool:
-        return value is not None and math.isclose(value, constant, rel_tol=CONSTANT_RELATIVE)
-
-    def others(name: str) -> list[MuP]:
-        return [mup for other, mup in MUP_SETS.items() if other != name]
-
-    for name, mup in MUP_SETS.items():
-        scale, alpha = mup.embeddings_scale.value, mup.output_logits_alpha.value
-        if is_of(model.embeddings_scale, scale) and not is_of(model.output_logits_alpha, alpha):
-            yield Problem(
-                ("output_logits_alpha",),
-                f"embeddings_scale is that of the {name} models, which goes with {alpha}; give that",
-            )
-        if is_of(model.output_logits_alpha, alpha) and not is_of(model.embeddings_scale, scale):
-            yield Problem(
-                ("embeddings_scale",),
-                f"output_logits_alpha is that of the {name} models, which goes with {scale}; give that",
-            )
-        spread = model.initializer.std if model.initializer is not None else None
-        if is_of(model.embeddings_scale, scale) and any(is_of(spread, other.spread.value) for other in others(name)):
-            yield Problem(("initializer",), f"std {spread} is of the other models' muP set; give {mup.spread.value}")
+    yield from (Problem(("init", "model", key), message) for key, message in mup_problems(config.init.model))
 
 
 def _data_problems(config: TrainerConfig) -> Iterator[Problem]:

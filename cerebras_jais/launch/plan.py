@@ -17,7 +17,7 @@ from cerebras_jais.config.sections import CheckpointSection, Loop
 from cerebras_jais.config.trainer import TrainerConfig
 from cerebras_jais.data.dataset import HDF5Samples
 from cerebras_jais.errors import Problem, UserError
-from cerebras_jais.launch.estimate import measure
+from cerebras_jais.launch.estimate import model_size
 from cerebras_jais.model.config import DecoderConfig
 
 
@@ -180,7 +180,7 @@ def memory_problem(model: DecoderConfig, memory: int) -> str | None:
 
     Activations come on top, so a model that passes may still be too large.
     """
-    needed = measure(model).training_bytes
+    needed = model_size(model).training_bytes
     if needed <= memory:
         return None
     return f"training takes {needed / 1e9:,.4g} GB for weights, gradients and moments; there are {memory / 1e9:,.4g} GB"

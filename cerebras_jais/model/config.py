@@ -16,6 +16,7 @@ from typing import Any
 
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.outside import ONLY_AT_DEFAULT, RATE_GROUPS, WITHOUT_EFFECT, is_default
+from cerebras_jais.modelzoo_version import PLUGIN_NAMES, STOCK_NAMES
 from cerebras_jais.ranges import (
     BASE_WIDTH,
     EPSILON,
@@ -134,10 +135,6 @@ NO_EFFECT_HERE = (
     "fold_rope_consts",
     *WITHOUT_EFFECT,
 )
-
-# Models of the Model Zoo itself, and those that `cerebras_jais.modelzoo` registers there.
-STOCK_NAMES = ("jais", "llama", "gpt2")
-PLUGIN_NAMES = ("jais_family", "jais_adapted")
 
 _ALIASES = {"model_name": "name", "embedding_dropout_rate": "embd_pdrop"}
 

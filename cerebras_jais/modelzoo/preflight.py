@@ -21,8 +21,7 @@ from cerebras_jais.launch.surroundings import data_problems, model_problems
 from cerebras_jais.modelzoo.connection import cluster_file
 from cerebras_jais.modelzoo.installed import ModelZooMissing, modelzoo_is_installed, require_modelzoo
 from cerebras_jais.modelzoo.validate import modelzoo_problems
-
-RELEASE = "2.10"
+from cerebras_jais.modelzoo_version import RELEASE, is_of_this_release
 
 
 class NotReady(UserError):
@@ -97,7 +96,7 @@ def _software() -> Iterator[Finding]:
         yield Finding("Cerebras software", str(missing))
         return
     version = metadata.version("cerebras_pytorch")
-    wrong = None if version.startswith(f"{RELEASE}.") else f"this plugin is for release {RELEASE}; install that"
+    wrong = None if is_of_this_release(version) else f"this plugin is for release {RELEASE}; install that"
     yield Finding(f"cerebras_pytorch {version} and the Model Zoo", wrong)
 
 

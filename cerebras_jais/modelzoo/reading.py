@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from cerebras_jais.catalog.reader import read_trainers
 from cerebras_jais.config.trainer import ModelZooAloneError, TrainerConfig
 from cerebras_jais.config.yaml_file import ConfigFile
-from cerebras_jais.model.config import PLUGIN_NAMES
+from cerebras_jais.modelzoo_version import PLUGIN_NAMES
 from cerebras_jais.params import section_at
 
 

@@ -17,9 +17,10 @@ import pydantic
 
 from cerebras_jais.commandline import leave
 from cerebras_jais.errors import UserError
-from cerebras_jais.modelzoo import plugin
+from cerebras_jais.modelzoo import plugin  # noqa: F401  # registers the plugin in this and in spawned processes
 from cerebras_jais.modelzoo.connection import explained
 from cerebras_jais.modelzoo.converting import convert
+from cerebras_jais.modelzoo_version import PLUGIN_NAMES
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -42,7 +43,7 @@ def _cszoo(words: Sequence[str]) -> None:
     if words[:1] == ["lm_eval"]:
         from cerebras.modelzoo.trainer.extensions.eleuther.eval_harness_utils import SUPPORTED_MODELS
 
-        SUPPORTED_MODELS.update(plugin.MODELS)
+        SUPPORTED_MODELS.update(PLUGIN_NAMES)
     theirs = ModelZooCLI.run_trainer
     ModelZooCLI.run_trainer = staticmethod(lambda args: _fit(args, theirs) if args.cmd == "fit" else theirs(args))
     sys.argv = ["cszoo", *words]

@@ -169,11 +169,7 @@ def _has_config(path: Path, stack: ExitStack) -> bool:
 
 def _side_of(model: Model) -> _Side:
     second = ties(model.config, model.side)
-    sources = dict(model.tensors)
-    for name, first in second.items():
-        if name in sources or first in sources:
-            stored = sources.get(name) or sources[first]
-            sources = {name: stored, first: stored} | sources
+    sources = model.tensors
     found: dict[Names, tuple[Rule, tuple[Source, ...]]] = {}
     problems: dict[str, str] = {}
     known: set[str] = set()

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cerebras_jais.catalog.stock_names import STOCK_NAME
 from cerebras_jais.catalog.yaml_files import presets
 from cerebras_jais.commands.config import check_file
 from cerebras_jais.config.cluster import FLAGS, ClusterConfig
 from cerebras_jais.config.yaml_file import read_yaml
+from cerebras_jais.modelzoo_version import STOCK_NAME_OF
 from tests.cerebras_jais.launch.broken import BROKEN, CONFIGS
 from tests.cerebras_jais.train.examples import write_data
 
@@ -136,7 +136,7 @@ def test_the_model_zoo_lets_through_just_what_the_docs_list(case, tmp_path):
     # Under its own model names where it has them: the plugin's classes refuse more.
     text = case.text()
     if "frozen_parameters" not in text:
-        for ours, theirs in STOCK_NAME.items():
+        for ours, theirs in STOCK_NAME_OF.items():
             text = re.sub(rf"name: {ours}\b", f"name: {theirs}", text)
     # Read as `cszoo config validate` reads it, which takes the last of two equal keys.
     file = tmp_path / "broken.yaml"
