@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 # Folders and modules of cerebras_jais, and the converter; those of one line import neither one another nor later ones.
 ORDER = (
     ("errors", "modelzoo_version", "ranges"),
-    ("encoding", "files"),
+    ("encoding", "files", "params"),
     ("atomic", "commandline"),
     ("checkpoint",),
     ("model",),
@@ -37,12 +37,8 @@ RANK = {name: rank for rank, line in enumerate(ORDER) for name in line}
 # Still to be turned around.
 ARROWS_BACK = {
     ("cerebras_jais.atomic", "cerebras_jais.checkpoint.errors"),
-    ("cerebras_jais.config.trainer", "cerebras_jais.catalog.family"),
-    ("cerebras_jais.config.yaml_file", "cerebras_jais.catalog.yaml_files"),
 }
-CIRCLES = {
-    ("cerebras_jais.config.modelzoo_only", "cerebras_jais.config.trainer"),
-}
+CIRCLES = {}
 NOT_FOR_THE_CONVERTER = {"data", "launch"}
 
 

@@ -1,4 +1,4 @@
-"""The .mdl file of Cerebras PyTorch 2.10, read lazily and written whole or not at all, without torch or Cerebras packages.
+"""The .mdl file of Cerebras PyTorch 2.10, read lazily and written whole or not at all, without any Cerebras package.
 
 The tree of values, the tensors and the metadata belong here; HDF5 itself is in `hdf5`, and which tensors a model has
 is known to `model`.

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from cerebras_jais.config.yaml_file import ConfigFile
 from checkpoint_convert.configs.convert import public_keys
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.formats.tensors import np_dtype
@@ -88,7 +89,7 @@ def compare(
     first: Path | str,
     second: Path | str,
     *,
-    config: Path | None = None,
+    config: Path | ConfigFile | None = None,
     allow_pickle: bool = False,
     magnitudes: bool = False,
     progress: Progress = lambda done, total: None,
@@ -122,7 +123,7 @@ def compare(
 def check_manifest(
     path: Path | str,
     *,
-    config: Path | None = None,
+    config: Path | ConfigFile | None = None,
     allow_pickle: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Comparison:
