@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cerebras_jais.checkpoint.aligned_memory import DISK_BLOCK
+from cerebras_jais.checkpoint.io import DISK_BLOCK
 from cerebras_jais.files import MIB, open_regular, read_bytes
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.formats.tensors import FileTensor, Shape, TensorHeader, np_dtype

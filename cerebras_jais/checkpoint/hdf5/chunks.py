@@ -7,20 +7,17 @@ several threads can read one dataset at once. Filters: HDF5 File Format Specific
 
 import itertools
 import math
-import os
 import zlib
 from dataclasses import dataclass
 
 import numpy as np
 
 from cerebras_jais.checkpoint.hdf5.lz4 import LARGEST_EXPANSION, LZ4_FILTER, unpack_chunk
+from cerebras_jais.checkpoint.io import read_at
 
 _DEFLATE, _SHUFFLE = 1, 2
 # What one byte in the file can stand for at most: a shape beyond that is a lie.
 _EXPANSION = {_DEFLATE: 1032, LZ4_FILTER: LARGEST_EXPANSION, _SHUFFLE: 1}
-_MAX_TRANSFER = 1 << 30
-_WORTH_READING_ON = 1 << 20
-_READ_AHEAD = 128 << 10  # Linux's default, VM_READAHEAD_PAGES in linux/mm.h
 
 
 @dataclass(frozen=True)
@@ -85,56 +82,6 @@ def chunk_table(shape: tuple[int, ...], chunks: tuple[int, ...], numbers: bytes,
     if (table < 0).any():
         raise ValueError("has two chunks at one place; the file is damaged")
     return ChunkTable(table[0], table[1], table[2], grid)
-
-
-def read_at(descriptor: int, out: memoryview, offset: int) -> None:
-    """Fill `out` with the bytes of the file from `offset` on; raises EOFError when the file ends before that.
-
-    The system is told that as much again will be wanted next, so that the disk reads on while this is worked on.
-    """
-    if len(out) >= _WORTH_READING_ON:
-        _will_need(descriptor, offset, 2 * len(out))
-    while out:
-        count = os.preadv(descriptor, [out[:_MAX_TRANSFER]], offset)
-        if count == 0:
-            raise EOFError("the file ends early")
-        out, offset = out[count:], offset + count
-
-
-def read_columns_at(descriptor: int, out: np.ndarray, start: int, columns: int, offset: int) -> None:
-    """Fill the contiguous matrix `out` with columns of a matrix that lies in a file row by row.
-
-    With the first columns the whole matrix is asked of the disk, for the others will be wanted in turn.
-
-    Args:
-        descriptor: the file.
-        out: [rows, columns wanted], any dtype.
-        start: the first column wanted.
-        columns: how many the matrix in the file has.
-        offset: byte of the file at which that matrix begins.
-
-    Raises EOFError when the file ends before that.
-    """
-    row_bytes, width = columns * out.itemsize, out.shape[1] * out.itemsize
-    offset += start * out.itemsize
-    left = out.reshape(-1).view(np.uint8).data
-    if width == row_bytes:
-        read_at(descriptor, left, offset)
-        return
-    if start == 0:
-        _will_need(descriptor, offset, len(out) * row_bytes)
-    for at in range(0, len(left), width or 1):
-        count = os.preadv(descriptor, [left[at : at + width]], offset)
-        if count < width:
-            read_at(descriptor, left[at + count : at + width], offset + count)
-        offset += row_bytes
-
-
-def _will_need(descriptor: int, offset: int, size: int) -> None:
-    """Have the disk start on a range; piece by piece, since Linux cuts what is asked for at once to its read-ahead."""
-    if hasattr(os, "posix_fadvise"):  # macOS has none
-        for start in range(offset, offset + size, _READ_AHEAD):
-            os.posix_fadvise(descriptor, start, _READ_AHEAD, os.POSIX_FADV_WILLNEED)
 
 
 def read_rows(

@@ -19,7 +19,6 @@ from typing import Any
 import h5py
 import numpy as np
 
-from cerebras_jais.checkpoint.aligned_memory import DISK_BLOCK
 from cerebras_jais.checkpoint.dtypes import ELEMENT_TYPES
 from cerebras_jais.checkpoint.errors import CheckpointError, as_checkpoint_error
 from cerebras_jais.checkpoint.hdf5.chunks import (
@@ -28,11 +27,10 @@ from cerebras_jais.checkpoint.hdf5.chunks import (
     chunk_table,
     grid_of,
     packing_of,
-    read_at,
-    read_columns_at,
     read_rows,
 )
 from cerebras_jais.checkpoint.hdf5.isolate import Inspection
+from cerebras_jais.checkpoint.io import DISK_BLOCK, read_at, read_columns_at
 from cerebras_jais.files import check_regular
 
 _MAX_RANK = 32
