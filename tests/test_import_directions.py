@@ -36,7 +36,6 @@ ORDER = (
 RANK = {name: rank for rank, line in enumerate(ORDER) for name in line}
 # Still to be turned around.
 ARROWS_BACK = {
-    ("cerebras_jais.atomic", "cerebras_jais.checkpoint.errors"),
     ("cerebras_jais.config.trainer", "cerebras_jais.catalog.family"),
     ("cerebras_jais.config.yaml_file", "cerebras_jais.catalog.yaml_files"),
 }

@@ -11,7 +11,8 @@ import numpy as np
 
 from cerebras_jais.checkpoint.dtypes import ELEMENT_TYPES
 from cerebras_jais.checkpoint.errors import CheckpointError, as_checkpoint_error
-from cerebras_jais.checkpoint.hdf5.files import DatasetHeader, GuardedFile
+from cerebras_jais.checkpoint.hdf5.dataset import DatasetHeader
+from cerebras_jais.checkpoint.hdf5.guarded import GuardedFile
 from cerebras_jais.checkpoint.io import aligned_empty
 
 Kind = Literal["torch", "numpy"]
