@@ -20,6 +20,7 @@ from cerebras_jais.errors import DIFFERENT
 from cerebras_jais.ranges import shown
 
 if TYPE_CHECKING:
+    from cerebras_jais.checkpoint.hdf5.isolate import Descriptions
     from cerebras_jais.config.yaml_file import ConfigFile
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -117,7 +118,7 @@ def to_hf(
     A Jais model comes with its own code (load it with trust_remote_code=True); an adapted model becomes a plain
     LlamaForCausalLM. Optimizer and other training state is left out.
     """
-    _start_inspector()
+    descriptions = _describe(checkpoint)
     from checkpoint_convert.convert import convert_to_hf
     from checkpoint_convert.streaming.run import keep_freed_memory
 
@@ -133,6 +134,7 @@ def to_hf(
             dtype=_DTYPES[dtype] if dtype else None,
             dry_run=dry_run,
             progress=progress,
+            descriptions=descriptions,
         )
     _tell(report, dry_run, as_json)
 
@@ -164,7 +166,6 @@ def to_cerebras(
 
     The YAML says in its first lines what is left to choose: the data and the learning rates.
     """
-    _start_inspector()  # it says where the tensors of a checkpoint that was laid out lie
     from checkpoint_convert.convert import convert_to_cerebras
     from checkpoint_convert.streaming.run import keep_freed_memory
 
@@ -220,14 +221,18 @@ def verify(
     if trust_release_code and not logits:
         raise click.UsageError("--trust-release-code needs --logits: nothing else runs the code of a release")
     pair = _checkpoint_and_release(first, second) if logits else None
-    _start_inspector()
+    descriptions = _describe(first, second)
     from checkpoint_convert.verify.compare import check_manifest, compare, with_trusted_code
 
     with _bar("comparing") as progress:
         if second is None:
-            result = check_manifest(first, config=config, allow_pickle=allow_pickle, progress=progress)
+            result = check_manifest(
+                first, config=config, allow_pickle=allow_pickle, progress=progress, descriptions=descriptions
+            )
         else:
-            result = compare(first, second, config=config, allow_pickle=allow_pickle, progress=progress)
+            result = compare(
+                first, second, config=config, allow_pickle=allow_pickle, progress=progress, descriptions=descriptions
+            )
     if trust_release_code:
         result = with_trusted_code(result)
     found = _as_json(result)
@@ -239,7 +244,9 @@ def verify(
         if not as_json:
             click.echo("logits: not compared: the release has other code than this package's; see --trust-release-code")
     elif pair is not None:
-        found["logits"], agree = _compare_logits(*pair, config, trust_release_code, allow_pickle, quiet=as_json)
+        found["logits"], agree = _compare_logits(
+            *pair, config, trust_release_code, allow_pickle, descriptions, quiet=as_json
+        )
         same = same and agree
     if as_json:
         click.echo(json.dumps(found))
@@ -258,11 +265,19 @@ def diff(first: Path, second: Path, config: ConfigFile | None, allow_pickle: boo
 
     The files and the code of a release are checked as `verify` does.
     """
-    _start_inspector()
+    descriptions = _describe(first, second)
     from checkpoint_convert.verify.compare import compare
 
     with _bar("comparing") as progress:
-        result = compare(first, second, config=config, allow_pickle=allow_pickle, magnitudes=True, progress=progress)
+        result = compare(
+            first,
+            second,
+            config=config,
+            allow_pickle=allow_pickle,
+            magnitudes=True,
+            progress=progress,
+            descriptions=descriptions,
+        )
     if as_json:
         click.echo(json.dumps(_as_json(result)))
     else:
@@ -278,23 +293,22 @@ def diff(first: Path, second: Path, config: ConfigFile | None, allow_pickle: boo
 @_json
 def inspect(path: Path, config: ConfigFile | None, allow_pickle: bool, as_json: bool) -> None:
     """Say what a file is, from its headers: release, model, parameters, element types, ties, training step."""
-    if path.is_file():
-        _start_inspector()
+    descriptions = _describe(path)
     from checkpoint_convert.verify.inspect import inspect as look
     from checkpoint_convert.verify.inspect import readable
 
-    found = look(path, config=config, allow_pickle=allow_pickle)
+    found = look(path, config=config, allow_pickle=allow_pickle, descriptions=descriptions)
     click.echo(json.dumps(found) if as_json else readable(found))
 
 
 cli.add_command(completion_command("checkpoint-convert"))
 
 
-def _start_inspector() -> None:
-    """Have HDF5's inspector load while the rest of this program does."""
-    from cerebras_jais.checkpoint.hdf5 import isolate as hdf5_inspection
+def _describe(*paths: Path | None) -> Descriptions:
+    """Start the child that looks into the HDF5 files among the arguments, while the rest of this program loads."""
+    from cerebras_jais.checkpoint.hdf5.isolate import Descriptions
 
-    hdf5_inspection.start()
+    return Descriptions([path for path in paths if path is not None and path.is_file()])
 
 
 def _compare_logits(
@@ -303,6 +317,7 @@ def _compare_logits(
     config: ConfigFile | None,
     trust_release_code: bool,
     allow_pickle: bool,
+    descriptions: Descriptions | None,
     quiet: bool,
 ) -> tuple[dict, bool]:
     import dataclasses
@@ -318,6 +333,7 @@ def _compare_logits(
             trust_release_code=trust_release_code,
             allow_pickle=allow_pickle,
             progress=progress,
+            descriptions=descriptions,
         )
     departure = report.first_departure
     if not quiet:

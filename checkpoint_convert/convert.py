@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cerebras_jais import __version__
+from cerebras_jais.checkpoint.hdf5.isolate import Descriptions
 from cerebras_jais.config.yaml_file import ConfigFile
 from checkpoint_convert.configs.convert import check_convertible, default_special_tokens, to_config_json
 from checkpoint_convert.configs.trainer_yaml import trainer_params
@@ -80,6 +81,7 @@ def convert_to_hf(
     dtype: str | None = None,
     dry_run: bool = False,
     progress: Progress = lambda done, total: None,
+    descriptions: Descriptions | None = None,
 ) -> Report:
     """Make a Hugging Face release directory of a Cerebras checkpoint.
 
@@ -93,13 +95,14 @@ def convert_to_hf(
         dtype: "float32", "bfloat16" or "float16"; None keeps each tensor as it is stored. ALiBi's slopes stay.
         dry_run: check everything, tied tensors included, and write nothing.
         progress: called as bytes are read.
+        descriptions: a child that was started with the .mdl file among others; None starts one where it is needed.
 
     Raises:
         UserError: anything that does not fit, before a byte is written; nothing appears under the name of the output.
     """
     output = Path(output)
     found = Path(config) if isinstance(config, str | os.PathLike) else config
-    with opening(_file(checkpoint), config=found) as model:
+    with opening(_file(checkpoint), config=found, descriptions=descriptions) as model:
         check_convertible(model.config)
         files = read_tokenizer(Path(tokenizer) if tokenizer else None, model.config, model.tokens)
         plan = _plan(model, dtype)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cerebras_jais.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from cerebras_jais.checkpoint.hdf5.isolate import Descriptions
 from cerebras_jais.config.yaml_file import ConfigFile
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.config import DecoderConfig
@@ -64,7 +65,11 @@ class Model:
 
 @contextmanager
 def opening(
-    path: Path, *, config: Path | ConfigFile | Mapping[str, Any] | None = None, allow_pickle: bool = False
+    path: Path,
+    *,
+    config: Path | ConfigFile | Mapping[str, Any] | None = None,
+    allow_pickle: bool = False,
+    descriptions: Descriptions | None = None,
 ) -> Iterator[Model]:
     """Open a model of either side; only headers are read.
 
@@ -73,6 +78,7 @@ def opening(
         config: of a .mdl file: a trainer YAML, which may be open already, or a `model:` section; None takes what the
             file says of itself.
         allow_pickle: whether weights in pickle files may be read (formats/torch_bin.py; nothing in them is run).
+        descriptions: a child that was started with the .mdl file among others; None starts one where it is needed.
 
     Raises:
         UserError: the file or directory cannot be read, is damaged, or is no model of the family.
@@ -81,7 +87,7 @@ def opening(
         yield _with_every_name(_open_release(path, allow_pickle))
         return
     files = {str(path): _state_of(path)}
-    with open_checkpoint(path, on_object="skip") as opened:
+    with open_checkpoint(path, on_object="skip", descriptions=descriptions) as opened:
         yield _with_every_name(_open_checkpoint(opened, config, files))
 
 

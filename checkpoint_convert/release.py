@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cerebras_jais.atomic import sync, write_text
 from cerebras_jais.model.config import DecoderConfig
 from checkpoint_convert.configs.convert import SpecialTokens, default_special_tokens
 from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.formats.safetensors import read_json, write_json, write_text
+from checkpoint_convert.formats.safetensors import read_json, write_json
 from checkpoint_convert.mapping.plan import Plan
 from checkpoint_convert.mapping.rules import JAIS, architecture_of
 
@@ -168,15 +168,9 @@ def write_companions(
         copied |= {name: CODE_DIRECTORY / name for name in CODE_FILES}
     for name, file in copied.items():
         (directory / name).parent.mkdir(exist_ok=True)
-        _copy(file, directory / name)
+        shutil.copyfile(file, directory / name)
+        sync(directory / name)
     write_text(directory / "README.md", model_card(directory, config, config_json, tokenizer, plan, origin))
-
-
-def _copy(source: Path, target: Path) -> None:
-    with open(source, "rb") as content, open(target, "wb") as file:
-        shutil.copyfileobj(content, file)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def model_card(

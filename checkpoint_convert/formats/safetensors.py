@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cerebras_jais.checkpoint.aligned_memory import DISK_BLOCK
+from cerebras_jais.atomic import sync, write_text
+from cerebras_jais.checkpoint.io import DISK_BLOCK
 from cerebras_jais.files import MIB, open_regular, read_bytes
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.formats.tensors import FileTensor, Shape, TensorHeader, np_dtype
@@ -206,8 +207,7 @@ def create_shards(directory: Path, shards: Sequence[Shard]) -> None:
         with open(directory / shard.file, "xb") as file:
             file.write(_header(shard.tensors))
             file.truncate(file.tell() + sum(tensor.nbytes for tensor in shard.tensors))
-            file.flush()
-            os.fsync(file.fileno())
+        sync(directory / shard.file)
     index = {
         "metadata": {"total_size": sum(tensor.nbytes for shard in shards for tensor in shard.tensors)},
         "weight_map": {tensor.name: shard.file for shard in shards for tensor in shard.tensors},
@@ -244,11 +244,3 @@ def _header(tensors: Sequence[TensorHeader]) -> bytes:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object, readable, flushed to the disk."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, flushed to the disk."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
