@@ -24,8 +24,7 @@ from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.formats import safetensors as safetensors_files
 from checkpoint_convert.formats import torch_bin as pickle_files
 from checkpoint_convert.formats.safetensors import read_json
-from checkpoint_convert.formats.tensors import FileTensor
-from checkpoint_convert.mapping.plan import Source
+from checkpoint_convert.formats.tensors import FileTensor, Tensor
 from checkpoint_convert.mapping.rules import Side
 
 # Names of earlier releases of the Model Zoo: 2.0 kept the slopes of ALiBi outside the embedding layer.
@@ -44,7 +43,7 @@ class Model:
     section: Mapping[str, Any]
     """The `model:` section of a trainer YAML that describes it, in the form of release 2.10."""
     config: DecoderConfig
-    tensors: Mapping[str, Source]
+    tensors: Mapping[str, Tensor]
     """By name; on the Cerebras side without the leading `model.`."""
     notes: tuple[str, ...]
     """What was left out or assumed in reading it."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import ml_dtypes
 import numpy as np
@@ -28,6 +29,41 @@ _DTYPES: dict[str, np.dtype] = {
 def np_dtype(name: str) -> np.dtype:
     """The little-endian numpy dtype of a name such as "float32" or "bfloat16"."""
     return _DTYPES[name]
+
+
+StorageId = tuple[str, str | int]
+"""File, and what names the place in it: equal for two names of one tensor, different for any other two tensors."""
+
+
+class Tensor(Protocol):
+    """A tensor that can be read: in a .mdl, in a safetensors file or in a pickle shard."""
+
+    @property
+    def shape(self) -> Shape: ...
+
+    @property
+    def dtype(self) -> str:
+        """A name such as "float32" or "bfloat16"."""
+        ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    @property
+    def storage_id(self) -> StorageId: ...
+
+    @property
+    def chunk_rows(self) -> int | None:
+        """Rows that are unpacked together; None where nothing is packed."""
+        ...
+
+    def read(self) -> np.ndarray: ...
+
+    def read_rows(self, start: int, stop: int) -> np.ndarray: ...
+
+    def read_columns(self, start: int, stop: int) -> np.ndarray:
+        """Columns of a matrix of which nothing is packed."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -59,6 +95,11 @@ class FileTensor:
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * np_dtype(self.dtype).itemsize
+
+    @property
+    def storage_id(self) -> StorageId:
+        """The file and the offset in it."""
+        return str(self.path), self.offset
 
     @property
     def chunk_rows(self) -> None:

@@ -12,14 +12,13 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
 from cerebras_jais.model.adapters import FOLD_THEM, adapters_in
 from cerebras_jais.model.config import DecoderConfig
 from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.formats.tensors import TensorHeader, np_dtype
+from checkpoint_convert.formats.tensors import Tensor, TensorHeader, np_dtype
 from checkpoint_convert.mapping.operations import Operation, Shape
 from checkpoint_convert.mapping.rules import (
     JAIS,
@@ -40,32 +39,6 @@ _SHOWN = 6
 _SLOPE_ROUNDING = {"float64": 1e-6, "float32": 1e-6, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
-class Source(Protocol):
-    """A tensor that can be read: in a .mdl, in a safetensors file or in a pickle shard."""
-
-    @property
-    def shape(self) -> Shape: ...
-
-    @property
-    def dtype(self) -> str: ...
-
-    @property
-    def nbytes(self) -> int: ...
-
-    @property
-    def chunk_rows(self) -> int | None:
-        """Rows that are unpacked together; None where nothing is packed."""
-        ...
-
-    def read(self) -> np.ndarray: ...
-
-    def read_rows(self, start: int, stop: int) -> np.ndarray: ...
-
-    def read_columns(self, start: int, stop: int) -> np.ndarray:
-        """Columns of a matrix of which nothing is packed."""
-        ...
-
-
 @dataclass(frozen=True)
 class Step:
     """Tensors of one side that become tensors of the other."""
@@ -73,7 +46,7 @@ class Step:
     rule: Rule
     side: Side
     """The side of the inputs."""
-    inputs: tuple[Source, ...]
+    inputs: tuple[Tensor, ...]
     dtype: str
     """Element type of the outputs; inputs of another one are converted."""
     writes: bool = True
@@ -141,7 +114,7 @@ class Plan:
 def make_plan(
     config: DecoderConfig,
     side: Side,
-    tensors: Mapping[str, Source],
+    tensors: Mapping[str, Tensor],
     *,
     dtype: str | None = None,
     link_ties: bool = False,
@@ -173,7 +146,7 @@ def make_plan(
 def _assemble(
     config: DecoderConfig,
     side: Side,
-    tensors: Mapping[str, Source],
+    tensors: Mapping[str, Tensor],
     ignored: tuple[str, ...],
     dtype: str | None,
     link_ties: bool,
@@ -190,9 +163,9 @@ def _assemble(
     parameters = 0
     bytes_of: Counter[str] = Counter()
 
-    def add(rule: Rule, inputs: tuple[Source, ...], first: str | None, writes: bool) -> None:
+    def add(rule: Rule, inputs: tuple[Tensor, ...], first: str | None, writes: bool) -> None:
         """Add a step unless nothing is left of it: `first` is the first name of what it reads, for a second name."""
-        same = first is not None and _place(inputs[0]) == _place(sources[first])
+        same = first is not None and inputs[0].storage_id == sources[first].storage_id
         if same and not writes:
             return
         if first is not None and not same:
@@ -226,16 +199,7 @@ def _assemble(
     )
 
 
-def _place(source: Source) -> tuple:
-    """Where a tensor lies: the same for two names of one, and different for any other two."""
-    key = getattr(source, "linked_to", None) or getattr(source, "key", None)
-    if key is not None:
-        return "key", str(getattr(source, "path", "")), key
-    offset = getattr(source, "offset", None)
-    return ("offset", str(getattr(source, "path", "")), offset) if offset is not None else ("object", id(source))
-
-
-def _element_type(rule: Rule, side: Side, inputs: tuple[Source, ...], dtype: str | None) -> str:
+def _element_type(rule: Rule, side: Side, inputs: tuple[Tensor, ...], dtype: str | None) -> str:
     stored = sorted({source.dtype for source in inputs})
     if dtype is not None and not rule.holds_slopes:
         return dtype
@@ -250,7 +214,7 @@ def _element_type(rule: Rule, side: Side, inputs: tuple[Source, ...], dtype: str
 def _check_names(
     config: DecoderConfig,
     side: Side,
-    tensors: Mapping[str, Source],
+    tensors: Mapping[str, Tensor],
     expected: Mapping[str, Shape],
     tied: Mapping[str, str],
 ) -> tuple[str, ...]:
@@ -277,7 +241,7 @@ def _check_names(
     return tuple(ignored)
 
 
-def _check_shapes(tensors: Mapping[str, Source], expected: Mapping[str, Shape]) -> None:
+def _check_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, Shape]) -> None:
     by_shapes: dict[tuple[Shape, Shape], list[str]] = {}
     for name, shape in expected.items():
         if name in tensors and tuple(tensors[name].shape) != shape:
@@ -290,7 +254,7 @@ def _check_shapes(tensors: Mapping[str, Source], expected: Mapping[str, Shape]) 
         raise ConversionError(f"the config does not fit the tensors: {_first(texts)}")
 
 
-def _check_types(tensors: Mapping[str, Source], expected: Mapping[str, Shape]) -> None:
+def _check_types(tensors: Mapping[str, Tensor], expected: Mapping[str, Shape]) -> None:
     by_type: dict[str, list[str]] = {}
     for name in expected:
         if name in tensors and tensors[name].dtype not in WEIGHT_TYPES:
@@ -300,11 +264,11 @@ def _check_types(tensors: Mapping[str, Source], expected: Mapping[str, Shape]) -
         raise ConversionError(f"weights must be of the type {', '.join(WEIGHT_TYPES)}; {_first(texts)}")
 
 
-def same_values(a: Source, b: Source) -> bool:
+def same_values(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are equal bit for bit in type, shape and values; read in blocks of rows."""
     if a.dtype != b.dtype or tuple(a.shape) != tuple(b.shape):
         return False
-    if _place(a) == _place(b):
+    if a.storage_id == b.storage_id:
         return True
     if not a.shape or not a.nbytes:
         return _same_bits(a.read(), b.read())
@@ -332,7 +296,7 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
     return np.concatenate([first, between[: num_heads - below]])
 
 
-def _check_slopes(config: DecoderConfig, name: str, slopes: Source) -> None:
+def _check_slopes(config: DecoderConfig, name: str, slopes: Tensor) -> None:
     wanted = alibi_slopes(config.num_heads)
     found = slopes.read().astype(np.float64).reshape(-1)
     off = ~(np.abs(found - wanted) <= _SLOPE_ROUNDING[slopes.dtype] * wanted)

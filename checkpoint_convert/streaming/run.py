@@ -19,9 +19,9 @@ import numpy as np
 
 from cerebras_jais.checkpoint import aligned_memory as memory
 from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.formats.tensors import FileTensor, np_dtype
+from checkpoint_convert.formats.tensors import FileTensor, Tensor, np_dtype
 from checkpoint_convert.mapping.operations import Operation, Piece, Shape
-from checkpoint_convert.mapping.plan import Source, Step
+from checkpoint_convert.mapping.plan import Step
 from checkpoint_convert.streaming.digest import TileDigest, tile_shape
 from checkpoint_convert.streaming.direct_file import DirectWriter
 from checkpoint_convert.streaming.transpose import contiguous
@@ -121,7 +121,7 @@ class FileRanges:
         return target.offset + element * itemsize
 
 
-def bands(tensor: Source, unit: int, band_bytes: int) -> Iterator[tuple[int, np.ndarray]]:
+def bands(tensor: Tensor, unit: int, band_bytes: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (first row, rows) of a tensor in order; every band but the last has a multiple of `unit` rows.
 
     What is unpacked together (`chunk_rows`) is read together, once.
@@ -233,7 +233,7 @@ def _unit(operation: Operation, shape: tuple[int, ...]) -> int:
     return math.lcm(operation.unit, tile_shape(shape)[0]) if shape else 1
 
 
-def _converted(step: Step, source: Source, values: np.ndarray) -> np.ndarray:
+def _converted(step: Step, source: Tensor, values: np.ndarray) -> np.ndarray:
     """The values as the bits of the element type that is written."""
     if source.dtype == step.dtype:
         return values.view(_bits_of(step))

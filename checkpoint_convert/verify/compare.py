@@ -19,9 +19,9 @@ import numpy as np
 
 from checkpoint_convert.configs.convert import public_keys
 from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.formats.tensors import np_dtype
+from checkpoint_convert.formats.tensors import Tensor, np_dtype
 from checkpoint_convert.mapping.operations import forward
-from checkpoint_convert.mapping.plan import Source, Step, same_values
+from checkpoint_convert.mapping.plan import Step, same_values
 from checkpoint_convert.mapping.rules import Rule, architecture_of, rules, ties
 from checkpoint_convert.open_model import Model, opening
 from checkpoint_convert.release import TOKENIZER_FILES
@@ -77,7 +77,7 @@ class _Side:
     """One of the two models, its tensors found by the rules of its own config."""
 
     model: Model
-    found: Mapping[Names, tuple[Rule, tuple[Source, ...]]]
+    found: Mapping[Names, tuple[Rule, tuple[Tensor, ...]]]
     """Cerebras names of a rule -> the rule and its tensors, where all are there in the shapes they should have."""
     problems: Mapping[str, str]
     """Cerebras name -> why a tensor cannot be compared."""
@@ -173,7 +173,7 @@ def _side_of(model: Model) -> _Side:
         if name in sources or first in sources:
             stored = sources.get(name) or sources[first]
             sources = {name: stored, first: stored} | sources
-    found: dict[Names, tuple[Rule, tuple[Source, ...]]] = {}
+    found: dict[Names, tuple[Rule, tuple[Tensor, ...]]] = {}
     problems: dict[str, str] = {}
     known: set[str] = set()
     for rule in rules(model.config):

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cerebras_jais.encoding import encode_texts, reading_text_as_data
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.decoder import LanguageModel
 from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.mapping.plan import Source
+from checkpoint_convert.formats.tensors import Tensor
 from checkpoint_convert.mapping.rules import JAIS, LLAMA, architecture_of, rules, ties
 from checkpoint_convert.open_model import opening, weights_of
 from checkpoint_convert.verify.release_code import ReleaseCode, classes_of, read_code
@@ -199,7 +199,7 @@ def compare_logits(
             helper = "model.embedding_layer.position_embed_helper"
             load(ours.get_submodule(helper), {"slopes": our_weights[f"{helper}.slopes"]}, report)
 
-        def keep(name: str, x_BLE: Tensor) -> None:
+        def keep(name: str, x_BLE: torch.Tensor) -> None:
             scratch.write(_finite(checkpoint, name, x_BLE[real_BL]).numpy().data)
 
         _observe(ours, _REFERENCE, keep)
@@ -210,7 +210,7 @@ def compare_logits(
         places: list[Place] = []
         same_choice = 0
 
-        def compare(name: str, x_BLE: Tensor) -> None:
+        def compare(name: str, x_BLE: torch.Tensor) -> None:
             nonlocal same_choice
             theirs_PE = _finite(release, name, x_BLE[real_BL].float())
             ours_PE = torch.empty_like(theirs_PE)
@@ -309,7 +309,7 @@ def _prompt_ids(release: Path, prompts: Sequence[str], vocab_size: int, longest:
     return rows
 
 
-def _batch(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+def _batch(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of ids as one batch [B, L], and where it is no padding, bool [B, L].
 
     Padding stands on the right, where causal attention never looks from a real token; so neither model needs a mask.
@@ -321,7 +321,7 @@ def _batch(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return ids_BL, real_BL
 
 
-def _observe(model: nn.Module, landmarks: _ComparedModules, see: Callable[[str, Tensor], None]) -> None:
+def _observe(model: nn.Module, landmarks: _ComparedModules, see: Callable[[str, torch.Tensor], None]) -> None:
     """Have what comes out of each landmark shown to `see` with the name of its place."""
 
     def watch(module: nn.Module, name: str) -> None:
@@ -333,7 +333,7 @@ def _observe(model: nn.Module, landmarks: _ComparedModules, see: Callable[[str, 
     watch(model.get_submodule(landmarks.norm), "final norm")
 
 
-def _finite(path: Path, name: str, values: Tensor) -> Tensor:
+def _finite(path: Path, name: str, values: torch.Tensor) -> torch.Tensor:
     if not torch.isfinite(values).all():
         raise ConversionError(f"{path}: {name}: its values are not all finite; look for NaN or inf in its weights")
     return values
@@ -351,7 +351,7 @@ def _scratch_file() -> Iterator[BinaryIO]:
         ) from error
 
 
-def _rounded_to(config: DecoderConfig, ours: Mapping[str, Source], theirs: Mapping[str, Source]) -> str:
+def _rounded_to(config: DecoderConfig, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
     """The coarsest element type that only one side stores a weight in; "float32" where there is none."""
     found = {"float32"}
     for rule in rules(config):

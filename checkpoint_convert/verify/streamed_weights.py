@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.mapping.plan import Source, same_values
+from checkpoint_convert.formats.tensors import Tensor
+from checkpoint_convert.mapping.plan import same_values
 from checkpoint_convert.mapping.rules import grouped
 
 _FLOATING = ("float16", "bfloat16", "float32", "float64")
@@ -24,10 +25,10 @@ _SHOWN = 6
 def find_weights(
     path: Path,
     model: nn.Module,
-    stored: Mapping[str, Source],
+    stored: Mapping[str, Tensor],
     ties: Mapping[str, str],
     ignored: Callable[[str], object] = lambda name: False,
-) -> dict[str, Source]:
+) -> dict[str, Tensor]:
     """Where each parameter of a model is stored, by its name in the model; nothing is read but what may be tied.
 
     Args:
@@ -70,7 +71,7 @@ def find_weights(
 
 
 def stream_weights(
-    model: nn.Module, weights: Mapping[str, Source], report: Callable[[int], object] = lambda nbytes: None
+    model: nn.Module, weights: Mapping[str, Tensor], report: Callable[[int], object] = lambda nbytes: None
 ) -> None:
     """Make every module of a model read its own weights when it is called, and drop them when it is done.
 
@@ -86,19 +87,19 @@ def stream_weights(
             module.register_forward_hook(lambda module, *_, own=own: _drop(module, own))
 
 
-def load(module: nn.Module, own: Mapping[str, Source], report: Callable[[int], object] = lambda nbytes: None) -> None:
+def load(module: nn.Module, own: Mapping[str, Tensor], report: Callable[[int], object] = lambda nbytes: None) -> None:
     """Read a module's own weights, by their names in it, as float32."""
     for leaf, source in own.items():
         setattr(module, leaf, nn.Parameter(_in_float32(source), requires_grad=False))
         report(source.nbytes)
 
 
-def _drop(module: nn.Module, own: Mapping[str, Source]) -> None:
+def _drop(module: nn.Module, own: Mapping[str, Tensor]) -> None:
     for leaf, source in own.items():
         setattr(module, leaf, nn.Parameter(torch.empty(source.shape, device="meta"), requires_grad=False))
 
 
-def _in_float32(source: Source) -> Tensor:
+def _in_float32(source: Tensor) -> torch.Tensor:
     """A stored tensor as float32; what is stored in another type is widened in blocks of rows."""
     if source.dtype == "float32":
         return torch.from_numpy(source.read())
