@@ -26,6 +26,11 @@ _DTYPES: dict[str, np.dtype] = {
 } | {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
+UNIT_ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
+"""Largest relative error of rounding a number to an element type of weights."""
+WEIGHT_TYPES = tuple(UNIT_ROUNDOFF)
+
+
 def np_dtype(name: str) -> np.dtype:
     """The little-endian numpy dtype of a name such as "float32" or "bfloat16"."""
     return _DTYPES[name]

@@ -17,8 +17,8 @@ import numpy as np
 
 from cerebras_jais.model.adapters import FOLD_THEM, adapters_in
 from cerebras_jais.model.config import DecoderConfig
-from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.formats.tensors import Tensor, TensorHeader, np_dtype
+from checkpoint_convert.errors import ConversionError, first_few
+from checkpoint_convert.formats.tensors import UNIT_ROUNDOFF, WEIGHT_TYPES, Tensor, TensorHeader, np_dtype
 from checkpoint_convert.mapping.operations import Operation, Shape
 from checkpoint_convert.mapping.rules import (
     JAIS,
@@ -32,11 +32,8 @@ from checkpoint_convert.mapping.rules import (
     ties,
 )
 
-WEIGHT_TYPES = ("float16", "bfloat16", "float32", "float64")
 _BLOCK_BYTES = 64 << 20
-_SHOWN = 6
-# What rounding to an element type may do to an ALiBi slope, relative.
-_SLOPE_ROUNDING = {"float64": 1e-6, "float32": 1e-6, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+_SLOPE_TOLERANCE = 1e-6  # relative, where rounding to the element type does not allow for more
 
 
 @dataclass(frozen=True)
@@ -251,7 +248,7 @@ def _check_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, Shape]) 
             f"{_listed(names)}: {list(found)} where the config demands {list(shape)}"
             for (found, shape), names in by_shapes.items()
         ]
-        raise ConversionError(f"the config does not fit the tensors: {_first(texts)}")
+        raise ConversionError(f"the config does not fit the tensors: {first_few(texts, '; ')}")
 
 
 def _check_types(tensors: Mapping[str, Tensor], expected: Mapping[str, Shape]) -> None:
@@ -261,7 +258,7 @@ def _check_types(tensors: Mapping[str, Tensor], expected: Mapping[str, Shape]) -
             by_type.setdefault(tensors[name].dtype, []).append(name)
     if by_type:
         texts = [f"{_listed(names)}: {dtype}" for dtype, names in by_type.items()]
-        raise ConversionError(f"weights must be of the type {', '.join(WEIGHT_TYPES)}; {_first(texts)}")
+        raise ConversionError(f"weights must be of the type {', '.join(WEIGHT_TYPES)}; {first_few(texts, '; ')}")
 
 
 def same_values(a: Tensor, b: Tensor) -> bool:
@@ -299,7 +296,7 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
 def _check_slopes(config: DecoderConfig, name: str, slopes: Tensor) -> None:
     wanted = alibi_slopes(config.num_heads)
     found = slopes.read().astype(np.float64).reshape(-1)
-    off = ~(np.abs(found - wanted) <= _SLOPE_ROUNDING[slopes.dtype] * wanted)
+    off = ~(np.abs(found - wanted) <= max(_SLOPE_TOLERANCE, UNIT_ROUNDOFF[slopes.dtype]) * wanted)
     if off.any():
         head = int(np.argmax(off))
         raise ConversionError(
@@ -309,9 +306,4 @@ def _check_slopes(config: DecoderConfig, name: str, slopes: Tensor) -> None:
 
 
 def _listed(names: Iterable[str]) -> str:
-    return _first(grouped(names))
-
-
-def _first(texts: list[str]) -> str:
-    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
-    return "; ".join(texts[:_SHOWN]) + more
+    return first_few(grouped(names), "; ")

@@ -12,14 +12,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.formats.tensors import Tensor
+from checkpoint_convert.errors import ConversionError, first_few
+from checkpoint_convert.formats.tensors import WEIGHT_TYPES, Tensor
 from checkpoint_convert.mapping.plan import same_values
 from checkpoint_convert.mapping.rules import grouped
 
-_FLOATING = ("float16", "bfloat16", "float32", "float64")
 _BLOCK_BYTES = 64 << 20
-_SHOWN = 6
 
 
 def find_weights(
@@ -57,14 +55,12 @@ def find_weights(
         "missing": shapes.keys() - found.keys(),
         "not part of the model": {name for name in found.keys() - shapes.keys() if not ignored(name)},
         "of another shape than the config demands": {name for name in both if tuple(found[name].shape) != shapes[name]},
-        "no floating-point numbers": {name for name in both if found[name].dtype not in _FLOATING},
+        "no floating-point numbers": {name for name in both if found[name].dtype not in WEIGHT_TYPES},
     }
     texts = []
     for what, names in problems.items():
         if names:
-            phrases = grouped(sorted(names))
-            more = f" and {len(phrases) - _SHOWN} more" if len(phrases) > _SHOWN else ""
-            texts.append(f"{what}: {'; '.join(phrases[:_SHOWN])}{more}")
+            texts.append(f"{what}: {first_few(grouped(sorted(names)), '; ')}")
     if texts:
         raise ConversionError(f"{path}: its tensors are not those that its config demands; {'; '.join(texts)}")
     return {name: found[name] for name in shapes}
