@@ -18,7 +18,7 @@ from cerebras_jais.checkpoint.aligned_memory import DISK_BLOCK
 from cerebras_jais.files import open_regular
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.formats.json_files import parse_object, read_json, write_json
-from checkpoint_convert.formats.tensors import FileTensor, Shape, TensorHeader, np_dtype
+from checkpoint_convert.formats.tensors import FileTensor, Shape, TensorHeader, is_array_shape, np_dtype
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -136,12 +136,12 @@ def _entry(path: Path, name: str, about: Any) -> tuple[str, Shape, int, int]:
         whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
     except (TypeError, KeyError, ValueError):
         whole, code = False, None
-    # Without tensors that hold nothing and have a length that no array can have.
-    whole = whole and len(shape) <= 32 and math.prod(n for n in shape if n) < 1 << 60
     if not whole or not isinstance(code, str) or end < begin:
         raise ConversionError(f"{path}: the entry of tensor {name!r} is damaged")
     if code not in _DTYPE_OF_CODE:
         raise ConversionError(f"{path}: tensor {name!r} has the element type {code}, which is not converted")
+    if not is_array_shape(tuple(shape), _DTYPE_OF_CODE[code]):
+        raise ConversionError(f"{path}: the entry of tensor {name!r} is damaged")
     return _DTYPE_OF_CODE[code], tuple(shape), begin, end
 
 

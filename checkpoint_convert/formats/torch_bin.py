@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint_convert.formats.safetensors import open_weights
-from checkpoint_convert.formats.tensors import FileTensor, np_dtype
+from checkpoint_convert.formats.tensors import MOST_AXES, FileTensor, is_array_shape, np_dtype
 from checkpoint_convert.formats.torch_archive import Archive, Entry, damage, read_archive, refusal
 
 INDEX = "pytorch_model.bin.index.json"
@@ -24,7 +24,6 @@ SINGLE = "pytorch_model.bin"
 # What hostile pickles are held to.
 _DEEPEST_STACK = 10_000  # values; picklers fill a dict by 1,000 items at a time
 _LONGEST_NAME = 4_096  # bytes of a string
-_MOST_AXES = 32  # of a tensor; numpy before 2.0 has no more
 
 _STORAGES = {
     "torch BoolStorage": "bool",
@@ -309,10 +308,9 @@ def _locate(path: Path, name: str, tensor: _Tensor) -> FileTensor:
     """The place of a tensor in the file; it must lie in one piece, row by row, inside its storage."""
     itemsize = np_dtype(tensor.dtype).itemsize
     offset, shape, strides = tensor.offset, tensor.shape, tensor.strides
-    fits = len(shape) == len(strides) <= _MOST_AXES and all(n >= 0 for n in (*shape, offset))
-    # numpy counts the bytes of an empty tensor as if its empty axes were of size 1.
-    if not fits or math.prod(n for n in shape if n) * itemsize >= 1 << 63:
-        raise damage(path, f"tensor {name!r} has the shape {list(shape)[:_MOST_AXES]} with strides that do not fit it")
+    fits = len(shape) == len(strides) and all(n >= 0 for n in (*shape, offset))
+    if not fits or not is_array_shape(shape, tensor.dtype):
+        raise damage(path, f"tensor {name!r} has the shape {list(shape)[:MOST_AXES]} with strides that do not fit it")
     elements, step = math.prod(shape), 1
     for length, stride in zip(reversed(shape), reversed(strides), strict=True):
         if length > 1 and stride != step and elements:
