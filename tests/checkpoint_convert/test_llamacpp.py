@@ -25,14 +25,16 @@ from checkpoint_convert.convert import convert_to_hf
 from tests.checkpoint_convert.examples import jais_section, llama_section, random_model, state_of, write_checkpoint
 from tests.tolerances import LLAMACPP_LOGITS, LLAMACPP_LOGITS_HALF_CACHE
 
+try:
+    import llama_cpp
+    import sentencepiece  # the script reads tokenizer.model with it
+except ImportError as error:
+    MISSING = str(error)
+else:
+    MISSING = "" if "LLAMA_CPP_SOURCE" in os.environ else "LLAMA_CPP_SOURCE does not name the sources of llama.cpp"
 SOURCE = os.environ.get("LLAMA_CPP_SOURCE")
-llama_cpp = pytest.importorskip("llama_cpp")
-sentencepiece = pytest.importorskip("sentencepiece")  # the script reads tokenizer.model with it
-pytestmark = [
-    pytest.mark.llamacpp,
-    pytest.mark.slow,
-    pytest.mark.skipif(SOURCE is None, reason="LLAMA_CPP_SOURCE does not name the sources of llama.cpp"),
-]
+# The module is collected everywhere, so that a run of the mark knows which of its tests were skipped.
+pytestmark = [pytest.mark.llamacpp, pytest.mark.slow, pytest.mark.skipif(bool(MISSING), reason=MISSING)]
 
 PROMPTS = (
     "ما هي عاصمة الإمارات العربية المتحدة؟",
@@ -146,7 +148,8 @@ def make_gguf(directory, section, tokenizer, *arguments):
     return model, directory / "release", output
 
 
-def open_gguf(path, cache=llama_cpp.GGML_TYPE_F32):
+def open_gguf(path, cache=None):
+    cache = llama_cpp.GGML_TYPE_F32 if cache is None else cache
     quiet = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda level, text, data: None)
     open_gguf.kept = quiet  # llama.cpp keeps calling it
     llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
