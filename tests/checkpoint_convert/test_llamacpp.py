@@ -22,6 +22,7 @@ import torch
 
 from cerebras_jais.data.documents import read_documents, sample_corpus_path
 from checkpoint_convert.convert import convert_to_hf
+from tests import published
 from tests.checkpoint_convert.examples import jais_section, llama_section, random_model, state_of, write_checkpoint
 from tests.tolerances import LLAMACPP_LOGITS, LLAMACPP_LOGITS_HALF_CACHE
 
@@ -48,8 +49,8 @@ PROMPTS = (
 )
 LENGTH = 96
 SEED = 3  # no two best logits of the reference path lie within rounding of one another: asserted below
-SET_B = {"embeddings_scale": 9.1705785388303, "output_logits_alpha": 1.09518349815769}  # 590m to 13b
-SET_A = {"embeddings_scale": 14.6, "output_logits_alpha": 2.22}  # 30b
+SET_B = dict(zip(("embeddings_scale", "output_logits_alpha"), published.UP_TO_13B, strict=True))
+SET_A = dict(zip(("embeddings_scale", "output_logits_alpha"), published.OF_30B, strict=True))
 # GPT-2's 50,257 tokens rounded up: like the published models, some rows belong to no token.
 JAIS = {"vocab_size": 50304, "max_position_embeddings": LENGTH}
 ADAPTED = {"vocab_size": 640, "max_position_embeddings": LENGTH}
