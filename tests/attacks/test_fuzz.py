@@ -2,7 +2,7 @@
 
 Contract: a hundred damaged files of each kind, and five hundred changes to trainer YAML, of which none is refused by
 `fit` after `config check` called it good; five hundred command lines with hostile values, texts, tokenizers and YAML
-files; long runs are started by hand (CONTRIBUTING.md).
+files; long runs are started by hand (README.md).
 """
 
 import re
