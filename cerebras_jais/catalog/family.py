@@ -103,9 +103,13 @@ def mup_problems(config: DecoderConfig) -> Iterator[tuple[str, str]]:
                 "embeddings_scale",
                 f"output_logits_alpha is that of the {name} models, which goes with {scale}; give that",
             )
-        std = config.initializer.std if config.initializer is not None else math.nan
+        std, wanted = config.initializer.std if config.initializer is not None else math.nan, mup.init_std.value
         if has_scale and any(_close(std, s.init_std.value) for other, s in MUP_SETS.items() if other != name):
-            yield "initializer", f"std {std} is of the other models' muP set; give {mup.init_std.value}"
+            yield (
+                "initializer",
+                f"std is {std}, but embeddings_scale is that of the {name} models, whose std is {wanted}; "
+                f"give {wanted}",
+            )
 
 
 def _sizes(model: Model) -> tuple[int, int]:

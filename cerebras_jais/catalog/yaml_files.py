@@ -1,6 +1,6 @@
 """Catalog rows to trainer YAML: what each file under configs/ says, with where its numbers come from beside them.
 
-A config of ours is found by its name too, wherever a file is asked for (`open_config`).
+Wherever a file is asked for, a built-in config is found by its name too (`open_config`).
 """
 
 from __future__ import annotations
@@ -93,13 +93,13 @@ def find_preset(name: str) -> Preset:
     if of_model:
         raise ConfigError(f"{name}: has several; say which of {', '.join(r.name for r in of_model)}")
     raise ConfigError(
-        f"{name}: no such file, and no config of ours; "
+        f"{name}: no such file or built-in config; "
         + suggestion(key, by_name, otherwise="give the path of a YAML file, or a name of `cerebras-jais config list`")
     )
 
 
 def open_config(name: str | Path) -> ConfigFile:
-    """The YAML file of a path; where there is none, the config of ours of that name, which a folder may have too.
+    """The YAML file of a path; where there is none, or a folder, the built-in config of that name.
 
     Raises ConfigError for what is neither, and as `read_yaml` does.
     """

@@ -35,7 +35,7 @@ def models(name: str | None, as_json: bool) -> None:
 def config() -> None:
     """Check, list, show, compare and write trainer YAML.
 
-    NAME and FILE are a file, or one of ours such as jais-family-590m/pretrain (`cerebras-jais config list`).
+    NAME and FILE are a file, or a built-in config such as jais-family-590m/pretrain (`cerebras-jais config list`).
     """
 
 
@@ -46,7 +46,7 @@ def config() -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def check(files: tuple[Path, ...], tokenizer: Path | None, as_json: bool) -> int:
-    """Check trainer YAML files before any machine is taken; status 1 where something is wrong.
+    """Check trainer YAML files before any machine is reserved; status 1 where something is wrong.
 
     \b
       cerebras-jais config check configs/tiny/jais.yaml
@@ -73,7 +73,7 @@ def check(files: tuple[Path, ...], tokenizer: Path | None, as_json: bool) -> int
         for problem in problems:
             click.echo(f"error: {problem}", err=True)
         if not problems:
-            click.echo(f"{name}: good{'' if zoo else ' (the Model Zoo is not installed, so it had no say)'}")
+            click.echo(f"{name}: ok{'' if zoo else ' (Model Zoo not installed: its validation was skipped)'}")
         for note in notes:
             click.echo(f"note: {name}: {note}")
     return int(failed)
@@ -166,7 +166,7 @@ def check_file(
     """The problems of a YAML, a line for each, and notes; each kind of check runs where the one before found nothing.
 
     Args:
-        name: a file, or a config of ours.
+        name: a file, or the name of a built-in config.
         tokenizer: a folder with tokenizer.json, whose vocabulary the model's must hold.
         modelzoo: whether the Model Zoo, which must then be installed, judges it too.
 

@@ -79,7 +79,7 @@ def fit(
       cerebras-jais fit tiny/jais --backend cpu --model-dir runs/jais
       cerebras-jais fit jais-family-590m --backend csx --num-csx 16
 
-    FILE is a YAML file, or the name of a config of ours (`cerebras-jais config list`).
+    FILE is a YAML file, or the name of a built-in config (`cerebras-jais config list`).
 
     Before anything is asked of a cluster, what can be known to be wrong is looked for and said.
 

@@ -1,4 +1,4 @@
-"""The ground of every section of the trainer YAML: frozen, and a key it does not know is an error."""
+"""What every section of the trainer YAML is: a frozen pydantic model to which an unknown key is an error."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from cerebras_jais.ranges import Range, shown
 
 def refuse(message: str, key: str | None = None) -> PydanticCustomError:
     """What a validator raises: `message`, at `key` of its section where one is given."""
-    # Braces are the template's own; keys and values go in through the context.
+    # pydantic formats the template; keys and values with braces in them go through the context.
     return PydanticCustomError("config", "{message}", {"message": message, "key": key})
 
 
 def refuse_beyond(message: str, key: str | None = None) -> PydanticCustomError:
-    """As `refuse`, of what the Model Zoo alone can do with the whole file (`ModelZooAloneError`)."""
+    """As `refuse`, where only the Model Zoo may be able to run the file (`ModelZooAloneError`)."""
     return PydanticCustomError("beyond", "{message}", {"message": message, "key": key})
 
 

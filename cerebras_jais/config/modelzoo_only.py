@@ -1,4 +1,4 @@
-"""What a trainer YAML asks of the Model Zoo 2.10 and the reference path does not do, set aside before it is typed.
+"""What a trainer YAML asks for that only the Model Zoo 2.10 can do, set aside before the YAML is typed.
 
 The typed schema is of what is done here. The rest is known by name: on CS systems and through `cerebras-jais zoo fit`
 the Model Zoo does it by its own rules, which nothing here judges; `cerebras-jais fit` on a CPU or GPU refuses it.
@@ -79,8 +79,8 @@ def not_done_here(asides: Iterable[Aside]) -> Iterator[Problem]:
         if aside.keys[0] in ("init", "fit"):  # the reference path reads no other section
             yield Problem(
                 aside.keys,
-                f"the reference path does not do {aside.what}; the Model Zoo does, by `cerebras-jais zoo fit`, and on "
-                "CS systems by `cerebras-jais fit --backend csx`",
+                f"{aside.what} is not supported on a CPU or GPU; train with `cerebras-jais zoo fit`, or on CS systems "
+                "with `cerebras-jais fit --backend csx`",
             )
 
 

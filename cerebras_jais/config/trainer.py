@@ -51,7 +51,7 @@ def _model(section: Any) -> DecoderConfig:
     try:
         return DecoderConfig.from_section(section)
     except (TypeError, ValueError, OverflowError, AttributeError) as error:  # a value of a kind no check expected
-        raise refuse(f"holds a value of the wrong kind: {' '.join(str(error).split())}") from error
+        raise refuse(f"has a value of the wrong type: {' '.join(str(error).split())}") from error
 
 
 class TrainerInit(Section):
@@ -107,7 +107,7 @@ def _one_or_list(value: Any) -> Any:
 
 
 class TrainerFit(Section):
-    """The data of a training run; `ckpt_path` absent takes up the last checkpoint, null begins anew."""
+    """The data of a training run; without `ckpt_path` it continues from the last checkpoint, null starts it again."""
 
     train_dataloader: DataLoader
     val_dataloader: list[DataLoader] = Field(default_factory=list)
@@ -178,7 +178,7 @@ class TrainerConfig(Section):
 
     @property
     def aside(self) -> tuple[Aside, ...]:
-        """What it asks of the Model Zoo that the reference path does not do; nothing of it stands in the fields."""
+        """What it asks for that only the Model Zoo can do; the fields hold nothing of it."""
         return self._aside
 
     def to_dict(self) -> dict[str, Any]:
@@ -186,7 +186,7 @@ class TrainerConfig(Section):
         return {"trainer": copy.deepcopy(self._raw)}
 
     def callback(self, name: str) -> dict[str, Any] | None:
-        """The arguments of the last callback of this name, None where there is none (or it is switched off)."""
+        """The arguments of the last callback of this name, None where there is none (or it is set to null)."""
         found = [c.arguments for c in self.init.callbacks if c.name == name]
         return found[-1] if found else None
 

@@ -18,15 +18,15 @@ from cerebras_jais.errors import Keys, Problem, UserError, dotted
 from cerebras_jais.files import MIB, read_text
 from cerebras_jais.params import trainers_of
 
-# A trainer YAML has a few hundred values; thousands of data folders are thinkable.
+# A trainer YAML has a few hundred values; thousands of data folders are possible.
 _LARGEST = MIB  # bytes
 _MOST_VALUES = 20_000  # keys count too, and what stands behind an alias counts wherever the alias stands
 _DEEPEST = 50
 _LONGEST_NUMBER = 400  # characters
-_NO_CHARACTER = re.compile(r"[\x00\ud800-\udfff]")  # "\0" and "\ud800" in quotes: no name of a file, not to be printed
+_NO_CHARACTER = re.compile(r"[\x00\ud800-\udfff]")  # "\0" and "\ud800" in quotes: in no file name, and not printable
 _PLAIN = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map")}
 
-SPELLING = 0.75  # share of letters, of `difflib`, above which one name is taken for a slip of another
+SPELLING = 0.75  # the ratio of `difflib` above which one name counts as a misspelling of another
 
 
 class ConfigError(UserError):
@@ -34,11 +34,11 @@ class ConfigError(UserError):
 
 
 class ModelZooAloneError(ConfigError):
-    """A trainer YAML of what this project has no part in, and the Model Zoo may be able to train."""
+    """A trainer YAML that this project cannot read, and that the Model Zoo may be able to train."""
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that stops at too many values or too great a depth, before anything is built of them."""
+    """SafeLoader that stops at too many values or too great a depth, before it constructs any of them."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -95,21 +95,19 @@ class ConfigFile:
         return f"{self.location(problem.keys)}: {problem.message}"
 
 
-def suggestion(
-    key: str, known: Iterable[str], otherwise: str = "the Model Zoo 2.10 has none of a name like this"
-) -> str:
-    """A phrase naming the known name that an unknown one is a slip of, or listing the known ones if they are few.
+def suggestion(key: str, known: Iterable[str], otherwise: str = "the Model Zoo 2.10 has no similar name") -> str:
+    """A phrase with the known name that an unknown one misspells, or with all known ones if they are few.
 
-    It never advises what would make another run of it.
+    It never advises to remove a key: that would make another run.
     """
     known = sorted(known)
-    # Underscores and case are the usual slips: compare without them first.
+    # Underscores and case are the usual misspellings: compare without them.
     plain = {k.replace("_", "").lower(): k for k in known}
     near = difflib.get_close_matches(key.replace("_", "").lower(), plain, n=1, cutoff=SPELLING)
     if near:
         return f"did you mean {plain[near[0]]!r}?"
     if 0 < len(known) <= 12:
-        return f"known here: {', '.join(known)}"
+        return f"known: {', '.join(known)}"
     return otherwise
 
 
@@ -117,7 +115,7 @@ def read_yaml(path: str | Path) -> ConfigFile:
     """Parse a YAML file with the line of every key.
 
     Raises ConfigError for a file that is absent, no regular file, not UTF-8 or too large, broken YAML, a key given
-    twice in one mapping, a value that holds itself, and more or deeper values than a trainer YAML can have.
+    twice in one mapping, a value that contains itself, and more or deeper values than a trainer YAML can have.
     """
     return parse_yaml(read_text(Path(path), _LARGEST, ConfigError), Path(path))
 
@@ -152,11 +150,11 @@ def _check_values(path: Path, loader: _Loader, node: yaml.Node, sizes: dict[int,
     if id(node) in sizes:
         size = sizes[id(node)]
         if size is None:
-            raise ConfigError(f"{where}: a value holds itself; remove the alias that does that")
+            raise ConfigError(f"{where}: a value contains itself; remove the alias that refers to it")
         return size
     sizes[id(node)] = None
     if node.tag not in _PLAIN:
-        raise ConfigError(f"{where}: a value is tagged {node.tag[-40:]}, which no key takes; remove the tag")
+        raise ConfigError(f"{where}: a value has the tag {node.tag[-40:]}, which no key accepts; remove the tag")
     size = 1
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
@@ -169,17 +167,19 @@ def _check_values(path: Path, loader: _Loader, node: yaml.Node, sizes: dict[int,
     elif isinstance(node, yaml.SequenceNode):
         size += sum(_check_values(path, loader, item, sizes) for item in node.value)
     elif _NO_CHARACTER.search(node.value):
-        raise ConfigError(f"{where}: a text has a zero byte or half a character in it (\\0, \\ud800); remove it")
+        raise ConfigError(f"{where}: a text contains a null byte or half of a surrogate pair (\\0, \\ud800); remove it")
     elif node.tag != "tag:yaml.org,2002:str":
         if len(node.value) > _LONGEST_NUMBER:
-            raise ConfigError(f"{where}: a number of {len(node.value)} characters; give one that can be meant")
+            raise ConfigError(f"{where}: a number has {len(node.value)} characters; write at most {_LONGEST_NUMBER}")
         try:
             loader.construct_object(node)
         except (ValueError, LookupError) as error:
             kind = node.tag.rpartition(":")[2]
-            raise ConfigError(f"{where}: {node.value[:40]!r} is tagged {kind} and is none; remove the tag") from error
+            raise ConfigError(
+                f"{where}: {node.value[:40]!r} has the tag {kind} but is not of that type; remove the tag"
+            ) from error
     if size > _MOST_VALUES:
-        raise ConfigError(f"{where}: its aliases stand for more than {_MOST_VALUES} values; write out what is meant")
+        raise ConfigError(f"{where}: its aliases expand to more than {_MOST_VALUES} values; write the values out")
     sizes[id(node)] = size
     return size
 

@@ -33,12 +33,12 @@ def check(configs: Sequence[TrainerConfig]) -> list[Problem]:
 
 
 def notes_of(configs: Sequence[TrainerConfig]) -> list[str]:
-    """What is no problem of a YAML and worth a line: what was not judged, and what has no effect on CS systems."""
+    """Notes on a YAML that are no problems: what was not checked, and what has no effect on CS systems."""
     found = []
     for config in configs:
         for aside in config.aside:
             key = dotted((*config.at, *aside.keys))
-            found.append(f"{key}: {aside.what} is left to the Model Zoo and was not judged")
+            found.append(f"{key}: {aside.what} is left to the Model Zoo and was not checked")
         if config.init.backend_type == "CSX" and config.init.loop.grad_accum_steps > 1:
             key = dotted((*config.at, "init", "loop", "grad_accum_steps"))
             found.append(f"{key}: has no effect on CS systems, where a step is one batch of batch_size")
@@ -59,7 +59,8 @@ def _backend_problems(config: TrainerConfig) -> Iterator[Problem]:
         yield Problem(("init", "device"), f"unknown backend {init.device!r}; use CSX, CPU or GPU")
     if backend.compile_only and backend.validate_only:
         yield Problem(
-            ("init", "backend", "validate_only"), "a run only compiles or only validates; remove this or compile_only"
+            ("init", "backend", "validate_only"),
+            "a run cannot both compile only and validate only; remove this or compile_only",
         )
     if config.fit is None or cluster is None or init.backend_type != "CSX":
         return
@@ -91,7 +92,7 @@ def _precision_problems(config: TrainerConfig) -> Iterator[Problem]:
         )
     low, high = precision.min_loss_scale, precision.max_loss_scale
     if low is not None and high is not None and low > high:
-        yield Problem((*at, "min_loss_scale"), f"{low} is above max_loss_scale {high}; exchange them")
+        yield Problem((*at, "min_loss_scale"), f"{low} is above max_loss_scale {high}; swap them")
 
 
 def _checkpoint_problems(config: TrainerConfig) -> Iterator[Problem]:
@@ -144,14 +145,12 @@ def _data_problems(config: TrainerConfig) -> Iterator[Problem]:
                 "remove this one, which has no effect",
             )
         if section.mixture is not None and not any(part.weight for part in section.mixture):
-            yield Problem(
-                (*at, "mixture"), "every weight is 0, so there is nothing to draw from; give the shares of each part"
-            )
+            yield Problem((*at, "mixture"), "every weight is 0, so no sample can be drawn; give each part its share")
         if section.use_vsl != train.use_vsl:
             yield Problem(
                 (*at, "use_vsl"),
                 f"training {'is' if train.use_vsl else 'is not'} on packed examples and this "
-                f"{'is' if section.use_vsl else 'is not'}; pack both alike",
+                f"{'is' if section.use_vsl else 'is not'}; pack both the same way",
             )
 
 
@@ -263,7 +262,8 @@ def _problems_between(configs: Sequence[TrainerConfig]) -> Iterator[Problem]:
         if config.init.backend_type != first.backend_type:
             yield Problem(
                 (*at, "backend", "backend_type"),
-                f"is {config.init.backend_type} here and {first.backend_type} in the first phase; one process has one",
+                f"is {config.init.backend_type} here and {first.backend_type} in the first phase; a process can have "
+                "one only",
             )
         if (config.init.autorestart is None) != (first.autorestart is None):
-            yield Problem((*at, "autorestart"), "is set in some phases alone; set it in all of them or in none")
+            yield Problem((*at, "autorestart"), "is set in some phases only; set it in all of them or in none")

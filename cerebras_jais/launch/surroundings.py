@@ -54,7 +54,7 @@ def check_surroundings(
     for index, config in enumerate(configs):
         found: list[Problem] = []
         if config.fit is None and (config.validation or config.validation_all):
-            notes.append("it has data to validate on alone; `fit` cannot train it")
+            notes.append("it has validation data only; `fit` cannot train it")
         else:
             found += missing_sections(config)
             found += not_done_here(config.aside) if config.init.backend_type in ("CPU", "GPU") else ()

@@ -219,7 +219,7 @@ class DecoderConfig:
                 raise ModelConfigError(
                     str(given),
                     "unknown key; "
-                    + (f"did you mean {near[0]!r}?" if near else "the Model Zoo 2.10 has none of a name like this"),
+                    + (f"did you mean {near[0]!r}?" if near else "the Model Zoo 2.10 has no similar name"),
                 )
         for key in _INITIALIZERS:
             if values.get(key) is not None and not isinstance(values[key], Initializer):

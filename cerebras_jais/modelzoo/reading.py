@@ -28,7 +28,7 @@ def read_unless_alone(file: ConfigFile) -> list[TrainerConfig] | None:
     except ModelZooAloneError as error:
         if any(_names_plugin(section_at(trainer, "init", "model")) for _, trainer in file.trainers):
             raise
-        print(f"note: trained by the Model Zoo's own rules alone: {error}", file=sys.stderr)
+        print(f"note: not checked here, the Model Zoo trains it by its own rules: {error}", file=sys.stderr)
         return None
 
 

@@ -144,7 +144,7 @@ def test_config_check_ends_with_status_1_where_something_is_wrong(tmp_path):
     bad.write_text(
         (CONFIGS / "tiny" / "jais.yaml").read_text(encoding="utf-8").replace("max_steps: 100", "max_steps: 90")
     )
-    assert f"{good}: good" in said("config", "check", good)
+    assert f"{good}: ok" in said("config", "check", good)
     ours, theirs = json.loads(said("config", "check", good, str(bad), "--json", status=1))
     assert ours["problems"] == []
     assert "raise max_steps to 100" in theirs["problems"][0]

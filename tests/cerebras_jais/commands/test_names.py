@@ -43,7 +43,7 @@ def test_a_dry_run_of_a_name_is_that_of_its_file(empty, name):
 def test_messages_say_the_name(empty):
     line = str(run("fit", "jais-family-590m").exception)
     assert line.startswith("jais-family-590m: its backend is CSX")
-    assert run("config", "check", "jais-family-590m").output.startswith("jais-family-590m: good")
+    assert run("config", "check", "jais-family-590m").output.startswith("jais-family-590m: ok")
     assert "jais-family-590m/pretrain" in read_trainer_yaml("jais-family-590m")[0].source
 
 

@@ -109,7 +109,7 @@ BROKEN = (
     Broken("cbfloat16 with a fixed loss scale", SMALL, "loss_scaling_factor: dynamic", "loss_scaling_factor: 1.0", f"{_PRECISION}.loss_scaling_factor", "set it to dynamic", True),
     Broken("float32 on a CS system", SMALL, "enabled: true", "enabled: false", f"{_PRECISION}.enabled", "set it to true", True),
     Broken("unknown half type", SMALL, "fp16_type: cbfloat16", "fp16_type: fp16", f"{_PRECISION}.fp16_type", "'float16', 'bfloat16' or 'cbfloat16'", False),
-    Broken("loss scales the wrong way round", SMALL, "loss_scaling_factor: dynamic", "loss_scaling_factor: dynamic\n      min_loss_scale: 8.0\n      max_loss_scale: 2.0", f"{_PRECISION}.min_loss_scale", "exchange them", True, "min_loss_scale"),
+    Broken("loss scales the wrong way round", SMALL, "loss_scaling_factor: dynamic", "loss_scaling_factor: dynamic\n      min_loss_scale: 8.0\n      max_loss_scale: 2.0", f"{_PRECISION}.min_loss_scale", "swap them", True, "min_loss_scale"),
     Broken("two ways of clipping", SMALL, "max_gradient_norm: 1.0", "max_gradient_norm: 1.0\n      max_gradient_value: 1.0", f"{_PRECISION}.max_gradient_value", "remove max_gradient_norm or this", True, "max_gradient_value"),
     # checkpoints
     Broken("no checkpoint", SMALL, "steps: 5000", "steps: 0", "init.checkpoint.steps", "give a number of steps", True),
@@ -120,11 +120,11 @@ BROKEN = (
     # data
     Broken("length of the data section", SMALL, "batch_size: 1120", "max_sequence_length: 1024\n      batch_size: 1120", f"{_TRAIN}.max_sequence_length", "make them equal", True),
     Broken("misspelt key of a mixture", SMALL, "weight: 283", "wieght: 283", f"{_TRAIN}.mixture[0].wieght", "did you mean 'weight'?", True),
-    Broken("mixture of nothing", SMALL, "weight: 283 # published: card, billions of tokens\n      - data_dir: data/jais-family/2048/arabic/train\n        weight: 141 # published: card, billions of tokens\n      - data_dir: data/jais-family/2048/code/train\n        weight: 56", "weight: 0\n      - data_dir: a\n        weight: 0", f"{_TRAIN}.mixture", "give the shares", True, "mixture:"),
-    Broken("evaluation on data that is not packed", CHAT, "use_vsl: true\n", "use_vsl: false\n", "fit.val_dataloader.use_vsl", "pack both alike", True),
+    Broken("mixture of nothing", SMALL, "weight: 283 # published: card, billions of tokens\n      - data_dir: data/jais-family/2048/arabic/train\n        weight: 141 # published: card, billions of tokens\n      - data_dir: data/jais-family/2048/code/train\n        weight: 56", "weight: 0\n      - data_dir: a\n        weight: 0", f"{_TRAIN}.mixture", "give each part its share", True, "mixture:"),
+    Broken("evaluation on data that is not packed", CHAT, "use_vsl: true\n", "use_vsl: false\n", "fit.val_dataloader.use_vsl", "pack both the same way", True),
     Broken("misspelt data processor", SMALL, "data_processor: GptHDF5MapDataProcessor", "data_processor: GptHDF5MapDataProcesor", f"{_TRAIN}.data_processor", "did you mean 'GptHDF5MapDataProcessor'?", False),
     Broken("empty batches", SMALL, "batch_size: 1120", "batch_size: 0", f"{_TRAIN}.batch_size", "must be a whole number from 1", False),
     # several phases
     Broken("phases of different widths", PHASES, "num_hidden_layers: 4", "num_hidden_layers: 5", f"{_MODEL}.num_hidden_layers", "make them equal", True, nth=1),
-    Broken("phases on different backends", PHASES, "backend_type: CPU", "backend_type: GPU", "init.backend.backend_type", "one process has one", True, nth=1),
+    Broken("phases on different backends", PHASES, "backend_type: CPU", "backend_type: GPU", "init.backend.backend_type", "a process can have one only", True, nth=1),
 )  # fmt: skip
