@@ -106,6 +106,7 @@ def pack(
     """Tokenise text and pack it into the Model Zoo's HDF5 files.
 
     Writes OUTPUT/train and, for each language, OUTPUT/held_out/LANGUAGE; name them as data_dir in the trainer YAML.
+    OUTPUT/held_out.jsonl has the text of the documents held out, for `cerebras-jais score --data OUTPUT`.
     Without --vsl the documents are joined, each followed by the end-of-text token, and cut into rows: no position is
     wasted, but a row can begin inside a document. With --vsl each document stays whole and sees only itself.
     """
@@ -114,7 +115,7 @@ def pack(
 
     documents, _ = _read(texts, 0)
     if texts and held_out:
-        _say(not_held_out(documents, held_out))
+        _print_note(not_held_out(documents, held_out))
     splits = pack_documents(
         documents,
         tokenizer_dir,
@@ -138,12 +139,12 @@ def _read(texts: tuple[Path, ...], held_out: int):
     from cerebras_jais.data.documents import passed_over, read_documents, sample_corpus_path, split_held_out
 
     for path in texts:
-        _say(passed_over(path))
+        _print_note(passed_over(path))
     documents = [document for path in texts or (sample_corpus_path(),) for document in read_documents(path)]
     return split_held_out(documents, held_out) if held_out else (documents, [])
 
 
-def _say(note: str | None) -> None:
+def _print_note(note: str | None) -> None:
     if note is not None:
         click.echo(f"note: {note}", err=True)
 
