@@ -61,6 +61,7 @@ def check(files: tuple[Path, ...], tokenizer: Path | None, as_json: bool) -> int
 
     from cerebras_jais.config.trainer import read_trainer_yaml
     from cerebras_jais.launch.checks import check_file
+    from cerebras_jais.launch.phases import plan_phases
     from cerebras_jais.launch.surroundings import preflight
     from cerebras_jais.launch.token_budget import token_notes
     from cerebras_jais.modelzoo.validate import modelzoo_is_installed, modelzoo_problems
@@ -71,7 +72,7 @@ def check(files: tuple[Path, ...], tokenizer: Path | None, as_json: bool) -> int
         problems, notes = check_file(file), list[str]()
         if not problems:
             problems, notes = preflight(file, tokenizer)
-            notes += token_notes(read_trainer_yaml(file))
+            notes += token_notes(plan_phases(read_trainer_yaml(file)))
         if zoo and not problems:
             problems = modelzoo_problems(file)
         results.append((str(file), problems, notes))

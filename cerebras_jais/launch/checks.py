@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,10 @@ from cerebras_jais.config.sections import DataLoader
 from cerebras_jais.config.trainer import TrainerConfig, read_trainer_yaml
 from cerebras_jais.config.yaml_file import ConfigFile, dotted, read_yaml
 from cerebras_jais.errors import UserError
+from cerebras_jais.launch.phases import Phase
+from cerebras_jais.launch.start import plan_launch
 from cerebras_jais.model.config import DecoderConfig
 
-CHECKPOINT_STATES = frozenset(
-    {"model", "optimizer", "schedulers", "dataloader", "global_step", "grad_scaler", "sparsity", "all"}
-)
 CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768)
 Problem = tuple[tuple[str | int, ...], str]  # a path of keys below `trainer`, and what is wrong there
 
@@ -43,10 +41,14 @@ def check_file(path: str | Path) -> list[str]:
     source = read_yaml(path)
     several = isinstance(source.data["trainer"], list)
     found = []
-    for index, (config, begins, _) in enumerate(steps_of(configs)):
+    try:
+        phases = plan_launch(configs, checked=False).phases
+    except UserError as error:  # a checkpoint that cannot be read
+        return [str(error)]
+    for index, (config, phase) in enumerate(zip(configs, phases, strict=True)):
         at: tuple[str | int, ...] = ("trainer", index, "trainer") if several else ("trainer",)
         problems = [problem for check in CHECKS for problem in check(config)]
-        problems += _schedule_problems(config, begins)
+        problems += _schedule_problems(phase)
         found += [_placed(source, at, problem) for problem in problems]
     if several:
         found += [_placed(source, ("trainer",), problem) for problem in _problems_between(configs)]
@@ -122,16 +124,6 @@ def _checkpoint_problems(config: TrainerConfig) -> Iterator[Problem]:
             ("init", "checkpoint", "steps"),
             "no checkpoint would be written, not even the last; give a number of steps",
         )
-    for index, callback in enumerate(config.init.callbacks):
-        if callback.name != "LoadCheckpointStates" or callback.arguments is None:
-            continue
-        at = ("init", "callbacks", index, "LoadCheckpointStates", "load_checkpoint_states")
-        named = callback.arguments.get("load_checkpoint_states", "all")
-        names = named.split(",") if isinstance(named, str) else named
-        for name in names:
-            if name not in CHECKPOINT_STATES:
-                spaces = "; write the names without spaces" if name.strip() in CHECKPOINT_STATES else ""
-                yield at, f"no checkpoint holds {name!r}{spaces}; known: {', '.join(sorted(CHECKPOINT_STATES))}"
 
 
 def _loss_problems(config: TrainerConfig) -> Iterator[Problem]:
@@ -240,39 +232,9 @@ CHECKS: Sequence[Callable[[TrainerConfig], Iterator[Problem]]] = (
 # ---- schedules --------------------------------------------------------------------------------------------------
 
 
-def steps_of(configs: Sequence[TrainerConfig]) -> Iterator[tuple[TrainerConfig, int, int]]:
-    """Each trainer with the steps that it begins and ends at; it ends where it begins when only its data can tell."""
-    ends: int | None = None
-    for config in configs:
-        begins = _first_step(config, ends)
-        ends = _last_step(config, begins)
-        yield config, begins, ends
-
-
-def _first_step(config: TrainerConfig, before: int | None) -> int:
-    """The step a trainer begins at: the one before it in a list, or what the name of its checkpoint says."""
-    if config.fit is None or not _counts_on(config):
-        return 0
-    named = re.search(r"checkpoint_(\d+)\.mdl$", config.fit.ckpt_path or "")
-    if named:
-        return int(named[1])
-    return before or 0
-
-
-def _counts_on(config: TrainerConfig) -> bool:
-    named = (config.callback("LoadCheckpointStates") or {}).get("load_checkpoint_states", "all")
-    names = named.split(",") if isinstance(named, str) else named
-    return bool({"all", "global_step"} & {name.strip() for name in names})
-
-
-def _last_step(config: TrainerConfig, begins: int) -> int:
-    loop = config.init.loop
-    ends = [end for end in (loop.max_steps, begins + loop.num_steps if loop.num_steps else None) if end]
-    return min(ends, default=begins)
-
-
-def _schedule_problems(config: TrainerConfig, begins: int) -> Iterator[Problem]:
-    loop = config.init.loop
+def _schedule_problems(phase: Phase) -> Iterator[Problem]:
+    config, begins = phase.config, phase.begins
+    steps = 0 if phase.ends is None else phase.ends - begins
     for index, outer in enumerate(config.init.schedulers):
         at: tuple[str | int, ...] = ("init", "schedulers", index)
         schedule: Schedule = outer.scheduler if isinstance(outer, ScalePerParamLR) else outer
@@ -280,11 +242,10 @@ def _schedule_problems(config: TrainerConfig, begins: int) -> Iterator[Problem]:
         for before, after in itertools.pairwise(parts):
             if not math.isclose(_rate(before, -1), _rate(after, 0), rel_tol=1e-6):
                 yield at, f"the learning rate jumps from {_rate(before, -1):g} to {_rate(after, 0):g}; make them equal"
-        steps = _last_step(config, begins) - begins
-        if loop.num_epochs is not None or isinstance(parts[-1], ConstantLR):
+        if phase.ends is None or isinstance(parts[-1], ConstantLR):
             continue
         planned = sum(part.total_iters or 0 for part in parts)
-        if config.init.loop.max_steps is not None and steps <= 0:
+        if steps <= 0:
             yield ("init", "loop", "max_steps"), f"the run begins at step {begins}; give more than that"
         elif planned < steps:
             yield (

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from cerebras_jais.launch.phases import Phase, Start, next_phase, predicted_start
+from cerebras_jais.launch.phases import Phase
+from cerebras_jais.launch.start import Launch, Start, predicted_start
 from cerebras_jais.model.config import DecoderConfig
 
 BYTES_OF_A_WEIGHT = 4  # checkpoints hold float32
@@ -38,7 +38,7 @@ class ModelSize:
         return BYTES_OF_A_WEIGHT * (self.parameters + self.trained) + BYTES_OF_MOMENTS * self.trained
 
 
-def measure(config: DecoderConfig) -> ModelSize:
+def model_size(config: DecoderConfig) -> ModelSize:
     """The size of a model; built on the meta device, without weights."""
     import torch
 
@@ -74,10 +74,10 @@ def training_flops(config: DecoderConfig, size: ModelSize, tokens: int) -> float
     return float(tokens) * (4 * size.multiplied + 2 * size.multiplied_and_trained + attention)
 
 
-def describe_launch(phases: Sequence[Phase], checkpoint: str | Path | None = None) -> Iterator[str]:
+def describe_launch(launch: Launch) -> Iterator[str]:
     """Lines that say what a launch would run: for each phase its size, tokens, steps, FLOPs, checkpoints and start."""
-    index, start = next_phase(phases, checkpoint)
-    for number, phase in enumerate(phases):
+    index = launch.index
+    for number, phase in enumerate(launch.phases):
         yield f"{phase.name}: {phase.config.init.model.name}, into {phase.model_dir}"
         if number < index:
             yield "  finished, nothing to do"
@@ -85,13 +85,13 @@ def describe_launch(phases: Sequence[Phase], checkpoint: str | Path | None = Non
         if phase.ends is not None and phase.ends <= phase.begins:
             yield "  not reached: the launch ends before it"
             continue
-        begins = start if number == index else predicted_start(phases, number)
+        begins = launch.start if number == index else predicted_start(launch.phases, number)
         yield from (f"  {line}" for line in _describe(phase, begins))
 
 
 def _describe(phase: Phase, start: Start) -> Iterator[str]:
     config, model = phase.config, phase.config.init.model
-    size = measure(model)
+    size = model_size(model)
     frozen = f", of which {size.trained:,} train" if model.frozen_parameters else ""
     yield f"parameters  {size.parameters:,}{frozen}"
     if config.fit is not None:
@@ -109,8 +109,9 @@ def _describe(phase: Phase, start: Start) -> Iterator[str]:
             yield f"tokens      {tokens:,}"
             yield f"FLOPs       {training_flops(model, size, tokens):.3g}"
             yield from _describe_checkpoints(phase, size, steps)
-    there = "" if start.checkpoint is None or start.checkpoint.exists() else ", not there yet"
-    yield f"begins      {start}{there}"
+    there = "" if start.is_here else ", not there yet"
+    assumed = f"; taken to be of step {phase.begins:,}, {phase.assumed}" if phase.assumed else ""
+    yield f"begins      {start}{there}{assumed}"
 
 
 def _describe_checkpoints(phase: Phase, size: ModelSize, steps: int) -> Iterator[str]:

@@ -18,8 +18,9 @@ from cerebras_jais.data.tokenizer import LARGEST
 from cerebras_jais.errors import UserError
 from cerebras_jais.files import parse_json, read_text
 from cerebras_jais.launch.checks import notes_of
-from cerebras_jais.launch.phases import Phase, next_phase, plan_phases, with_absolute_end
+from cerebras_jais.launch.phases import Phase
 from cerebras_jais.launch.plan import check_data, machine_memory, memory_problem, missing_sections, plan_training
+from cerebras_jais.launch.start import plan_launch
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.freeze import freeze_parameters
 from cerebras_jais.optimizer.groups import groups_of
@@ -69,10 +70,7 @@ def preflight(path: str | Path, tokenizer: Path | None = None) -> tuple[list[str
                 with closing(HDF5Samples(**loader.reader_keys())) as samples:
                     check_data(samples, config.init.model, source.location((*at, *keys)), 1)
                     if phases and keys == ("fit", "train_dataloader"):
-                        run = with_absolute_end(phases[index])
-                        plan_training(
-                            run.init.loop, run.init.checkpoint, samples, phases[index].begins, None, str(path)
-                        )
+                        plan_training(phases[index].config, samples, phases[index].begins)
             except UserError as error:
                 message = str(error)
                 place = source.location((*at, *keys))
@@ -83,22 +81,21 @@ def preflight(path: str | Path, tokenizer: Path | None = None) -> tuple[list[str
     return problems, notes
 
 
-def _phases(configs: Sequence[TrainerConfig], problems: list[str], notes: list[str]) -> list[Phase]:
+def _phases(configs: Sequence[TrainerConfig], problems: list[str], notes: list[str]) -> Sequence[Phase]:
     """The phases of a launch, empty where they cannot be continued; what is wrong or not looked at is added."""
-    named = [config.fit.ckpt_path for config in configs if config.fit is not None and config.fit.ckpt_path]
     try:
-        phases = plan_phases(configs)
-        index, start = next_phase(phases)
+        launch = plan_launch(configs)
     except UserError as error:
-        absent = [checkpoint for checkpoint in named if str(error) == f"{checkpoint}: no such checkpoint"]
-        notes += [f"its start checkpoint is not here and was not looked at: {checkpoint}" for checkpoint in absent]
-        problems += [] if absent else [str(error)]
+        problems.append(str(error))
         return []
-    if index == len(phases):
+    start = launch.start
+    if not start.is_here:
+        notes.append(f"its start checkpoint is not here and was not looked at: {start.checkpoint}")
+    elif launch.index == len(launch.phases):
         notes.append(f"nothing is left to train: {start.checkpoint} is at the end of the run")
     elif start.checkpoint is not None:
         notes.append(f"it begins {start}; the tensors of that file were not looked at")
-    return phases
+    return launch.phases
 
 
 def _loaders(config: TrainerConfig) -> Iterator[tuple[tuple[str | int, ...], DataLoader]]:

@@ -1,7 +1,7 @@
 """The models `jais_family` and `jais_adapted` of the Model Zoo: its GPT-2 class, kept to the family, with freezing.
 
 Stock `jais` and `llama` are that class under other names; so are these, and checkpoints go between them. What is added:
-a config that refuses what is not of the family (`recipes.family`), and `frozen_parameters`.
+a config that refuses what is not of the family (`catalog.family`), and `frozen_parameters`.
 
 The Model Zoo reads annotations of these classes at run time, so they are not postponed here.
 """

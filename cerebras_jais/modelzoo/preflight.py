@@ -19,8 +19,9 @@ from cerebras_jais.data.dataset import HDF5Samples
 from cerebras_jais.data.shards import recorded_vocabulary
 from cerebras_jais.errors import UserError
 from cerebras_jais.launch.checks import CHECKS, check_file, notes_of
-from cerebras_jais.launch.estimate import measure
-from cerebras_jais.launch.phases import Phase, next_phase
+from cerebras_jais.launch.estimate import model_size
+from cerebras_jais.launch.phases import Phase
+from cerebras_jais.launch.start import Launch
 from cerebras_jais.modelzoo.connection import cluster_file
 from cerebras_jais.modelzoo.installed import ModelZooMissing, require_modelzoo
 from cerebras_jais.modelzoo.validate import modelzoo_is_installed, modelzoo_problems
@@ -43,31 +44,29 @@ class Finding:
         return f"ok    {self.subject}" if self.problem is None else f"wrong {self.subject}: {self.problem}"
 
 
-def inspect_launch(
-    path: Path, phases: Sequence[Phase], checkpoint: Path | None = None, say: Callable[[str], None] = print
-) -> None:
+def inspect_launch(path: Path, launch: Launch, log: Callable[[str], None] = print) -> None:
     """Check a launch on a cluster and say what was looked at, line by line.
 
     Args:
         path: the trainer YAML.
-        phases: of the launch, with what the command line adds to them.
-        checkpoint: given on the command line.
-        say: takes the lines.
+        launch: its plan, with what the command line adds to it.
+        log: takes the lines.
 
     Raises NotReady naming the first thing that is wrong; all are said before.
     """
     wrong = []
-    for note in notes_of([phase.config for phase in phases]):
-        say(f"note  {note}")
-    for finding in _findings(path, phases, checkpoint):
-        say(str(finding))
+    for note in notes_of([phase.config for phase in launch.phases]):
+        log(f"note  {note}")
+    for finding in _findings(path, launch):
+        log(str(finding))
         wrong += [finding] if finding.problem else []
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise NotReady(f"nothing was started: {wrong[0].subject}: {wrong[0].problem}{more}")
 
 
-def _findings(path: Path, phases: Sequence[Phase], checkpoint: Path | None) -> Iterator[Finding]:
+def _findings(path: Path, launch: Launch) -> Iterator[Finding]:
+    phases = launch.phases
     yield from _yaml(path, phases)
     yield from _software()
     if modelzoo_is_installed():
@@ -77,7 +76,7 @@ def _findings(path: Path, phases: Sequence[Phase], checkpoint: Path | None) -> I
         yield from () if problems else (Finding(f"{path}, by the Model Zoo's own validation"),)
     for phase in phases:
         yield from _data(phase)
-    yield _start(phases, checkpoint)
+    yield _start(launch)
     yield from _places(phases)
     yield _cluster(phases[0].config)
 
@@ -91,7 +90,7 @@ def _yaml(path: Path, phases: Sequence[Phase]) -> Iterator[Finding]:
                 line = f"{dotted(('trainer', *keys))}: {message}"
                 problems += [line] if not any(message in known for known in problems) else []
         try:
-            measure(phase.config.init.model)  # builds its shape, and finds what is to be frozen
+            model_size(phase.config.init.model)  # builds its shape, and finds what is to be frozen
         except UserError as error:
             problems.append(f"{phase.name}: {error}")
     yield from (Finding(str(path), problem.removeprefix(f"{path}, ")) for problem in problems)
@@ -157,13 +156,14 @@ def _directories(loader: DataLoader) -> list[str]:
     return [path for each in named for path in ([each] if isinstance(each, str) else each)]
 
 
-def _start(phases: Sequence[Phase], checkpoint: Path | None) -> Finding:
-    index, start = next_phase(phases, checkpoint)
-    subject = f"{phases[min(index, len(phases) - 1)].name} begins {start}"
-    if index == len(phases):
+def _start(launch: Launch) -> Finding:
+    start = launch.start
+    if not start.is_here:
+        phase = launch.phases[min(launch.index, len(launch.phases) - 1)]
+        return Finding(f"{phase.name} begins {start}", "no such checkpoint; put it there, or change ckpt_path")
+    if launch.index == len(launch.phases):
         return Finding(f"nothing is left to train: {start.checkpoint}")
-    missing = start.checkpoint is not None and not start.checkpoint.exists()
-    return Finding(subject, "no such checkpoint; put it there, or change ckpt_path" if missing else None)
+    return Finding(f"{launch.phases[launch.index].name} begins {start}")
 
 
 def _places(phases: Sequence[Phase]) -> Iterator[Finding]:

@@ -81,7 +81,7 @@ class Reporter:
             if again and self._is_logged(start):
                 self._scalars(start, self._recorded_scalars())
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """Print one line."""
         if self.quiet:
             return
@@ -108,7 +108,7 @@ class Reporter:
         if self._bar is not None:
             self._bar.set_postfix_str(line)
         else:
-            self.say(f"step {step:>{len(str(self.total))}}/{self.total}  {line}  {self._time_left(step)} left")
+            self.log(f"step {step:>{len(str(self.total))}}/{self.total}  {line}  {self._time_left(step)} left")
         self._scalars(step, {"loss": loss, "learning_rate": learning_rate, "tokens_per_second": rate})
 
     def _is_logged(self, step: int) -> bool:
@@ -131,7 +131,7 @@ class Reporter:
     def evaluation(self, step: int, number: int, loss: float, perplexity: float, accuracy: float) -> None:
         """Record one evaluation on the held-out data set of this number; `flush` after the last of them."""
         which = f" on set {number}" if number else ""
-        self.say(f"step {step}: held-out loss{which} {loss:.4f}  perplexity {perplexity:.2f}  accuracy {accuracy:.4f}")
+        self.log(f"step {step}: held-out loss{which} {loss:.4f}  perplexity {perplexity:.2f}  accuracy {accuracy:.4f}")
         if number == 0 and self._rows:
             self._rows[-1]["eval_loss"] = loss
         head = f"validate_{number}/"

@@ -26,7 +26,7 @@ from cerebras_jais.checkpoint import (
 from cerebras_jais.config.trainer import TrainerConfig
 from cerebras_jais.data.dataset import HDF5Samples
 from cerebras_jais.errors import UserError
-from cerebras_jais.launch.phases import EVERYTHING
+from cerebras_jais.launch.saved import loaded_states
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.load import fill_model, read_finite, stored_weights
 from cerebras_jais.optimizer.adamw import AdamW, load_optimizer_state, optimizer_state
@@ -151,22 +151,8 @@ def check_checkpoint(checkpoint: Checkpoint, config: TrainerConfig, states: Sequ
             f"{checkpoint.path}: written by release {version}, not {VERSION}; if the file is good nevertheless set "
             "init.checkpoint.strict_version to false"
         )
-    present = {name for name in tree if not name.startswith("__")}
-    if states is not None:
-        return present if tuple(states) == EVERYTHING else set(states) & present
-    arguments = config.callback("LoadCheckpointStates")
-    wanted = (arguments or {}).get("load_checkpoint_states", "all")
-    if isinstance(wanted, str):
-        if wanted.lower() == "all":
-            return present
-        wanted = [name.strip() for name in wanted.split(",")]
-    absent = sorted(set(wanted) - set(tree))
-    if absent:
-        raise ResumeError(
-            f"{checkpoint.path}: LoadCheckpointStates names {', '.join(absent)}, which it does not hold; "
-            f"it holds {', '.join(sorted(present))}"
-        )
-    return set(wanted) & present
+    held = frozenset(name for name in tree if not name.startswith("__"))
+    return loaded_states(config, states, held, checkpoint.path)
 
 
 def load_weights(checkpoint: Checkpoint, model: LanguageModel, states: set[str], *, strict: bool) -> None:

@@ -14,7 +14,9 @@ from cerebras_jais.checkpoint import save_checkpoint
 from cerebras_jais.config.trainer import parse_trainer
 from cerebras_jais.errors import UserError
 from cerebras_jais.launch.estimate import describe_launch
-from cerebras_jais.launch.phases import EVERYTHING, Start, next_phase, plan_phases, remaining_phases, start_of
+from cerebras_jais.launch.phases import plan_phases
+from cerebras_jais.launch.saved import EVERYTHING
+from cerebras_jais.launch.start import Start, next_phase, plan_launch, remaining_phases, start_of
 from tests.cerebras_jais.model.examples import llama_section
 from tests.cerebras_jais.train.examples import trainer_section
 
@@ -80,7 +82,7 @@ def test_a_launch_begins_where_the_checkpoints_stop(tmp_path, counted, on_disk, 
 def test_a_finished_list_says_so_and_has_no_work(tmp_path, counted):
     save(tmp_path / "run" / "checkpoint_12.mdl", 12)
     said = []
-    assert list(remaining_phases(plan_phases(counted), None, said.append)) == []
+    assert list(remaining_phases(plan_launch(counted), said.append)) == []
     assert [line.split(":")[0] for line in said[:3]] == ["phase 1 of 3", "phase 2 of 3", "phase 3 of 3"]
     assert said[3].startswith("nothing is left to train: ")
 
@@ -89,7 +91,7 @@ def test_a_list_capped_by_max_steps_leaves_the_rest_for_later(tmp_path, counted)
     phases = plan_phases(counted, max_steps=6)
     assert [(phase.begins, phase.ends) for phase in phases] == [(0, 4), (4, 6), (6, 6)]
     save(tmp_path / "run" / "checkpoint_6.mdl", 6)
-    assert list(remaining_phases(phases, None, lambda line: None)) == []
+    assert list(remaining_phases(plan_launch(counted, max_steps=6), lambda line: None)) == []
     assert next_phase(plan_phases(counted))[0] == 1
 
 
@@ -190,11 +192,12 @@ def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
 
 def test_a_stage_cut_short_is_gone_on_with_and_the_next_not_begun(tmp_path):
     save(tmp_path / "base.mdl", 0, ("model",))
-    cut = plan_phases(staged(tmp_path), max_steps=2)
-    assert [(phase.begins, phase.ends) for phase in cut] == [(0, 2), (0, 0)]
-    assert [phase.number for phase, _ in remaining_phases(cut, None, lambda line: None)] == [1]
+    cut = plan_launch(staged(tmp_path), max_steps=2)
+    assert [(phase.begins, phase.ends) for phase in cut.phases] == [(0, 2), (0, 0)]
+    assert [phase.number for phase, _ in remaining_phases(cut, lambda line: None)] == [1]
     save(tmp_path / "s" / "1" / "checkpoint_2.mdl", 2)
-    assert list(remaining_phases(cut, None, lambda line: None)) == []
+    cut = plan_launch(staged(tmp_path), max_steps=2)
+    assert list(remaining_phases(cut, lambda line: None)) == []
     assert "  not reached: the launch ends before it" in describe_launch(cut)
     index, start = next_phase(plan_phases(staged(tmp_path)))
     assert (index, start.checkpoint.name) == (0, "checkpoint_2.mdl")

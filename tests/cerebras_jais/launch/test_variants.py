@@ -16,6 +16,7 @@ from cerebras_jais.launch.checks import check_file, notes_of
 from cerebras_jais.launch.surroundings import preflight
 from tests.cerebras_jais.launch.test_checks import rows_under
 from tests.cerebras_jais.launch.variants import GOOD, NOTED, REFUSED, ROOT, VARIANTS, base, judge, same_model
+from tests.cerebras_jais.train.examples import train
 
 WRITTEN = ROOT / "tests" / "cerebras_jais" / "launch" / "trainer_params"
 
@@ -90,12 +91,10 @@ def test_a_note_names_the_key_and_the_phase():
 
 
 def test_the_python_interface_refuses_it_too(tmp_path):
-    from cerebras_jais.train.loop import fit
-
     section = base()["trainer"]
     section["init"]["callbacks"].append({"Lora": {"lora_params": {"r": 4}}})
     with pytest.raises(UserError, match="the reference path does not do the callback Lora"):
-        fit(parse_trainer(section), backend="cpu", model_dir=tmp_path)
+        train(parse_trainer(section), model_dir=tmp_path)
 
 
 # ---- hints -----------------------------------------------------------------------------------------------------------

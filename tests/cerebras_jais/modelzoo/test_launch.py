@@ -17,9 +17,10 @@ from click.testing import CliRunner
 
 from cerebras_jais.commands.fit import fit as fit_command
 from cerebras_jais.config.trainer import parse_trainer
-from cerebras_jais.launch.phases import EVERYTHING, Start, plan_phases
+from cerebras_jais.launch.saved import EVERYTHING
+from cerebras_jais.launch.start import Start, plan_launch
 from cerebras_jais.modelzoo import preflight
-from cerebras_jais.modelzoo.launch import Launch, with_cluster
+from cerebras_jais.modelzoo.launch import LaunchOptions, with_cluster
 from cerebras_jais.modelzoo.phases import trainer_of
 from cerebras_jais.modelzoo.preflight import NotReady, inspect_launch
 from tests import tolerances
@@ -47,9 +48,9 @@ def ready(tmp_path_factory):
     return path
 
 
-def phases_of(path, **cluster):
-    params = with_cluster(yaml.safe_load(path.read_text()), Launch(str(path), cluster=cluster))
-    return plan_phases([parse_trainer(trainer) for trainer in trainers_of(params)])
+def launch_of(path, **cluster):
+    params = with_cluster(yaml.safe_load(path.read_text()), LaunchOptions(str(path), cluster=cluster))
+    return plan_launch([parse_trainer(trainer) for trainer in trainers_of(params)])
 
 
 def findings(path, monkeypatch, **cluster):
@@ -59,7 +60,7 @@ def findings(path, monkeypatch, **cluster):
     cluster = {"mgmt_address": "there:443", "credentials_path": "x.crt", **cluster}
     said = []
     try:
-        inspect_launch(path, phases_of(path, **cluster), say=said.append)
+        inspect_launch(path, launch_of(path, **cluster), log=said.append)
     except NotReady as error:
         return said, str(error)
     return said, None
@@ -69,7 +70,9 @@ def findings(path, monkeypatch, **cluster):
 
 
 def test_options_of_a_cluster_land_in_every_phase(ready):
-    merged = with_cluster(yaml.safe_load(ready.read_text()), Launch(str(ready), cluster=CLUSTER, only="compile_only"))
+    merged = with_cluster(
+        yaml.safe_load(ready.read_text()), LaunchOptions(str(ready), cluster=CLUSTER, only="compile_only")
+    )
     for trainer in trainers_of(merged):
         assert trainer["init"]["backend"] == {
             "backend_type": "CSX",
@@ -86,7 +89,7 @@ def test_fit_hands_its_options_to_the_launching_process(ready, monkeypatch):
     arguments = [str(ready), "--backend", "csx", *options.split(), "--job-priority", "p3", "--validate-only"]
     CliRunner().invoke(fit_command, arguments)
     assert seen["words"][1:3] == ["-m", "cerebras_jais.modelzoo.launch"]
-    assert Launch(**json.loads(seen["words"][3])) == Launch(
+    assert LaunchOptions(**json.loads(seen["words"][3])) == LaunchOptions(
         str(ready),
         cluster={
             "num_csx": 2,
@@ -197,7 +200,7 @@ def test_a_machine_without_a_cluster_is_told_what_is_missing(ready, monkeypatch)
 
 
 def test_the_trainer_is_told_its_end_its_beginning_and_what_to_load(ready):
-    phase = phases_of(ready)[1]
+    phase = launch_of(ready).phases[1]
     raw = trainers_of(yaml.safe_load(ready.read_text()))[1]
     raw["init"]["loop"] = {"num_steps": 4, "eval_frequency": None}
     trainer = trainer_of(phase, Start(ready, ("model", "global_step"), "x"), raw)

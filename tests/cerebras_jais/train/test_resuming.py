@@ -32,11 +32,10 @@ from cerebras_jais.launch.plan import NothingLeft
 from cerebras_jais.train import folder as folder_module
 from cerebras_jais.train import loop as loop_module
 from cerebras_jais.train import progress as progress_module
-from cerebras_jais.train.loop import fit
 from cerebras_jais.train.signals import Stopped
 from cerebras_jais.train.steps import Steps
 from tests.cerebras_jais.train import examples
-from tests.cerebras_jais.train.examples import JAIS, write_data, write_yaml
+from tests.cerebras_jais.train.examples import JAIS, train, write_data, write_yaml
 
 pytestmark = pytest.mark.slow  # nearly every test trains two or three runs
 
@@ -62,11 +61,7 @@ def no_curve(request, monkeypatch):
     """Drawing takes longer than these runs do; tests that look at the picture draw it."""
     if "curve" not in request.node.name:
         monkeypatch.setattr("cerebras_jais.train.progress.draw_curve", lambda rows, path: None)
-        monkeypatch.setattr("cerebras_jais.train.loop.draw_curve", lambda rows, path: None)
-
-
-def train(config, **options):
-    return fit(config, progress=False, **options)
+        monkeypatch.setattr("cerebras_jais.train.setup.draw_curve", lambda rows, path: None)
 
 
 class Killed(BaseException):
@@ -553,7 +548,7 @@ def test_training_data_of_another_size_or_content_are_refused_by_their_file(fold
 def test_a_copy_of_the_data_is_said_and_trained_on(folder, capsys):
     config = stopped_run(folder)
     os.utime(folder / "train" / "a.h5", (1, 1))
-    fit(config)
+    train(config, progress=True)
     assert f"data: {folder / 'train' / 'a.h5'} were written anew, with the same size" in capsys.readouterr().err
 
 
@@ -568,7 +563,7 @@ def test_changed_data_are_trained_on_where_their_position_is_not_loaded_and_othe
     shutil.rmtree(folder / "run")
     config = stopped_run(folder)
     rewrite(folder / "held_out", lambda data: data.write_direct(data[()][::-1].copy()))
-    fit(config)
+    train(config, progress=True)
     assert "the held-out data changed since" in capsys.readouterr().err
 
 
@@ -605,7 +600,7 @@ def test_a_file_system_without_locks_is_said_and_the_run_goes_on(folder, monkeyp
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    fit(config_of(folder, loop={"max_steps": 1, "eval_frequency": None}))
+    train(config_of(folder, loop={"max_steps": 1, "eval_frequency": None}), progress=True)
     said = capsys.readouterr().err
     assert f"{folder / 'run'}: its file system has no locks (No locks available)" in said
 
@@ -614,16 +609,16 @@ def test_a_file_system_without_locks_is_said_and_the_run_goes_on(folder, monkeyp
 
 
 def test_steps_beyond_the_schedule_are_said(folder, capsys):
-    fit(config_of(folder), max_steps=6)
+    train(config_of(folder), max_steps=6, progress=True)
     assert "the schedule ends" not in capsys.readouterr().err
-    fit(config_of(folder), max_steps=15)
+    train(config_of(folder), max_steps=15, progress=True)
     assert "the schedule ends after 13 steps, the run goes on for 15: the last 2 train at its last rate, 0.002" in (
         capsys.readouterr().err
     )
 
 
 def test_the_progress_line_says_how_long_the_rest_takes(folder, monkeypatch, capsys):
-    fit(config_of(folder, JAIS, loop={"max_steps": 3, "eval_frequency": None}))
+    train(config_of(folder, JAIS, loop={"max_steps": 3, "eval_frequency": None}), progress=True)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
     assert len(lines) == 3
     assert lines[-1].endswith("  0:00:00 left")
