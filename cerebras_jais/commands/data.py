@@ -1,11 +1,18 @@
 """`cerebras-jais data`: text to a tokenizer and to packed training data."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from cerebras_jais.commandline import Number
 from cerebras_jais.ranges import COUNT_OR_NONE, SEED, SIZE, VOCABULARY
+
+if TYPE_CHECKING:
+    from cerebras_jais.data.documents import Document
 
 
 @click.group()
@@ -134,7 +141,7 @@ def pack(
         )
 
 
-def _read(texts: tuple[Path, ...], held_out: int):
+def _read(texts: tuple[Path, ...], held_out: int) -> tuple[list[Document], list[Document]]:
     """Return (training, held out) documents of all the paths, of the bundled sample when there are none."""
     from cerebras_jais.data.documents import passed_over, read_documents, sample_corpus_path, split_held_out
 
@@ -149,7 +156,8 @@ def _print_note(note: str | None) -> None:
         click.echo(f"note: {note}", err=True)
 
 
-def _progress(documents, name: str):
+def _progress(documents: Iterable[Document], name: str) -> Iterable[Document]:
     from tqdm import tqdm
 
-    return tqdm(documents, desc=name, unit=" documents", disable=None, leave=False)
+    bar: Iterable[Document] = tqdm(documents, desc=name, unit=" documents", disable=None, leave=False)
+    return bar

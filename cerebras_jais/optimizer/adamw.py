@@ -30,14 +30,14 @@ class AdamW(torch.optim.AdamW):
     """
 
     def __init__(
-        self, groups: Sequence[Mapping[str, Any]], *, correct_bias: bool = True, fused: bool = True, **defaults
+        self, groups: Sequence[Mapping[str, Any]], *, correct_bias: bool = True, fused: bool = True, **defaults: Any
     ):
         self.correct_bias = correct_bias
         self.steps_taken = 0
         super().__init__([dict(group) for group in groups], fused=fused or None, **defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable | None = None) -> Any:
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One update with the gradients at hand."""
         t = self.steps_taken + 1
         meant = [(group["lr"], group["eps"], group["weight_decay"]) for group in self.param_groups]

@@ -133,7 +133,9 @@ def _refuse_twice(groups: Iterable[ParameterGroup]) -> None:
             scale_of[name] = group.adjust_learning_rate
 
 
-def _names_by_tags(names: Sequence[str], tagged: Sequence[tuple[Sequence[str], str]]) -> dict[frozenset, list[str]]:
+def _names_by_tags(
+    names: Sequence[str], tagged: Sequence[tuple[Sequence[str], str]]
+) -> dict[frozenset[str], list[str]]:
     tags_of: dict[str, list[str]] = {name: [] for name in names}
     for patterns, tag in tagged:
         rules = [re.compile(fnmatch.translate(pattern)) for pattern in patterns]
@@ -144,7 +146,7 @@ def _names_by_tags(names: Sequence[str], tagged: Sequence[tuple[Sequence[str], s
             )
         for name in matches:
             tags_of[name].append(tag)
-    by_tags: dict[frozenset, list[str]] = {}
+    by_tags: dict[frozenset[str], list[str]] = {}
     for name, tags in tags_of.items():
         by_tags.setdefault(frozenset(tags), []).append(name)
     return by_tags
@@ -164,7 +166,7 @@ def _names_by_scale(names: Sequence[str], scales: Mapping[str, float]) -> list[t
 
 
 def _split_by_scale(
-    names: list[str], decay: float, tags: frozenset, scaled: list[tuple[float, list[str]]]
+    names: list[str], decay: float, tags: frozenset[str], scaled: list[tuple[float, list[str]]]
 ) -> list[ParameterGroup]:
     if not scaled:
         return [ParameterGroup(tuple(names), decay, None, tags)]

@@ -92,7 +92,7 @@ def beyond_schedules(schedules: Sequence[Schedule], steps: int) -> list[str]:
     return lines
 
 
-def _tags(schedule: Schedule) -> set | None:
+def _tags(schedule: Schedule) -> set[str | None] | None:
     if isinstance(schedule, ScalePerParamLR) and schedule.param_group_tags is None:
         return _tags(schedule.scheduler)
     return None if schedule.param_group_tags is None else set(schedule.param_group_tags)
@@ -100,7 +100,7 @@ def _tags(schedule: Schedule) -> set | None:
 
 def _applies(schedule: Schedule, group: ParameterGroup) -> bool:
     tags = _tags(schedule)
-    return tags is None or bool(tags & (group.tags or {None}))
+    return tags is None or not tags.isdisjoint(group.tags or {None})  # a tag None is for groups without tags
 
 
 def scheduler_states(

@@ -86,7 +86,7 @@ def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str | 
 def _parsed(saved: Any) -> dict[str, Any] | None:
     """A record as read back, None where it is none: another trainer wrote the file, or an older release of this one."""
     try:
-        record = json.loads(saved)
+        record: dict[str, Any] = json.loads(saved)
         for part in (record["train"], *record["held_out"]):
             if not isinstance(part["sample"], str) or not all(
                 isinstance(name, str) and isinstance(size, int) and isinstance(time, int)

@@ -27,7 +27,7 @@ class Stopped(UserError):
 
 def name_of(signum: int) -> str:
     """For people."""
-    return {signal.SIGINT: "Ctrl-C (SIGINT)"}.get(signum, signal.Signals(signum).name)  # type: ignore[call-overload]
+    return "Ctrl-C (SIGINT)" if signum == signal.SIGINT else signal.Signals(signum).name
 
 
 class StopRequest:

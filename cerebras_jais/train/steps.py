@@ -208,7 +208,7 @@ class Steps:
             if self.processes.world_size == 1:
                 self._abandon_if(self.stop.signum is not None)
             with self.precision.whole_step(), self.precision.autocast():
-                total += self.trained(self._tensors(samples, index, 0), measure=True)
+                total += self.trained(self._tensors(samples, index, 0), evaluate=True)
         return evaluation_of(self.processes.sum(total))
 
     def _tensors(self, samples: HDF5Samples, index: int, start_sample: int) -> dict[str, Tensor]:
