@@ -208,7 +208,8 @@ def _next_phase_from(phases: Sequence[Phase], checkpoint: Path) -> tuple[int, St
     held, step = held_states(checkpoint)
     step = step if takes_step(phases[0].config) else 0
     for index, phase in enumerate(phases):
-        if phase.ends is None or phase.ends > step:
+        ends = _end_for_both(phase)
+        if ends is None or ends > step:
             if index and step == phase.begins:
                 return index, _entering(phases, index, checkpoint, held)
             begins = phase.begins if index else own_begin(phase.config, checkpoint, phase.model_dir)
@@ -216,12 +217,20 @@ def _next_phase_from(phases: Sequence[Phase], checkpoint: Path) -> tuple[int, St
     return len(phases), Start(checkpoint)
 
 
+def _end_for_both(phase: Phase) -> int | None:
+    """The end of a phase that both trainers agree on.
+
+    The Model Zoo counts num_steps of a single trainer from where it goes on, so only max_steps says that it is finished.
+    """
+    return phase.config.init.loop.max_steps if phase.count == 1 else phase.ends
+
+
 def _is_over(phase: Phase, start: Start) -> bool:
     """Whether a phase that begins so has reached its end."""
-    counted = start.states is not None or takes_step(phase.config)
-    if start.checkpoint is None or phase.ends is None or not counted:
+    counted, ends = start.states is not None or takes_step(phase.config), _end_for_both(phase)
+    if start.checkpoint is None or ends is None or not counted:
         return False
-    return (held_states(start.checkpoint)[1] if start.is_here else phase.begins) >= phase.ends
+    return (held_states(start.checkpoint)[1] if start.is_here else phase.begins) >= ends
 
 
 def _single(phase: Phase, own: Sequence[SavedStep]) -> Start:

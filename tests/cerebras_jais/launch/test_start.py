@@ -97,6 +97,16 @@ def test_the_command_line_replaces_every_length_of_a_single_trainer(tmp_path):
     assert (loop.max_steps, loop.num_steps, loop.num_epochs) == (9, None, None)
 
 
+def test_only_max_steps_says_that_a_single_trainer_is_finished(tmp_path):
+    """The Model Zoo counts num_steps from where a run goes on, so there such a run is never finished."""
+    path = tmp_path / "run" / "checkpoint_4.mdl"
+    path.parent.mkdir()
+    save_checkpoint(path, {"model": np.zeros(1, np.float32), "global_step": 4})
+    counted = plan_launch([config_of(tmp_path, loop={"num_steps": 4})])
+    assert (counted.index, counted.phases[0].ends, counted.start.checkpoint) == (0, 4, path)
+    assert plan_launch([config_of(tmp_path, loop={"max_steps": 4})]).index == 1
+
+
 # ---- LoadCheckpointStates --------------------------------------------------------------------------------------------
 
 TAKEN = ["all", "model", "model,global_step", ["model", "optimizer"]]
