@@ -80,7 +80,7 @@ def describe_launch(launch: Launch) -> Iterator[str]:
     for number, phase in enumerate(launch.phases):
         yield f"{phase.name}: {phase.config.init.model.name}, into {phase.model_dir}"
         if number < index:
-            yield "  finished, nothing to do"
+            yield "  finished"
             continue
         if phase.ends is not None and phase.ends <= phase.begins:
             yield "  not reached: the launch ends before it"
@@ -101,7 +101,7 @@ def _describe(phase: Phase, start: Start) -> Iterator[str]:
         length = model.max_position_embeddings
         each = f"{sequences:,} sequences of {length:,} tokens each"
         if phase.ends is None:
-            yield f"steps       as many as its data has, {each}"
+            yield f"steps       as many as num_epochs of its data, {each}"
         else:
             steps = phase.ends - phase.begins
             tokens = steps * sequences * length
@@ -109,9 +109,9 @@ def _describe(phase: Phase, start: Start) -> Iterator[str]:
             yield f"tokens      {tokens:,}"
             yield f"FLOPs       {training_flops(model, size, tokens):.3g}"
             yield from _describe_checkpoints(phase, size, steps)
-    there = "" if start.is_here else ", not there yet"
-    assumed = f"; taken to be of step {phase.begins:,}, {phase.assumed}" if phase.assumed else ""
-    yield f"begins      {start}{there}{assumed}"
+    there = "" if start.is_here else "; the file is not here yet"
+    assumed = f", step {phase.begins:,} is assumed {phase.assumed}" if phase.assumed else ""
+    yield f"starts      {start}{there}{assumed}"
 
 
 def _describe_checkpoints(phase: Phase, size: ModelSize, steps: int) -> Iterator[str]:

@@ -141,12 +141,12 @@ def _assumed_step(config: TrainerConfig, checkpoint: Path) -> tuple[int, str]:
     """The step of a checkpoint that is not here: that in its name, else that of the phase in the catalog, else 0."""
     step = step_in_name(config, checkpoint)
     if step is not None:
-        return step, "as its name says"
+        return step, "from its name"
     found = family_phase(config)
     if found is not None:
         model, phase = found
-        return step_before(phase), f"where {model.name}/{phase.name} begins"
-    return 0, "as its name holds no step"
+        return step_before(phase), f"from the catalog: {model.name}/{phase.name} begins there"
+    return 0, "because its name holds no step"
 
 
 def ckpt_path_of(config: TrainerConfig) -> str | None:
@@ -201,20 +201,23 @@ def _refuse_what_cannot_continue(phase: Phase, earlier: Sequence[Phase], *, capp
         return ConfigError(f"{phase.config.source}: {where}: {why}")
 
     if phase.ends is None:
-        raise refuse("init.loop", "a phase of a list needs an end that is known beforehand; give max_steps")
+        raise refuse("init.loop", "the end of a phase in a list must be known before it starts; give max_steps")
     if not checkpoint.autoload_last_checkpoint:
-        raise refuse("init.checkpoint.autoload_last_checkpoint", "a list of phases continues by itself; remove it")
+        raise refuse(
+            "init.checkpoint.autoload_last_checkpoint",
+            "a list of phases always continues from its last checkpoint; remove it",
+        )
     if phase.number < phase.count and not checkpoint.steps:
-        raise refuse("init.checkpoint.steps", "the next phase begins from this one's last checkpoint; give steps")
+        raise refuse("init.checkpoint.steps", "the next phase starts from this one's last checkpoint; give steps")
     if phase.ends <= phase.begins and not capped:
         raise refuse(
             "init.loop.max_steps",
-            f"steps are counted through, and the phase begins at step {phase.begins}; give more than that, or leave "
-            "global_step out of LoadCheckpointStates and give the phase a model_dir of its own",
+            f"must be larger than {phase.begins} (steps continue from the previous phase); or leave global_step out of "
+            "LoadCheckpointStates and give the phase a model_dir of its own",
         )
     for other in earlier:
         if other.folder == phase.folder and phase.begins < (other.ends or 0):
             raise refuse(
                 "init.model_dir",
-                f"phase {other.number} writes there too, and both count their steps from 0; give each its own",
+                f"phase {other.number} writes to the same folder, and both count steps from 0; give each its own",
             )

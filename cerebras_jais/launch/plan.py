@@ -110,8 +110,8 @@ def _steps_in_epochs(loop: Loop, data: HDF5Samples, source: str) -> int | None:
 def refuse_finished(source: str, checkpoint: Path | None, end: int) -> NoReturn:
     """Raise NothingLeft: the run goes on from a checkpoint that is at its end."""
     raise NothingLeft(
-        f"{source}: nothing is left to train: {checkpoint} is at step {end} or beyond, where the run ends; to train on "
-        "make it longer, to begin anew use another model_dir"
+        f"{source}: nothing is left to train: {checkpoint} is at step {end} or beyond, where the run ends; to continue "
+        "raise max_steps, to start again use another model_dir"
     )
 
 

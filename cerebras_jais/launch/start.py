@@ -51,9 +51,9 @@ class Start:
     def __str__(self) -> str:
         if self.checkpoint is None:
             return f"from {self.why}"
-        loaded = "what LoadCheckpointStates says" if self.states is None else ", ".join(self.states)
-        loaded = "all of it" if self.states == EVERYTHING else loaded
-        return f"from {self.checkpoint} ({self.why}); loading {loaded}"
+        loaded = "the states in LoadCheckpointStates" if self.states is None else ", ".join(self.states)
+        loaded = "all states" if self.states == EVERYTHING else loaded
+        return f"from {self.checkpoint} ({self.why}), loading {loaded}"
 
     @property
     def is_here(self) -> bool:
@@ -155,7 +155,7 @@ def next_phase(phases: Sequence[Phase], checkpoint: str | Path | None = None) ->
             start = _single(phase, own)
             return int(_is_over(phase, start)), start
         if own:
-            start = _go_on(own[-1], "the phase goes on", phase.begins)
+            start = _go_on(own[-1], "the phase continues", phase.begins)
             if not _is_over(phase, start):
                 return index, start
             return index + 1, start_of(phases, index + 1) if index + 1 < len(phases) else start
@@ -187,12 +187,12 @@ def remaining_phases(launch: Launch, log: Callable[[str], Any]) -> Iterator[tupl
     """
     phases, start = launch.phases, launch.start
     for phase in phases[: launch.index]:
-        log(f"{phase.name}: finished{f' at step {phase.ends}' if phase.ends else ''}, nothing to do")
+        log(f"{phase.name}: finished{f' at step {phase.ends}' if phase.ends else ''}")
     left = [phase for phase in phases[launch.index :] if phase.count == 1 or (phase.ends or 0) > phase.begins]
     if not left:
         log(
-            f"nothing is left to train: {start.checkpoint} is the end of the run; to train on raise max_steps, to "
-            "begin anew use another model_dir"
+            f"nothing is left to train: {start.checkpoint} is the end of the run; to continue raise max_steps, to "
+            "start again use another model_dir"
         )
     for number, phase in enumerate(left):
         if number:
@@ -220,7 +220,8 @@ def _next_phase_from(phases: Sequence[Phase], checkpoint: Path) -> tuple[int, St
 def _end_for_both(phase: Phase) -> int | None:
     """The end of a phase that both trainers agree on.
 
-    The Model Zoo counts num_steps of a single trainer from where it goes on, so only max_steps says that it is finished.
+    The Model Zoo counts num_steps of a single trainer from where it goes on, so only max_steps says when it has
+    finished.
     """
     return phase.config.init.loop.max_steps if phase.count == 1 else phase.ends
 
@@ -241,9 +242,9 @@ def _single(phase: Phase, own: Sequence[SavedStep]) -> Start:
         if not own or not autoloads:
             return Start(None)
         begins = _begin_of(own[-1], phase) if takes_step(phase.config) else None
-        return Start(own[-1].path, None, "the last checkpoint there", begins)
+        return Start(own[-1].path, None, "the last checkpoint in model_dir", begins)
     if fit.ckpt_path and own and autoloads and Path(fit.ckpt_path).resolve().parent != own[-1].path.resolve().parent:
-        return _go_on(own[-1], f"the run that {fit.ckpt_path} began goes on", _begin_of(own[-1], phase))
+        return _go_on(own[-1], f"the run that started from {fit.ckpt_path} continues", _begin_of(own[-1], phase))
     start = _named(phase.config)
     if start.checkpoint is None:
         return start
@@ -295,10 +296,10 @@ def _entering(phases: Sequence[Phase], index: int, checkpoint: Path, held: froze
     phase, before = phases[index], phases[index - 1]
     wanted = wanted_states(phase.config)
     states = (held if wanted is None else wanted & held) - NOT_CARRIED_OVER
-    why = f"what phase {before.number} left"
+    why = f"the end of phase {before.number}"
     if OPTIMIZER_KEY in states and not _same_tensors_train(before.config, phase.config):
         states -= {OPTIMIZER_KEY}
-        why += "; other tensors train now, so the optimizer begins anew"
+        why += "; other tensors are trained, so the optimizer state is not loaded"
     return Start(checkpoint, tuple(sorted(states)), why)
 
 

@@ -60,12 +60,12 @@ def changes(saved: Any, now: str) -> tuple[str | None, list[str]]:
         return None, []
     after = json.loads(now)
     problem, copied = _change(before["train"], after["train"])
-    notes = [f"{copied}, with the same size and samples of their contents: taken for copies"] if copied else []
+    notes = [f"{copied} with the same size and the same sampled blocks, so they are taken for copies"] if copied else []
     if len(before["held_out"]) == len(after["held_out"]):
         for old, new in zip(before["held_out"], after["held_out"], strict=True):
             changed, _ = _change(old, new)
             if changed:
-                notes.append(f"the held-out data changed since: {changed}; evaluations cannot be compared")
+                notes.append(f"the held-out data changed: {changed}; evaluations before and after cannot be compared")
     return problem, notes
 
 
@@ -78,9 +78,9 @@ def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str | 
         return f"there are {len(new)} files, not {len(old)}", None
     later = [name for (name, _, time), (_, _, is_time) in zip(old, new, strict=True) if time != is_time]
     if before["sample"] != after["sample"]:
-        return f"{(later or [old[0][0]])[0]} has other contents", None
+        return f"{(later or [old[0][0]])[0]} has other content", None
     more = f" and {len(later) - 1} more" if len(later) > 1 else ""
-    return None, f"{later[0]}{more} were written anew" if later else None
+    return None, f"{later[0]}{more} have new times" if later else None
 
 
 def _parsed(saved: Any) -> dict[str, Any] | None:

@@ -128,7 +128,9 @@ class _Trainer:
                     evaluations = self._evaluate(step + 1)
         except Interrupted:
             if self.position.step > self.saved_step:
-                self.reporter.log(f"step {self.position.step}: a signal came; saving (a second one ends this at once)")
+                self.reporter.log(
+                    f"step {self.position.step}: signal received; saving a checkpoint (a second signal stops at once)"
+                )
                 self._save(interrupted=True)
             self.report_stopped()
         finally:
@@ -156,9 +158,9 @@ class _Trainer:
         else:
             section, named = prepared.config.init.checkpoint, ckpt_path_of(prepared.config)
             goes_back = named is not None and Path(named).resolve().parent in prepared.folder.folders
-            how = "to go on give the same command again"
+            how = "to continue give the same command again"
             if self.saved is not None and (not section.autoload_last_checkpoint or goes_back):
-                how = f"to go on give --checkpoint {self.saved}"
+                how = f"to continue give --checkpoint {self.saved}"
             elif prepared.start.why == GIVEN:
                 how += " without --checkpoint"
         raise Stopped(f"stopped by {name_of(signum)} after step {step} of {end}; {self.stop.saved}; {how}", signum)
@@ -167,7 +169,7 @@ class _Trainer:
         prepared, processes, data = self.prepared, self.prepared.processes, self.prepared.run.data
         without = prepared.config.without_effect_here()
         parameters = sum(p.numel() for p in prepared.run.model.parameters())
-        lines = [f"without effect here (they concern CS systems): {', '.join(without)}"] if without else []
+        lines = [f"no effect on a CPU or GPU: {', '.join(without)}"] if without else []
         several = f", {processes.world_size} processes ({processes.sharding})" if processes.world_size > 1 else ""
         samples = data.batch_size * prepared.plan.batches_per_step
         return [

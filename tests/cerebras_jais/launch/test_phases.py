@@ -47,11 +47,11 @@ def save(path, step, states=CHECKPOINT_KEYS):
 
 @pytest.fixture
 def counted(tmp_path):
-    """Three phases in one folder, steps counted through."""
+    """Three phases in one folder, whose steps continue."""
     return [config(tmp_path, loop=loop) for loop in ({"max_steps": 4}, {"num_steps": 4}, {"max_steps": 12})]
 
 
-def test_steps_are_counted_through(counted):
+def test_steps_continue_from_the_previous_phase(counted):
     assert [(phase.begins, phase.ends) for phase in plan_phases(counted)] == [(0, 4), (4, 8), (8, 12)]
 
 
@@ -137,7 +137,7 @@ def test_the_optimizer_of_a_frozen_phase_stays_behind(tmp_path):
     save(tmp_path / "run" / "checkpoint_4.mdl", 4)
     _, start = next_phase(plan_phases(configs))
     assert start.states == ("global_step", "model")
-    assert "the optimizer begins anew" in str(start)
+    assert "the optimizer state is not loaded" in str(start)
 
 
 def test_a_checkpoint_on_the_command_line_counts_for_more_than_the_folders(tmp_path, counted):
@@ -179,9 +179,11 @@ def test_a_list_that_cannot_be_continued_is_refused(tmp_path, change, words):
 
 def test_phases_whose_checkpoints_could_not_be_told_apart_are_refused(tmp_path):
     first = config(tmp_path, loop={"max_steps": 4})
-    with pytest.raises(UserError, match=r"trainer\[1\].*max_steps: steps are counted through.*begins at step 4"):
+    with pytest.raises(
+        UserError, match=r"trainer\[1\].*max_steps: must be larger than 4 \(steps continue from the previous phase\)"
+    ):
         plan_phases([first, config(tmp_path, loop={"max_steps": 4})])
-    with pytest.raises(UserError, match=r"trainer\[1\].*model_dir: phase 1 writes there too"):
+    with pytest.raises(UserError, match=r"trainer\[1\].*model_dir: phase 1 writes to the same folder"):
         plan_phases([first, config(tmp_path, loop={"max_steps": 4}, states="model")])
 
 

@@ -46,10 +46,10 @@ def renamed(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "ckpt_path", "why"),
     [
-        ("checkpoint_{step}.mdl", f"2k/checkpoint_{BEFORE}.mdl", "as its name says"),
-        ("ckpt_{step}.mdl", f"2k/ckpt_{BEFORE}.mdl", "as its name says"),
-        ("ckpt_{step}.mdl", f"2k/checkpoint_{BEFORE}.mdl", "as its name says"),  # the run before named it so
-        ("ckpt_{step}.mdl", "2k/last.mdl", "where jais-family-30b-8k/8k begins"),
+        ("checkpoint_{step}.mdl", f"2k/checkpoint_{BEFORE}.mdl", "from its name"),
+        ("ckpt_{step}.mdl", f"2k/ckpt_{BEFORE}.mdl", "from its name"),
+        ("ckpt_{step}.mdl", f"2k/checkpoint_{BEFORE}.mdl", "from its name"),  # the run before named it so
+        ("ckpt_{step}.mdl", "2k/last.mdl", "from the catalog: jais-family-30b-8k/8k begins there"),
     ],
 )
 def test_a_start_checkpoint_that_is_not_here_is_planned_by_its_name_or_the_catalog(renamed, name, ckpt_path, why):
@@ -60,7 +60,7 @@ def test_a_start_checkpoint_that_is_not_here_is_planned_by_its_name_or_the_catal
     dry = CliRunner().invoke(fit_command, [path, "--dry-run"])
     assert dry.exit_code == 0, dry.output
     assert f"({BEFORE:,} to {END:,})" in dry.output
-    assert f"not there yet; taken to be of step {BEFORE:,}, {why}" in dry.output
+    assert f"; the file is not here yet, step {BEFORE:,} is assumed {why}\n" in dry.output
     with pytest.raises(UserError, match=r"\.mdl: no such checkpoint"):
         list(remaining_phases(plan_launch(read_trainer_yaml(path)), lambda line: None))
 
@@ -71,7 +71,7 @@ def test_a_start_checkpoint_that_is_here_counts_for_more_than_its_name(renamed, 
     save_checkpoint(tmp_path / f"ckpt_{BEFORE}.mdl", {**states, "global_step": BEFORE - 29})
     dry = CliRunner().invoke(fit_command, [path, "--dry-run"])
     assert f"({BEFORE - 29:,} to {END:,})" in dry.output
-    assert "taken to be" not in dry.output
+    assert "is assumed" not in dry.output
     checked = CliRunner().invoke(config_command, ["check", path], standalone_mode=False)
     assert "lower max_steps to 260619" in checked.output  # the schedule has 29 steps fewer than the run
 

@@ -127,7 +127,10 @@ def test_a_dry_run_says_per_phase_what_would_run(ready, monkeypatch):
     # 6 per matrix weight and token, and attention: 12 x length x width x layers.
     matrices = 2048 * 192 + 4 * (4 * 192**2 + 3 * 192 * 512)
     assert f"FLOPs       {1024 * (6 * matrices + 12 * 64 * 192 * 4):.3g}\n" in second
-    assert "context/32/checkpoint_4.mdl (what phase 1 left); loading global_step, model, optimizer, not there" in second
+    assert (
+        "context/32/checkpoint_4.mdl (the end of phase 1), loading global_step, model, optimizer; the file is not"
+        in second
+    )
     assert not (ready.parent / "context").exists()
 
 

@@ -448,7 +448,7 @@ def test_the_way_to_go_on_is_the_one_that_works(folder, monkeypatch):
     train(config, model_dir=folder / "whole")
     stopped = signalled(config, monkeypatch, signal.SIGTERM, 4, model_dir=folder / "again")
     kept = folder / "again" / "checkpoint_4_interrupted.mdl"
-    assert str(stopped).endswith(f"to go on give --checkpoint {kept}")
+    assert str(stopped).endswith(f"to continue give --checkpoint {kept}")
     train(config, model_dir=folder / "again", checkpoint=kept)
     assert_same_run(folder / "again", folder / "whole")
 
@@ -533,7 +533,7 @@ def test_training_data_of_another_size_or_content_are_refused_by_their_file(fold
         train(config)
     shutil.rmtree(folder / "train")
     write_data(folder / "train", samples=28, seed=5)
-    with pytest.raises(UserError, match=r"a\.h5 has other contents; restore them, or leave `dataloader` out"):
+    with pytest.raises(UserError, match=r"a\.h5 has other content; restore them, or leave `dataloader` out"):
         train(config)
     shutil.rmtree(folder / "train")
     write_data(folder / "train", samples=28)
@@ -549,7 +549,7 @@ def test_a_copy_of_the_data_is_said_and_trained_on(folder, capsys):
     config = stopped_run(folder)
     os.utime(folder / "train" / "a.h5", (1, 1))
     train(config, progress=True)
-    assert f"data: {folder / 'train' / 'a.h5'} were written anew, with the same size" in capsys.readouterr().err
+    assert f"data: {folder / 'train' / 'a.h5'} have new times with the same size" in capsys.readouterr().err
 
 
 def test_changed_data_are_trained_on_where_their_position_is_not_loaded_and_other_held_out_data_are_said(
@@ -564,7 +564,7 @@ def test_changed_data_are_trained_on_where_their_position_is_not_loaded_and_othe
     config = stopped_run(folder)
     rewrite(folder / "held_out", lambda data: data.write_direct(data[()][::-1].copy()))
     train(config, progress=True)
-    assert "the held-out data changed since" in capsys.readouterr().err
+    assert "the held-out data changed: " in capsys.readouterr().err
 
 
 def test_the_record_of_the_data_reads_64_blocks_at_most(folder, monkeypatch):
