@@ -20,7 +20,7 @@ from cerebras_jais.errors import UserError
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.decoder import RMSNorm
 
-# Name of each scale and the globs of the parameters it is for.
+# Name of each learning-rate scale, and the glob patterns of its parameters.
 LEARNING_RATE_GROUPS: Mapping[str, tuple[str, ...]] = {
     "embedding": ("*embedding*weight",),
     "decoder_kernel": ("*decoder*dense*weight", "*decoder*linear*weight", "*decoder*linear*expert_weights"),
@@ -36,7 +36,7 @@ class OptimizerError(UserError):
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters, by name and in order, that one weight decay and one learning-rate scale are for.
+    """Parameters, by name and in order, with one weight decay and one learning-rate scale.
 
     `adjust_learning_rate` is None where the Model Zoo leaves the key out: no scale differs from 1.
     """

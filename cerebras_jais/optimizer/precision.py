@@ -18,7 +18,7 @@ from cerebras_jais.model.precision import forward_precision, step_precision
 
 @dataclass(frozen=True)
 class PrecisionPlan:
-    """What a run computes in: `dtype` None is float32; a scaler only for float16 on a GPU."""
+    """The precision of a run: `dtype` None is float32; a scaler is used for float16 on a GPU only."""
 
     device_type: str
     dtype: torch.dtype | None

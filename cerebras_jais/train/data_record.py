@@ -1,7 +1,6 @@
-"""What a checkpoint says of the data behind a run, so that data changed under the same path are noticed.
+"""The record of a run's data in its checkpoints, by which data that changed under the same path are detected.
 
-Names, sizes and times of the files, and a digest of a few blocks of them: at most 64 blocks of 4 KiB are read, whatever
-the size of the data.
+It has names, sizes and times of the files, and a digest of at most 64 blocks of 4 KiB, whatever the size of the data.
 """
 
 from __future__ import annotations
@@ -45,11 +44,11 @@ def _sample(files: Sequence[Path], sizes: Sequence[int]) -> str:
 
 
 def changes(saved: Any, now: str) -> tuple[str | None, list[str]]:
-    """What has become of the data since a record was made.
+    """What changed in the data since a record was made.
 
     Args:
-        saved: what a checkpoint holds; anything but a record says nothing.
-        now: the record of the data that lie there.
+        saved: the record in a checkpoint; anything else counts as no record.
+        now: the record of the data today.
 
     Returns:
         A change of the training data that makes it another run, None without one; and what is only worth a line:

@@ -1,4 +1,4 @@
-"""The model as the trainer runs it: a loss to train on, or what its predictions on held-out tokens are worth."""
+"""The model as the trainer runs it: its training loss, and its loss and accuracy on held-out data."""
 
 from __future__ import annotations
 

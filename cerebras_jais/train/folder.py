@@ -1,7 +1,7 @@
-"""The folder of a run: who may write there, which checkpoints are the run's, and what a killed process left behind.
+"""The folder of a run: its lock, its checkpoints and their index, and the files that a killed process leaves.
 
-The checkpoints are what counts; the index, the files to keep and those to remove follow from them, so whatever the
-moment at which a process was killed, the next one puts the folder in order.
+The index, the files to keep and those to remove are derived from the checkpoints alone, so the next process puts the
+folder in order at whatever moment the one before was killed.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class RunFolder:
         return path
 
     def put_in_order(self, newest: int) -> None:
-        """Make files and index those of a run that wrote its last checkpoint at the step `newest` and never stopped.
+        """Make files and index as a run leaves them that wrote its last checkpoint at step `newest` and never stopped.
 
         Of its regular checkpoints the last ones stay (KeepNCheckpoints); an interrupted one goes once a later one is
         there.
@@ -130,7 +130,7 @@ def _listed(index: Path) -> list[str]:
 
 @contextmanager
 def only_process_in(folder: Path, log: Callable[[str], object]) -> Iterator[None]:
-    """Hold the lock of a run's folder, which exists; the system lets it go when the process dies.
+    """Hold the lock of a run's folder, which exists; the system releases it when the process dies.
 
     Raises FolderError where another process holds it. On a file system without locks the run goes on, and `log` takes
     a line about it.
@@ -152,7 +152,7 @@ def only_process_in(folder: Path, log: Callable[[str], object]) -> Iterator[None
             log(f"{folder}: its file system has no locks ({error.strerror}); make sure that no other run uses it")
         if path.exists() and os.stat(path).st_ino == os.fstat(descriptor).st_ino:
             break
-        os.close(descriptor)  # the one that held it has just removed it
+        os.close(descriptor)  # the process that held the lock has just removed the file
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What a run shows and leaves behind: the progress line, TensorBoard, losses.csv, and the loss curve as a picture."""
+"""The records of a run: progress line, TensorBoard events, losses.csv, and the loss curve as a picture."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _COLUMNS = ("step", "loss", "learning_rate", "tokens", "seconds", "eval_loss")
 
 
 class RecordError(UserError):
-    """A record of the run that cannot be gone on from."""
+    """A record of a run that cannot be continued."""
 
 
 class Reporter:
     """Reports one run; silent processes get `quiet`.
 
-    What it has written when `flush` returns is what a checkpoint of that moment needs: the run that goes on from there
-    begins with these rows, and hides what TensorBoard has of later steps.
+    `flush` writes all that a checkpoint of that moment needs: a run that continues from it begins with these rows, and
+    hides what TensorBoard has of later steps.
 
     Args:
         model_dir: where the files go; made when the first one is written.
@@ -36,7 +36,7 @@ class Reporter:
         begins: the step that the whole run began at; lines and scalars are of every `log_steps` steps from there.
         start: the step that this part of it begins at.
         total: the step it ends at.
-        again: whether the evaluation after the last of `rows` is made again, so that TensorBoard takes that step anew.
+        again: whether the evaluation after the last of `rows` is repeated, so that TensorBoard replaces that step.
         tensorboard: whether event files are written.
         events_dir: where they go, `model_dir`/events if None.
     """

@@ -1,4 +1,4 @@
-"""Signals that stop a run: the first lets it save the step that it has reached, the second ends it at once."""
+"""Signals that stop a run: after the first it saves the step that it has reached; the second ends it at once."""
 
 from __future__ import annotations
 
