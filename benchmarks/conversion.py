@@ -37,12 +37,12 @@ if __name__ == "__main__":
 import numpy as np
 
 from cerebras_jais.checkpoint import LazyTensor, create_empty_checkpoint
+from cerebras_jais.model.alibi import alibi_slopes
 from cerebras_jais.model.config import DecoderConfig
 from checkpoint_convert.configs.convert import SpecialTokens, to_config_json
 from checkpoint_convert.configs.trainer_yaml import trainer_params, yaml_text
 from checkpoint_convert.formats.safetensors import create_shards, places_in, plan_shards, write_json
 from checkpoint_convert.formats.tensors import TensorHeader
-from checkpoint_convert.mapping.plan import alibi_slopes
 from checkpoint_convert.mapping.rules import expected_tensors, ties
 from tests.checkpoint_convert.examples import PUBLISHED
 
@@ -84,7 +84,7 @@ def write_checkpoint(path: Path, name: str, *, zeros: bool) -> None:
         for key, tensor in lazy.items():
             file.seek(offsets[f"model.model.{key}"])
             if key.endswith("slopes"):
-                file.write(alibi_slopes(config.num_heads).astype("<f4").tobytes())
+                file.write(np.array(alibi_slopes(config.num_heads), "<f4").tobytes())
                 continue
             left = 0 if zeros else int(np.prod(tensor.shape))
             while left:
@@ -322,7 +322,7 @@ def write_release(directory: Path, name: str) -> None:
         if key.endswith("slopes"):
             with open(place.path, "r+b") as file:
                 file.seek(place.offset)
-                file.write(alibi_slopes(config.num_heads).astype("<f4").tobytes())
+                file.write(np.array(alibi_slopes(config.num_heads), "<f4").tobytes())
 
 
 def measure_memory(directory: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,6 +18,9 @@ from cerebras_jais import __version__
 from cerebras_jais.commandline import completion_command, run, statuses
 from cerebras_jais.errors import DIFFERENT
 from cerebras_jais.ranges import shown
+
+if TYPE_CHECKING:
+    from cerebras_jais.config.yaml_file import ConfigFile
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -64,9 +68,20 @@ cli.epilog = statuses()
 _EXISTING = click.Path(exists=True, path_type=Path)
 _NEW = click.Path(path_type=Path)
 _json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+def _open_config(context: click.Context, option: click.Parameter, value: Path | None) -> ConfigFile | None:
+    if value is None:
+        return None
+    from cerebras_jais.catalog.yaml_files import open_config
+
+    return open_config(value)
+
+
 _config = click.option(
     "--config",
     type=click.Path(path_type=Path),
+    callback=_open_config,
     help="Trainer YAML of the checkpoint, or the name of a config. Default: what the checkpoint says of itself.",
 )
 _dtype = click.option(
@@ -90,7 +105,7 @@ _allow_pickle = click.option(
 def to_hf(
     checkpoint: Path,
     output: Path,
-    config: Path | None,
+    config: ConfigFile | None,
     tokenizer: Path | None,
     max_shard_size: int,
     dtype: str | None,
@@ -185,7 +200,7 @@ def to_cerebras(
 def verify(
     first: Path,
     second: Path | None,
-    config: Path | None,
+    config: ConfigFile | None,
     logits: bool,
     trust_release_code: bool,
     allow_pickle: bool,
@@ -238,7 +253,7 @@ def verify(
 @_config
 @_allow_pickle
 @_json
-def diff(first: Path, second: Path, config: Path | None, allow_pickle: bool, as_json: bool) -> None:
+def diff(first: Path, second: Path, config: ConfigFile | None, allow_pickle: bool, as_json: bool) -> None:
     """Say what differs between two models, and by how much; each is a .mdl file or a release.
 
     The files and the code of a release are checked as `verify` does.
@@ -261,7 +276,7 @@ def diff(first: Path, second: Path, config: Path | None, allow_pickle: bool, as_
 @_config
 @_allow_pickle
 @_json
-def inspect(path: Path, config: Path | None, allow_pickle: bool, as_json: bool) -> None:
+def inspect(path: Path, config: ConfigFile | None, allow_pickle: bool, as_json: bool) -> None:
     """Say what a file is, from its headers: release, model, parameters, element types, ties, training step."""
     if path.is_file():
         _start_inspector()
@@ -283,7 +298,12 @@ def _start_inspector() -> None:
 
 
 def _compare_logits(
-    checkpoint: Path, release: Path, config: Path | None, trust_release_code: bool, allow_pickle: bool, quiet: bool
+    checkpoint: Path,
+    release: Path,
+    config: ConfigFile | None,
+    trust_release_code: bool,
+    allow_pickle: bool,
+    quiet: bool,
 ) -> tuple[dict, bool]:
     import dataclasses
 

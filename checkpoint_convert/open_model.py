@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cerebras_jais.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from cerebras_jais.config.yaml_file import ConfigFile
 from cerebras_jais.errors import UserError
-from cerebras_jais.model.adapters import FOLD_THEM
 from cerebras_jais.model.config import DecoderConfig
+from cerebras_jais.model.stored import FOLD_THEM, stored_weights
+from cerebras_jais.model.tensors import PREFIX, under_both_names
 from checkpoint_convert.configs.convert import (
     SpecialTokens,
     check_convertible,
@@ -26,10 +28,8 @@ from checkpoint_convert.formats import torch_bin as pickle_files
 from checkpoint_convert.formats.safetensors import read_json
 from checkpoint_convert.formats.tensors import FileTensor
 from checkpoint_convert.mapping.plan import Source
-from checkpoint_convert.mapping.rules import Side
+from checkpoint_convert.mapping.rules import Side, ties
 
-# Names of earlier releases of the Model Zoo: 2.0 kept the slopes of ALiBi outside the embedding layer.
-_OLD_NAMES = {"relative_pe_helper.slopes": "embedding_layer.position_embed_helper.slopes"}
 _SHOWN = 6
 FileStates = Mapping[str, tuple[int, int]]
 """Path -> (bytes, time of the last change in ns)."""
@@ -45,7 +45,7 @@ class Model:
     """The `model:` section of a trainer YAML that describes it, in the form of release 2.10."""
     config: DecoderConfig
     tensors: Mapping[str, Source]
-    """By name; on the Cerebras side without the leading `model.`."""
+    """By name, tied ones under both of their names; on the Cerebras side without the leading `model.`."""
     notes: tuple[str, ...]
     """What was left out or assumed in reading it."""
     origin: Mapping[str, str]
@@ -64,35 +64,39 @@ class Model:
 
 @contextmanager
 def opening(
-    path: Path, *, config: Path | Mapping[str, Any] | None = None, allow_pickle: bool = False
+    path: Path, *, config: Path | ConfigFile | Mapping[str, Any] | None = None, allow_pickle: bool = False
 ) -> Iterator[Model]:
     """Open a model of either side; only headers are read.
 
     Args:
         path: a .mdl file, or a directory with config.json and weights.
-        config: of a .mdl file: a trainer YAML or a `model:` section; None takes what the file says of itself.
-        allow_pickle: whether weights in pickle files may be read (pickle_files.py; nothing in them is run).
+        config: of a .mdl file: a trainer YAML, which may be open already, or a `model:` section; None takes what the
+            file says of itself.
+        allow_pickle: whether weights in pickle files may be read (formats/torch_bin.py; nothing in them is run).
 
     Raises:
         UserError: the file or directory cannot be read, is damaged, or is no model of the family.
     """
     if path.is_dir():
-        yield _with_its_layers(_open_release(path, allow_pickle))
+        yield _with_every_name(_open_release(path, allow_pickle))
         return
     files = {str(path): _state_of(path)}
     with open_checkpoint(path, on_object="skip") as opened:
-        yield _with_its_layers(_open_checkpoint(opened, config, files))
+        yield _with_every_name(_open_checkpoint(opened, config, files))
 
 
-def _with_its_layers(model: Model) -> Model:
-    """The model, unless it has fewer tensors than layers: so many layers would take for ever only to be named."""
+def _with_every_name(model: Model) -> Model:
+    """The model with its tied tensors under both names, whichever of them is stored.
+
+    A config of more layers than the model has tensors is refused: it would take for ever only to name so many.
+    """
     layers = model.config.num_hidden_layers
     if layers > len(model.tensors):
         raise ConversionError(
             f"{model.path}: its config has {layers} layers (num_hidden_layers, n_layer), but the model holds "
             f"{len(model.tensors)} tensors in all; give the config that belongs to it"
         )
-    return model
+    return replace(model, tensors=under_both_names(model.tensors, ties(model.config, model.side)))
 
 
 def _open_release(path: Path, allow_pickle: bool) -> Model:
@@ -142,7 +146,9 @@ def weights_of(path: Path, allow_pickle: bool) -> dict[str, FileTensor]:
     return pickle_files.open_bin_model(path)
 
 
-def _open_checkpoint(opened: Checkpoint, config: Path | Mapping[str, Any] | None, files: FileStates) -> Model:
+def _open_checkpoint(
+    opened: Checkpoint, config: Path | ConfigFile | Mapping[str, Any] | None, files: FileStates
+) -> Model:
     params: Any = _last_record(opened).get("params")
     if isinstance(config, Mapping):
         section = dict(config)
@@ -152,7 +158,8 @@ def _open_checkpoint(opened: Checkpoint, config: Path | Mapping[str, Any] | None
         section = model_section_of(params, f"{opened.path} (its __metadata__)")
     else:
         raise ConversionError(f"{opened.path}: says nothing of its config; give the trainer YAML with --config")
-    with _named(config if isinstance(config, Path) else opened.path):
+    said_by = config.path if isinstance(config, ConfigFile) else config if isinstance(config, Path) else opened.path
+    with _named(said_by):
         model = DecoderConfig.from_section(section)
     with _named(opened.path):
         tokens = special_tokens_of(_last_record(opened).get("special_tokens"))
@@ -166,26 +173,9 @@ def cerebras_tensors(opened: Checkpoint) -> dict[str, StoredTensor]:
     """The model's tensors in a checkpoint, by their names in release 2.10 without the leading `model.`.
 
     Raises:
-        ConversionError: the checkpoint holds no model, or something that is not a tensor among its tensors, or a tensor
-            stored in a way that is not read.
+        WeightsError: they cannot be read (`cerebras_jais.model.stored`).
     """
-    for key in opened.skipped_objects:
-        if key.startswith("model."):
-            reason = opened.leaves[key].reason
-            raise ConversionError(f"{opened.path}: '{key}' is {reason}; save the model's tensors as plain tensors")
-    model = opened.tree.get("model") if isinstance(opened.tree, Mapping) else None
-    if not isinstance(model, Mapping) or not model:
-        raise ConversionError(f"{opened.path}: holds no model (no entry 'model' in its state)")
-    tensors: dict[str, StoredTensor] = {}
-    for name, leaf in model.items():
-        if not isinstance(leaf, StoredTensor):
-            raise ConversionError(f"{opened.path}: model.{name} is not a tensor")
-        short = str(name).removeprefix("model.")
-        short = _OLD_NAMES.get(short, short)
-        if short in tensors:
-            raise ConversionError(f"{opened.path}: has {short} twice, under two names of one tensor; remove one")
-        tensors[short] = leaf
-    return tensors
+    return {name.removeprefix(PREFIX): tensor for name, tensor in stored_weights(opened).items()}
 
 
 def _last_record(opened: Checkpoint) -> Mapping[str, Any]:

@@ -18,7 +18,8 @@ import numpy as np
 
 from cerebras_jais.checkpoint import LazyTensor, create_empty_checkpoint, open_checkpoint
 from cerebras_jais.checkpoint.packed_writer import PackedTensorWriter, filling
-from checkpoint_convert.configs.convert import RELEASE, SpecialTokens
+from cerebras_jais.modelzoo_version import VERSION, class_name
+from checkpoint_convert.configs.convert import SpecialTokens
 from checkpoint_convert.configs.trainer_yaml import yaml_text
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.formats.safetensors import Shard, create_shards, places_in, write_json, write_text
@@ -134,13 +135,11 @@ class CheckpointTarget:
         return DEFAULT_WORKERS if self.compression is None else 1
 
     def create_files(self, directory: Path) -> None:
-        name = {"jais": "JAISModel", "llama": "LlamaModel", "gpt2": "Gpt2Model"}
-        section = self.params["trainer"]["init"]["model"]
         lazy = {header.name: LazyTensor(header.shape, header.dtype) for header in self.plan.headers}
         aliases = self.plan.aliases  # the same object under two names is stored once and linked
         record = {
-            "version": RELEASE,
-            "model_name": name.get(section.get("name"), "JAISModel"),
+            "version": VERSION,
+            "model_name": class_name(self.plan.config.name),
             "params": self.params,
         }
         if self.tokens is not None:

@@ -17,8 +17,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Folders and modules of cerebras_jais, and the converter; those of one line import neither one another nor later ones.
 ORDER = (
-    ("errors", "ranges"),
-    ("encoding", "files"),
+    ("errors", "modelzoo_version", "ranges"),
+    ("encoding", "files", "params"),
     ("atomic", "commandline"),
     ("checkpoint",),
     ("model",),
@@ -37,12 +37,6 @@ RANK = {name: rank for rank, line in enumerate(ORDER) for name in line}
 # Still to be turned around.
 ARROWS_BACK = {
     ("cerebras_jais.atomic", "cerebras_jais.checkpoint.errors"),
-    ("cerebras_jais.config.trainer", "cerebras_jais.catalog.family"),
-    ("cerebras_jais.config.yaml_file", "cerebras_jais.catalog.yaml_files"),
-}
-CIRCLES = {
-    ("cerebras_jais.model.initialize", "cerebras_jais.model.decoder"),
-    ("cerebras_jais.config.modelzoo_only", "cerebras_jais.config.trainer"),
 }
 NOT_FOR_THE_CONVERTER = {"data", "launch"}
 
@@ -96,7 +90,7 @@ def test_a_module_imports_only_what_stands_before_it(module):
 
 def test_no_module_leads_back_to_itself():
     graph = {module: set(imports_of(path)) & MODULES.keys() - {module} for module, path in MODULES.items()}
-    for module, name in ARROWS_BACK | CIRCLES:
+    for module, name in ARROWS_BACK:
         graph[module].remove(name)
     try:
         TopologicalSorter(graph).prepare()

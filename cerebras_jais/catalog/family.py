@@ -1,18 +1,36 @@
-"""What makes a `model:` section one of the family, beyond being a decoder: refused for jais_family and jais_adapted.
+"""The rules of the family, each once: what makes a `model:` section one of its models, and what goes together.
 
-The stock names jais and llama take anything the Model Zoo takes; under the plugin's names a section that would train
-something other than the family is an error. Sources: the models' published config.json files and their model card.
+`check_family` refuses what is not of the family under the plugin's names jais_family and jais_adapted. The stock names
+jais and llama take anything the Model Zoo takes; of them `mup_problems` and `loss_weight_problem` say what cannot be
+meant. Sources: the models' published config.json files and their model card.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 from cerebras_jais.catalog.models import MODELS, MUP_SETS
+from cerebras_jais.catalog.size_rules import ADAPTED_FORM, JAIS_FORM, MUP_BASE_WIDTH, loss_weight, mup_base_filter_size
 from cerebras_jais.catalog.types import Family, Model, MuP
 from cerebras_jais.model.config import DecoderConfig, ModelConfigError
+from cerebras_jais.modelzoo_version import PLUGIN_NAMES
 
 CONSTANT_RELATIVE = 1e-6  # published constants differ by rounding, 1.09518349815769 or 1.0951835
+# Of loss_weight: 1/2048 written with three digits, 0.000488, is off by 6e-4; the weight of any other length by a half.
+LOSS_WEIGHT_RELATIVE = 1e-3
+_WIDTH_RELATIVE = 1e-5  # of muP's two width multipliers: a base filter size written with six digits, 682.667
+_BIASES = ("use_projection_bias_in_attention", "use_ffn_bias_in_attention", "use_ffn_bias")
+_JAIS_WORDS = {
+    "share_embedding_weights": "jais_family ties its head; set it to true",
+    "use_bias_in_output": "jais_family's head has no bias",
+    **dict.fromkeys(_BIASES, "jais_family has biases in every layer; set it to true"),
+}
+_ADAPTED_WORDS = {
+    "share_embedding_weights": "jais_adapted's head is its own; set it to false",
+    **dict.fromkeys((*_BIASES, "use_bias_in_output"), "jais_adapted has no biases; set it to false"),
+}
+_LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768)
 
 
 def check_family(config: DecoderConfig) -> None:
@@ -26,26 +44,79 @@ def check_family(config: DecoderConfig) -> None:
         _check_adapted(config)
     else:
         return
-    _require(
-        config.loss_scaling == "num_tokens" or _close(config.loss_weight * config.max_position_embeddings, 1, 1e-3),
-        config,
-        "loss_weight",
-        f"with loss_scaling batch_size it must be 1/max_position_embeddings = "
-        f"{1 / config.max_position_embeddings:.6g}, anew in every context phase; or use loss_scaling: num_tokens",
-    )
+    problem = loss_weight_problem(config)
+    if problem is not None:
+        raise ModelConfigError("loss_weight", problem)
+
+
+def loss_weight_problem(config: DecoderConfig) -> str | None:
+    """What is wrong with `loss_weight`, None where nothing is.
+
+    With `loss_scaling: batch_size` the Model Zoo sums the loss over the tokens of a sequence, so the weight of a model
+    of the family is 1/max_position_embeddings. Under the stock names any weight from that to 1 passes which is not that
+    of another context: of sequences that are mostly padding it makes a mean too.
+    """
+    length, weight = config.max_position_embeddings, config.loss_weight
+    if config.loss_scaling == "num_tokens" or _close(weight, loss_weight(length), LOSS_WEIGHT_RELATIVE):
+        return None
+    if config.name in PLUGIN_NAMES:
+        return (
+            f"with loss_scaling batch_size it must be 1/max_position_embeddings = {loss_weight(length):.6g}, anew in "
+            f"every context phase; or use loss_scaling: num_tokens (got {weight!r})"
+        )
+    remedy = f"give 1/max_position_embeddings = {loss_weight(length)!r}, or loss_scaling: num_tokens"
+    others = [n for n in _LENGTHS if _close(weight, loss_weight(n), LOSS_WEIGHT_RELATIVE)]
+    if others:
+        return f"is that of {others[0]} tokens, not of {length}; {remedy}"
+    if not loss_weight(length) <= weight <= 1:
+        return f"scales the loss by {weight * length:.4g} at least; {remedy}"
+    return None
+
+
+def mup_problems(config: DecoderConfig) -> Iterator[tuple[str, str]]:
+    """Keys of muP that do not go together, under any name, and what is wrong with each."""
+    if not config.is_mup:
+        return
+    assert config.mup_base_hidden_size is not None and config.mup_base_filter_size is not None
+    hidden, base = config.hidden_size, config.mup_base_hidden_size
+    widths = hidden / base, config.filter_size / config.mup_base_filter_size
+    if not _close(*widths, _WIDTH_RELATIVE):
+        yield (
+            "mup_base_filter_size",
+            f"makes the filter {widths[1]:.4g} times the base's where the hidden size is {widths[0]:.4g} times; "
+            f"give {mup_base_filter_size(hidden, config.filter_size, base)!r}",
+        )
+    known = next((m for m in MODELS if _sizes(m) == (hidden, config.filter_size)), None)
+    if known is not None and known.architecture.mup is not None and base != MUP_BASE_WIDTH:
+        yield "mup_base_hidden_size", f"every jais-family model has {MUP_BASE_WIDTH}; give that"
+    for name, mup in MUP_SETS.items():
+        scale, alpha = _constants(mup).values()
+        has_scale = _close(config.embeddings_scale, scale)
+        has_alpha = config.output_logits_alpha is not None and _close(config.output_logits_alpha, alpha)
+        if has_scale and not has_alpha:
+            yield (
+                "output_logits_alpha",
+                f"embeddings_scale is that of the {name} models, which goes with {alpha}; give that",
+            )
+        if has_alpha and not has_scale:
+            yield (
+                "embeddings_scale",
+                f"output_logits_alpha is that of the {name} models, which goes with {scale}; give that",
+            )
+        spread = config.initializer.std if config.initializer is not None else math.nan
+        if has_scale and any(_close(spread, s.spread.value) for other, s in MUP_SETS.items() if other != name):
+            yield "initializer", f"std {spread} is of the other models' muP set; give {mup.spread.value}"
+
+
+def _sizes(model: Model) -> tuple[int, int]:
+    return model.architecture.hidden_size.value, model.architecture.filter_size.value
 
 
 def _check_jais(config: DecoderConfig) -> None:
-    _require(config.position_embedding_type == "alibi", config, "position_embedding_type", "jais_family has alibi")
+    for key, value in JAIS_FORM.items():
+        _require(getattr(config, key) == value, config, key, _JAIS_WORDS.get(key, f"jais_family has {value}"))
     for key, unset in (("rotary_dim", None), ("rope_theta", 10000.0), ("fold_rope_consts", False)):
         _require(getattr(config, key) == unset, config, key, "ALiBi has no rotary positions; remove the key")
-    _require(config.norm_type == "layernorm", config, "norm_type", "jais_family has layernorm")
-    for key in ("use_projection_bias_in_attention", "use_ffn_bias_in_attention", "use_ffn_bias"):
-        _require(getattr(config, key), config, key, "jais_family has biases in every layer; set it to true")
-    _require(not config.use_bias_in_output, config, "use_bias_in_output", "jais_family's head has no bias")
-    _require(
-        config.share_embedding_weights, config, "share_embedding_weights", "jais_family ties its head; set it to true"
-    )
     _require(config.num_kv_groups == config.num_heads, config, "attention_module", "jais_family has no grouped queries")
     _check_mup(config)
     _check_vocabulary(config, "jais-family")
@@ -97,21 +168,13 @@ def _published(config: DecoderConfig, family: Family) -> Model | None:
 
 
 def _check_adapted(config: DecoderConfig) -> None:
-    _require(config.position_embedding_type == "rotary", config, "position_embedding_type", "jais_adapted has rotary")
+    for key, value in ADAPTED_FORM.items():
+        _require(getattr(config, key) == value, config, key, _ADAPTED_WORDS.get(key, f"jais_adapted has {value}"))
     _require(
         config.effective_rotary_dim == config.head_dim,
         config,
         "rotary_dim",
         f"Llama rotates whole heads; set it to {config.head_dim}",
-    )
-    _require(config.norm_type == "rmsnorm", config, "norm_type", "jais_adapted has rmsnorm")
-    for key in ("use_projection_bias_in_attention", "use_ffn_bias_in_attention", "use_ffn_bias", "use_bias_in_output"):
-        _require(not getattr(config, key), config, key, "jais_adapted has no biases; set it to false")
-    _require(
-        not config.share_embedding_weights,
-        config,
-        "share_embedding_weights",
-        "jais_adapted's head is its own; set it to false",
     )
     for key in ("mup_base_hidden_size", "mup_base_filter_size", "output_logits_alpha", "output_logits_scale"):
         _require(getattr(config, key) is None, config, key, "jais_adapted is not parametrised by muP; remove the key")
@@ -134,4 +197,4 @@ def _close(value: float, wanted: float, relative: float = CONSTANT_RELATIVE) -> 
 
 def _require(holds: bool, config: DecoderConfig, key: str, what: str) -> None:
     if not holds:
-        raise ModelConfigError(f"model.{key}: {what} (got {getattr(config, key)!r})")
+        raise ModelConfigError(key, f"{what} (got {getattr(config, key)!r})")

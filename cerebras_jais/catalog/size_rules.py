@@ -3,9 +3,33 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
+
+# What the models of a family share beside their sizes: the keys of `model:` that decide which tensors there are.
+JAIS_FORM: Mapping[str, Any] = {
+    "position_embedding_type": "alibi",
+    "norm_type": "layernorm",
+    "share_embedding_weights": True,
+    "use_bias_in_output": False,
+    "use_ffn_bias": True,
+    "use_ffn_bias_in_attention": True,
+    "use_projection_bias_in_attention": True,
+}
+ADAPTED_FORM: Mapping[str, Any] = {
+    "position_embedding_type": "rotary",
+    "norm_type": "rmsnorm",
+    "share_embedding_weights": False,
+    "use_bias_in_output": False,
+    "use_ffn_bias": False,
+    "use_ffn_bias_in_attention": False,
+    "use_projection_bias_in_attention": False,
+}
 
 HEAD_WIDTH = 128  # of every published jais-family and Llama-2 model
-MUP_BASE_WIDTH = 256  # width of the small model whose learning rate and spread muP carries over
+# Width of the small model whose learning rate and spread muP carries over: every published config that states it has
+# mup_width_scale = 256 / n_embd.
+MUP_BASE_WIDTH = 256
 WARMUP_TOKENS = 375_000_000  # of every published jais base run
 CHAT_TOKENS_PER_STEP = 264 * 4096  # jais-adapted-70b-chat; jais-30b-chat has the same in 132 sequences of 8,192
 
@@ -20,7 +44,7 @@ def old_filter_size(hidden_size: int) -> int:
     return 8 * hidden_size // 3
 
 
-def mup_base_filter_size(hidden_size: int, filter_size: int, base: int = MUP_BASE_WIDTH) -> float:
+def mup_base_filter_size(hidden_size: int, filter_size: int, base: float = MUP_BASE_WIDTH) -> float:
     """The base model's filter size, such that both of muP's width multipliers are hidden_size / base exactly."""
     return filter_size * base / hidden_size
 
@@ -50,18 +74,3 @@ def interpolated_batch_size(parameters: int) -> int:
 def loss_weight(context: int) -> float:
     """`loss_weight` that makes the Model Zoo's per-sequence loss the mean over tokens when all of them count."""
     return 1 / context
-
-
-def alibi_parameters(hidden: int, layers: int, heads: int, filter_size: int, vocabulary: int) -> int:
-    """Parameters of a Jais model: tied embedding, biases everywhere, LayerNorm, one ALiBi slope per head."""
-    attention = 4 * (hidden * hidden + hidden)
-    feed_forward = 2 * (hidden * filter_size + filter_size) + filter_size * hidden + hidden
-    norms = 2 * 2 * hidden
-    return vocabulary * hidden + layers * (attention + feed_forward + norms) + 2 * hidden + heads
-
-
-def rotary_parameters(hidden: int, layers: int, heads: int, kv_heads: int, filter_size: int, vocabulary: int) -> int:
-    """Parameters of a Llama model: untied embedding and head, no biases, RMSNorm, grouped keys and values."""
-    attention = 2 * hidden * hidden + 2 * hidden * (hidden // heads) * kv_heads
-    feed_forward = 3 * hidden * filter_size
-    return 2 * vocabulary * hidden + layers * (attention + feed_forward + 2 * hidden) + hidden

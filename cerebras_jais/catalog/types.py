@@ -6,10 +6,12 @@ import csv
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import resources
-from typing import Literal
+from typing import Any, Literal
 
 from cerebras_jais.catalog import size_rules as rules
 from cerebras_jais.catalog.provenance import Sourced
+from cerebras_jais.model.config import DecoderConfig
+from cerebras_jais.model.tensors import parameter_count
 
 Family = Literal["jais-family", "jais-adapted"]
 Kind = Literal["pretrain", "extend", "embed", "adapt", "chat"]
@@ -41,12 +43,20 @@ class Architecture:
     @property
     def parameters(self) -> int:
         """Trained weights, each tied one counted once, with the fixed ALiBi slopes."""
-        h, n, a, f, v = (
-            x.value for x in (self.hidden_size, self.layers, self.heads, self.filter_size, self.vocabulary)
-        )
+        sizes = {
+            "vocab_size": self.vocabulary.value,
+            "hidden_size": self.hidden_size.value,
+            "num_hidden_layers": self.layers.value,
+            "num_heads": self.heads.value,
+            "filter_size": self.filter_size.value,
+        }
         if self.mup is not None:
-            return rules.alibi_parameters(h, n, a, f, v)
-        return rules.rotary_parameters(h, n, a, self.kv_heads.value, f, v)
+            return parameter_count(DecoderConfig(**sizes, **rules.JAIS_FORM))
+        groups: dict[str, Any] = {
+            "attention_module": "multiquery_attention",
+            "extra_attention_params": {"num_kv_groups": self.kv_heads.value},
+        }
+        return parameter_count(DecoderConfig(**sizes, **groups, **rules.ADAPTED_FORM))
 
 
 @dataclass(frozen=True)

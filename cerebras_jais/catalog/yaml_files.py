@@ -1,7 +1,11 @@
-"""Catalog rows to trainer YAML: what each file under configs/ says, with where its numbers come from beside them."""
+"""Catalog rows to trainer YAML: what each file under configs/ says, with where its numbers come from beside them.
+
+A config of ours is found by its name too, wherever a file is asked for (`open_config`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,7 +16,7 @@ from cerebras_jais.catalog.miniatures import MINIATURES
 from cerebras_jais.catalog.models import MODELS, last_step, lineage
 from cerebras_jais.catalog.types import Architecture, Model, Phase
 from cerebras_jais.catalog.yaml_writer import Alias, Anchor, Note, Remark, to_yaml
-from cerebras_jais.config.yaml_file import ConfigError, suggestion
+from cerebras_jais.config.yaml_file import ConfigError, ConfigFile, parse_yaml, read_yaml, suggestion
 from cerebras_jais.files import write_text
 
 EVERY = (*MODELS, *MINIATURES)
@@ -75,7 +79,7 @@ def presets() -> tuple[Preset, ...]:
 
 
 def find_preset(name: str) -> Preset:
-    """The recipe of a name such as jais-family-590m/pretrain; a model with one phase may be named alone.
+    """The config of a name such as jais-family-590m/pretrain; a model with one phase may be named alone.
 
     Raises ConfigError that names the closest one.
     """
@@ -94,8 +98,25 @@ def find_preset(name: str) -> Preset:
     )
 
 
+def open_config(name: str | Path) -> ConfigFile:
+    """The YAML file of a path; where there is none, the config of ours of that name, which a folder may have too.
+
+    Raises ConfigError for what is neither, and as `read_yaml` does.
+    """
+    path = Path(name)
+    if path.exists() and not path.is_dir():
+        return read_yaml(path)
+    try:
+        preset = find_preset(str(name))
+    except ConfigError:
+        if path.is_dir():
+            return read_yaml(path)  # which refuses a folder as such
+        raise
+    return parse_yaml(preset_yaml(preset), Path(preset.name))
+
+
 def preset_yaml(preset: Preset) -> str:
-    """The text of a recipe's YAML file."""
+    """The text of a config's YAML file."""
     several = len(preset.trainers) > 1  # a file has each anchor once
     trainers = [
         _trainer(model, phase, f"spread_{phase.name}" if several else "spread") for model, phase in preset.trainers
@@ -105,7 +126,7 @@ def preset_yaml(preset: Preset) -> str:
 
 
 def write_configs(folder: str | Path) -> list[Path]:
-    """Write every recipe's file below a folder; their paths."""
+    """Write every config's file below a folder; their paths."""
     paths = []
     for preset in presets():
         path = Path(folder) / f"{preset.name}.yaml"
@@ -213,7 +234,7 @@ def _model(model: Model, phase: Phase, anchor: str) -> dict[str, Any]:
         "nonlinearity": "swiglu",
     }
     if a.mup is not None:
-        section |= {"position_embedding_type": "alibi", "layer_norm_epsilon": 1e-5, **_biases(tied=True, present=True)}
+        section |= {"position_embedding_type": "alibi", "layer_norm_epsilon": 1e-5, **_ties_and_biases(rules.JAIS_FORM)}
     else:
         section |= {
             "position_embedding_type": "rotary",
@@ -225,7 +246,7 @@ def _model(model: Model, phase: Phase, anchor: str) -> dict[str, Any]:
         if a.kv_heads.value != a.heads.value:
             section["attention_module"] = "multiquery_attention"
             section["extra_attention_params"] = {"num_kv_groups": a.kv_heads}
-        section |= _biases(tied=False, present=False)
+        section |= _ties_and_biases(rules.ADAPTED_FORM)
     section |= {"dropout_rate": 0.0, "attention_dropout_rate": 0.0}
     section |= _loss(model, phase)
     if model in MODELS and a.mup is not None:
@@ -238,14 +259,8 @@ def _model(model: Model, phase: Phase, anchor: str) -> dict[str, Any]:
     return section
 
 
-def _biases(*, tied: bool, present: bool) -> dict[str, bool]:
-    return {
-        "share_embedding_weights": tied,
-        "use_bias_in_output": False,
-        "use_ffn_bias": present,
-        "use_ffn_bias_in_attention": present,
-        "use_projection_bias_in_attention": present,
-    }
+def _ties_and_biases(form: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in form.items() if isinstance(value, bool)}
 
 
 def _loss(model: Model, phase: Phase) -> dict[str, Any]:

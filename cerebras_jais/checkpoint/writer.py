@@ -25,9 +25,9 @@ from cerebras_jais.checkpoint.hdf5.files import writing
 from cerebras_jais.checkpoint.packed_writer import chunk_shape, filling
 from cerebras_jais.checkpoint.reader import FORMAT_VERSION
 from cerebras_jais.checkpoint.tensors import Kind, LazyTensor, StoredTensor, UnreadableLeaf
+from cerebras_jais.modelzoo_version import VERSION
 
 # The release whose format this is; loaders look at the version in the state's own `__metadata__`, not at this one.
-_RELEASE = "2.10.0"
 # Rows of a stored tensor are copied in pieces of about this size, so that a big one never lies in memory whole.
 _COPY_BYTES = 64 << 20
 # Threads that pack beside the one that reads and writes.
@@ -215,7 +215,7 @@ def _create(path: Path, plan: _Plan, compression: Compression, complete: bool = 
     with as_checkpoint_error(path, "creating it"), writing(path, create=True) as file:
         attributes = file.attrs
         attributes["__version__"] = FORMAT_VERSION
-        attributes["__cstorch_version__"] = _RELEASE
+        attributes["__cstorch_version__"] = VERSION
         for name, text in plan.attributes.items():
             attributes.create(name, text, dtype=h5py.string_dtype())
         for tensor in plan.tensors:

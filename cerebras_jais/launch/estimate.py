@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from cerebras_jais.launch.phases import Phase
 from cerebras_jais.launch.start import Launch, Start, predicted_start
 from cerebras_jais.model.config import DecoderConfig
+from cerebras_jais.model.freeze import trained_names
+from cerebras_jais.model.tensors import Kind, tensors
 
 BYTES_OF_A_WEIGHT = 4  # checkpoints hold float32
 BYTES_OF_MOMENTS = 8  # AdamW keeps two more float32 for each weight that trains
+_MULTIPLIED: tuple[Kind, ...] = ("attention", "attention_output", "ffn_input", "ffn_output", "head")
 
 
 @dataclass(frozen=True)
@@ -39,27 +41,18 @@ class ModelSize:
 
 
 def model_size(config: DecoderConfig) -> ModelSize:
-    """The size of a model; built on the meta device, without weights."""
-    import torch
-
-    from cerebras_jais.model.decoder import LanguageModel
-    from cerebras_jais.model.freeze import freeze_parameters
-
-    with torch.device("meta"):
-        model = LanguageModel(config)
-    freeze_parameters(model, config.frozen_parameters)
-    embedding = model.model.embedding_layer.word_embeddings.weight
-    # ALiBi's slopes, [heads, 1], are no matrix.
-    matrices: list[Any] = [p for p in model.parameters() if p.dim() == 2 and p.shape[1] > 1 and p is not embedding]
-    if model.model.lm_head.weight is embedding:
-        matrices.append(model.model.lm_head.weight)  # looked up at the bottom, multiplied by at the top
-    parameters = list(model.parameters())
+    """The size of a model, from its config alone. Raises ModelConfigError where `frozen_parameters` is wrong."""
+    trained = trained_names(config)
+    every = tensors(config)
+    own = [tensor for tensor in every if tensor.same_as is None]
+    # A tied head counts here: its tensor is looked up at the bottom, and multiplied by at the top.
+    multiplied = [tensor for tensor in every if tensor.kind in _MULTIPLIED]
     return ModelSize(
-        parameters=sum(p.numel() for p in parameters),
-        trained=sum(p.numel() for p in parameters if p.requires_grad),
-        stored=sum(t.numel() for t in model.state_dict().values()),
-        multiplied=sum(p.numel() for p in matrices),
-        multiplied_and_trained=sum(p.numel() for p in matrices if p.requires_grad),
+        parameters=sum(tensor.size for tensor in own),
+        trained=sum(tensor.size for tensor in own if tensor.name in trained),
+        stored=sum(tensor.size for tensor in every),
+        multiplied=sum(tensor.size for tensor in multiplied),
+        multiplied_and_trained=sum(t.size for t in multiplied if (t.same_as or t.name) in trained),
     )
 
 

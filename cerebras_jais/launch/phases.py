@@ -12,13 +12,14 @@ Which phase a launch begins with, and from which checkpoint, is in `start`, as i
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cerebras_jais.config.sections import Loop
 from cerebras_jais.config.trainer import TrainerConfig
-from cerebras_jais.config.yaml_file import ConfigError, dotted
+from cerebras_jais.config.yaml_file import ConfigError
+from cerebras_jais.errors import Problem
 from cerebras_jais.launch.family_phase import family_phase, step_before
 from cerebras_jais.launch.saved import (
     checkpoint_folders,
@@ -96,9 +97,8 @@ def plan_phases(
         if count > 1 and ends is not None:
             config = _with_end(config, ends)
         phases.append(Phase(number, count, config, folder, begins, ends, assumed))
-    if checked and count > 1:
-        for phase in phases:
-            _refuse_what_cannot_continue(phase, phases[: phase.number - 1], capped=max_steps is not None)
+    for problem in phase_problems(phases, capped=max_steps is not None) if checked else ():
+        raise ConfigError(configs[0].message_at(problem))
     return phases
 
 
@@ -193,31 +193,39 @@ def _with_end(config: TrainerConfig, ends: int) -> TrainerConfig:
     return config.model_copy(update={"init": config.init.model_copy(update={"loop": loop})})
 
 
-def _refuse_what_cannot_continue(phase: Phase, earlier: Sequence[Phase], *, capped: bool) -> None:
+def phase_problems(phases: Sequence[Phase], *, capped: bool = False) -> Iterator[Problem]:
+    """Why phases of a list could not be continued, each problem at its key of the file.
+
+    `capped` says that the command line ends the launch, so that a phase may not be reached.
+    """
+    for phase in phases if len(phases) > 1 else ():
+        yield from (
+            Problem(tuple(key.split(".")), message).below(phase.config.at)
+            for key, message in _problems_of(phase, phases, capped)
+        )
+
+
+def _problems_of(phase: Phase, phases: Sequence[Phase], capped: bool) -> Iterator[tuple[str, str]]:
     checkpoint = phase.config.init.checkpoint
-
-    def refuse(key: str, why: str) -> ConfigError:
-        where = dotted(("trainer", phase.number - 1, "trainer", *key.split(".")))
-        return ConfigError(f"{phase.config.source}: {where}: {why}")
-
     if phase.ends is None:
-        raise refuse("init.loop", "the end of a phase in a list must be known before it starts; give max_steps")
+        yield "init.loop", "the end of a phase in a list must be known before it starts; give max_steps"
+        return
     if not checkpoint.autoload_last_checkpoint:
-        raise refuse(
+        yield (
             "init.checkpoint.autoload_last_checkpoint",
             "a list of phases always continues from its last checkpoint; remove it",
         )
     if phase.number < phase.count and not checkpoint.steps:
-        raise refuse("init.checkpoint.steps", "the next phase starts from this one's last checkpoint; give steps")
+        yield "init.checkpoint.steps", "the next phase starts from this one's last checkpoint; give steps"
     if phase.ends <= phase.begins and not capped:
-        raise refuse(
+        yield (
             "init.loop.max_steps",
             f"must be larger than {phase.begins} (steps continue from the previous phase); or leave global_step out of "
             "LoadCheckpointStates and give the phase a model_dir of its own",
         )
-    for other in earlier:
+    for other in phases[: phase.number - 1]:
         if other.folder == phase.folder and phase.begins < (other.ends or 0):
-            raise refuse(
+            yield (
                 "init.model_dir",
                 f"phase {other.number} writes to the same folder, and both count steps from 0; give each its own",
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -10,120 +10,113 @@ import torch
 
 from cerebras_jais.config.modelzoo_only import not_done_here
 from cerebras_jais.config.sections import DataLoader
-from cerebras_jais.config.trainer import TrainerConfig, read_trainer_yaml
-from cerebras_jais.config.yaml_file import ConfigFile, read_yaml, undotted
+from cerebras_jais.config.trainer import TrainerConfig, model_problem
 from cerebras_jais.data.dataset import HDF5Samples
 from cerebras_jais.data.shards import recorded_vocabulary
 from cerebras_jais.data.tokenizer import LARGEST
-from cerebras_jais.errors import UserError
+from cerebras_jais.errors import Keys, Problem, UserError
 from cerebras_jais.files import parse_json, read_text
-from cerebras_jais.launch.checks import notes_of
-from cerebras_jais.launch.phases import Phase
-from cerebras_jais.launch.plan import check_data, machine_memory, memory_problem, missing_sections, plan_training
-from cerebras_jais.launch.start import plan_launch
+from cerebras_jais.launch.phases import Phase, phase_problems
+from cerebras_jais.launch.plan import (
+    PlanError,
+    data_problem,
+    machine_memory,
+    memory_problem,
+    missing_sections,
+    plan_training,
+)
+from cerebras_jais.launch.start import Launch
+from cerebras_jais.model.config import ModelConfigError
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.freeze import freeze_parameters
-from cerebras_jais.optimizer.groups import groups_of
+from cerebras_jais.optimizer.groups import OptimizerSectionError, groups_of
 from cerebras_jais.optimizer.schedule import check_schedules
 
 
-def preflight(path: str | Path, tokenizer: Path | None = None) -> tuple[list[str], list[str]]:
-    """The problems of a YAML that the schema takes with its surroundings, and notes of what was not looked at.
+def check_surroundings(launch: Launch, tokenizer: Path | None = None) -> tuple[list[Problem], list[str]]:
+    """The problems of a YAML with its surroundings, each at its key of the file, and notes of what was not looked at.
 
-    What `fit` would refuse is a problem here too, but what only a file that is not here, the start checkpoint or the
-    memory of the machine can tell; a note names that.
+    What `fit` would refuse is a problem here too, except what needs a file that is not here, the start checkpoint or
+    the memory of the machine; a note names that.
 
     Args:
-        path: the trainer YAML.
+        launch: the plan of the YAML.
         tokenizer: a folder with tokenizer.json, whose vocabulary the model's must hold.
 
     Raises:
-        ConfigError: the schema refuses the file.
+        UserError: the tokenizer cannot be read.
     """
-    configs, source = read_trainer_yaml(path), read_yaml(path)
-    several = isinstance(source.data["trainer"], list)
-    problems: list[str] = []
-    notes = notes_of(configs)
-    not_here: list[str] = []
-    phases = _phases(configs, problems, notes)
-    for index, config in enumerate(configs):
-        at: tuple[str | int, ...] = ("trainer", index, "trainer") if several else ("trainer",)
+    problems = list(phase_problems(launch.phases))
+    notes = [] if problems else list(_start_notes(launch))
+    absent: dict[str, None] = {}
+    of_data: list[Problem] = []
+    for phase in launch.phases:
+        config, found = phase.config, list[Problem]()
         if config.fit is None and (config.validation or config.validation_all):
             notes.append("it has data to validate on alone; `fit` cannot train it")
         else:
-            beyond = not_done_here(config) if config.init.backend_type in ("CPU", "GPU") else ()
-            problems += [
-                f"{source.location((*at, *k))}: {message}" for k, message in [*missing_sections(config), *beyond]
-            ]
-        of_model = list(_model_problems(config, source, at))
-        problems += [*_tokenizer_problems(config, tokenizer, source, at), *of_model]
+            found += missing_sections(config)
+            found += not_done_here(config.aside) if config.init.backend_type in ("CPU", "GPU") else ()
+        of_model = list(model_problems(config))
+        found += [*_tokenizer_problems(config, tokenizer), *of_model]
         if not of_model and config.init.backend_type != "CSX":
             memory = memory_problem(config.init.model, machine_memory())
             notes += [f"{memory} here"] if memory else []
-        for keys, loader in _loaders(config):
-            absent = [folder for folder in _folders(loader) if not Path(folder).is_dir()]
-            if absent:
-                not_here += [folder for folder in absent if folder not in not_here]
+        for keys, loader in config.dataloaders():
+            if not loader.is_read_here:
                 continue
-            problems += _recorded_problems(config, loader, source, at)
-            try:
-                with closing(HDF5Samples(**loader.reader_keys())) as samples:
-                    check_data(samples, config.init.model, source.location((*at, *keys)), 1)
-                    if phases and keys == ("fit", "train_dataloader"):
-                        plan_training(phases[index].config, samples, phases[index].begins)
-            except UserError as error:
-                message = str(error)
-                place = source.location((*at, *keys))
-                problems.append(message if message.startswith((place, str(path))) else f"{place}: {message}")
-    if not_here:
-        more = f" and {len(not_here) - 1} more" if len(not_here) > 1 else ""
-        notes.append(f"its data is not here and was not looked at: {not_here[0]}{more}")
+            missing = [folder for folder in loader.folders if not Path(folder).is_dir()]
+            absent |= dict.fromkeys(missing)
+            if not missing:
+                trains = keys == ("fit", "train_dataloader") and not problems
+                found += data_problems(config, keys, loader, phase if trains else None)
+        of_data += [problem.below(config.at) for problem in found]
+    problems += of_data
+    if absent:
+        more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+        notes.append(f"its data is not here and was not looked at: {next(iter(absent))}{more}")
     return problems, notes
 
 
-def _phases(configs: Sequence[TrainerConfig], problems: list[str], notes: list[str]) -> Sequence[Phase]:
-    """The phases of a launch, empty where they cannot be continued; what is wrong or not looked at is added."""
-    try:
-        launch = plan_launch(configs)
-    except UserError as error:
-        problems.append(str(error))
-        return []
+def _start_notes(launch: Launch) -> Iterator[str]:
+    """What a launch begins from, as far as that is worth a line."""
     start = launch.start
     if not start.is_here:
-        notes.append(f"its start checkpoint is not here and was not looked at: {start.checkpoint}")
+        yield f"its start checkpoint is not here and was not looked at: {start.checkpoint}"
     elif launch.index == len(launch.phases):
-        notes.append(f"nothing is left to train: {start.checkpoint} is at the end of the run")
+        yield f"nothing is left to train: {start.checkpoint} is at the end of the run"
     elif start.checkpoint is not None:
-        notes.append(f"it begins {start}; the tensors of that file were not looked at")
-    return launch.phases
+        yield f"it begins {start}; the tensors of that file were not looked at"
 
 
-def _loaders(config: TrainerConfig) -> Iterator[tuple[tuple[str | int, ...], DataLoader]]:
-    """The sections of the data that this project reads, with their paths."""
-    if config.fit is None:
+def data_problems(
+    config: TrainerConfig, keys: Keys, loader: DataLoader, phase: Phase | None = None
+) -> Iterator[Problem]:
+    """What is wrong with the data of the section at `keys`; the length of the run is checked where `phase` is given."""
+    yield from _recorded_problems(config, loader)
+    try:
+        with closing(HDF5Samples(**loader.reader_keys())) as samples:
+            problem = data_problem(samples, config.init.model)
+            if problem is None and phase is not None:
+                plan_training(phase.config, samples, phase.begins)
+    except PlanError as error:
+        yield Problem(("init", "loop"), error.problem)
         return
-    several = len(config.fit.val_dataloader) > 1
-    found: list[tuple[tuple[str | int, ...], DataLoader]] = [(("fit", "train_dataloader"), config.fit.train_dataloader)]
-    for index, section in enumerate(config.fit.val_dataloader):
-        found.append((("fit", "val_dataloader", index) if several else ("fit", "val_dataloader"), section))
-    yield from ((keys, loader) for keys, loader in found if loader.is_read_here)
+    except UserError as error:
+        problem = str(error)
+    if problem is not None:
+        yield Problem(keys, problem)
 
 
-def _folders(loader: DataLoader) -> list[str]:
-    named = [loader.data_dir] if loader.mixture is None else [part.data_dir for part in loader.mixture]
-    return [folder for entry in named for folder in (entry if isinstance(entry, list) else [entry]) if folder]
-
-
-def _tokenizer_problems(
-    config: TrainerConfig, tokenizer: Path | None, source: ConfigFile, at: tuple[str | int, ...]
-) -> Iterator[str]:
+def _tokenizer_problems(config: TrainerConfig, tokenizer: Path | None) -> Iterator[Problem]:
     if tokenizer is None:
         return
     size, entries = config.init.model.vocab_size, vocabulary_of(tokenizer)
     if entries > size:
-        yield (
-            f"{source.location((*at, 'init', 'model', 'vocab_size'))}: {size} is smaller than the {entries} entries of "
-            f"{tokenizer}; give the model's own tokenizer, or at least {entries}"
+        yield Problem(
+            ("init", "model", "vocab_size"),
+            f"{size} is smaller than the {entries} entries of {tokenizer}; give the model's own tokenizer, or at least "
+            f"{entries}",
         )
 
 
@@ -140,20 +133,19 @@ def vocabulary_of(tokenizer: Path) -> int:
         ) from error
 
 
-def _recorded_problems(
-    config: TrainerConfig, loader: DataLoader, source: ConfigFile, at: tuple[str | int, ...]
-) -> Iterator[str]:
+def _recorded_problems(config: TrainerConfig, loader: DataLoader) -> Iterator[Problem]:
     size = config.init.model.vocab_size
-    for folder in _folders(loader):
+    for folder in loader.folders:
         entries = recorded_vocabulary(folder)
         if entries is not None and entries > size:
-            yield (
-                f"{source.location((*at, 'init', 'model', 'vocab_size'))}: {size} is smaller than the tokenizer of "
-                f"{entries} entries that made {folder}; give at least {entries}, or data of the model's tokenizer"
+            yield Problem(
+                ("init", "model", "vocab_size"),
+                f"{size} is smaller than the tokenizer of {entries} entries that made {folder}; give at least "
+                f"{entries}, or data of the model's tokenizer",
             )
 
 
-def _model_problems(config: TrainerConfig, source: ConfigFile, at: tuple[str | int, ...]) -> Iterator[str]:
+def model_problems(config: TrainerConfig) -> Iterator[Problem]:
     """Whether patterns of frozen and of tagged parameters find any, and each parameter has one schedule."""
     init = config.init
     with torch.device("meta"):
@@ -162,6 +154,7 @@ def _model_problems(config: TrainerConfig, source: ConfigFile, at: tuple[str | i
         freeze_parameters(model, init.model.frozen_parameters)
         if init.optimizer is not None:
             check_schedules(init.schedulers, groups_of(model, init.model, init.optimizer))
-    except UserError as error:
-        where, _, message = str(error).partition(": ")
-        yield f"{source.location((*at, 'init', *undotted(where)))}: {message}"
+    except ModelConfigError as error:
+        yield model_problem(error)
+    except OptimizerSectionError as error:
+        yield error.problem.below(("init",))

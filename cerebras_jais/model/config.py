@@ -16,6 +16,7 @@ from typing import Any
 
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.outside import ONLY_AT_DEFAULT, RATE_GROUPS, WITHOUT_EFFECT, is_default
+from cerebras_jais.modelzoo_version import PLUGIN_NAMES, STOCK_NAMES
 from cerebras_jais.ranges import (
     BASE_WIDTH,
     EPSILON,
@@ -33,7 +34,15 @@ from cerebras_jais.ranges import (
 
 
 class ModelConfigError(UserError):
-    """A `model:` section that does not describe a model of the family."""
+    """A `model:` section that does not describe a model of the family.
+
+    `key` is the dotted path of a key below `model`, None for the section as a whole; `problem` says what is wrong.
+    """
+
+    def __init__(self, key: str | None, problem: str):
+        super().__init__(f"model: {problem}" if key is None else f"model.{key}: {problem}")
+        self.key = key
+        self.problem = problem
 
 
 class OutsideFamilyError(ModelConfigError):
@@ -42,7 +51,7 @@ class OutsideFamilyError(ModelConfigError):
     def __init__(self, key: str, value: Any, *of_family: Any):
         known = " or ".join(map(str, of_family))
         family = f"whose models have {known}" if any(of_family) else "which has no model with it"
-        super().__init__(f"model.{key}: {shown(value)} is outside the family of this project, {family}")
+        super().__init__(key, f"{shown(value)} is outside the family of this project, {family}")
 
 
 @dataclass(frozen=True)
@@ -60,20 +69,20 @@ class Initializer:
         """Read one initializer of the YAML: a name, or a mapping with `name`, `mean`, `std`, `a`, `b`."""
         section = {"name": section} if isinstance(section, str) else section
         if not isinstance(section, Mapping):
-            raise ModelConfigError(f"model.{key}: must be a name or a mapping with a name (got {shown(section)})")
+            raise ModelConfigError(key, f"must be a name or a mapping with a name (got {shown(section)})")
         name = str(section.get("name", "")).lower()
         if name not in ("normal", "truncated_normal"):
             raise OutsideFamilyError(key, section.get("name"), "normal", "truncated_normal")
         unknown = set(section) - {"name", "mean", "std", "a", "b"}
         if unknown:
-            raise ModelConfigError(f"model.{key}: unknown key {sorted(unknown)[0]!r}; known: name, mean, std, a, b")
+            raise ModelConfigError(key, f"unknown key {sorted(unknown)[0]!r}; known: name, mean, std, a, b")
         for part, bounds in (("mean", OFFSET), ("std", SPREAD), ("a", OFFSET), ("b", OFFSET)):
             value = section.get(part)
             if part not in section or (value is None and part in ("a", "b")):
                 continue
             problem = bounds.problem(value)
             if problem is not None:
-                raise ModelConfigError(f"model.{key}.{part}: {problem}")
+                raise ModelConfigError(f"{key}.{part}", problem)
         std = float(section.get("std", 0.05))
         truncated = name == "truncated_normal"
         bound: dict[str, Any] = {side: section.get(side) for side in ("a", "b")}
@@ -83,9 +92,7 @@ class Initializer:
                 bound[side] = sign * (0.1 if side in section else 2 * std)
         mean = float(section.get("mean", 0.0))
         if truncated and not (bound["a"] <= mean <= bound["b"] and bound["a"] < bound["b"]):
-            raise ModelConfigError(
-                f"model.{key}: mean {mean} must lie between the bounds a {bound['a']} and b {bound['b']}"
-            )
+            raise ModelConfigError(key, f"mean {mean} must lie between the bounds a {bound['a']} and b {bound['b']}")
         return cls(name, mean, std, bound["a"], bound["b"])
 
     def scaled(self, factor: float) -> Initializer:
@@ -128,10 +135,6 @@ NO_EFFECT_HERE = (
     "fold_rope_consts",
     *WITHOUT_EFFECT,
 )
-
-# Models of the Model Zoo itself, and those that `cerebras_jais.modelzoo` registers there.
-STOCK_NAMES = ("jais", "llama", "gpt2")
-PLUGIN_NAMES = ("jais_family", "jais_adapted")
 
 _ALIASES = {"model_name": "name", "embedding_dropout_rate": "embd_pdrop"}
 
@@ -214,8 +217,9 @@ class DecoderConfig:
             elif key not in (*NO_EFFECT_HERE, RATE_GROUPS):
                 near = difflib.get_close_matches(str(given), [*fields, *ONLY_AT_DEFAULT], n=1)
                 raise ModelConfigError(
-                    f"model.{given}: unknown key; "
-                    + (f"did you mean {near[0]!r}?" if near else "the Model Zoo 2.10 has none of a name like this")
+                    str(given),
+                    "unknown key; "
+                    + (f"did you mean {near[0]!r}?" if near else "the Model Zoo 2.10 has none of a name like this"),
                 )
         for key in _INITIALIZERS:
             if values.get(key) is not None and not isinstance(values[key], Initializer):
@@ -244,7 +248,7 @@ class DecoderConfig:
 
         def demand(holds: bool, key: str, what: str) -> None:
             if not holds:
-                raise ModelConfigError(f"model.{key}: {what} (got {shown(getattr(self, key))})")
+                raise ModelConfigError(key, f"{what} (got {shown(getattr(self, key))})")
 
         def demand_of_family(key: str, *values: str) -> None:
             if getattr(self, key) not in values:
@@ -358,31 +362,31 @@ def _coerced(key: str, value: Any, f: dataclasses.Field) -> Any:
     wanted = str(f.type)
     if value is None:
         if "None" not in wanted and key not in ("embeddings_scale", "attention_logits_alpha", "boundary_casting"):
-            raise ModelConfigError(f"model.{key}: must not be null; remove the key to use its default {f.default!r}")
+            raise ModelConfigError(key, f"must not be null; remove the key to use its default {f.default!r}")
         return value if "None" in wanted else f.default
     if wanted.startswith("bool"):
         if not isinstance(value, bool):
-            raise ModelConfigError(f"model.{key}: must be true or false (got {shown(value)})")
+            raise ModelConfigError(key, f"must be true or false (got {shown(value)})")
     elif wanted.startswith(("int", "float")):
         _check_range(key, value)
         return int(value) if wanted.startswith("int") else float(value)
     elif wanted.startswith("str"):
         if not isinstance(value, str):
-            raise ModelConfigError(f"model.{key}: must be a string (got {shown(value)})")
+            raise ModelConfigError(key, f"must be a string (got {shown(value)})")
         return value if key in ("name", "attention_kernel") else value.lower()
     elif wanted.startswith("tuple"):
         if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
-            raise ModelConfigError(f"model.{key}: must be a list of strings (got {shown(value)})")
+            raise ModelConfigError(key, f"must be a list of strings (got {shown(value)})")
         return tuple(value)
     elif wanted.startswith("Mapping") and not isinstance(value, Mapping):
-        raise ModelConfigError(f"model.{key}: must be a mapping (got {shown(value)})")
+        raise ModelConfigError(key, f"must be a mapping (got {shown(value)})")
     return value
 
 
 def _check_range(key: str, value: Any) -> None:
     problem = _RANGES[key].problem(value)
     if problem is not None:
-        raise ModelConfigError(f"model.{key}: {problem}")
+        raise ModelConfigError(key, problem)
 
 
 def _plain(value: Any) -> Any:

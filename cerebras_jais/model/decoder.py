@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cerebras_jais.errors import UserError
+from cerebras_jais.model.alibi import alibi_slopes
 from cerebras_jais.model.attention import KeyValueCache, Positions, SelfAttention
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.initialize import initialize_weights
 from cerebras_jais.model.loss import next_token_loss
 from cerebras_jais.model.positions import (
     alibi_bias_HLS,
-    alibi_slopes,
     causal_mask_LS,
     packed_mask_B1LS,
     rotary_angles,
@@ -213,7 +213,7 @@ class LanguageModel(nn.Module):
         self.config = config
         self.model = Decoder(config)
         if not self.model.ln_f.weight.is_meta:
-            initialize_weights(self.model, config)
+            initialize_weights(self, config)
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Training loss of a batch, a float32 scalar in nats.

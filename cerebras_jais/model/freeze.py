@@ -6,11 +6,14 @@ Works on the reference model and on the Model Zoo's alike; both name their tenso
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from torch import nn
+from cerebras_jais.model.config import DecoderConfig, ModelConfigError
+from cerebras_jais.model.tensors import tensors
 
-from cerebras_jais.model.config import ModelConfigError
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> list[str]:
@@ -22,26 +25,44 @@ def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     Raises:
         ModelConfigError: a pattern that is no regular expression or finds nothing, or nothing that is left to train.
     """
-    names_of: dict[int, list[str]] = {}
-    tensors = {}
+    first_of: dict[int, str] = {}
+    names: dict[str, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names_of.setdefault(id(parameter), []).append(name)
-        tensors[id(parameter)] = parameter
-    frozen: set[int] = set()
+        names.setdefault(first_of.setdefault(id(parameter), name), []).append(name)
+    parameters = dict(model.named_parameters())
+    trainable = {name for name in names if parameters[name].requires_grad}
+    frozen = _found(names, trainable, patterns)
+    for name in frozen:
+        parameters[name].requires_grad_(False)
+    return frozen
+
+
+def trained_names(config: DecoderConfig) -> set[str]:
+    """First names of the tensors that train: neither ALiBi's slopes nor what `frozen_parameters` finds; without torch.
+
+    Raises:
+        ModelConfigError: as `freeze_parameters`.
+    """
+    names: dict[str, list[str]] = {}
+    for tensor in tensors(config):
+        names.setdefault(tensor.same_as or tensor.name, []).append(tensor.name)
+    trainable = {tensor.name for tensor in tensors(config) if tensor.same_as is None and tensor.kind != "slopes"}
+    return trainable - set(_found(names, trainable, config.frozen_parameters))
+
+
+def _found(names: Mapping[str, Sequence[str]], trainable: Collection[str], patterns: Sequence[str]) -> list[str]:
+    """First names of the tensors that patterns find, of all names by the first."""
+    found: set[str] = set()
     for index, pattern in enumerate(patterns):
         rule = compiled_pattern(pattern, index)
-        found = {key for key, names in names_of.items() if any(rule.search(name) for name in names)}
-        if not found:
-            raise ModelConfigError(
-                f"model.frozen_parameters: {pattern!r} is found in no tensor's name; names are like "
-                f"{next(iter(names_of.values()))[0]}"
-            )
-        frozen |= found
-    if patterns and not any(p.requires_grad for key, p in tensors.items() if key not in frozen):
-        raise ModelConfigError("model.frozen_parameters: nothing is left to train; freeze less")
-    for key in frozen:
-        tensors[key].requires_grad_(False)
-    return [names[0] for key, names in names_of.items() if key in frozen]
+        found_here = {first for first, every in names.items() if any(rule.search(name) for name in every)}
+        if not found_here:
+            message = f"{pattern!r} is found in no tensor's name; names are like {next(iter(names))}"
+            raise ModelConfigError("frozen_parameters", message)
+        found |= found_here
+    if patterns and not set(trainable) - found:
+        raise ModelConfigError("frozen_parameters", "nothing is left to train; freeze less")
+    return [first for first in names if first in found]
 
 
 def compiled_pattern(pattern: str, index: int) -> re.Pattern[str]:
@@ -50,5 +71,5 @@ def compiled_pattern(pattern: str, index: int) -> re.Pattern[str]:
         return re.compile(pattern)
     except re.error as error:
         raise ModelConfigError(
-            f"model.frozen_parameters: {pattern!r} (number {index + 1}) is not a regular expression: {error}"
+            "frozen_parameters", f"{pattern!r} (number {index + 1}) is not a regular expression: {error}"
         ) from None

@@ -5,20 +5,15 @@ Source: Model Zoo models/nlp/gpt2/gpt2_model.py (choice of initializer) and comm
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
-
 import torch
 from torch import Tensor, nn
 
 from cerebras_jais.model.config import DecoderConfig, Initializer
-
-if TYPE_CHECKING:
-    from cerebras_jais.model.decoder import Decoder
+from cerebras_jais.model.tensors import Kind, tensors
 
 
-def weight_initializers(config: DecoderConfig) -> dict[str, Initializer]:
-    """The distribution of each kind of weight: embedding, attention, attention_output, ffn_input, ffn_output, head.
+def weight_initializers(config: DecoderConfig) -> dict[Kind, Initializer]:
+    """The distribution of each kind of weight that is drawn.
 
     Under muP, with m_d = hidden / base hidden, m_f = filter / base filter and n layers, the spread of attention and
     ffn_input is multiplied by m_d^-1/2, of attention_output by (2 n m_d)^-1/2 and of ffn_output by (2 n m_f)^-1/2.
@@ -57,24 +52,20 @@ def weight_initializers(config: DecoderConfig) -> dict[str, Initializer]:
 
 
 @torch.no_grad()
-def initialize_weights(decoder: Decoder, config: DecoderConfig) -> None:
-    """Draw every weight in place from torch's global generator; biases become zero, norms one."""
+def initialize_weights(model: nn.Module, config: DecoderConfig) -> None:
+    """Draw every weight in place from torch's global generator; biases become zero, norms and slopes stay.
+
+    Args:
+        model: a module with the parameters of `tensors(config)`, freshly built.
+        config: what it is.
+    """
     draws = weight_initializers(config)
-    for module in decoder.modules():
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            module.bias.zero_()
-    _draw(decoder.embedding_layer.word_embeddings.weight, draws["embedding"])
-    layers: Iterable[Any] = decoder.transformer_decoder.layers
-    for layer in layers:
-        attention, (gated, output) = layer.self_attn, layer.ffn.ffn
-        for projection in (attention.proj_q_dense_layer, attention.proj_k_dense_layer, attention.proj_v_dense_layer):
-            _draw(projection.weight, draws["attention"])
-        _draw(attention.proj_output_dense_layer.weight, draws["attention_output"])
-        _draw(gated.linear_layer.weight, draws["ffn_input"])
-        _draw(gated.linear_layer_for_glu.weight, draws["ffn_input"])
-        _draw(output.linear_layer.weight, draws["ffn_output"])
-    if not config.share_embedding_weights:
-        _draw(decoder.lm_head.weight, draws["head"])
+    parameters = dict(model.named_parameters())
+    for tensor in tensors(config):
+        if tensor.same_as is None and tensor.kind in draws:
+            _draw(parameters[tensor.name], draws[tensor.kind])
+        elif tensor.kind == "bias":
+            parameters[tensor.name].zero_()
 
 
 def _draw(weight: Tensor, initializer: Initializer) -> None:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from cerebras_jais.checkpoint import Checkpoint, StoredTensor, open_checkpoint
-from cerebras_jais.errors import UserError
-from cerebras_jais.model.adapters import FOLD_THEM, adapters_in
 from cerebras_jais.model.config import DecoderConfig, ModelConfigError
 from cerebras_jais.model.decoder import LanguageModel
-
-
-class WeightsError(UserError):
-    """Weights that do not fit the model they are loaded into."""
+from cerebras_jais.model.stored import FOLD_THEM, WeightsError, adapters_in, stored_weights
+from cerebras_jais.model.tensors import second_names, tensors, under_both_names
+from cerebras_jais.params import section_at, trainers_of
 
 
 def load_model(path: str | Path, config: DecoderConfig | None = None) -> LanguageModel:
@@ -32,10 +28,9 @@ def load_model(path: str | Path, config: DecoderConfig | None = None) -> Languag
         WeightsError: no config is recorded, or the tensors are not those the config demands.
     """
     with open_checkpoint(path) as checkpoint:
-        with torch.device("meta"):
-            model = LanguageModel(config or recorded_config(checkpoint))
-        _fitting(model.state_dict(), _names_by_parameter(model), checkpoint)  # before memory is taken for it
-        model = _with_memory(model)
+        config = config or recorded_config(checkpoint)
+        _fitting(config, checkpoint)  # before memory is taken for it
+        model = empty_model(config)
         fill_model(model, checkpoint)
     return model.eval()
 
@@ -44,12 +39,8 @@ def empty_model(config: DecoderConfig) -> LanguageModel:
     """A model on the CPU, in float32, whose weights hold nothing yet; a tied head is the embedding."""
     with torch.device("meta"):
         model = LanguageModel(config)
-    return _with_memory(model)
-
-
-def _with_memory(model: LanguageModel) -> LanguageModel:
     model.to_empty(device="cpu")
-    if model.config.share_embedding_weights:
+    if config.share_embedding_weights:
         model.model.lm_head.weight = model.model.embedding_layer.word_embeddings.weight
     return model
 
@@ -57,8 +48,9 @@ def _with_memory(model: LanguageModel) -> LanguageModel:
 def recorded_config(checkpoint: Checkpoint) -> DecoderConfig:
     """The `model:` section that the checkpoint's trainer recorded in `__metadata__`."""
     for record in reversed(checkpoint.metadata):
-        section = model_section(record.get("params", {}))
-        if section is not None:
+        trainers = trainers_of(record.get("params"))
+        section = section_at(trainers[-1][1], "init", "model") if trainers else None
+        if isinstance(section, Mapping):
             try:
                 return DecoderConfig.from_section(section)
             except ModelConfigError as error:
@@ -66,87 +58,54 @@ def recorded_config(checkpoint: Checkpoint) -> DecoderConfig:
     raise WeightsError(f"{checkpoint.path}: does not say which model it holds; give its trainer YAML with --config")
 
 
-def model_section(params: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The `model:` section of a trainer YAML read into mappings (the last trainer of a list), or None."""
-    trainer = params.get("trainer") if isinstance(params, Mapping) else None
-    if isinstance(trainer, list):
-        trainer = trainer[-1].get("trainer") if trainer else None
-    init = trainer.get("init") if isinstance(trainer, Mapping) else None
-    section = init.get("model") if isinstance(init, Mapping) else None
-    return section if isinstance(section, Mapping) else None
-
-
 def fill_model(model: LanguageModel, checkpoint: Checkpoint) -> None:
     """Copy a checkpoint's weights into a model of any device and floating dtype, all of them or none.
 
-    What the model holds under two names (a tied head, the last norm) may be stored twice, linked, or once; names may
-    lack the leading `model.` (files of the Model Zoo's own converter). Raises WeightsError that groups what is missing,
-    left over or of another shape by layer pattern, or names two stored tensors that the config ties but that differ, or
-    one that holds NaN or infinity.
+    Raises WeightsError that groups what is missing, left over or of another shape by layer pattern, or names two stored
+    tensors that the config ties but that differ, or one that holds NaN or infinity.
     """
+    stored = _fitting(model.config, checkpoint)
     targets = model.state_dict()
-    aliases = _names_by_tensor(targets)
-    stored = _fitting(targets, aliases, checkpoint)
     with torch.no_grad():
-        for first, *others in aliases:
-            value = read_finite(stored[first])
-            for other in others:
-                if stored[other].key != stored[first].key and not torch.equal(read_finite(stored[other]), value):
-                    raise WeightsError(
-                        f"{checkpoint.path}: {first} and {other} differ, but the config makes them one tensor; "
-                        "for an untied head set share_embedding_weights: false"
-                    )
-            targets[first].copy_(value)
+        for name, second in _names(model.config).items():
+            value = read_finite(stored[name])
+            if (
+                second
+                and stored[second].key != stored[name].key
+                and not torch.equal(read_finite(stored[second]), value)
+            ):
+                raise WeightsError(
+                    f"{checkpoint.path}: {name} and {second} differ, but the config makes them one tensor; "
+                    "for an untied head set share_embedding_weights: false"
+                )
+            targets[name].copy_(value)
 
 
-def _fitting(
-    targets: Mapping[str, torch.Tensor], aliases: Sequence[Sequence[str]], checkpoint: Checkpoint
-) -> dict[str, StoredTensor]:
-    """What a checkpoint stores for each name of a state dict; WeightsError where that does not fit."""
-    stored = stored_weights(checkpoint)
-    for names in aliases:
-        known = [name for name in names if name in stored]
-        stored.update({name: stored[known[0]] for name in names if known and name not in stored})
+def _names(config: DecoderConfig) -> dict[str, str | None]:
+    """First name of each tensor -> its second name, None where it has none."""
+    second = {first: name for name, first in second_names(config).items()}
+    return {tensor.name: second.get(tensor.name) for tensor in tensors(config) if tensor.same_as is None}
+
+
+def _fitting(config: DecoderConfig, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
+    """What a checkpoint stores under every name of a model; WeightsError where that does not fit."""
+    stored = under_both_names(stored_weights(checkpoint), second_names(config))
     adapters = adapters_in(stored)
     if adapters:
         raise WeightsError(f"{checkpoint.path}: {'; '.join(describe(adapters, 'in it'))}; {FOLD_THEM}")
+    shapes = {tensor.name: tensor.shape for tensor in tensors(config)}
     problems = [
-        *describe(targets.keys() - stored.keys(), "missing"),
-        *describe(stored.keys() - targets.keys(), "not part of the model"),
+        *describe(shapes.keys() - stored.keys(), "missing"),
+        *describe(stored.keys() - shapes.keys(), "not part of the model"),
         *describe(
-            (k for k in targets.keys() & stored.keys() if tuple(targets[k].shape) != stored[k].shape),
+            (name for name in shapes.keys() & stored.keys() if shapes[name] != stored[name].shape),
             "of another shape",
-            lambda k: f"{list(stored[k].shape)} stored, {list(targets[k].shape)} in the config",
+            lambda name: f"{list(stored[name].shape)} stored, {list(shapes[name])} in the config",
         ),
     ]
     if problems:
         raise WeightsError(f"{checkpoint.path}: does not fit the config: {'; '.join(problems)}")
     return stored
-
-
-def _names_by_parameter(model: LanguageModel) -> list[list[str]]:
-    """As `_names_by_tensor`, of a model without memory, whose tensors all begin at address 0."""
-    by_tensor: dict[int, list[str]] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        by_tensor.setdefault(id(tensor), []).append(name)
-    return list(by_tensor.values())
-
-
-def _names_by_tensor(state: Mapping[str, torch.Tensor]) -> list[list[str]]:
-    """The names of a state dict, those of one tensor together."""
-    by_tensor: dict[int, list[str]] = {}
-    for name, tensor in state.items():
-        by_tensor.setdefault(tensor.data_ptr(), []).append(name)
-    return list(by_tensor.values())
-
-
-def stored_weights(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
-    """The tensors under the checkpoint's `model` by name, each with its leading `model.`."""
-    tree = checkpoint.tree.get("model") if isinstance(checkpoint.tree, Mapping) else None
-    if not isinstance(tree, Mapping):
-        raise WeightsError(f"{checkpoint.path}: has no 'model' in it; it is not a checkpoint of a trainer")
-    found = {name: leaf for name, leaf in tree.items() if isinstance(leaf, StoredTensor)}
-    return {name if name.startswith("model.") else f"model.{name}": leaf for name, leaf in found.items()}
 
 
 def to_torch(tensor: StoredTensor) -> torch.Tensor:
@@ -170,7 +129,7 @@ def refuse_infinite(values: torch.Tensor, path: str | Path, name: str, remedy: s
         raise WeightsError(f"{path}: {name} holds NaN or infinite values; {remedy}")
 
 
-def describe(names: Iterable[str], what: str, detail=None) -> list[str]:
+def describe(names: Iterable[str], what: str, detail: Callable[[str], str] | None = None) -> list[str]:
     """One phrase per name pattern: "layers.{0-17}.norm1.weight missing" for eighteen names of one kind."""
     by_pattern: dict[str, list[tuple[int, str]]] = {}
     for name in sorted(names):

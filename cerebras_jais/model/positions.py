@@ -1,30 +1,12 @@
-"""Where a token stands: ALiBi slopes and biases, rotary angles, and the masks of plain and packed sequences.
+"""Where a token stands: ALiBi biases, rotary angles, and the masks of plain and packed sequences.
 
 B batch, L query length, S key length, H heads, D head size, R rotary size.
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
-
-
-def alibi_slopes(num_heads: int) -> list[float]:
-    """Slopes of ALiBi for any number of heads, steepest first within each of the two series.
-
-    A power of two n gives 2^(-8(i+1)/n). Any other n takes the series of the power of two below it, then every
-    second slope of the power of two above it (Press et al. 2022, arXiv 2108.12409, section 3 and reference code;
-    Model Zoo: layers/AlibiPositionEmbeddingLayer.py). The list is not sorted: 12 heads give 8 slopes and then 4.
-    """
-
-    def series(power: int) -> list[float]:
-        ratio = 2.0 ** (-8.0 / power)
-        return [ratio**i * ratio for i in range(power)]
-
-    power = 2 ** int(math.log2(num_heads))
-    return series(power) + series(2 * power)[0::2][: num_heads - power]
 
 
 def alibi_bias_HLS(slopes_H1: Tensor, query_positions_L: Tensor, key_positions_S: Tensor, factor: float) -> Tensor:
@@ -32,7 +14,7 @@ def alibi_bias_HLS(slopes_H1: Tensor, query_positions_L: Tensor, key_positions_S
 
     Distances are whole numbers taken in float32, exact up to 2^24 tokens, whatever the precision of the model; where a
     kernel wants the bias in 16 bits, the finished product is rounded once.
-    `factor` is `pos_scaling_factor`: position interpolation divides the slopes by it.
+    `factor` is `pos_scaling_factor`: position interpolation divides the slopes by it (`alibi`).
     """
     distance_LS = (query_positions_L[:, None] - key_positions_S[None, :]).abs().to(torch.float32)
     return (slopes_H1.to(torch.float32) / -factor)[:, :, None] * distance_LS

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cerebras_jais.errors import UserError
-from cerebras_jais.model.config import PLUGIN_NAMES
+from cerebras_jais.modelzoo_version import STOCK_NAME_OF
 
-CONVERTED_HERE = frozenset({*PLUGIN_NAMES, "jais", "llama"})
+CONVERTED_HERE = frozenset({*STOCK_NAME_OF, *STOCK_NAME_OF.values()})
 
 
 def convert(words: Sequence[str]) -> int | None:

@@ -7,6 +7,7 @@ import sys
 import types
 
 from cerebras_jais.errors import UserError
+from cerebras_jais.modelzoo_version import RELEASE, VERSION
 
 
 class ModelZooMissing(UserError):
@@ -18,11 +19,13 @@ def require_modelzoo() -> None:
     for package in ("cerebras.pytorch", "cerebras.modelzoo"):
         if not _installed(package):
             raise ModelZooMissing(
-                f"{package} is not installed in {sys.prefix}; install cerebras_pytorch 2.10.0 and the Model Zoo 2.10 "
-                "as docs/launching.md says, or train here with `cerebras-jais fit --backend cpu`"
+                f"{package} is not installed in {sys.prefix}; install cerebras_pytorch {VERSION} and the Model Zoo "
+                f"{RELEASE} as docs/launching.md says, or train here with `cerebras-jais fit --backend cpu`"
             )
     if not _installed("rich"):
-        raise ModelZooMissing(f"rich is not installed in {sys.prefix}; the Model Zoo 2.10 imports it: pip install rich")
+        raise ModelZooMissing(
+            f"rich is not installed in {sys.prefix}; the Model Zoo {RELEASE} imports it: pip install rich"
+        )
 
 
 def modelzoo_is_installed() -> bool:

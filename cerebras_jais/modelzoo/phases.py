@@ -8,6 +8,7 @@ from typing import Any
 
 from cerebras_jais.launch.phases import Phase
 from cerebras_jais.launch.start import Launch, Start, remaining_phases
+from cerebras_jais.params import trainers_of
 
 FIT = "train_and_eval"  # the Model Zoo's name for `fit`
 LENGTHS = ("max_steps", "num_steps", "num_epochs")  # the keys of `loop` that say where a run ends
@@ -29,7 +30,7 @@ def run_fit(params: Mapping[str, Any], launch: Launch, log: Callable[[str], Any]
     from cerebras.modelzoo.trainer.utils import run_trainer
     from cerebras.modelzoo.trainer.validate import validate_trainer_params
 
-    trainers = unpacked(params)
+    trainers = [trainer for _, trainer in trainers_of(params)]
     if not _executes(launch.phases):
         # Compiling and validating train nothing, so there is nothing to continue and every phase is looked at.
         pairs = zip(launch.phases, trainers, strict=True)
@@ -46,12 +47,6 @@ def run_fit(params: Mapping[str, Any], launch: Launch, log: Callable[[str], Any]
             RestartableTrainer(own).run_trainer(FIT)
         else:
             run_trainer(FIT, own)
-
-
-def unpacked(params: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The mappings under `trainer:`, one per phase."""
-    trainers = params["trainer"]
-    return [each["trainer"] for each in trainers] if isinstance(trainers, list | tuple) else [trainers]
 
 
 def trainer_of(phase: Phase, start: Start, raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,12 +7,7 @@ module anew and nothing else. So registration is an effect of import, and `zoo.p
 from __future__ import annotations
 
 from cerebras_jais.modelzoo.installed import do_without_code_evaluation, require_modelzoo
-
-# Our class for each name, and the Model Zoo's own model whose data processors it takes.
-MODELS = {
-    "jais_family": ("cerebras_jais.modelzoo.models.JaisFamilyModel", "jais"),
-    "jais_adapted": ("cerebras_jais.modelzoo.models.JaisAdaptedModel", "llama"),
-}
+from cerebras_jais.modelzoo_version import MODEL_CLASSES, STOCK_NAME_OF
 
 
 def register() -> None:
@@ -24,10 +19,10 @@ def register() -> None:
     do_without_code_evaluation()
     from cerebras.modelzoo.registry import registry
 
-    for name, (path, stock) in MODELS.items():
+    for name, stock in STOCK_NAME_OF.items():
         if name not in registry.get_model_names():
             processors = registry.get_model(stock).data_processor_paths
-            registry.register_model(name=name, path=path, data_processor_paths=processors)
+            registry.register_model(name=name, path=MODEL_CLASSES[name], data_processor_paths=processors)
 
 
 register()

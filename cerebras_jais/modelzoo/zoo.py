@@ -17,9 +17,10 @@ import pydantic
 
 from cerebras_jais.commandline import leave
 from cerebras_jais.errors import UserError
-from cerebras_jais.modelzoo import plugin
+from cerebras_jais.modelzoo import plugin  # noqa: F401  # registers the plugin in this and in spawned processes
 from cerebras_jais.modelzoo.connection import explained
 from cerebras_jais.modelzoo.converting import convert
+from cerebras_jais.modelzoo_version import PLUGIN_NAMES
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -42,7 +43,7 @@ def _cszoo(words: Sequence[str]) -> None:
     if words[:1] == ["lm_eval"]:
         from cerebras.modelzoo.trainer.extensions.eleuther.eval_harness_utils import SUPPORTED_MODELS
 
-        SUPPORTED_MODELS.update(plugin.MODELS)
+        SUPPORTED_MODELS.update(PLUGIN_NAMES)
     theirs = ModelZooCLI.run_trainer
     ModelZooCLI.run_trainer = staticmethod(lambda args: _fit(args, theirs) if args.cmd == "fit" else theirs(args))
     sys.argv = ["cszoo", *words]
@@ -57,13 +58,15 @@ def _fit(args: argparse.Namespace, theirs: Any) -> None:
     """`fit`: the Model Zoo's, but with phases continued."""
     from cerebras.modelzoo.cli.utils import _args_to_params
 
+    from cerebras_jais.catalog.yaml_files import open_config
     from cerebras_jais.config.trainer import parse_trainer
     from cerebras_jais.launch.checks import notes_of
     from cerebras_jais.launch.start import plan_launch
-    from cerebras_jais.modelzoo.phases import run_fit, unpacked
+    from cerebras_jais.modelzoo.phases import run_fit
     from cerebras_jais.modelzoo.reading import read_unless_alone
+    from cerebras_jais.params import trainers_of
 
-    read = read_unless_alone(args.params)
+    read = read_unless_alone(open_config(args.params))
     if read is None:
         theirs(args)
         return
@@ -74,7 +77,7 @@ def _fit(args: argparse.Namespace, theirs: Any) -> None:
     checkpoint = args.checkpoint_path if "checkpoint_path" in given else None
     args.seen_args = [name for name in args.seen_args if name not in given]
     params = _args_to_params(args)
-    configs = [parse_trainer(dict(trainer)) for trainer in unpacked(params)]
+    configs = [parse_trainer(trainer, at=at) for at, trainer in trainers_of(params)]
     run_fit(params, plan_launch(configs, model_dir=model_dir, checkpoint=checkpoint))
 
 

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
+from cerebras_jais.config.trainer import without_effect_here
 from cerebras_jais.launch.phases import Phase, ckpt_path_of
 from cerebras_jais.launch.start import GIVEN, Start
 from cerebras_jais.train.evaluation import Evaluation
@@ -167,7 +168,7 @@ class _Trainer:
 
     def _opening(self) -> list[str]:
         prepared, processes, data = self.prepared, self.prepared.processes, self.prepared.run.data
-        without = prepared.config.without_effect_here()
+        without = without_effect_here(prepared.config)
         parameters = sum(p.numel() for p in prepared.run.model.parameters())
         lines = [f"no effect on a CPU or GPU: {', '.join(without)}"] if without else []
         several = f", {processes.world_size} processes ({processes.sharding})" if processes.world_size > 1 else ""

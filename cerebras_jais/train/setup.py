@@ -14,7 +14,6 @@ import torch
 from cerebras_jais.checkpoint import Checkpoint
 from cerebras_jais.config.modelzoo_only import not_done_here
 from cerebras_jais.config.trainer import TrainerConfig
-from cerebras_jais.config.yaml_file import dotted
 from cerebras_jais.data.dataset import HDF5Samples
 from cerebras_jais.launch.phases import Phase
 from cerebras_jais.launch.plan import (
@@ -124,8 +123,8 @@ def prepare(
         NothingLeft: the run is complete.
     """
     config, goes_on = phase.config, start.begins is not None
-    for keys, missing in [*not_done_here(config), *missing_sections(config)]:
-        raise TrainingError(f"{config.source}: {dotted(('trainer', *keys))}: {missing}")
+    for problem in [*not_done_here(config.aside), *missing_sections(config)]:
+        raise TrainingError(config.message(problem))
     notes: list[str] = []
     precision = plan_precision(config.init.precision, processes.device.type, notes.append)
     with ExitStack() as opening:

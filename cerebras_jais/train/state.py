@@ -28,23 +28,15 @@ from cerebras_jais.data.dataset import HDF5Samples
 from cerebras_jais.errors import UserError
 from cerebras_jais.launch.saved import loaded_states
 from cerebras_jais.model.decoder import LanguageModel
-from cerebras_jais.model.load import fill_model, read_finite, stored_weights
+from cerebras_jais.model.load import fill_model, read_finite
+from cerebras_jais.model.stored import stored_weights
+from cerebras_jais.modelzoo_version import VERSION, class_name, is_of_this_release
 from cerebras_jais.optimizer.adamw import AdamW, load_optimizer_state, optimizer_state
 from cerebras_jais.optimizer.groups import ParameterGroup
 from cerebras_jais.optimizer.schedule import learning_rates, scheduler_states
 from cerebras_jais.ranges import COUNT_OR_NONE, LOSS_SCALE, STREAMED
 from cerebras_jais.train.data_record import changes
 from cerebras_jais.train.parallel import DistributedContext
-
-# The Model Zoo release whose format this is; its trainer refuses files of another major or minor version.
-VERSION = "2.10.0"
-_CLASS_NAMES = {
-    "jais": "JAISModel",
-    "llama": "LlamaModel",
-    "gpt2": "Gpt2Model",
-    "jais_family": "JaisFamilyModel",
-    "jais_adapted": "JaisAdaptedModel",
-}
 
 
 class ResumeError(UserError):
@@ -102,10 +94,10 @@ def write_checkpoint(path: Path, run: Run, position: TrainingProgress, begins: i
         if run.scaler is not None:
             state["grad_scaler"] = run.scaler.state_dict()
         state["global_step"] = position.step
-        name = _CLASS_NAMES.get(init.model.name, init.model.name)
+        params = run.config.to_dict()
         record = {"first_step": begins, "data": run.data_record}
         state["__metadata__"] = [
-            {"version": VERSION, "model_name": name, "params": run.config.to_dict(), "run": record}
+            {"version": VERSION, "model_name": class_name(init.model.name), "params": params, "run": record}
         ]
         path.parent.mkdir(parents=True, exist_ok=True)
         save_checkpoint(path, state, overwrite=overwrite)
@@ -145,7 +137,7 @@ def check_checkpoint(checkpoint: Checkpoint, config: TrainerConfig, states: Sequ
         raise ResumeError(f"{checkpoint.path}: has no 'model' in it; it is not a checkpoint of a trainer")
     metadata = checkpoint.metadata
     version = metadata[-1].get("version") if metadata and isinstance(metadata[-1], Mapping) else None
-    own = version is None or "+" in str(version) or str(version).split(".")[:2] == VERSION.split(".")[:2]
+    own = version is None or "+" in str(version) or is_of_this_release(version)
     if config.init.checkpoint.strict_version and not own:
         raise ResumeError(
             f"{checkpoint.path}: written by release {version}, not {VERSION}; if the file is good nevertheless set "

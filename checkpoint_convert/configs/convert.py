@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cerebras_jais.model.config import DecoderConfig
+from cerebras_jais.modelzoo_version import VERSION
 from cerebras_jais.ranges import shown
 from checkpoint_convert.configs.jais import AUTO_MAP as AUTO_MAP
 from checkpoint_convert.configs.jais import jais_keys, jais_section
@@ -24,7 +25,6 @@ from checkpoint_convert.configs.llama import llama_keys, llama_section
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.mapping.rules import JAIS, architecture_of
 
-RELEASE = "2.10.0"
 # What the factor on the logits comes from.
 _LOGITS_KEYS = {
     "mup_base_hidden_size",
@@ -95,7 +95,7 @@ def to_config_json(section: Mapping[str, Any], dtype: str, tokens: SpecialTokens
         **tokens.keys(),
         "use_cache": True,
         "torch_dtype": dtype,
-        "cerebras": {"release": RELEASE, "model": dict(section)},
+        "cerebras": {"release": VERSION, "model": dict(section)},
     }
     try:
         json.dumps(found, allow_nan=False, ensure_ascii=False).encode()

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from cerebras_jais.catalog.size_rules import MUP_BASE_WIDTH
 from cerebras_jais.model.config import DecoderConfig
 from checkpoint_convert.configs.json_keys import Keys, scaling_factor
-from checkpoint_convert.configs.mup import PUBLISHED_BASE_HIDDEN_SIZE, base_filter_size, base_hidden_size, output_alpha
+from checkpoint_convert.configs.mup import base_filter_size, base_hidden_size, output_alpha
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.mapping.rules import JAIS
 
@@ -116,8 +117,8 @@ def _mup_of(keys: Keys, hidden: int, filter_size: int) -> tuple[dict[str, Any], 
         if value <= 0:
             raise ConversionError(f"config.json: {name} must be above 0 (got {value!r})")
     notes = []
-    if product != 1 and hidden > PUBLISHED_BASE_HIDDEN_SIZE:
-        base = float(PUBLISHED_BASE_HIDDEN_SIZE)
+    if product != 1 and hidden > MUP_BASE_WIDTH:
+        base = float(MUP_BASE_WIDTH)
         alpha = output_alpha(product, hidden, base)
         notes.append(
             f"config.json says only that the logits are multiplied by {product:g}; split into mup_base_hidden_size "

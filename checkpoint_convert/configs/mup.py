@@ -19,11 +19,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from cerebras_jais.catalog.size_rules import mup_base_filter_size
 from cerebras_jais.model.config import DecoderConfig, Initializer
 from checkpoint_convert.errors import ConversionError
-
-PUBLISHED_BASE_HIDDEN_SIZE = 256
-"""The base width of every published Jais model: each config that states it has mup_width_scale = 256 / n_embd."""
 
 _GROUP = "optimizer.adjust_learning_rate.decoder_kernel"
 
@@ -42,7 +40,7 @@ def base_filter_size(filter_size: int, hidden_size: int, base_hidden: float) -> 
     Chosen so that 1 / m_f is the same floating-point number as 1 / m_d where one gives it: matrices of one
     learning-rate scale are one group in the optimizer, as they were under `decoder_kernel`.
     """
-    guess = filter_size * base_hidden / hidden_size
+    guess = mup_base_filter_size(hidden_size, filter_size, base_hidden)
     return _nearest(guess, lambda near: 1 / (filter_size / near), 1 / (hidden_size / base_hidden))
 
 

@@ -1,4 +1,4 @@
-"""Which tensor of one side is which of the other: operations with an inverse, one table of rules, the plan of a conversion.
+"""Which tensor of one side is which of the other: operations with an inverse, a table of rules, the plan.
 
 Nothing here reads or writes a byte of a tensor.
 """

@@ -16,8 +16,9 @@ from typing import Protocol
 
 import numpy as np
 
-from cerebras_jais.model.adapters import FOLD_THEM, adapters_in
+from cerebras_jais.model.alibi import alibi_slopes
 from cerebras_jais.model.config import DecoderConfig
+from cerebras_jais.model.stored import FOLD_THEM, adapters_in
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.formats.tensors import TensorHeader, np_dtype
 from checkpoint_convert.mapping.operations import Operation, Shape
@@ -151,7 +152,7 @@ def make_plan(
     Args:
         config: the model.
         side: the side that `tensors` come from.
-        tensors: by name; on the Cerebras side without the leading `model.`.
+        tensors: by name, as `open_model.Model` has them.
         dtype: element type to convert weights to; None keeps each as it is stored. ALiBi's slopes are never converted.
         link_ties: whether the written side can say that two names are one tensor; otherwise both are written.
 
@@ -160,8 +161,7 @@ def make_plan(
             element types in one projection, slopes that are not ALiBi's.
     """
     expected = expected_tensors(config, side)
-    tied = ties(config, side)
-    ignored = _check_names(config, side, tensors, expected, tied)
+    ignored = _check_names(config, side, tensors, expected)
     _check_shapes(tensors, expected)
     _check_types(tensors, expected)
     if architecture_of(config) is JAIS:
@@ -179,10 +179,6 @@ def _assemble(
     link_ties: bool,
 ) -> Plan:
     tied, written_ties = ties(config, side), ties(config, other_side(side))
-    sources = dict(tensors)
-    for name, first in tied.items():  # either name may be the only one
-        stored = sources.get(name) or sources[first]
-        sources = {name: stored, first: stored} | sources
     table = rules(config)
     steps: list[Step] = []
     step_of: dict[str, int] = {}
@@ -192,7 +188,7 @@ def _assemble(
 
     def add(rule: Rule, inputs: tuple[Source, ...], first: str | None, writes: bool) -> None:
         """Add a step unless nothing is left of it: `first` is the first name of what it reads, for a second name."""
-        same = first is not None and _place(inputs[0]) == _place(sources[first])
+        same = first is not None and _place(inputs[0]) == _place(tensors[first])
         if same and not writes:
             return
         if first is not None and not same:
@@ -203,13 +199,13 @@ def _assemble(
         names = rule.names(side)
         first_name = tied.get(names[0])
         step_of |= dict.fromkeys(names, len(steps))
-        add(rule, tuple(sources[name] for name in names), first_name, writes=first_name is None or not link_ties)
+        add(rule, tuple(tensors[name] for name in names), first_name, writes=first_name is None or not link_ties)
         if first_name is None:
             count = sum(math.prod(shape) for shape in rule.cerebras_shapes)
             parameters += count
             bytes_of[steps[-1].dtype] += count * np_dtype(steps[-1].dtype).itemsize
     for name in [name for name in tied if name not in step_of]:  # no rule has `ln_f` beside `transformer_decoder.norm`
-        add(steps[step_of[tied[name]]].rule, (sources[name],), tied[name], writes=False)
+        add(steps[step_of[tied[name]]].rule, (tensors[name],), tied[name], writes=False)
 
     written = [name for rule in table for name in rule.names(other_side(side))]
     stored_names = {name for step in steps if step.writes for name in step.outputs}
@@ -252,7 +248,6 @@ def _check_names(
     side: Side,
     tensors: Mapping[str, Source],
     expected: Mapping[str, Shape],
-    tied: Mapping[str, str],
 ) -> tuple[str, ...]:
     """Every expected name is there and no other; returns the names that may be ignored."""
     adapters = adapters_in(tensors)
@@ -261,9 +256,7 @@ def _check_names(
     surplus = [name for name in tensors if name not in expected]
     ignored = [name for name in surplus if side == "hugging_face" and architecture_of(config).ignored.fullmatch(name)]
     left_over = set(surplus) - set(ignored)
-    given = set(tensors) | {tied[name] for name in tied if name in tensors}
-    given |= {name for name, first in tied.items() if first in given}
-    missing = [name for name in expected if name not in given]
+    missing = [name for name in expected if name not in tensors]
     problems = []
     if missing:
         hint = ""
@@ -320,20 +313,8 @@ def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     return bool(np.array_equal(a.view(bits), b.view(bits)))
 
 
-def alibi_slopes(num_heads: int) -> np.ndarray:
-    """The slopes of ALiBi, float64 [heads].
-
-    2^(-8(i+1)/n) for a power of two n; otherwise those of the power of two below, followed by every second one of the
-    power of two above (Press et al. 2022, arXiv 2108.12409).
-    """
-    below = 1 << (num_heads.bit_length() - 1)
-    first = 2.0 ** (-8.0 / below * np.arange(1, below + 1))
-    between = 2.0 ** (-4.0 / below * np.arange(1, 2 * below + 1, 2))
-    return np.concatenate([first, between[: num_heads - below]])
-
-
 def _check_slopes(config: DecoderConfig, name: str, slopes: Source) -> None:
-    wanted = alibi_slopes(config.num_heads)
+    wanted = np.array(alibi_slopes(config.num_heads))
     found = slopes.read().astype(np.float64).reshape(-1)
     off = ~(np.abs(found - wanted) <= _SLOPE_ROUNDING[slopes.dtype] * wanted)
     if off.any():

@@ -1,10 +1,8 @@
 """Which Cerebras tensor is which Hugging Face tensor: one table per architecture, stated once, read in both directions.
 
 Names on the Cerebras side are those under `state["model"]` without their leading `model.`. `{layer}` stands for the
-number of a layer. The table gives the shapes of the Cerebras side, those of the other side follow from the operation.
-Sources: the Model Zoo's models/nlp/gpt2 (names) and the tensors of the published Jais and Llama releases.
-
-V vocabulary, M hidden, F filter, K rows of the key and value projections, H heads.
+number of a layer. `cerebras_jais.model.tensors` says which tensors there are and of what shapes; the shapes of the
+other side follow from the operation. Source: the tensors of the published Jais and Llama releases.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cerebras_jais.model.config import DecoderConfig
+from cerebras_jais.model.tensors import PREFIX, second_names, tensors
 from checkpoint_convert.mapping.operations import (
     Chain,
     Identity,
@@ -59,15 +58,6 @@ class Rule:
         """The operation that takes this side's tensors to the other side's."""
         return self.to_hugging_face if side == "cerebras" else self.to_hugging_face.inverse
 
-    def at(self, layer: int) -> Rule:
-        """The rule with `{layer}` filled in."""
-        return Rule(
-            tuple(name.format(layer=layer) for name in self.cerebras),
-            self.cerebras_shapes,
-            tuple(name.format(layer=layer) for name in self.hugging_face),
-            self.to_hugging_face,
-        )
-
 
 @dataclass(frozen=True)
 class Architecture:
@@ -89,29 +79,44 @@ def architecture_of(config: DecoderConfig) -> Architecture:
 
 
 def rules(config: DecoderConfig) -> tuple[Rule, ...]:
-    """The rules of a model, every layer spelled out, in the order in which releases list their tensors."""
+    """The rules of a model, every layer spelled out, in the order in which releases list their tensors.
+
+    A line of the table is a rule where the model has its tensors: biases are there or not by the config.
+    """
+    shapes = _shapes(config)
     table = (_jais_table if architecture_of(config) is JAIS else _llama_table)(config)
     spelled: list[Rule] = []
     for section in table:
         per_layer = "{layer}" in section[0].cerebras[0]
         for layer in range(config.num_hidden_layers if per_layer else 1):
-            spelled += [rule.at(layer) for rule in section]
+            for line in section:
+                names = tuple(name.format(layer=layer) for name in line.cerebras)
+                if all(name in shapes for name in names):
+                    release_name = line.hugging_face.format(layer=layer)
+                    spelled.append(Rule(names, tuple(shapes[n] for n in names), (release_name,), line.operation))
     return tuple(spelled)
 
 
 def ties(config: DecoderConfig, side: Side) -> dict[str, str]:
     """Second names of tensors on a side: name -> the name that stands in the rules. Both hold the same values."""
+    release_names = {rule.cerebras[0]: rule.hugging_face[0] for rule in rules(config)}
     tied: dict[str, str] = {}
-    if side == "cerebras":
-        tied = {f"ln_f.{part}": f"transformer_decoder.norm.{part}" for part in _norm_parts(config)}
-    if config.share_embedding_weights:
-        names = {rule.names("cerebras")[0]: rule.names(side)[0] for rule in rules(config)}
-        tied[names["lm_head.weight"]] = names["embedding_layer.word_embeddings.weight"]
+    for second, first in second_names(config).items():
+        pair = second.removeprefix(PREFIX), first.removeprefix(PREFIX)
+        if side == "hugging_face":
+            if all(name in release_names for name in pair):
+                tied[release_names[pair[0]]] = release_names[pair[1]]
+        elif pair[1] in release_names:
+            tied[pair[0]] = pair[1]
+        else:  # the table has the last norm as `transformer_decoder.norm`, not as `ln_f`
+            tied[pair[1]] = pair[0]
     return tied
 
 
 def expected_tensors(config: DecoderConfig, side: Side) -> dict[str, Shape]:
     """Names and shapes of all tensors that a model of this config has on a side, second names included."""
+    if side == "cerebras":
+        return _shapes(config)
     shapes = {
         name: shape for rule in rules(config) for name, shape in zip(rule.names(side), rule.shapes(side), strict=True)
     }
@@ -120,92 +125,82 @@ def expected_tensors(config: DecoderConfig, side: Side) -> dict[str, Shape]:
 
 def tensor_count(config: DecoderConfig) -> int:
     """The tensors of a model: those of the Cerebras side, each counted once whatever names it has."""
-    return len(expected_tensors(config, "cerebras").keys() - ties(config, "cerebras").keys())
+    return sum(tensor.same_as is None for tensor in tensors(config))
 
 
-_Table = tuple[list[Rule], ...]
+def _shapes(config: DecoderConfig) -> dict[str, Shape]:
+    return {tensor.name.removeprefix(PREFIX): tensor.shape for tensor in tensors(config)}
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line of a table: a rule without its shapes, for any layer."""
+
+    cerebras: tuple[str, ...]
+    hugging_face: str
+    operation: Operation
+
+
+_Table = tuple[list[_Line], ...]
 _LAYER = "transformer_decoder.layers.{layer}."
 
 
 def _jais_table(c: DecoderConfig) -> _Table:
-    V, M, F = c.vocab_size, c.hidden_size, c.filter_size
     qkv = [f"{_LAYER}self_attn.proj_{x}_dense_layer" for x in "qkv"]
-    merge, h = MergeRows((M, M, M)), "transformer.h.{layer}."
+    merge, h = MergeRows((c.hidden_size,) * 3), "transformer.h.{layer}."
     return (
         [
-            _same("embedding_layer.word_embeddings.weight", "transformer.wte.weight", (V, M)),
-            _same("embedding_layer.position_embed_helper.slopes", "transformer.relative_pe.slopes", (c.num_heads, 1)),
+            _same("embedding_layer.word_embeddings.weight", "transformer.wte.weight"),
+            _same("embedding_layer.position_embed_helper.slopes", "transformer.relative_pe.slopes"),
         ],
         [
-            *_norm(c, f"{_LAYER}norm1", f"{h}ln_1"),
-            Rule(
-                tuple(f"{name}.weight" for name in qkv),
-                ((M, M),) * 3,
-                (f"{h}attn.c_attn.weight",),
-                Chain((merge, Transpose())),
-            ),
-            Rule(tuple(f"{name}.bias" for name in qkv), ((M,),) * 3, (f"{h}attn.c_attn.bias",), merge),
-            *_linear(f"{_LAYER}self_attn.proj_output_dense_layer", f"{h}attn.c_proj", (M, M), True, Transpose()),
-            *_norm(c, f"{_LAYER}norm3", f"{h}ln_2"),
-            *_linear(f"{_LAYER}ffn.ffn.0.linear_layer", f"{h}mlp.c_fc", (F, M), True, Transpose()),
-            *_linear(f"{_LAYER}ffn.ffn.0.linear_layer_for_glu", f"{h}mlp.c_fc2", (F, M), True, Transpose()),
-            *_linear(f"{_LAYER}ffn.ffn.1.linear_layer", f"{h}mlp.c_proj", (M, F), True, Transpose()),
+            *_module(f"{_LAYER}norm1", f"{h}ln_1"),
+            _Line(tuple(f"{name}.weight" for name in qkv), f"{h}attn.c_attn.weight", Chain((merge, Transpose()))),
+            _Line(tuple(f"{name}.bias" for name in qkv), f"{h}attn.c_attn.bias", merge),
+            *_module(f"{_LAYER}self_attn.proj_output_dense_layer", f"{h}attn.c_proj", Transpose()),
+            *_module(f"{_LAYER}norm3", f"{h}ln_2"),
+            *_module(f"{_LAYER}ffn.ffn.0.linear_layer", f"{h}mlp.c_fc", Transpose()),
+            *_module(f"{_LAYER}ffn.ffn.0.linear_layer_for_glu", f"{h}mlp.c_fc2", Transpose()),
+            *_module(f"{_LAYER}ffn.ffn.1.linear_layer", f"{h}mlp.c_proj", Transpose()),
         ],
         [
-            *_norm(c, "transformer_decoder.norm", "transformer.ln_f"),
-            _same("lm_head.weight", "lm_head.weight", (V, M)),
+            *_module("transformer_decoder.norm", "transformer.ln_f"),
+            _same("lm_head.weight", "lm_head.weight"),
         ],
     )
 
 
 def _llama_table(c: DecoderConfig) -> _Table:
-    V, M, F, K = c.vocab_size, c.hidden_size, c.filter_size, c.num_kv_groups * c.head_dim
-    attention, out = c.use_projection_bias_in_attention, c.use_ffn_bias_in_attention
     q_to_halves = RotaryInterleave(c.num_heads, c.head_dim, c.effective_rotary_dim, to_halves=True)
     k_to_halves = RotaryInterleave(c.num_kv_groups, c.head_dim, c.effective_rotary_dim, to_halves=True)
     m = "model.layers.{layer}."
     return (
-        [_same("embedding_layer.word_embeddings.weight", "model.embed_tokens.weight", (V, M))],
+        [_same("embedding_layer.word_embeddings.weight", "model.embed_tokens.weight")],
         [
-            *_norm(c, f"{_LAYER}norm1", f"{m}input_layernorm"),
-            *_linear(f"{_LAYER}self_attn.proj_q_dense_layer", f"{m}self_attn.q_proj", (M, M), attention, q_to_halves),
-            *_linear(f"{_LAYER}self_attn.proj_k_dense_layer", f"{m}self_attn.k_proj", (K, M), attention, k_to_halves),
-            *_linear(f"{_LAYER}self_attn.proj_v_dense_layer", f"{m}self_attn.v_proj", (K, M), attention),
-            *_linear(f"{_LAYER}self_attn.proj_output_dense_layer", f"{m}self_attn.o_proj", (M, M), out),
-            *_norm(c, f"{_LAYER}norm3", f"{m}post_attention_layernorm"),
-            *_linear(f"{_LAYER}ffn.ffn.0.linear_layer", f"{m}mlp.up_proj", (F, M), c.use_ffn_bias),
-            *_linear(f"{_LAYER}ffn.ffn.0.linear_layer_for_glu", f"{m}mlp.gate_proj", (F, M), c.use_ffn_bias),
-            *_linear(f"{_LAYER}ffn.ffn.1.linear_layer", f"{m}mlp.down_proj", (M, F), c.use_ffn_bias),
+            *_module(f"{_LAYER}norm1", f"{m}input_layernorm"),
+            *_module(f"{_LAYER}self_attn.proj_q_dense_layer", f"{m}self_attn.q_proj", q_to_halves),
+            *_module(f"{_LAYER}self_attn.proj_k_dense_layer", f"{m}self_attn.k_proj", k_to_halves),
+            *_module(f"{_LAYER}self_attn.proj_v_dense_layer", f"{m}self_attn.v_proj"),
+            *_module(f"{_LAYER}self_attn.proj_output_dense_layer", f"{m}self_attn.o_proj"),
+            *_module(f"{_LAYER}norm3", f"{m}post_attention_layernorm"),
+            *_module(f"{_LAYER}ffn.ffn.0.linear_layer", f"{m}mlp.up_proj"),
+            *_module(f"{_LAYER}ffn.ffn.0.linear_layer_for_glu", f"{m}mlp.gate_proj"),
+            *_module(f"{_LAYER}ffn.ffn.1.linear_layer", f"{m}mlp.down_proj"),
         ],
         [
-            *_norm(c, "transformer_decoder.norm", "model.norm"),
-            _same("lm_head.weight", "lm_head.weight", (V, M)),
+            *_module("transformer_decoder.norm", "model.norm"),
+            _same("lm_head.weight", "lm_head.weight"),
         ],
     )
 
 
-def _same(cerebras: str, hugging_face: str, shape: Shape, operation: Operation | None = None) -> Rule:
-    return Rule((cerebras,), (shape,), (hugging_face,), operation or Identity())
+def _same(cerebras: str, hugging_face: str, operation: Operation | None = None) -> _Line:
+    return _Line((cerebras,), hugging_face, operation or Identity())
 
 
-def _linear(
-    cerebras: str, hugging_face: str, shape: Shape, bias: bool, operation: Operation | None = None
-) -> list[Rule]:
-    """A linear layer of weight `shape`, [out, in]; the operation holds for its bias too."""
-    found = [_same(f"{cerebras}.weight", f"{hugging_face}.weight", shape, operation)]
-    if bias:
-        found.append(_same(f"{cerebras}.bias", f"{hugging_face}.bias", shape[:1], operation))
-    return found
-
-
-def _norm(config: DecoderConfig, cerebras: str, hugging_face: str) -> list[Rule]:
-    return [
-        _same(f"{cerebras}.{part}", f"{hugging_face}.{part}", (config.hidden_size,)) for part in _norm_parts(config)
-    ]
-
-
-def _norm_parts(config: DecoderConfig) -> tuple[str, ...]:
-    return ("weight", "bias") if config.norm_type == "layernorm" else ("weight",)
+def _module(cerebras: str, hugging_face: str, operation: Operation | None = None) -> list[_Line]:
+    """The weight and the bias of a module; the operation holds for both."""
+    return [_same(f"{cerebras}.{part}", f"{hugging_face}.{part}", operation) for part in ("weight", "bias")]
 
 
 def grouped(names: Iterable[str]) -> list[str]:

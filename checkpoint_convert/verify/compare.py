@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from cerebras_jais.config.yaml_file import ConfigFile
 from checkpoint_convert.configs.convert import public_keys
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.formats.tensors import np_dtype
@@ -88,7 +89,7 @@ def compare(
     first: Path | str,
     second: Path | str,
     *,
-    config: Path | None = None,
+    config: Path | ConfigFile | None = None,
     allow_pickle: bool = False,
     magnitudes: bool = False,
     progress: Progress = lambda done, total: None,
@@ -122,7 +123,7 @@ def compare(
 def check_manifest(
     path: Path | str,
     *,
-    config: Path | None = None,
+    config: Path | ConfigFile | None = None,
     allow_pickle: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Comparison:
@@ -168,11 +169,7 @@ def _has_config(path: Path, stack: ExitStack) -> bool:
 
 def _side_of(model: Model) -> _Side:
     second = ties(model.config, model.side)
-    sources = dict(model.tensors)
-    for name, first in second.items():
-        if name in sources or first in sources:
-            stored = sources.get(name) or sources[first]
-            sources = {name: stored, first: stored} | sources
+    sources = model.tensors
     found: dict[Names, tuple[Rule, tuple[Source, ...]]] = {}
     problems: dict[str, str] = {}
     known: set[str] = set()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cerebras_jais.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from cerebras_jais.config.yaml_file import ConfigFile
 from cerebras_jais.errors import UserError
 from checkpoint_convert.configs.convert import check_convertible, default_special_tokens, public_keys, to_config_json
 from checkpoint_convert.formats.tensors import FileTensor
@@ -28,7 +29,7 @@ _SIZES = {
 }
 
 
-def inspect(path: Path | str, *, config: Path | None = None, allow_pickle: bool = False) -> dict[str, Any]:
+def inspect(path: Path | str, *, config: Path | ConfigFile | None = None, allow_pickle: bool = False) -> dict[str, Any]:
     """What a .mdl file or a release is, as JSON values: label -> value.
 
     Args:

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
+from cerebras_jais.config.yaml_file import ConfigFile
 from cerebras_jais.encoding import encode_texts, reading_text_as_data
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.config import DecoderConfig
@@ -140,7 +141,7 @@ def compare_logits(
     checkpoint: str | Path,
     release: str | Path,
     *,
-    config: str | Path | Mapping[str, Any] | None = None,
+    config: str | Path | ConfigFile | Mapping[str, Any] | None = None,
     prompts: Sequence[str] = PROMPTS,
     trust_release_code: bool = False,
     allow_pickle: bool = False,
@@ -165,7 +166,7 @@ def compare_logits(
             missing, other sizes), or values that are not finite: a difference from NaN says nothing.
     """
     checkpoint, release = Path(checkpoint), Path(release)
-    section = config if config is None or isinstance(config, Mapping) else Path(config)
+    section = Path(config) if isinstance(config, str) else config
     with (
         opening(checkpoint, config=section) as opened,
         _scratch_file() as scratch,

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from cerebras_jais.model.tensors import under_both_names
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.mapping.plan import Source, same_values
 from checkpoint_convert.mapping.rules import grouped
@@ -42,15 +43,10 @@ def find_weights(
             or a tied pair with different values, of which a loader would take now one and now the other.
     """
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
-    found = dict(stored)
+    found = under_both_names(stored, ties)
     for name, first in ties.items():
-        if name in found and first in found:
-            if not same_values(found[name], found[first]):
-                raise ConversionError(f"{path}: {name} and {first} differ, but the config makes them one tensor")
-        elif name in found:
-            found[first] = found[name]
-        elif first in found:
-            found[name] = found[first]
+        if name in found and not same_values(found[name], found[first]):
+            raise ConversionError(f"{path}: {name} and {first} differ, but the config makes them one tensor")
     both = shapes.keys() & found.keys()
     problems = {
         "missing": shapes.keys() - found.keys(),

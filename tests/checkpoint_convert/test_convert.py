@@ -49,6 +49,25 @@ def load_release(directory):
     return model.eval()
 
 
+@pytest.mark.parametrize(
+    ("name", "class_name"),
+    [
+        ("jais", "JAISModel"),
+        ("llama", "LlamaModel"),
+        ("gpt2", "Gpt2Model"),
+        ("jais_family", "JaisFamilyModel"),
+        ("jais_adapted", "JaisAdaptedModel"),
+    ],
+)
+def test_a_release_taken_back_is_labelled_as_a_trainer_of_its_model_labels_it(tmp_path, name, class_name):
+    section = (llama_section if name in ("llama", "jais_adapted") else jais_section)(name=name)
+    checkpoint = write_checkpoint(tmp_path / "there.mdl", section, state_of(random_model(section)))
+    convert_to_hf(checkpoint, tmp_path / "release")
+    convert_to_cerebras(tmp_path / "release", tmp_path / "back.mdl")
+    with open_checkpoint(tmp_path / "back.mdl") as back:
+        assert back.metadata[-1]["model_name"] == class_name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", VARIANTS)

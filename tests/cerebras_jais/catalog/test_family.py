@@ -6,7 +6,7 @@ by key and remedy; the stock names take it.
 
 import pytest
 
-from cerebras_jais.catalog.family import check_family
+from cerebras_jais.catalog.family import check_family, loss_weight_problem
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.config import DecoderConfig
 from tests.cerebras_jais.model.examples import jais_section, llama_section
@@ -103,3 +103,26 @@ def test_what_would_break_the_family_is_refused_under_its_name_only(make, change
         check(make(name=name, **change))
     if "mup_base_filter_size: give both" not in words:
         check(make(name=stock, **change))
+
+
+@pytest.mark.parametrize("name", ["jais_family", "jais"])
+@pytest.mark.parametrize(
+    ("weight", "wrong_under"),
+    [
+        (1 / 8192, ()),
+        (0.000122, ()),  # 1/8192 with three digits
+        (0.000123, ("jais_family",)),  # no rounding of it, and a mean all the same where some tokens are padding
+        (1 / 2048, ("jais_family", "jais")),
+        (0.000488, ("jais_family", "jais")),  # 1/2048 with three digits is that of another context too
+        (0.0001, ("jais_family", "jais")),
+    ],
+)
+def test_the_weight_of_the_loss_has_one_tolerance_under_every_name(name, weight, wrong_under):
+    section = jais_section(
+        name=name, **{**SMALLEST, "max_position_embeddings": 8192}, loss_scaling="batch_size", loss_weight=weight
+    )
+    config = DecoderConfig.from_section(section)
+    assert (loss_weight_problem(config) is not None) == (name in wrong_under)
+    if name == "jais_family" and wrong_under:
+        with pytest.raises(UserError, match=r"^model\.loss_weight: "):
+            check_family(config)

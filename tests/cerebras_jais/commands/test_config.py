@@ -74,6 +74,41 @@ def test_config_diff_names_what_differs_and_nothing_else():
     )
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("1e-5", "0.00001", True),
+        ("'1e-5'", "0.00001", True),  # what PyYAML, and so the Model Zoo, makes of 1e-5
+        ("1", "1.0", True),
+        ("[1e-5, 1]", "[0.00001, 1.0]", True),
+        ("1e-5", "1e-6", False),
+        ("true", "1", False),  # a trainer takes neither for the other
+        ("[true]", "[1]", False),
+        ("'true'", "true", False),
+        ("'01'", "'1'", False),
+        ("a", "1", False),
+        ("null", "0", False),
+        ("[1, 2]", "[1]", False),
+    ],
+)
+def test_config_diff_compares_values_as_a_trainer_takes_them(one, other, same, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("a.yaml", one), ("b.yaml", other)):
+        (tmp_path / name).write_text(f"trainer:\n  init:\n    x: {value}\n")
+    for pair in (("a.yaml", "b.yaml"), ("b.yaml", "a.yaml")):
+        printed = said("config", "diff", *pair, status=0 if same else 1)
+        assert printed.startswith("" if same else "trainer.init.x: ")
+        assert bool(printed) != same
+
+
+def test_config_diff_refuses_a_key_given_twice(tmp_path):
+    file = tmp_path / "twice.yaml"
+    file.write_text("trainer:\n  init:\n    seed: 1\n    seed: 2\n")
+    assert refused("config", "diff", str(file), "tiny/jais").startswith(
+        f"{file}, line 4: trainer.init.seed is given twice"
+    )
+
+
 def test_config_write_gives_a_file_and_does_not_replace_one(tmp_path):
     target = tmp_path / "new" / "mine.yaml"
     said("config", "write", "jais-family-590m", "--output", str(target))

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cerebras_jais.catalog.stock_names import STOCK_NAME
 from cerebras_jais.catalog.yaml_files import presets
+from cerebras_jais.commands.config import check_file
 from cerebras_jais.config.cluster import FLAGS, ClusterConfig
-from cerebras_jais.launch.checks import check_file
-from cerebras_jais.launch.surroundings import preflight
+from cerebras_jais.config.yaml_file import read_yaml
+from cerebras_jais.modelzoo_version import STOCK_NAME_OF
 from tests.cerebras_jais.launch.broken import BROKEN, CONFIGS
 from tests.cerebras_jais.train.examples import write_data
 
@@ -26,7 +26,7 @@ DOCS = CONFIGS.parent / "docs" / "config-check.md"
 
 def problems_of(path, tokenizer=None):
     """As `config check` finds them without the Model Zoo."""
-    return check_file(path) or preflight(path, tokenizer)[0]
+    return check_file(path, tokenizer)[0]
 
 
 @pytest.mark.parametrize("preset", presets(), ids=lambda r: r.name)
@@ -92,7 +92,7 @@ def test_data_of_a_larger_tokenizer_is_refused_though_its_ids_would_fit(beside_d
 
 
 def test_data_that_is_not_here_is_no_problem_but_named():
-    problems, notes = preflight(CONFIGS / "jais-family-13b-chat" / "chat.yaml")
+    problems, notes = check_file(CONFIGS / "jais-family-13b-chat" / "chat.yaml")
     assert problems == []
     assert "its data is not here and was not looked at: data/jais-family/chat-2048/train and 2 more" in notes
 
@@ -136,12 +136,12 @@ def test_the_model_zoo_lets_through_just_what_the_docs_list(case, tmp_path):
     # Under its own model names where it has them: the plugin's classes refuse more.
     text = case.text()
     if "frozen_parameters" not in text:
-        for ours, theirs in STOCK_NAME.items():
+        for ours, theirs in STOCK_NAME_OF.items():
             text = re.sub(rf"name: {ours}\b", f"name: {theirs}", text)
     # Read as `cszoo config validate` reads it, which takes the last of two equal keys.
     file = tmp_path / "broken.yaml"
     file.write_text(yaml.safe_dump(yaml.safe_load(text)), encoding="utf-8")
-    found = modelzoo_problems(file)
+    found = modelzoo_problems(read_yaml(file))
     assert (not found) == case.modelzoo, found
 
 

@@ -13,11 +13,12 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from cerebras_jais.catalog.reader import read_trainer_yaml
 from cerebras_jais.checkpoint import save_checkpoint
 from cerebras_jais.commands.config import config as config_command
 from cerebras_jais.commands.fit import fit as fit_command
 from cerebras_jais.config.callbacks import CHECKPOINT_STATES, named_states
-from cerebras_jais.config.trainer import parse_trainer, read_trainer_yaml
+from cerebras_jais.config.trainer import parse_trainer
 from cerebras_jais.errors import UserError
 from cerebras_jais.launch.start import plan_launch, plan_single, remaining_phases
 from tests.cerebras_jais.launch.broken import CONFIGS

@@ -8,12 +8,13 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from cerebras_jais.catalog.reader import read_trainer_yaml
+from cerebras_jais.commands.config import check_file
 from cerebras_jais.commands.fit import fit as fit_command
 from cerebras_jais.config.modelzoo_only import WEIGHT_DECAY_SCHEDULES
-from cerebras_jais.config.trainer import ConfigError, ModelZooAloneError, parse_trainer, read_trainer_yaml
+from cerebras_jais.config.trainer import ConfigError, ModelZooAloneError, parse_trainer
 from cerebras_jais.errors import UserError
-from cerebras_jais.launch.checks import check_file, notes_of
-from cerebras_jais.launch.surroundings import preflight
+from cerebras_jais.launch.checks import notes_of
 from tests.cerebras_jais.launch.test_checks import rows_under
 from tests.cerebras_jais.launch.variants import GOOD, NOTED, REFUSED, ROOT, VARIANTS, base, judge, same_model
 from tests.cerebras_jais.train.examples import train
@@ -56,7 +57,7 @@ def test_the_docs_list_just_the_variants_that_the_check_alone_refuses(tmp_path):
     for variant in stricter:
         path.write_text(yaml.safe_dump(variant.document(), sort_keys=False), encoding="utf-8")
         _, key, said, why = documented[variant.name]
-        (problem,) = check_file(path)
+        (problem,), _ = check_file(path)
         assert key.strip("`") in problem
         assert said in problem
         assert why
@@ -77,7 +78,7 @@ def test_what_only_the_model_zoo_does_is_refused_on_a_cpu_or_gpu_before_anything
         assert "the reference path does not do" in str(result.exception)
         assert "`cerebras-jais zoo fit`" in str(result.exception)
         assert here[0].what in str(result.exception)
-    problems, _ = preflight(path)
+    problems, _ = check_file(path)
     assert bool(problems) == bool(here)
 
 
@@ -86,7 +87,7 @@ def test_a_note_names_the_key_and_the_phase():
     phase["init"]["callbacks"].append({"Lora": {"lora_params": {"r": 4}}})
     (one,) = notes_of([parse_trainer(phase)])
     assert one.startswith("trainer.init.callbacks[1].Lora: the callback Lora is left to the Model Zoo")
-    (two,) = notes_of([parse_trainer(base()["trainer"]), parse_trainer(phase)])
+    (two,) = notes_of([parse_trainer(base()["trainer"]), parse_trainer(phase, at=("trainer", 1, "trainer"))])
     assert two.startswith("trainer[1].trainer.init.callbacks[1].Lora:")
 
 

@@ -44,6 +44,25 @@ def test_names_without_the_leading_model_and_without_the_tied_head_are_read(tmp_
     assert same(model, load_model(path))
 
 
+def test_slopes_under_the_name_of_release_2_0_are_read(tmp_path, model):
+    now, then = "model.embedding_layer.position_embed_helper.slopes", "model.relative_pe_helper.slopes"
+    assert same(model, load_model(write(tmp_path / "m.mdl", model, rename=lambda name: then if name == now else name)))
+
+
+def test_a_tensor_under_an_old_and_a_new_name_is_refused(tmp_path, model):
+    lacking = {name.removeprefix("model."): value for name, value in model.state_dict().items()}
+    state = {"model.lm_head.weight": model.model.lm_head.weight, **lacking}
+    save_checkpoint(tmp_path / "m.mdl", {"model": {name: value.detach().numpy() for name, value in state.items()}})
+    with pytest.raises(WeightsError, match=r"has model\.lm_head\.weight twice"):
+        load_model(tmp_path / "m.mdl", model.config)
+
+
+def test_a_checkpoint_without_a_model_is_refused(tmp_path, model):
+    save_checkpoint(tmp_path / "m.mdl", {"optimizer": {"step": 1}})
+    with pytest.raises(WeightsError, match="holds no model"):
+        load_model(tmp_path / "m.mdl", model.config)
+
+
 def test_a_checkpoint_that_records_no_config_asks_for_one(tmp_path, model):
     path = write(tmp_path / "m.mdl", model, metadata=False)
     with pytest.raises(WeightsError, match="--config"):

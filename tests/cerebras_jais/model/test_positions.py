@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from cerebras_jais.model.positions import alibi_bias_HLS, alibi_slopes, packed_mask_B1LS, rotary_angles, rotate_BHLD
+from cerebras_jais.model.alibi import alibi_slopes
+from cerebras_jais.model.positions import alibi_bias_HLS, packed_mask_B1LS, rotary_angles, rotate_BHLD
 
 
 @pytest.mark.parametrize("heads", [1, 2, 8, 32, 64])

@@ -15,11 +15,11 @@ import pytest
 import torch
 import yaml
 
+from cerebras_jais.catalog.reader import read_trainer_yaml
 from cerebras_jais.checkpoint import open_checkpoint, save_checkpoint
-from cerebras_jais.config.trainer import read_trainer_yaml
 from cerebras_jais.launch.start import plan_launch, remaining_phases
 from cerebras_jais.model.decoder import LanguageModel
-from cerebras_jais.model.load import stored_weights
+from cerebras_jais.model.stored import stored_weights
 from cerebras_jais.optimizer.groups import parameter_groups
 from cerebras_jais.optimizer.schedule import learning_rates
 from cerebras_jais.train.loop import FitOptions, fit

@@ -15,8 +15,10 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from cerebras_jais import params
 from cerebras_jais.commands.fit import fit as fit_command
 from cerebras_jais.config.trainer import parse_trainer
+from cerebras_jais.config.yaml_file import read_yaml
 from cerebras_jais.launch.saved import EVERYTHING
 from cerebras_jais.launch.start import Start, plan_launch
 from cerebras_jais.modelzoo import preflight
@@ -49,8 +51,8 @@ def ready(tmp_path_factory):
 
 
 def launch_of(path, **cluster):
-    params = with_cluster(yaml.safe_load(path.read_text()), LaunchOptions(str(path), cluster=cluster))
-    return plan_launch([parse_trainer(trainer) for trainer in trainers_of(params)])
+    merged = with_cluster(yaml.safe_load(path.read_text()), LaunchOptions(str(path), cluster=cluster))
+    return plan_launch([parse_trainer(trainer, at=at) for at, trainer in params.trainers_of(merged)])
 
 
 def findings(path, monkeypatch, **cluster):
@@ -60,7 +62,7 @@ def findings(path, monkeypatch, **cluster):
     cluster = {"mgmt_address": "there:443", "credentials_path": "x.crt", **cluster}
     said = []
     try:
-        inspect_launch(path, launch_of(path, **cluster), log=said.append)
+        inspect_launch(read_yaml(path), launch_of(path, **cluster), log=said.append)
     except NotReady as error:
         return said, str(error)
     return said, None
@@ -159,7 +161,7 @@ def test_a_launch_with_nothing_wrong_passes(ready, monkeypatch):
     [
         (lambda t: t["init"]["precision"].update(loss_scaling_factor=1.0), "cbfloat16 needs dynamic loss scaling"),
         (lambda t: t["init"]["precision"].update(enabled=False), "a CS system computes in a 16-bit type"),
-        (lambda t: t["fit"]["train_dataloader"].update(data_dir="data/context/64/train"), "samples of 64 tokens"),
+        (lambda t: t["fit"]["train_dataloader"].update(data_dir="data/context/64/train"), "its samples have 64 tokens"),
         (lambda t: t["fit"]["train_dataloader"].update(data_dir="nowhere"), "nowhere"),
         (lambda t: t["fit"]["train_dataloader"].update(batch_size=1000), "fewer than one batch of 1000"),
         (lambda t: t["init"]["model"].update(frozen_parameters=["backbone"]), "is found in no tensor's name"),
@@ -183,7 +185,7 @@ def test_data_of_a_larger_tokenizer_is_refused(ready, monkeypatch):
         _, error = findings(ready, monkeypatch)
     finally:
         beside.unlink()
-    assert "made with a tokenizer of 84992 tokens, model.vocab_size is 2048" in error
+    assert "2048 is smaller than the tokenizer of 84992 entries that made data/context/32/train" in error
 
 
 def test_data_outside_the_mounts_is_refused(ready, monkeypatch, tmp_path):

@@ -7,6 +7,7 @@ those of the stock class.
 
 import pytest
 
+from cerebras_jais.modelzoo_version import MODEL_CLASSES, class_name
 from tests.cerebras_jais.catalog.test_family import BROKEN
 from tests.cerebras_jais.model.examples import jais_section, llama_section
 from tests.cerebras_jais.modelzoo.runs import require_modelzoo
@@ -36,6 +37,13 @@ def config_of(registry, section):
 def test_the_models_are_registered_with_the_data_processors_of_the_stock_ones(registry, name, stock):
     assert registry.get_model_names().count(name) == 1
     assert registry.get_data_processor_names(name) == registry.get_data_processor_names(stock)
+
+
+@pytest.mark.parametrize("name", MODEL_CLASSES)
+def test_the_class_of_a_name_is_the_one_that_the_model_zoo_builds_and_records(registry, name):
+    found = registry.get_model_class(name)
+    assert f"{found.__module__}.{found.__qualname__}" == MODEL_CLASSES[name]
+    assert found.__name__ == class_name(name)  # what trainer/callbacks/metadata.py writes
 
 
 @pytest.mark.parametrize(("make", "change", "words"), BROKEN.values(), ids=BROKEN)
