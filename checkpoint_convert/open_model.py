@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cerebras_jais.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from cerebras_jais.checkpoint.hdf5.isolate import Descriptions
 from cerebras_jais.config.yaml_file import ConfigFile
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.config import DecoderConfig
@@ -22,15 +23,14 @@ from checkpoint_convert.configs.convert import (
     to_model_section,
 )
 from checkpoint_convert.configs.trainer_yaml import adjustments_left_out, model_section_of, read_model_section
-from checkpoint_convert.errors import ConversionError
+from checkpoint_convert.errors import ConversionError, first_few
 from checkpoint_convert.formats import safetensors as safetensors_files
 from checkpoint_convert.formats import torch_bin as pickle_files
-from checkpoint_convert.formats.safetensors import read_json
-from checkpoint_convert.formats.tensors import FileTensor
-from checkpoint_convert.mapping.plan import Source
+from checkpoint_convert.formats.json_files import read_json
+from checkpoint_convert.formats.release_directory import ADAPTER_CONFIG, CONFIG
+from checkpoint_convert.formats.tensors import FileTensor, Tensor
 from checkpoint_convert.mapping.rules import Side, ties
 
-_SHOWN = 6
 FileStates = Mapping[str, tuple[int, int]]
 """Path -> (bytes, time of the last change in ns)."""
 
@@ -44,7 +44,7 @@ class Model:
     section: Mapping[str, Any]
     """The `model:` section of a trainer YAML that describes it, in the form of release 2.10."""
     config: DecoderConfig
-    tensors: Mapping[str, Source]
+    tensors: Mapping[str, Tensor]
     """By name, tied ones under both of their names; on the Cerebras side without the leading `model.`."""
     notes: tuple[str, ...]
     """What was left out or assumed in reading it."""
@@ -64,7 +64,11 @@ class Model:
 
 @contextmanager
 def opening(
-    path: Path, *, config: Path | ConfigFile | Mapping[str, Any] | None = None, allow_pickle: bool = False
+    path: Path,
+    *,
+    config: Path | ConfigFile | Mapping[str, Any] | None = None,
+    allow_pickle: bool = False,
+    descriptions: Descriptions | None = None,
 ) -> Iterator[Model]:
     """Open a model of either side; only headers are read.
 
@@ -73,6 +77,7 @@ def opening(
         config: of a .mdl file: a trainer YAML, which may be open already, or a `model:` section; None takes what the
             file says of itself.
         allow_pickle: whether weights in pickle files may be read (formats/torch_bin.py; nothing in them is run).
+        descriptions: a child that was started with the .mdl file among others; None starts one where it is needed.
 
     Raises:
         UserError: the file or directory cannot be read, is damaged, or is no model of the family.
@@ -81,7 +86,7 @@ def opening(
         yield _with_every_name(_open_release(path, allow_pickle))
         return
     files = {str(path): _state_of(path)}
-    with open_checkpoint(path, on_object="skip") as opened:
+    with open_checkpoint(path, on_object="skip", descriptions=descriptions) as opened:
         yield _with_every_name(_open_checkpoint(opened, config, files))
 
 
@@ -101,21 +106,21 @@ def _with_every_name(model: Model) -> Model:
 
 def _open_release(path: Path, allow_pickle: bool) -> Model:
     _refuse_adapter(path)
-    config_json = read_json(path / "config.json")
-    with _named(path / "config.json"):
+    config_json = read_json(path / CONFIG)
+    with _named(path / CONFIG):
         section, notes = to_model_section(config_json)
         config = DecoderConfig.from_section(section)
         check_convertible(config)
         tokens = special_tokens_of(config_json)
     files = {str(file): _state_of(file) for file in path.iterdir() if file.suffix in (".safetensors", ".bin", ".json")}
     tensors = weights_of(path, allow_pickle)
-    read = {str(tensor.path) for tensor in tensors.values()} | {str(path / "config.json")}
+    read = {str(tensor.path) for tensor in tensors.values()} | {str(path / CONFIG)}
     opened = {name: files[name] for name in sorted(read)}
     return Model(path, "hugging_face", section, config, tensors, tuple(notes), {}, opened, tokens)
 
 
 def _refuse_adapter(path: Path) -> None:
-    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+    if (path / ADAPTER_CONFIG).is_file() and not (path / CONFIG).is_file():
         raise ConversionError(f"{path}: is an adapter without its model; {FOLD_THEM}")
 
 
@@ -189,8 +194,7 @@ def _left_out(opened: Checkpoint) -> list[str]:
     notes = [f"left out: {', '.join(others)} (a release holds weights only)"] if others else []
     skipped = opened.skipped_objects
     if skipped:
-        more = f" and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
-        notes.append(f"not read, because they are pickled or stored elsewhere: {', '.join(skipped[:_SHOWN])}{more}")
+        notes.append(f"not read, because they are pickled or stored elsewhere: {first_few(skipped)}")
     return notes
 
 

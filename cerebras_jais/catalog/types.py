@@ -43,7 +43,7 @@ class Architecture:
     @property
     def parameters(self) -> int:
         """Trained weights, each tied one counted once, with the fixed ALiBi slopes."""
-        sizes = {
+        sizes: dict[str, Any] = {
             "vocab_size": self.vocabulary.value,
             "hidden_size": self.hidden_size.value,
             "num_hidden_layers": self.layers.value,

@@ -11,13 +11,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from cerebras_jais.atomic import write_text
 from cerebras_jais.catalog import size_rules as rules
 from cerebras_jais.catalog.miniatures import MINIATURES
 from cerebras_jais.catalog.models import MODELS, last_step, lineage
 from cerebras_jais.catalog.types import Architecture, Model, Phase
 from cerebras_jais.catalog.yaml_writer import Alias, Anchor, Note, Remark, to_yaml
 from cerebras_jais.config.yaml_file import ConfigError, ConfigFile, parse_yaml, read_yaml, suggestion
-from cerebras_jais.files import write_text
 
 EVERY = (*MODELS, *MINIATURES)
 

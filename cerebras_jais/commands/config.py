@@ -139,10 +139,10 @@ def write(name: str | None, output: Path | None, stock: bool, overwrite: bool, e
 
     --stock names jais and llama instead of jais_family and jais_adapted, and refuses what those cannot do (freezing).
     """
+    from cerebras_jais.atomic import write_text
     from cerebras_jais.catalog.stock_names import with_stock_names
     from cerebras_jais.catalog.yaml_files import open_config, write_configs
     from cerebras_jais.errors import UserError
-    from cerebras_jais.files import write_text
 
     if everything:
         if name or stock:

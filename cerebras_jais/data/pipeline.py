@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cerebras_jais.atomic import whole_folder
 from cerebras_jais.data.dataset import SAMPLES_PER_FILE, DataParameters, check_new_folder, write_hdf5
 from cerebras_jais.data.documents import (
     DataError,
@@ -26,7 +27,6 @@ from cerebras_jais.data.tokenizer import (
     load_tokenizer,
 )
 from cerebras_jais.encoding import encode_texts
-from cerebras_jais.files import whole_folder
 
 # The documents that are held out, as text: what `score` reads.
 HELD_OUT_FILE = "held_out.jsonl"

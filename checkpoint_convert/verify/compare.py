@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,23 +17,23 @@ from typing import Any
 
 import numpy as np
 
+from cerebras_jais.checkpoint import open_checkpoint
+from cerebras_jais.checkpoint.hdf5.isolate import Descriptions
 from cerebras_jais.config.yaml_file import ConfigFile
-from checkpoint_convert.configs.convert import public_keys
+from checkpoint_convert.configs.convert import nearly_equal, public_keys
 from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.formats.tensors import np_dtype
+from checkpoint_convert.formats.release_directory import TOKENIZER_FILES
+from checkpoint_convert.formats.tensors import Tensor, np_dtype
 from checkpoint_convert.mapping.operations import forward
-from checkpoint_convert.mapping.plan import Source, Step, same_values
+from checkpoint_convert.mapping.plan import Step, same_values
 from checkpoint_convert.mapping.rules import Rule, architecture_of, rules, ties
 from checkpoint_convert.open_model import Model, opening
-from checkpoint_convert.release import TOKENIZER_FILES
 from checkpoint_convert.streaming.digest import file_digest
-from checkpoint_convert.streaming.run import run_steps
+from checkpoint_convert.streaming.run import Progress, run_steps
 from checkpoint_convert.verify.manifest import Manifest, manifest_path, read_manifest
 from checkpoint_convert.verify.release_code import read_code
 from checkpoint_convert.verify.release_files import check_files
 
-Progress = Callable[[int, int], object]
-"""Called with (bytes just read, bytes in all)."""
 Names = tuple[str, ...]
 # Public keys that say how to train or what the weights are stored as, not what they compute.
 _NO_MATTER = {"resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "initializer_range", "auto_map"}
@@ -78,7 +78,7 @@ class _Side:
     """One of the two models, its tensors found by the rules of its own config."""
 
     model: Model
-    found: Mapping[Names, tuple[Rule, tuple[Source, ...]]]
+    found: Mapping[Names, tuple[Rule, tuple[Tensor, ...]]]
     """Cerebras names of a rule -> the rule and its tensors, where all are there in the shapes they should have."""
     problems: Mapping[str, str]
     """Cerebras name -> why a tensor cannot be compared."""
@@ -93,6 +93,7 @@ def compare(
     allow_pickle: bool = False,
     magnitudes: bool = False,
     progress: Progress = lambda done, total: None,
+    descriptions: Descriptions | None = None,
 ) -> Comparison:
     """Compare two models; each is a .mdl file or a release directory.
 
@@ -103,6 +104,7 @@ def compare(
         allow_pickle: whether weights in pickle files may be read.
         magnitudes: say of tensors that differ by how much; each is then in memory whole.
         progress: called as bytes are read.
+        descriptions: a child that was started with the .mdl files; None starts one where it is needed.
 
     Raises:
         UserError: a model cannot be opened.
@@ -113,9 +115,11 @@ def compare(
         for path in sorted(paths, key=lambda path: not path.is_dir()):
             given: Any = config
             release = next((model for model in opened.values() if model.side == "hugging_face"), None)
-            if config is None and release is not None and path.is_file() and not _has_config(path, stack):
+            if config is None and release is not None and path.is_file() and not _has_config(path, stack, descriptions):
                 given = release.section
-            opened[path] = stack.enter_context(opening(path, config=given, allow_pickle=allow_pickle))
+            opened[path] = stack.enter_context(
+                opening(path, config=given, allow_pickle=allow_pickle, descriptions=descriptions)
+            )
         sides = (_side_of(opened[paths[0]]), _side_of(opened[paths[1]]))
         return _with_files(_compare(sides, magnitudes, progress), *sides)
 
@@ -126,6 +130,7 @@ def check_manifest(
     config: Path | ConfigFile | None = None,
     allow_pickle: bool = False,
     progress: Progress = lambda done, total: None,
+    descriptions: Descriptions | None = None,
 ) -> Comparison:
     """Compare the tensors of a model, and the files of a release, with the manifest that it has.
 
@@ -133,7 +138,7 @@ def check_manifest(
         ConversionError: it has none, or the model cannot be opened.
     """
     path = Path(path)
-    with opening(path, config=config, allow_pickle=allow_pickle) as model:
+    with opening(path, config=config, allow_pickle=allow_pickle, descriptions=descriptions) as model:
         side = _side_of(model)
         if side.manifest is None:
             raise ConversionError(
@@ -159,18 +164,17 @@ def with_trusted_code(comparison: Comparison) -> Comparison:
     return replace(comparison, code={}, notes=(*comparison.notes, *notes))
 
 
-def _has_config(path: Path, stack: ExitStack) -> bool:
+def _has_config(path: Path, stack: ExitStack, descriptions: Descriptions | None) -> bool:
     """Whether a .mdl file says of itself what model it holds."""
-    from cerebras_jais.checkpoint import open_checkpoint
-
-    metadata = stack.enter_context(open_checkpoint(path, on_object="skip")).metadata
+    opened = stack.enter_context(open_checkpoint(path, on_object="skip", descriptions=descriptions))
+    metadata = opened.metadata
     return bool(metadata and isinstance(metadata[-1], Mapping) and metadata[-1].get("params"))
 
 
 def _side_of(model: Model) -> _Side:
     second = ties(model.config, model.side)
     sources = model.tensors
-    found: dict[Names, tuple[Rule, tuple[Source, ...]]] = {}
+    found: dict[Names, tuple[Rule, tuple[Tensor, ...]]] = {}
     problems: dict[str, str] = {}
     known: set[str] = set()
     for rule in rules(model.config):
@@ -341,14 +345,8 @@ def _magnitude(one: Step, other: Step, index: int) -> str:
 
 def _config_differences(one: Model, other: Model) -> dict[str, tuple[Any, Any]]:
     keys = [public_keys(model.config) for model in (one, other)]
-
-    def same(a: Any, b: Any) -> bool:
-        if isinstance(a, float) and isinstance(b, float):
-            return math.isclose(a, b, rel_tol=1e-12)
-        return a == b
-
     return {
         key: (keys[0].get(key), keys[1].get(key))
         for key in dict.fromkeys([*keys[0], *keys[1]])
-        if key not in _NO_MATTER and not same(keys[0].get(key), keys[1].get(key))
+        if key not in _NO_MATTER and not nearly_equal(keys[0].get(key), keys[1].get(key), rel_tol=1e-12)
     }

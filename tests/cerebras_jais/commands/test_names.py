@@ -63,6 +63,7 @@ def test_what_is_neither_is_refused_with_what_helps(empty):
         assert "remove" not in line
 
 
+@pytest.mark.slow
 def test_a_launch_takes_a_name_too(empty):
     command = [sys.executable, "-m", "cerebras_jais.cli", "fit", "jais-family-590m", "--backend", "csx", "--dry-run"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -18,6 +18,7 @@ from cerebras_jais.launch.checks import notes_of
 from tests.cerebras_jais.launch.test_checks import rows_under
 from tests.cerebras_jais.launch.variants import GOOD, NOTED, REFUSED, ROOT, VARIANTS, base, judge, same_model
 from tests.cerebras_jais.train.examples import train
+from tests.marks import slow_except
 
 WRITTEN = ROOT / "tests" / "cerebras_jais" / "launch" / "trainer_params"
 
@@ -40,7 +41,8 @@ def test_there_are_forty_variants_or_more_all_different_and_the_base_is_good(tmp
     assert judge(path) == GOOD
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
+# `make check` sees all of them in tests/golden/variants.txt.
+@pytest.mark.parametrize("variant", slow_except(VARIANTS[::10], VARIANTS), ids=lambda v: v.name)
 def test_a_variant_is_judged_as_the_table_says(variant, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "variant.yaml"
@@ -64,7 +66,7 @@ def test_the_docs_list_just_the_variants_that_the_check_alone_refuses(tmp_path):
 
 
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v.check == NOTED], ids=lambda v: v.name)
-@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("backend", slow_except(["cpu"], ["cpu", "gpu"]))
 def test_what_only_the_model_zoo_does_is_refused_on_a_cpu_or_gpu_before_anything_starts(variant, backend, tmp_path):
     asides = [aside for config in read_trainer_yaml(written(variant, tmp_path)) for aside in config.aside]
     here = [aside for aside in asides if not aside.keys[0].startswith("validate")]  # `fit` reads no other section
