@@ -1,8 +1,8 @@
 """Each command reads each YAML once and checks it once.
 
 Contract: `config check`, `diff`, `show` and `write`, `fit` with and without `--dry-run`, `fit --backend csx`, `zoo fit`
-and the converter's `--config` parse each YAML that they are given one time, and no check of a YAML runs twice. The first
-process of `fit --backend csx`, which the launching one replaces, parses nothing.
+and the converter's `--config` parse each YAML that they are given one time, and no check of a YAML runs twice. The
+first process of `fit --backend csx`, which the launching one replaces, parses nothing.
 """
 
 import json

@@ -23,7 +23,7 @@ from tests.cerebras_jais.train.examples import trainer_section
 CHECKPOINT_KEYS = ("dataloader", "global_step", "model", "optimizer", "schedulers")
 
 
-def config(folder, *, model_dir="run", loop=None, states=None, frozen=(), checkpoint=None, **fit):
+def config(folder, *, model_dir="run", loop=None, states=None, frozen=(), checkpoint=None, at=("trainer",), **fit):
     section = trainer_section(folder)
     init = section["init"]
     init["model"] = llama_section(name="jais_adapted", **({"frozen_parameters": list(frozen)} if frozen else {}))
@@ -33,7 +33,7 @@ def config(folder, *, model_dir="run", loop=None, states=None, frozen=(), checkp
     if states:
         init["callbacks"] = [{"LoadCheckpointStates": {"load_checkpoint_states": states}}]
     section["fit"].update(fit)
-    return parse_trainer(section)
+    return parse_trainer(section, at=at)
 
 
 def save(path, step, states=CHECKPOINT_KEYS):
@@ -178,13 +178,11 @@ def test_a_list_that_cannot_be_continued_is_refused(tmp_path, change, words):
 
 
 def test_phases_whose_checkpoints_could_not_be_told_apart_are_refused(tmp_path):
-    first = config(tmp_path, loop={"max_steps": 4})
-    with pytest.raises(
-        UserError, match=r"trainer\[1\].*max_steps: must be larger than 4 \(steps continue from the previous phase\)"
-    ):
-        plan_phases([first, config(tmp_path, loop={"max_steps": 4})])
+    first, second = config(tmp_path, loop={"max_steps": 4}), ("trainer", 1, "trainer")
+    with pytest.raises(UserError, match=r"trainer\[1\].*max_steps: must be larger than 4 \(steps continue"):
+        plan_phases([first, config(tmp_path, loop={"max_steps": 4}, at=second)])
     with pytest.raises(UserError, match=r"trainer\[1\].*model_dir: phase 1 writes to the same folder"):
-        plan_phases([first, config(tmp_path, loop={"max_steps": 4}, states="model")])
+        plan_phases([first, config(tmp_path, loop={"max_steps": 4}, states="model", at=second)])
 
 
 def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
