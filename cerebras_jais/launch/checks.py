@@ -187,7 +187,7 @@ def _schedule_problems(phase: Phase) -> Iterator[Problem]:
 def _rate(schedule: Any, end: int) -> float:
     if isinstance(schedule, ConstantLR):
         return schedule.learning_rate
-    return schedule.end_learning_rate if end else schedule.initial_learning_rate
+    return float(schedule.end_learning_rate if end else schedule.initial_learning_rate)
 
 
 # ---- several trainers -------------------------------------------------------------------------------------------
