@@ -112,7 +112,7 @@ def test_zoo_fit_parses_once(counted, monkeypatch):
 
     given = []
     monkeypatch.setattr(utils, "_args_to_params", lambda args: yaml.safe_load(Path(args.params).read_text()))
-    monkeypatch.setattr(phases, "run_fit", lambda params, launch: given.append(launch))
+    monkeypatch.setattr(phases, "run_fit", lambda params, configs, **options: given.append(configs))
     zoo._fit(Namespace(params="a.yaml", seen_args=[]), None)
     assert len(given) == 1
     assert counted["a.yaml"] == 1
