@@ -103,9 +103,9 @@ def mup_problems(config: DecoderConfig) -> Iterator[tuple[str, str]]:
                 "embeddings_scale",
                 f"output_logits_alpha is that of the {name} models, which goes with {scale}; give that",
             )
-        spread = config.initializer.std if config.initializer is not None else math.nan
-        if has_scale and any(_close(spread, s.spread.value) for other, s in MUP_SETS.items() if other != name):
-            yield "initializer", f"std {spread} is of the other models' muP set; give {mup.spread.value}"
+        std = config.initializer.std if config.initializer is not None else math.nan
+        if has_scale and any(_close(std, s.init_std.value) for other, s in MUP_SETS.items() if other != name):
+            yield "initializer", f"std {std} is of the other models' muP set; give {mup.init_std.value}"
 
 
 def _sizes(model: Model) -> tuple[int, int]:

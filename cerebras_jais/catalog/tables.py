@@ -8,8 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cerebras_jais.catalog.models import MODELS, lineage
-from cerebras_jais.catalog.provenance import Sourced
-from cerebras_jais.catalog.types import Model
+from cerebras_jais.catalog.types import Model, Sourced
 from cerebras_jais.catalog.yaml_files import Preset
 
 

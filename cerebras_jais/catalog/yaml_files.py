@@ -119,7 +119,8 @@ def preset_yaml(preset: Preset) -> str:
     """The text of a config's YAML file."""
     several = len(preset.trainers) > 1  # a file has each anchor once
     trainers = [
-        _trainer(model, phase, f"spread_{phase.name}" if several else "spread") for model, phase in preset.trainers
+        _trainer(model, phase, f"initializer_{phase.name}" if several else "initializer")
+        for model, phase in preset.trainers
     ]
     tree = {"trainer": trainers[0] if len(trainers) == 1 else [{"trainer": trainer} for trainer in trainers]}
     return to_yaml(tree, _header(preset))
@@ -279,7 +280,7 @@ def _mup(a: Architecture, anchor: str) -> dict[str, Any]:
     mup = a.mup
     assert mup is not None
     base_filter = rules.mup_base_filter_size(a.hidden_size.value, a.filter_size.value, mup.base_width)
-    spread = {"name": "truncated_normal", "mean": 0.0, "std": mup.spread}
+    initializer = {"name": "truncated_normal", "mean": 0.0, "std": mup.init_std}
     return {
         "remark": Remark("muP: constants found on a model of the base width, used whole or not at all."),
         "mup_base_hidden_size": mup.base_width,
@@ -287,7 +288,7 @@ def _mup(a: Architecture, anchor: str) -> dict[str, Any]:
         "embeddings_scale": mup.embeddings_scale,
         "output_logits_alpha": mup.output_logits_alpha,
         "scale_qk_dot_by_d": True,
-        "embedding_initializer": Anchor(anchor, spread),
+        "embedding_initializer": Anchor(anchor, initializer),
         "initializer": Alias(anchor),
         "output_layer_initializer": Alias(anchor),
         "ffn_output_layer_initializer": Alias(anchor),
@@ -298,14 +299,18 @@ def _schedulers(model: Model, phase: Phase) -> list[Any]:
     rates = phase.rates
     rest = phase.steps.value - rates.warmup_steps.value
     name = "LinearLR" if rates.decay.value == "linear" else "CosineDecayLR"
-    decay: dict[str, Any] = {"initial_learning_rate": rates.peak, "end_learning_rate": rates.last, "total_iters": rest}
+    decay: dict[str, Any] = {
+        "initial_learning_rate": rates.peak_lr,
+        "end_learning_rate": rates.final_lr,
+        "total_iters": rest,
+    }
     shape: Any = Note(decay, f"{rates.decay.origin}: {rates.decay.why}" if rates.decay.why else "")
     if not rates.warmup_steps.value:
         return [{name: shape}]
-    decay["initial_learning_rate"] = rates.peak.value
+    decay["initial_learning_rate"] = rates.peak_lr.value
     warmup = {
-        "initial_learning_rate": rates.first,
-        "end_learning_rate": rates.peak,
+        "initial_learning_rate": rates.initial_lr,
+        "end_learning_rate": rates.peak_lr,
         "total_iters": rates.warmup_steps,
     }
     return [{"SequentialLR": {"schedulers": [{"LinearLR": warmup}, {name: shape}]}}]

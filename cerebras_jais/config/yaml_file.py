@@ -49,7 +49,7 @@ class _Loader(yaml.SafeLoader):
         self._depth += 1
         if self._values > _MOST_VALUES or self._depth > _DEEPEST:
             too = f"more than {_MOST_VALUES} values" if self._depth <= _DEEPEST else f"nested more than {_DEEPEST} deep"
-            raise yaml.MarkedYAMLError(problem=too, problem_mark=self.peek_event().start_mark)
+            raise yaml.MarkedYAMLError(problem=too, problem_mark=self.peek_event().start_mark)  # type: ignore[no-untyped-call]
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node

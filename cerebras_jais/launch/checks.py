@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from cerebras_jais.catalog.family import loss_weight_problem, mup_problems
-from cerebras_jais.config.schedules import ConstantLR, ScalePerParamLR, Schedule, SequentialLR
+from cerebras_jais.config.schedules import ConstantLR, CosineDecayLR, LinearLR, ScalePerParamLR, Schedule, SequentialLR
 from cerebras_jais.config.trainer import TrainerConfig
 from cerebras_jais.errors import Keys, Problem, dotted
 from cerebras_jais.launch.phases import Phase
@@ -184,7 +184,7 @@ def _schedule_problems(phase: Phase) -> Iterator[Problem]:
             )
 
 
-def _rate(schedule: Any, end: int) -> float:
+def _rate(schedule: LinearLR | CosineDecayLR | ConstantLR, end: int) -> float:
     if isinstance(schedule, ConstantLR):
         return schedule.learning_rate
     return float(schedule.end_learning_rate if end else schedule.initial_learning_rate)

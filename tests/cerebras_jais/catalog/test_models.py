@@ -20,7 +20,7 @@ from cerebras_jais.catalog.models import (
     lineage,
     mup_set_of,
 )
-from cerebras_jais.catalog.provenance import Sourced
+from cerebras_jais.catalog.types import Sourced
 from cerebras_jais.errors import UserError
 from tests import published
 
@@ -125,8 +125,8 @@ def test_jais_adapted_70b_chat_is_as_published():
     (phase,) = find_model("jais-adapted-70b-chat").phases
     published = {
         "warm-up": phase.rates.warmup_steps,
-        "peak": phase.rates.peak,
-        "last": phase.rates.last,
+        "peak": phase.rates.peak_lr,
+        "last": phase.rates.final_lr,
         "decay": phase.rates.decay,
         "batch": phase.batch_size,
         "steps": phase.steps,
@@ -140,8 +140,8 @@ def test_jais_adapted_70b_chat_is_as_published():
 def test_jais_family_590m_is_as_published():
     (phase,) = find_model("jais-family-590m").phases
     assert (phase.batch_size.value, phase.steps.value, phase.rates.warmup_steps.value) == (1120, 209422, 163)
-    assert phase.rates.peak.value == pytest.approx(0.01563, abs=5.1e-6)  # the card rounds it
-    assert phase.rates.last.value == 4.21e-05
+    assert phase.rates.peak_lr.value == pytest.approx(0.01563, abs=5.1e-6)  # the card rounds it
+    assert phase.rates.final_lr.value == 4.21e-05
 
 
 def test_the_phases_of_30b_carry_on_where_the_one_before_stopped():
@@ -149,7 +149,7 @@ def test_the_phases_of_30b_carry_on_where_the_one_before_stopped():
     assert [phase.name for _, phase in phases] == ["2k", "8k", "16k"]
     for (_, before), (_, after) in itertools.pairwise(phases):
         assert after.keeps_optimizer_state
-        assert after.rates.first.value == before.rates.last.value
+        assert after.rates.initial_lr.value == before.rates.final_lr.value
         assert last_step(after) == last_step(before) + after.steps.value
     assert last_step(phases[1][1]) == 260648  # the Model Zoo's own max_steps of its 8k phase
 

@@ -47,7 +47,7 @@ def test_models_lists_all_twenty_with_parameters_context_and_provenance():
 
 def test_a_model_is_shown_with_where_each_value_comes_from():
     details = json.loads(said("models", "jais-adapted-70b-chat", "--json"))
-    assert details["values"]["phases.chat.rates.peak"] == {
+    assert details["values"]["phases.chat.rates.peak_lr"] == {
         "value": 2.0e-05,
         "origin": "published",
         "why": "card of jais-adapted-70b-chat",
