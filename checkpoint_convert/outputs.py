@@ -17,12 +17,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from cerebras_jais.atomic import sync, write_text
-from cerebras_jais.checkpoint import LazyTensor, create_empty_checkpoint, open_checkpoint
+from cerebras_jais.checkpoint import LazyTensor, create_empty_checkpoint
 from cerebras_jais.checkpoint.packed_writer import PackedTensorWriter, filling
 from checkpoint_convert.configs.convert import RELEASE, SpecialTokens
 from checkpoint_convert.configs.trainer_yaml import yaml_text
 from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.formats.safetensors import Shard, create_shards, places_in, write_json
+from checkpoint_convert.formats.safetensors import Shard, create_shards, places_in, read_json, write_json
 from checkpoint_convert.formats.tensors import FileTensor
 from checkpoint_convert.mapping.plan import Plan
 from checkpoint_convert.streaming.run import DEFAULT_WORKERS, FileRanges, Sink
@@ -30,6 +30,7 @@ from checkpoint_convert.verify.manifest import RELEASE_MANIFEST, manifest_path
 from checkpoint_convert.verify.release_files import list_files
 
 Places = Mapping[str, FileTensor]
+_OFFSETS = "offsets.json"  # beside a .mdl file in the making: where the data of its tensors belongs
 
 
 class Target(Protocol):
@@ -149,17 +150,19 @@ class CheckpointTarget:
             "model": OrderedDict((f"model.{name}", lazy[aliases.get(name, name)]) for name in self.plan.names),
             "__metadata__": [record],
         }
-        create_empty_checkpoint(directory / self.output.name, state, compression=self.compression, complete=True)  # type: ignore[arg-type]
+        path = directory / self.output.name
+        offsets = create_empty_checkpoint(path, state, compression=self.compression, complete=True)  # type: ignore[arg-type]
+        write_json(directory / _OFFSETS, offsets)
 
     def places(self, directory: Path) -> Places:
         path = directory / self.output.name
-        places: dict[str, FileTensor] = {}
-        with open_checkpoint(path) as opened:
-            for header in self.plan.headers:
-                offset = opened.tensors[f"model.model.{header.name}"].file_offset
-                assert offset is not None, header.name
-                places[header.name] = FileTensor(header.name, header.shape, header.dtype, path, offset)
-        return places
+        offsets = read_json(directory / _OFFSETS)
+        return {
+            header.name: FileTensor(
+                header.name, header.shape, header.dtype, path, offsets[f"model.model.{header.name}"]
+            )
+            for header in self.plan.headers
+        }
 
     @contextmanager
     def sink(self, directory: Path) -> Iterator[Sink]:

@@ -256,8 +256,11 @@ def _chunk_damaged(draw: random.Random, file: h5py.File) -> bool:
         return False
     chunk = data.get_chunk_info(draw.randrange(data.get_num_chunks()))
     stored = data.read_direct_chunk(chunk.chunk_offset)[1]
-    wrong = draw.choice((stored[:-1], stored[: len(stored) // 2], b"", stored + b"\0", draw.randbytes(len(stored))))
+    wrong = draw.choice(
+        (stored[:-1], stored[: len(stored) // 2], stored[:1], stored + b"\0", draw.randbytes(len(stored)))
+    )
     filtered = data.get_create_plist().get_nfilters() > 0
+    wrong = wrong if filtered else wrong[: len(stored)]
     # Random bytes are values where nothing packs them, and more after the end of deflate data is no damage.
     must = len(wrong) < len(stored) or (filtered and wrong[: len(stored)] != stored)
     data.write_direct_chunk(chunk.chunk_offset, wrong, filter_mask=0)
