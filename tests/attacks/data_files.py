@@ -223,7 +223,7 @@ def _other_rank(draw: random.Random, file: h5py.File) -> bool:
         case 3:
             file["data"] = np.int32(3)
         case _:
-            file["data"] = data.reshape(-1)[: data.size // 2].reshape(-1, *data.shape[1:-1] or (5,), 8)
+            file["data"] = data.reshape(-1)[: data.size // 2].reshape(-1, 5, 8)
     return True
 
 
