@@ -50,11 +50,6 @@ class StoredTensor:
         return self.file.path
 
     @property
-    def file_offset(self) -> int | None:
-        """Byte at which the tensor's `nbytes` begin in the file; None when they do not lie in one piece."""
-        return self.header.offset if self.header else None
-
-    @property
     def chunk_rows(self) -> int | None:
         """Rows that are unpacked together; `read_rows` is cheapest in multiples of it. None when nothing is packed."""
         return self.header.chunks[0] if self.header and self.header.chunks else None

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from cerebras_jais.data.tokenizer import (
     load_tokenizer,
 )
 from cerebras_jais.encoding import encode_texts
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 # Documents tokenised at once, and their characters: enough to keep all cores busy, in bounded memory.
 _BATCH = 256
@@ -97,7 +101,7 @@ def pack_documents(
     return packed
 
 
-def _encode(tokenizer, documents: Iterable[Document], eos_id: int) -> Iterator[Sequence[int]]:
+def _encode(tokenizer: "Tokenizer", documents: Iterable[Document], eos_id: int) -> Iterator[Sequence[int]]:
     """Yield the token ids of each document; DataError where they hold the end of text or do not decode to the text."""
     for batch in _batches(documents):
         for number, ids in enumerate(encode_texts(tokenizer, [document.text for document in batch])):

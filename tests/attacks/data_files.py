@@ -261,8 +261,9 @@ def _chunk_damaged(draw: random.Random, file: h5py.File) -> bool:
     )
     filtered = data.get_create_plist().get_nfilters() > 0
     wrong = wrong if filtered else wrong[: len(stored)]
-    # Random bytes are values where nothing packs them, and more after the end of deflate data is no damage.
-    must = len(wrong) < len(stored) or (filtered and wrong[: len(stored)] != stored)
+    # Where nothing packs a chunk any bytes are values, and its size is not stored. What comes after the end of deflate
+    # data is no damage.
+    must = filtered and wrong[: len(stored)] != stored
     data.write_direct_chunk(chunk.chunk_offset, wrong, filter_mask=0)
     return must
 

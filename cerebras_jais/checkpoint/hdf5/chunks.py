@@ -109,7 +109,10 @@ def read_rows(
     the memory of two chunks beside `out`.
     """
     chunks = table.chunks
-    if out.ndim > 1 and chunks == (1, *out.shape[1:]):  # as the Model Zoo packs data; nothing is left of a chunk that could be kept
+    if out.ndim > 1 and chunks == (
+        1,
+        *out.shape[1:],
+    ):  # as the Model Zoo packs data; nothing is left of a chunk that could be kept
         for number, row in enumerate(out, start):
             if table.packing.filters:
                 row[...] = _read_chunk(descriptor, table, number, out.dtype)[0]
