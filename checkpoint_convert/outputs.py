@@ -17,13 +17,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from cerebras_jais.atomic import sync, write_text
-from cerebras_jais.checkpoint import LazyTensor, create_empty_checkpoint, open_checkpoint
+from cerebras_jais.checkpoint import LazyTensor, create_empty_checkpoint
 from cerebras_jais.checkpoint.packed_writer import PackedTensorWriter, filling
 from cerebras_jais.modelzoo_version import VERSION, class_name
 from checkpoint_convert.configs.convert import SpecialTokens
 from checkpoint_convert.configs.trainer_yaml import yaml_text
 from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.formats.json_files import write_json
+from checkpoint_convert.formats.json_files import read_json, write_json
 from checkpoint_convert.formats.release_directory import MANIFEST
 from checkpoint_convert.formats.safetensors import Shard, create_shards, file_tensors
 from checkpoint_convert.formats.tensors import FileTensor
@@ -31,6 +31,8 @@ from checkpoint_convert.mapping.plan import Plan
 from checkpoint_convert.release import Companions, write_companions
 from checkpoint_convert.streaming.run import DEFAULT_WORKERS, FileRanges, Sink
 from checkpoint_convert.verify.manifest import list_files, manifest_path
+
+_OFFSETS = "offsets.json"  # beside a .mdl file in the making: where the data of its tensors belongs
 
 
 class Target(Protocol):
@@ -147,17 +149,19 @@ class CheckpointTarget:
             "model": OrderedDict((f"model.{name}", lazy[aliases.get(name, name)]) for name in self.plan.names),
             "__metadata__": [record],
         }
-        create_empty_checkpoint(directory / self.output.name, state, compression=self.compression, complete=True)  # type: ignore[arg-type]
+        path = directory / self.output.name
+        offsets = create_empty_checkpoint(path, state, compression=self.compression, complete=True)  # type: ignore[arg-type]
+        write_json(directory / _OFFSETS, offsets)
 
     def file_tensors(self, directory: Path) -> Mapping[str, FileTensor]:
         path = directory / self.output.name
-        found: dict[str, FileTensor] = {}
-        with open_checkpoint(path) as opened:
-            for header in self.plan.headers:
-                offset = opened.tensors[f"model.model.{header.name}"].file_offset
-                assert offset is not None, header.name
-                found[header.name] = FileTensor(header.name, header.shape, header.dtype, path, offset)
-        return found
+        offsets = read_json(directory / _OFFSETS)
+        return {
+            header.name: FileTensor(
+                header.name, header.shape, header.dtype, path, offsets[f"model.model.{header.name}"]
+            )
+            for header in self.plan.headers
+        }
 
     @contextmanager
     def sink(self, directory: Path) -> Iterator[Sink]:

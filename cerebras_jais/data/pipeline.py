@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,6 +31,9 @@ from cerebras_jais.encoding import encode_texts
 
 # The documents that are held out, as text: what `score` reads.
 HELD_OUT_FILE = "held_out.jsonl"
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 # Documents tokenised at once, and their characters: enough to keep all cores busy, in bounded memory.
 _BATCH = 256
 _BATCH_CHARACTERS = 1_000_000
@@ -131,7 +135,7 @@ def _write_documents(file: Path, documents: Sequence[Document]) -> None:
             lines.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
-def _encode(tokenizer, documents: Iterable[Document], eos_id: int) -> Iterator[Sequence[int]]:
+def _encode(tokenizer: "Tokenizer", documents: Iterable[Document], eos_id: int) -> Iterator[Sequence[int]]:
     """Yield the token ids of each document; DataError where they hold the end of text or do not decode to the text."""
     for batch in _batches(documents):
         for number, ids in enumerate(encode_texts(tokenizer, [document.text for document in batch])):
