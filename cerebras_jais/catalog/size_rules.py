@@ -67,8 +67,9 @@ def chat_batch_size(context: int) -> int:
 def interpolated_batch_size(parameters: int) -> int:
     """Batch of a base run nobody published: on the power law through 590m (1,120) and jais-13b (1,920), to 80s."""
     small, large = (640_555_020, 1120), (13_027_571_240, 1920)
-    exponent = math.log(large[1] / small[1]) / math.log(large[0] / small[0])
-    return round(small[1] * (parameters / small[0]) ** exponent / 80) * 80
+    exponent: float = math.log(large[1] / small[1]) / math.log(large[0] / small[0])
+    batch: float = small[1] * (parameters / small[0]) ** exponent
+    return round(batch / 80) * 80
 
 
 def loss_weight(context: int) -> float:

@@ -86,7 +86,8 @@ class SelfAttention(nn.Module):
                 is_causal=positions.bias is None,
                 scale=self.scale,
             )
-        return self.proj_output_dense_layer(out_BHLD.transpose(1, 2).flatten(2))
+        out_BLM: Tensor = self.proj_output_dense_layer(out_BHLD.transpose(1, 2).flatten(2))
+        return out_BLM
 
     def _heads(self, x_BLE: Tensor) -> Tensor:
-        return x_BLE.unflatten(2, (-1, self.head_dim)).transpose(1, 2)
+        return x_BLE.view(*x_BLE.shape[:2], -1, self.head_dim).transpose(1, 2)

@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -222,7 +222,7 @@ def _assemble(
     )
 
 
-def _place(source: Source) -> tuple:
+def _place(source: Source) -> tuple[Any, ...]:
     """Where a tensor lies: the same for two names of one, and different for any other two."""
     key = getattr(source, "linked_to", None) or getattr(source, "key", None)
     if key is not None:

@@ -65,7 +65,7 @@ class Architecture:
 
     name: Literal["jais", "llama"]
     transformers_class: str
-    ignored: re.Pattern
+    ignored: re.Pattern[str]
     """Names that a release may hold besides its weights: buffers that code recomputes."""
 
 

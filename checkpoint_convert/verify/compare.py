@@ -344,7 +344,7 @@ def _config_differences(one: Model, other: Model) -> dict[str, tuple[Any, Any]]:
     def same(a: Any, b: Any) -> bool:
         if isinstance(a, float) and isinstance(b, float):
             return math.isclose(a, b, rel_tol=1e-12)
-        return a == b
+        return bool(a == b)
 
     return {
         key: (keys[0].get(key), keys[1].get(key))
