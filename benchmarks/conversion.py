@@ -41,7 +41,8 @@ from cerebras_jais.model.alibi import alibi_slopes
 from cerebras_jais.model.config import DecoderConfig
 from checkpoint_convert.configs.convert import SpecialTokens, to_config_json
 from checkpoint_convert.configs.trainer_yaml import trainer_params, yaml_text
-from checkpoint_convert.formats.safetensors import create_shards, places_in, plan_shards, write_json
+from checkpoint_convert.formats.json_files import write_json
+from checkpoint_convert.formats.safetensors import create_shards, file_tensors, plan_shards
 from checkpoint_convert.formats.tensors import TensorHeader
 from checkpoint_convert.mapping.rules import expected_tensors, ties
 from tests.checkpoint_convert.examples import PUBLISHED
@@ -318,7 +319,7 @@ def write_release(directory: Path, name: str) -> None:
     directory.mkdir()
     create_shards(directory, shards)
     write_json(directory / "config.json", to_config_json(section, "float32", SpecialTokens(0, 0, 0)))
-    for key, place in places_in(directory, shards).items():
+    for key, place in file_tensors(directory, shards).items():
         if key.endswith("slopes"):
             with open(place.path, "r+b") as file:
                 file.seek(place.offset)

@@ -2,40 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import math
 import os
-import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cerebras_jais import __version__
 from cerebras_jais.commandline import completion_command, run, statuses
 from cerebras_jais.errors import DIFFERENT
-from cerebras_jais.ranges import shown
+from checkpoint_convert.options import (
+    EXISTING,
+    NEW,
+    Size,
+    allow_pickle_option,
+    config_option,
+    dry_run_option,
+    dtype_option,
+    json_option,
+)
+from checkpoint_convert.printing import (
+    comparison_json,
+    inspection_text,
+    print_comparison,
+    print_logits,
+    print_report,
+    progress_bar,
+)
 
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-
-
-class Size(click.ParamType):
-    """A number of bytes: 5GB, 500MB, 2GiB or 1000000."""
-
-    name = "size"
-
-    def convert(self, value, param, ctx):
-        """The size in bytes."""
-        if isinstance(value, int):
-            return value
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", value.strip())
-        size = float(found[1]) * _UNITS.get(found[2].upper(), math.nan) if found else math.nan
-        if not 1 <= size < 2**63:
-            self.fail(f"{shown(value)} is not a size such as 5GB, 500MB or 2GiB", param, ctx)
-        return int(size)
+if TYPE_CHECKING:
+    from checkpoint_convert.verify.logits import LogitsReport
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -61,32 +60,17 @@ def cli() -> None:
 
 
 cli.epilog = statuses()
-_EXISTING = click.Path(exists=True, path_type=Path)
-_NEW = click.Path(path_type=Path)
-_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-_config = click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    help="Trainer YAML of the checkpoint, or the name of a config. Default: what the checkpoint says of itself.",
-)
-_dtype = click.option(
-    "--dtype", type=click.Choice(list(_DTYPES)), help="Element type of the weights. Default: as they are stored."
-)
-_dry_run = click.option("--dry-run", is_flag=True, help="Check everything, print the plan and write nothing.")
-_allow_pickle = click.option(
-    "--allow-pickle", is_flag=True, help="Read weights in pickle files too (.bin); nothing in them is run."
-)
 
 
 @cli.command(name="to-hf")
-@click.argument("checkpoint", type=_EXISTING)
-@click.option("--output", required=True, type=_NEW, help="Directory to make; it must not exist yet.")
-@_config
-@click.option("--tokenizer", type=_EXISTING, help="Directory of the tokenizer to include (tokenizer.json ...).")
+@click.argument("checkpoint", type=EXISTING)
+@click.option("--output", required=True, type=NEW, help="Directory to make; it must not exist yet.")
+@config_option
+@click.option("--tokenizer", type=EXISTING, help="Directory of the tokenizer to include (tokenizer.json ...).")
 @click.option("--max-shard-size", type=Size(), default="5GB", show_default=True, help="Most bytes in one weight file.")
-@_dtype
-@_dry_run
-@_json
+@dtype_option
+@dry_run_option
+@json_option
 def to_hf(
     checkpoint: Path,
     output: Path,
@@ -108,24 +92,24 @@ def to_hf(
 
     keep_freed_memory()
 
-    with _bar("converting") as progress:
+    with progress_bar("converting") as progress:
         report = convert_to_hf(
             checkpoint,
             output,
             config=config,
             tokenizer=tokenizer,
             max_shard_size=max_shard_size,
-            dtype=_DTYPES[dtype] if dtype else None,
+            dtype=dtype,
             dry_run=dry_run,
             progress=progress,
         )
-    _tell(report, dry_run, as_json)
+    print_report(report, dry_run, as_json)
 
 
 @cli.command(name="to-cerebras")
-@click.argument("release", type=_EXISTING)
-@click.option("--output", required=True, type=_NEW, help="The .mdl file to make; its .yaml is put beside it.")
-@_dtype
+@click.argument("release", type=EXISTING)
+@click.option("--output", required=True, type=NEW, help="The .mdl file to make; its .yaml is put beside it.")
+@dtype_option
 @click.option(
     "--compression",
     type=click.Choice(["none", "lz4"]),
@@ -133,9 +117,9 @@ def to_hf(
     show_default=True,
     help="lz4 packs tensors as Cerebras does: slower to write and to read; begun anew after a kill.",
 )
-@_allow_pickle
-@_dry_run
-@_json
+@allow_pickle_option
+@dry_run_option
+@json_option
 def to_cerebras(
     release: Path,
     output: Path,
@@ -155,33 +139,33 @@ def to_cerebras(
 
     keep_freed_memory()
 
-    with _bar("converting") as progress:
+    with progress_bar("converting") as progress:
         report = convert_to_cerebras(
             release,
             output,
-            dtype=_DTYPES[dtype] if dtype else None,
+            dtype=dtype,
             compression="lz4" if compression == "lz4" else None,
             allow_pickle=allow_pickle,
             dry_run=dry_run,
             progress=progress,
         )
-    _tell(report, dry_run, as_json)
+    print_report(report, dry_run, as_json)
     if not dry_run and not as_json:
         click.echo(f"train it on with {output.with_suffix('.yaml')}")
 
 
 @cli.command()
-@click.argument("first", type=_EXISTING)
-@click.argument("second", type=_EXISTING, required=False)
-@_config
+@click.argument("first", type=EXISTING)
+@click.argument("second", type=EXISTING, required=False)
+@config_option
 @click.option("--logits", is_flag=True, help="Then run Arabic and English prompts through both, layer by layer.")
 @click.option(
     "--trust-release-code",
     is_flag=True,
     help="With --logits: run the code in the release even if it is not this package's. Read it first.",
 )
-@_allow_pickle
-@_json
+@allow_pickle_option
+@json_option
 def verify(
     first: Path,
     second: Path | None,
@@ -208,24 +192,27 @@ def verify(
     _start_inspector()
     from checkpoint_convert.verify.compare import check_manifest, compare, with_trusted_code
 
-    with _bar("comparing") as progress:
+    with progress_bar("comparing") as progress:
         if second is None:
             result = check_manifest(first, config=config, allow_pickle=allow_pickle, progress=progress)
         else:
             result = compare(first, second, config=config, allow_pickle=allow_pickle, progress=progress)
     if trust_release_code:
         result = with_trusted_code(result)
-    found = _as_json(result)
-    if not as_json:
-        _tell_comparison(result)
+    found: dict[str, Any] = comparison_json(result)
     same = result.same
+    if not as_json:
+        print_comparison(result)
     if pair is not None and result.code:
         found["logits"] = None
         if not as_json:
             click.echo("logits: not compared: the release has other code than this package's; see --trust-release-code")
     elif pair is not None:
-        found["logits"], agree = _compare_logits(*pair, config, trust_release_code, allow_pickle, quiet=as_json)
-        same = same and agree
+        report = _compare_logits(*pair, config, trust_release_code, allow_pickle)
+        found["logits"] = dataclasses.asdict(report) | {"first_departure": report.first_departure}
+        same = same and report.first_departure is None
+        if not as_json:
+            print_logits(report)
     if as_json:
         click.echo(json.dumps(found))
     if not same:
@@ -233,11 +220,11 @@ def verify(
 
 
 @cli.command()
-@click.argument("first", type=_EXISTING)
-@click.argument("second", type=_EXISTING)
-@_config
-@_allow_pickle
-@_json
+@click.argument("first", type=EXISTING)
+@click.argument("second", type=EXISTING)
+@config_option
+@allow_pickle_option
+@json_option
 def diff(first: Path, second: Path, config: Path | None, allow_pickle: bool, as_json: bool) -> None:
     """Say what differs between two models, and by how much; each is a .mdl file or a release.
 
@@ -246,30 +233,29 @@ def diff(first: Path, second: Path, config: Path | None, allow_pickle: bool, as_
     _start_inspector()
     from checkpoint_convert.verify.compare import compare
 
-    with _bar("comparing") as progress:
+    with progress_bar("comparing") as progress:
         result = compare(first, second, config=config, allow_pickle=allow_pickle, magnitudes=True, progress=progress)
     if as_json:
-        click.echo(json.dumps(_as_json(result)))
+        click.echo(json.dumps(comparison_json(result)))
     else:
-        _tell_comparison(result)
+        print_comparison(result)
     if not result.same:
         sys.exit(DIFFERENT)
 
 
 @cli.command()
-@click.argument("path", type=_EXISTING)
-@_config
-@_allow_pickle
-@_json
+@click.argument("path", type=EXISTING)
+@config_option
+@allow_pickle_option
+@json_option
 def inspect(path: Path, config: Path | None, allow_pickle: bool, as_json: bool) -> None:
     """Say what a file is, from its headers: release, model, parameters, element types, ties, training step."""
     if path.is_file():
         _start_inspector()
-    from checkpoint_convert.verify.inspect import inspect as look
-    from checkpoint_convert.verify.inspect import readable
+    from checkpoint_convert.verify.inspect import inspect as inspect_model
 
-    found = look(path, config=config, allow_pickle=allow_pickle)
-    click.echo(json.dumps(found) if as_json else readable(found))
+    found = inspect_model(path, config=config, allow_pickle=allow_pickle)
+    click.echo(json.dumps(found) if as_json else inspection_text(found))
 
 
 cli.add_command(completion_command("checkpoint-convert"))
@@ -283,15 +269,13 @@ def _start_inspector() -> None:
 
 
 def _compare_logits(
-    checkpoint: Path, release: Path, config: Path | None, trust_release_code: bool, allow_pickle: bool, quiet: bool
-) -> tuple[dict, bool]:
-    import dataclasses
-
+    checkpoint: Path, release: Path, config: Path | None, trust_release_code: bool, allow_pickle: bool
+) -> LogitsReport:
     os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is fetched; transformers reads it when it is imported
     from checkpoint_convert.verify.logits import compare_logits
 
-    with _bar("running both models") as progress:
-        report = compare_logits(
+    with progress_bar("running both models") as progress:
+        return compare_logits(
             checkpoint,
             release,
             config=config,
@@ -299,100 +283,12 @@ def _compare_logits(
             allow_pickle=allow_pickle,
             progress=progress,
         )
-    departure = report.first_departure
-    if not quiet:
-        last = report.places[-1]
-        click.echo(
-            f"logits: largest difference {last.largest_difference:.2g} of logits up to {last.largest_magnitude:.3g} "
-            f"(tolerance {last.tolerance:.2g}), the same token first at {report.same_choice} of {report.positions} "
-            f"positions of {report.prompts} prompts"
-        )
-        for place in report.places:
-            if place.name == departure:
-                click.echo(
-                    f"first departure: {place.name}, by {place.largest_difference:.3g} of "
-                    f"{place.largest_magnitude:.3g} (tolerance {place.tolerance:.2g})"
-                )
-    found = dataclasses.asdict(report) | {"first_departure": departure}
-    return found, departure is None
 
 
 def _checkpoint_and_release(first: Path, second: Path | None) -> tuple[Path, Path]:
     if second is None or first.is_dir() == second.is_dir():
         raise click.UsageError("--logits compares a .mdl file with a release directory")
     return (second, first) if first.is_dir() else (first, second)
-
-
-@contextmanager
-def _bar(doing: str) -> Iterator:
-    """Yield a progress callback of bytes; the bar shows on a terminal only and disappears at the end."""
-    from tqdm import tqdm
-
-    with tqdm(desc=doing, unit="B", unit_scale=True, unit_divisor=1000, leave=False, disable=None) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done)
-
-        yield progress
-
-
-def _tell(report, dry_run: bool, as_json: bool) -> None:
-    import dataclasses
-
-    if as_json:
-        click.echo(json.dumps(dataclasses.asdict(report) | {"output": str(report.output), "dry_run": dry_run}))
-        return
-    if dry_run:
-        for line in report.lines:
-            click.echo(line)
-    click.echo(
-        f"{report.output}: {report.architecture}, {report.parameters:,} parameters in {', '.join(report.dtypes)}, "
-        f"{report.tensors} tensors under {report.names} names, {report.write_bytes / 1e9:.3g} GB"
-    )
-    if dry_run:
-        click.echo(
-            f"would read {report.read_bytes / 1e9:.3g} GB in {report.steps} steps with about "
-            f"{report.memory_bytes / 1e6:.0f} MB of memory, and write {report.write_bytes / 1e9:.3g} GB where "
-            f"{report.free_bytes / 1e9:.3g} GB are free; nothing was written"
-        )
-    elif report.continued:
-        click.echo(f"went on from an earlier try, which had finished {report.continued} of {report.steps} steps")
-    for note in report.notes:
-        click.echo(f"note: {note}")
-
-
-def _tell_comparison(result) -> None:
-    from checkpoint_convert.mapping.rules import grouped
-
-    rounded = f" (compared as {', '.join(result.rounded)}, the narrower type)" if result.rounded else ""
-    click.echo(f"{result.identical} of {result.tensors} tensors identical{rounded}")
-    for path, right in result.manifests.items():
-        click.echo(f"manifest {path}: {right} digests right")
-    for what in dict.fromkeys(result.differences.values()):
-        for names in grouped(name for name, found in result.differences.items() if found == what):
-            click.echo(f"  {names}: {what}")
-    for key, (one, other) in result.config.items():
-        click.echo(f"  config {key}: {one!r} and {other!r}")
-    for path, what in {**result.code, **result.files}.items():
-        click.echo(f"  {path}: {what}")
-    for note in result.notes:
-        click.echo(f"note: {note}")
-
-
-def _as_json(result) -> dict:
-    return {
-        "same": result.same,
-        "identical": result.identical,
-        "tensors": result.tensors,
-        "differences": dict(result.differences),
-        "compared_as": list(result.rounded),
-        "config": {key: list(values) for key, values in result.config.items()},
-        "manifests": dict(result.manifests),
-        "files": dict(result.files),
-        "code": dict(result.code),
-        "notes": list(result.notes),
-    }
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +18,19 @@ from cerebras_jais import __version__
 from checkpoint_convert.configs.convert import check_convertible, default_special_tokens, to_config_json
 from checkpoint_convert.configs.trainer_yaml import trainer_params
 from checkpoint_convert.errors import ConversionError
+from checkpoint_convert.formats.release_directory import CONFIG
 from checkpoint_convert.formats.safetensors import plan_shards
-from checkpoint_convert.mapping.plan import WEIGHT_TYPES, Plan, Step, make_plan
-from checkpoint_convert.mapping.rules import architecture_of, grouped, other_side, tensor_count
+from checkpoint_convert.formats.tensors import WEIGHT_TYPES
+from checkpoint_convert.mapping.plan import Plan, Step, make_plan
+from checkpoint_convert.mapping.rules import architecture_of, by_layer, layers_text, other_side, tensor_count
 from checkpoint_convert.open_model import Model, opening
 from checkpoint_convert.outputs import CheckpointTarget, ReleaseTarget, Target, check_absent, publish
-from checkpoint_convert.release import read_tokenizer, write_companions
+from checkpoint_convert.release import Companions, read_tokenizer
 from checkpoint_convert.streaming.journal import Work, fingerprint, working_beside
-from checkpoint_convert.streaming.run import DEFAULT_WORKERS, MEMORY_BYTES, run_steps, working_bytes
+from checkpoint_convert.streaming.run import DEFAULT_WORKERS, MEMORY_BYTES, Progress, run_steps, working_bytes
 from checkpoint_convert.verify.manifest import manifest_of
 
-Path_ = str | os.PathLike
-Progress = Callable[[int, int], object]
-"""Called with (bytes just read, bytes to read in all)."""
+Path_ = str | os.PathLike[str]
 Compression = Literal["lz4"] | None
 
 DEFAULT_SHARD_SIZE = 5 * 10**9
@@ -105,10 +105,7 @@ def convert_to_hf(
         notes = [*model.notes, *files.notes]
         shards = plan_shards(plan.headers, max_shard_size)
 
-        def companions(directory: Path) -> None:
-            write_companions(directory, model.config, config_json, files, plan, model.origin)
-
-        target = ReleaseTarget(output, shards, companions)
+        target = ReleaseTarget(output, shards, Companions(config_json, files, plan, model.origin))
         options = [config_json, max_shard_size, [_identity_of(file) for file in files.files.values()]]
         return _convert(model, plan, target, options, notes, dry_run, progress)
 
@@ -273,7 +270,7 @@ def _tie_of(plan: Plan, first: int, second: int) -> str:
 
 def _check_finished(work: Work, plan: Plan, target: Target) -> int:
     """Read back what the journal says is finished and forget what is not there bit for bit; return what is left."""
-    places = target.places(work.files)
+    written = target.file_tensors(work.files)
     checks: dict[int, Step] = {}
     for number in list(work.finished):
         if number >= len(plan.steps):
@@ -281,7 +278,7 @@ def _check_finished(work: Work, plan: Plan, target: Target) -> int:
             continue
         step = plan.steps[number]
         if step.writes:
-            inputs = tuple(places[name] for name in step.outputs)
+            inputs = tuple(written[name] for name in step.outputs)
             checks[number] = Step(step.rule, other_side(step.side), inputs, step.dtype)
 
     def check(number: int, digests: tuple[str, ...]) -> None:
@@ -303,7 +300,7 @@ def _system_errors(output: Path) -> Iterator[None]:
 def _file(checkpoint: Path_) -> Path:
     path = Path(checkpoint)
     if path.is_dir():
-        hint = "; it is a release already" if (path / "config.json").is_file() else ""
+        hint = "; it is a release already" if (path / CONFIG).is_file() else ""
         raise ConversionError(f"{path}: is a directory; give the .mdl file of a checkpoint{hint}")
     return path
 
@@ -340,10 +337,16 @@ def _lines(plan: Plan) -> Iterator[str]:
     """The steps of a plan, a line for all layers that have the same."""
     kinds: dict[tuple[str, ...], list[str]] = {}
     for step in plan.steps:
-        layerless = [*grouped(step.rule.names(step.side)), "->", *grouped(step.outputs)]
-        bare = tuple(text.split(": ")[-1] for text in layerless)
+        names = step.rule.names(step.side)
+        bare = [*_without_layers(names), "->", *_without_layers(step.outputs)]
         shapes = f"{step.dtype} {list(step.headers[0].shape)}" if step.writes else "compared only"
-        kinds.setdefault((*bare, type(step.operation).__name__, shapes), []).append(step.rule.names(step.side)[0])
-    for (*names, operation, shapes), firsts in kinds.items():
-        layers = grouped(firsts)[0].rpartition(": ")[0]
-        yield f"{layers + ': ' if layers else ''}{' '.join(names)} ({operation}, {shapes})"
+        kinds.setdefault((*bare, type(step.operation).__name__, shapes), []).append(names[0])
+    for (*bare, operation, shapes), firsts in kinds.items():
+        _, layers = by_layer(firsts)
+        prefix = "".join(f"{layers_text(numbers)}: " for numbers in layers.values())
+        yield f"{prefix}{' '.join(bare)} ({operation}, {shapes})"
+
+
+def _without_layers(names: Iterable[str]) -> list[str]:
+    rest, layers = by_layer(names)
+    return [*rest, *layers]

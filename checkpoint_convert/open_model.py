@@ -21,15 +21,14 @@ from checkpoint_convert.configs.convert import (
     to_model_section,
 )
 from checkpoint_convert.configs.trainer_yaml import adjustments_left_out, model_section_of, read_model_section
-from checkpoint_convert.errors import ConversionError
+from checkpoint_convert.errors import ConversionError, first_few
 from checkpoint_convert.formats import safetensors as safetensors_files
 from checkpoint_convert.formats import torch_bin as pickle_files
-from checkpoint_convert.formats.safetensors import read_json
-from checkpoint_convert.formats.tensors import FileTensor
-from checkpoint_convert.mapping.plan import Source
+from checkpoint_convert.formats.json_files import read_json
+from checkpoint_convert.formats.release_directory import ADAPTER_CONFIG, CONFIG
+from checkpoint_convert.formats.tensors import FileTensor, Tensor
 from checkpoint_convert.mapping.rules import Side, ties
 
-_SHOWN = 6
 FileStates = Mapping[str, tuple[int, int]]
 """Path -> (bytes, time of the last change in ns)."""
 
@@ -43,7 +42,7 @@ class Model:
     section: Mapping[str, Any]
     """The `model:` section of a trainer YAML that describes it, in the form of release 2.10."""
     config: DecoderConfig
-    tensors: Mapping[str, Source]
+    tensors: Mapping[str, Tensor]
     """By name, tied ones under both of their names; on the Cerebras side without the leading `model.`."""
     notes: tuple[str, ...]
     """What was left out or assumed in reading it."""
@@ -99,21 +98,21 @@ def _with_every_name(model: Model) -> Model:
 
 def _open_release(path: Path, allow_pickle: bool) -> Model:
     _refuse_adapter(path)
-    config_json = read_json(path / "config.json")
-    with _named(path / "config.json"):
+    config_json = read_json(path / CONFIG)
+    with _named(path / CONFIG):
         section, notes = to_model_section(config_json)
         config = DecoderConfig.from_section(section)
         check_convertible(config)
         tokens = special_tokens_of(config_json)
     files = {str(file): _state_of(file) for file in path.iterdir() if file.suffix in (".safetensors", ".bin", ".json")}
     tensors = weights_of(path, allow_pickle)
-    read = {str(tensor.path) for tensor in tensors.values()} | {str(path / "config.json")}
+    read = {str(tensor.path) for tensor in tensors.values()} | {str(path / CONFIG)}
     opened = {name: files[name] for name in sorted(read)}
     return Model(path, "hugging_face", section, config, tensors, tuple(notes), {}, opened, tokens)
 
 
 def _refuse_adapter(path: Path) -> None:
-    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+    if (path / ADAPTER_CONFIG).is_file() and not (path / CONFIG).is_file():
         raise ConversionError(f"{path}: is an adapter without its model; {FOLD_THEM}")
 
 
@@ -184,8 +183,7 @@ def _left_out(opened: Checkpoint) -> list[str]:
     notes = [f"left out: {', '.join(others)} (a release holds weights only)"] if others else []
     skipped = opened.skipped_objects
     if skipped:
-        more = f" and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
-        notes.append(f"not read, because they are pickled or stored elsewhere: {', '.join(skipped[:_SHOWN])}{more}")
+        notes.append(f"not read, because they are pickled or stored elsewhere: {first_few(skipped)}")
     return notes
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -22,15 +22,15 @@ from cerebras_jais.modelzoo_version import VERSION, class_name
 from checkpoint_convert.configs.convert import SpecialTokens
 from checkpoint_convert.configs.trainer_yaml import yaml_text
 from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.formats.safetensors import Shard, create_shards, places_in, write_json, write_text
+from checkpoint_convert.formats.json_files import write_json, write_text
+from checkpoint_convert.formats.release_directory import MANIFEST
+from checkpoint_convert.formats.safetensors import Shard, create_shards, file_tensors
 from checkpoint_convert.formats.tensors import FileTensor
 from checkpoint_convert.mapping.plan import Plan
+from checkpoint_convert.release import Companions, write_companions
 from checkpoint_convert.streaming.journal import sync
 from checkpoint_convert.streaming.run import DEFAULT_WORKERS, FileRanges, Sink
-from checkpoint_convert.verify.manifest import RELEASE_MANIFEST, manifest_path
-from checkpoint_convert.verify.release_files import list_files
-
-Places = Mapping[str, FileTensor]
+from checkpoint_convert.verify.manifest import list_files, manifest_path
 
 
 class Target(Protocol):
@@ -55,8 +55,8 @@ class Target(Protocol):
         """Make the files, still to be filled, in an empty directory."""
         ...
 
-    def places(self, directory: Path) -> Places:
-        """Where each tensor lies in the files, to read it back."""
+    def file_tensors(self, directory: Path) -> Mapping[str, FileTensor]:
+        """The tensors in the files, to read them back."""
         ...
 
     def sink(self, directory: Path) -> AbstractContextManager[Sink]:
@@ -74,8 +74,7 @@ class ReleaseTarget:
 
     output: Path
     shards: tuple[Shard, ...]
-    write_companions: Callable[[Path], None]
-    """Writes configs, code, tokenizer and card into a directory."""
+    companions: Companions
     can_continue = True
     workers = DEFAULT_WORKERS
 
@@ -88,19 +87,19 @@ class ReleaseTarget:
         made.mkdir()
         create_shards(made, self.shards)
 
-    def places(self, directory: Path) -> Places:
-        return places_in(directory / self.output.name, self.shards)
+    def file_tensors(self, directory: Path) -> Mapping[str, FileTensor]:
+        return file_tensors(directory / self.output.name, self.shards)
 
     @contextmanager
     def sink(self, directory: Path) -> Iterator[Sink]:
-        with FileRanges(self.places(directory)) as ranges:
+        with FileRanges(self.file_tensors(directory)) as ranges:
             yield ranges
             ranges.flush()
 
     def complete(self, directory: Path, manifest: Mapping[str, Any]) -> None:
         made = directory / self.output.name
-        self.write_companions(made)
-        write_json(made / RELEASE_MANIFEST, {**manifest, **list_files(made, [shard.file for shard in self.shards])})
+        write_companions(made, self.companions)
+        write_json(made / MANIFEST, {**manifest, **list_files(made, [shard.file for shard in self.shards])})
         sync(made)
 
 
@@ -150,21 +149,21 @@ class CheckpointTarget:
         }
         create_empty_checkpoint(directory / self.output.name, state, compression=self.compression, complete=True)  # type: ignore[arg-type]
 
-    def places(self, directory: Path) -> Places:
+    def file_tensors(self, directory: Path) -> Mapping[str, FileTensor]:
         path = directory / self.output.name
-        places: dict[str, FileTensor] = {}
+        found: dict[str, FileTensor] = {}
         with open_checkpoint(path) as opened:
             for header in self.plan.headers:
                 offset = opened.tensors[f"model.model.{header.name}"].file_offset
                 assert offset is not None, header.name
-                places[header.name] = FileTensor(header.name, header.shape, header.dtype, path, offset)
-        return places
+                found[header.name] = FileTensor(header.name, header.shape, header.dtype, path, offset)
+        return found
 
     @contextmanager
     def sink(self, directory: Path) -> Iterator[Sink]:
         path = directory / self.output.name
         if self.compression is None:
-            with FileRanges(self.places(directory)) as ranges:
+            with FileRanges(self.file_tensors(directory)) as ranges:
                 yield ranges
                 ranges.flush()
             return

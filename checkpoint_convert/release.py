@@ -10,30 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from cerebras_jais.model.config import DecoderConfig
-from checkpoint_convert.configs.convert import SpecialTokens, default_special_tokens
-from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.formats.safetensors import read_json, write_json, write_text
+from checkpoint_convert.configs.convert import SPECIAL_TOKENS, SpecialTokens, default_special_tokens
+from checkpoint_convert.errors import ConversionError, first_few
+from checkpoint_convert.formats.json_files import read_json, write_json, write_text
+from checkpoint_convert.formats.release_directory import (
+    CARD,
+    CONFIG,
+    GENERATION_CONFIG,
+    MANIFEST,
+    TOKENIZER,
+    TOKENIZER_FILES,
+    WEIGHT_SUFFIXES,
+)
 from checkpoint_convert.mapping.plan import Plan
 from checkpoint_convert.mapping.rules import JAIS, architecture_of
 
 CODE_DIRECTORY = Path(__file__).parent / "hf_code"
 CODE_FILES = ("alibi_jais.py", "configuration_jais.py", "modeling_jais.py")
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "additional_chat_templates/*.jinja",
-)
 # What a release has beside its tokenizer: a tokenizer that comes out of one is not missing these.
-_OF_A_RELEASE = ("config.json", "generation_config.json", "manifest.json", "README.md", "LICENSE", *CODE_FILES)
-_WEIGHTS = frozenset({".safetensors", ".bin", ".mdl"})
-_SHOWN = 6
+_OF_A_RELEASE = (CONFIG, GENERATION_CONFIG, MANIFEST, CARD, "LICENSE", *CODE_FILES)
+_VOCABULARIES = (TOKENIZER, "tokenizer.model", "vocab.json")
 
 
 @dataclass(frozen=True)
@@ -68,12 +64,12 @@ def read_tokenizer(path: Path | None, config: DecoderConfig, kept: SpecialTokens
         raise ConversionError(f"{path}: is not a directory; give the directory that holds tokenizer.json")
     found = [file for pattern in TOKENIZER_FILES for file in sorted(path.glob(pattern)) if file.is_file()]
     files = {file.relative_to(path).as_posix(): file for file in found}
-    if not {"tokenizer.json", "tokenizer.model", "vocab.json"} & files.keys():
-        raise ConversionError(f"{path}: has no tokenizer.json, tokenizer.model or vocab.json")
+    if files.keys().isdisjoint(_VOCABULARIES):
+        raise ConversionError(f"{path}: has no {', '.join(_VOCABULARIES[:-1])} or {_VOCABULARIES[-1]}")
     left_out = _left_out(path, files)
-    if "tokenizer.json" not in files:
+    if TOKENIZER not in files:
         return Tokenizer(files, assumed, left_out)
-    ids = _token_ids(path / "tokenizer.json")
+    ids = _token_ids(path / TOKENIZER)
     if max(ids.values(), default=0) >= config.vocab_size:
         raise ConversionError(
             f"{path}: its ids go up to {max(ids.values())} but the model's vocab_size is {config.vocab_size}: "
@@ -93,7 +89,7 @@ def _special_tokens(declared: Mapping[str, int], kept: SpecialTokens | None) -> 
     """
     chosen: dict[str, Any] = {}
     notes = []
-    for kind in ("bos", "eos", "pad"):
+    for kind in SPECIAL_TOKENS:
         before = getattr(kept, kind, None)
         among = before if isinstance(before, list) else [before]
         chosen[kind] = before if kind not in declared or declared[kind] in among else declared[kind]
@@ -110,12 +106,11 @@ def _left_out(path: Path, files: Mapping[str, Path]) -> tuple[str, ...]:
     others = sorted(
         f"{entry.name}/" if entry.is_dir() else entry.name
         for entry in path.iterdir()
-        if entry.name not in known and not entry.name.startswith(".") and not {*entry.suffixes} & _WEIGHTS
+        if entry.name not in known and not entry.name.startswith(".") and not {*entry.suffixes} & WEIGHT_SUFFIXES
     )
     if not others:
         return ()
-    more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
-    return (f"left out, as no file of a tokenizer: {', '.join(others[:_SHOWN])}{more} (in {path})",)
+    return (f"left out, as no file of a tokenizer: {first_few(others)} (in {path})",)
 
 
 def _token_ids(file: Path) -> dict[str, int]:
@@ -137,7 +132,7 @@ def _declared_tokens(path: Path, ids: Mapping[str, int]) -> dict[str, int]:
     declared: dict[str, int] = {}
     for file in (path / "special_tokens_map.json", path / "tokenizer_config.json"):
         content = read_json(file) if file.is_file() else {}
-        for kind in ("bos", "eos", "pad"):
+        for kind in SPECIAL_TOKENS:
             token = content.get(f"{kind}_token")
             token = token.get("content") if isinstance(token, Mapping) else token
             if token is None:
@@ -148,28 +143,29 @@ def _declared_tokens(path: Path, ids: Mapping[str, int]) -> dict[str, int]:
     return declared
 
 
-def write_companions(
-    directory: Path,
-    config: DecoderConfig,
-    config_json: Mapping[str, Any],
-    tokenizer: Tokenizer,
-    plan: Plan,
-    origin: Mapping[str, str],
-) -> None:
-    """Write everything of a release but its weights: configs, code, tokenizer, model card.
+@dataclass(frozen=True)
+class Companions:
+    """What stands beside the weights of a release."""
 
-    `origin` is what the card says of where the weights come from: label -> text.
-    """
-    write_json(directory / "config.json", config_json)
-    ids = {key: value for key, value in tokenizer.tokens.keys().items() if value is not None}
-    write_json(directory / "generation_config.json", ids)
-    copied = dict(tokenizer.files)
-    if architecture_of(config) is JAIS:
+    config_json: Mapping[str, Any]
+    tokenizer: Tokenizer
+    plan: Plan
+    origin: Mapping[str, str]
+    """What the model card says of where the weights come from: label -> text."""
+
+
+def write_companions(directory: Path, release: Companions) -> None:
+    """Write everything of a release but its weights and its manifest: configs, code, tokenizer, model card."""
+    write_json(directory / CONFIG, release.config_json)
+    ids = {key: value for key, value in release.tokenizer.tokens.keys().items() if value is not None}
+    write_json(directory / GENERATION_CONFIG, ids)
+    copied = dict(release.tokenizer.files)
+    if architecture_of(release.plan.config) is JAIS:
         copied |= {name: CODE_DIRECTORY / name for name in CODE_FILES}
     for name, file in copied.items():
         (directory / name).parent.mkdir(exist_ok=True)
         _copy(file, directory / name)
-    write_text(directory / "README.md", model_card(directory, config, config_json, tokenizer, plan, origin))
+    write_text(directory / CARD, model_card(release))
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -179,15 +175,10 @@ def _copy(source: Path, target: Path) -> None:
         os.fsync(file.fileno())
 
 
-def model_card(
-    directory: Path,
-    config: DecoderConfig,
-    config_json: Mapping[str, Any],
-    tokenizer: Tokenizer,
-    plan: Plan,
-    origin: Mapping[str, str],
-) -> str:
+def model_card(release: Companions) -> str:
     """The README.md of a release: only what the files themselves say."""
+    config_json, tokenizer, plan = release.config_json, release.tokenizer, release.plan
+    config = plan.config
     jais = architecture_of(config) is JAIS
     trust = ", trust_remote_code=True" if jais else ""
     positions = "ALiBi" if jais else f"rotary, theta {config.rope_theta:g}"
@@ -209,7 +200,7 @@ def model_card(
             f"{key} {config_json[f'mup_{key}']:.8g}" for key in ("embeddings_scale", "output_alpha", "width_scale")
         )
     rows["Tokenizer"] = "included" if tokenizer.files else "not included"
-    rows |= origin
+    rows |= release.origin
     table = "\n".join(f"| {label} | {value} |" for label, value in rows.items())
     load_tokenizer = f"tokenizer = AutoTokenizer.from_pretrained(path{trust})\n" if tokenizer.files else ""
     use = (

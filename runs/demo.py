@@ -84,7 +84,7 @@ def run_family(name: str, text: list[str], held_out: str, output: Path, limit: l
     command("checkpoint-convert", "to-cerebras", release, "--output", back, output=output)
     same = json.loads(command("checkpoint-convert", "verify", mdl, back, "--json", output=output))
     logits = json.loads(command("checkpoint-convert", "verify", mdl, release, "--logits", "--json", output=output))
-    last = logits["logits"]["places"][-1]
+    last = logits["logits"]["layers"][-1]
     unseen = ["--tokenizer", "tokenizer", *text, "--held-out", held_out, "--json"]
     scores = json.loads(command("cerebras-jais", "score", mdl, *unseen, output=output))
     with (output / folder / "losses.csv").open() as file:

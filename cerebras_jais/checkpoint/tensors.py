@@ -54,6 +54,11 @@ class StoredTensor:
         return self.header.offset if self.header else None
 
     @property
+    def storage_id(self) -> tuple[str, str]:
+        """The file and the flat name under which the data lies: equal for two names of one tensor."""
+        return str(self.path), self.linked_to or self.key
+
+    @property
     def chunk_rows(self) -> int | None:
         """Rows that are unpacked together; `read_rows` is cheapest in multiples of it. None when nothing is packed."""
         return self.header.chunks[0] if self.header and self.header.chunks else None

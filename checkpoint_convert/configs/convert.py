@@ -36,6 +36,7 @@ _LOGITS_KEYS = {
 _OLD_NAMES = {"embedding_dropout_rate": "embd_pdrop", "model_name": "name"}
 
 
+SPECIAL_TOKENS = ("bos", "eos", "pad")
 Ids = int | list[int] | None
 
 
@@ -48,7 +49,8 @@ class SpecialTokens:
     pad: Ids
 
     def keys(self) -> dict[str, Ids]:
-        return {"bos_token_id": self.bos, "eos_token_id": self.eos, "pad_token_id": self.pad}
+        """Its keys in config.json."""
+        return {f"{kind}_token_id": getattr(self, kind) for kind in SPECIAL_TOKENS}
 
     def __str__(self) -> str:
         return ", ".join(f"{key} {json.dumps(ids)}" for key, ids in self.keys().items())
@@ -62,8 +64,8 @@ def special_tokens_of(keys: Any) -> SpecialTokens | None:
     """
     if not isinstance(keys, Mapping):
         return None
-    found = [keys.get(f"{kind}_token_id") for kind in ("bos", "eos", "pad")]
-    for kind, ids in zip(("bos", "eos", "pad"), found, strict=True):
+    found = [keys.get(f"{kind}_token_id") for kind in SPECIAL_TOKENS]
+    for kind, ids in zip(SPECIAL_TOKENS, found, strict=True):
         several = ids if isinstance(ids, list) else [] if ids is None else [ids]
         if not all(type(number) is int for number in several):
             raise ConversionError(f"{kind}_token_id: must be a token's id, several, or null (got {shown(ids)})")
@@ -164,13 +166,14 @@ def _with_keys_of(section: Mapping[str, Any], now: Mapping[str, Any], taken: set
 def _differing(section: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Keys in which the public form of a section is not what `now` says, rounding aside."""
     again, _ = _section_of(public_keys(DecoderConfig.from_section(section)))
+    return [key for key in {**again, **now} if not nearly_equal(again.get(key), now.get(key), rel_tol=1e-9)]
 
-    def same(a: Any, b: Any) -> bool:
-        if isinstance(a, float) and isinstance(b, float):
-            return math.isclose(a, b, rel_tol=1e-9)
-        return a == b
 
-    return [key for key in {**again, **now} if not same(again.get(key), now.get(key))]
+def nearly_equal(a: Any, b: Any, *, rel_tol: float) -> bool:
+    """Whether two values of a config are equal, floats within a relative tolerance."""
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=rel_tol)
+    return bool(a == b)
 
 
 def check_convertible(config: DecoderConfig) -> None:

@@ -70,21 +70,21 @@ def jais_section(config_json: Mapping[str, Any]) -> tuple[dict[str, Any], list[s
     keys.require("scale_attn_weights", (True,), "the Model Zoo always scales q.k")
     keys.require("scale_attn_by_inverse_layer_idx", (False, None), "the models of the family do not scale by layer")
     keys.require("alibi_trainable_slopes", (False, None), "the slopes of the family are fixed")
-    hidden = keys.size("n_embd", "hidden_size")
-    filter_size = keys.size("n_inner", default=4 * hidden)
+    hidden = keys.positive_int("n_embd", "hidden_size")
+    filter_size = keys.positive_int("n_inner", default=4 * hidden)
     section = {
         "name": "jais",
-        "vocab_size": keys.size("vocab_size"),
-        "max_position_embeddings": keys.size("n_positions", "max_position_embeddings"),
+        "vocab_size": keys.positive_int("vocab_size"),
+        "max_position_embeddings": keys.positive_int("n_positions", "max_position_embeddings"),
         "hidden_size": hidden,
-        "num_hidden_layers": keys.size("n_layer", "num_hidden_layers"),
-        "num_heads": keys.size("n_head", "num_attention_heads"),
+        "num_hidden_layers": keys.positive_int("n_layer", "num_hidden_layers"),
+        "num_heads": keys.positive_int("n_head", "num_attention_heads"),
         "filter_size": filter_size,
         "position_embedding_type": "alibi",
         "nonlinearity": "swiglu",
         "norm_type": "layernorm",
         "layer_norm_epsilon": keys.number("layer_norm_epsilon", default=1e-5),
-        "share_embedding_weights": keys.truth("tie_word_embeddings", default=True),
+        "share_embedding_weights": keys.boolean("tie_word_embeddings", default=True),
         "use_bias_in_output": False,
         "use_ffn_bias": True,
         "use_ffn_bias_in_attention": True,
@@ -94,7 +94,7 @@ def jais_section(config_json: Mapping[str, Any]) -> tuple[dict[str, Any], list[s
         "attention_dropout_rate": keys.number("attn_pdrop", default=0.1),
         "initializer_range": keys.number("initializer_range", default=0.02),
         "embeddings_scale": keys.number("mup_embeddings_scale", "embeddings_scale", default=1.0),
-        "scale_qk_dot_by_d": keys.truth("mup_scale_qk_dot_by_d", "scale_qk_dot_by_d", default=False),
+        "scale_qk_dot_by_d": keys.boolean("mup_scale_qk_dot_by_d", "scale_qk_dot_by_d", default=False),
     }
     factor = _alibi_factor(keys.get("alibi_scaling"))
     if factor != 1:

@@ -15,7 +15,7 @@ class Keys:
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.values = values
 
-    def size(self, *names: str, default: int | None = None) -> int:
+    def positive_int(self, *names: str, default: int | None = None) -> int:
         value = self.get(*names, default=default)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConversionError(f"config.json: {names[0]} must be a positive whole number (got {value!r})")
@@ -27,7 +27,7 @@ class Keys:
             raise ConversionError(f"config.json: {names[0]} must be a number (got {value!r})")
         return float(value)
 
-    def truth(self, *names: str, default: bool) -> bool:
+    def boolean(self, *names: str, default: bool) -> bool:
         value = self.get(*names, default=default)
         if not isinstance(value, bool):
             raise ConversionError(f"config.json: {names[0]} must be true or false (got {value!r})")
@@ -47,7 +47,7 @@ class Keys:
             raise ConversionError(f"config.json: {' and '.join(found)} are names of one thing but differ; remove one")
         return next(iter(found.values()), default)
 
-    def require(self, name: str, allowed: tuple, why: str) -> None:
+    def require(self, name: str, allowed: tuple[Any, ...], why: str) -> None:
         """Refuse a value that is none of the allowed ones; an absent key has the first of them."""
         if self.values.get(name, allowed[0]) not in allowed:
             raise ConversionError(f"config.json: {name} is {self.values[name]!r}: {why}")

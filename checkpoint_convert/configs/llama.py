@@ -47,29 +47,29 @@ def llama_section(config_json: Mapping[str, Any]) -> tuple[dict[str, Any], list[
     """
     keys = Keys(config_json)
     keys.require("hidden_act", ("silu",), "the models of the family use silu")
-    hidden, heads = keys.size("hidden_size"), keys.size("num_attention_heads")
-    head_dim = keys.size("head_dim", default=hidden // heads)
+    hidden, heads = keys.positive_int("hidden_size"), keys.positive_int("num_attention_heads")
+    head_dim = keys.positive_int("head_dim", default=hidden // heads)
     if head_dim * heads != hidden:
         raise ConversionError(f"config.json: head_dim {head_dim} times {heads} heads is not hidden_size {hidden}")
     theta, factor = _rope_of(keys)
-    biases = keys.truth("attention_bias", default=False)
+    biases = keys.boolean("attention_bias", default=False)
     section: dict[str, Any] = {
         "name": "llama",
-        "vocab_size": keys.size("vocab_size"),
-        "max_position_embeddings": keys.size("max_position_embeddings", default=2048),
+        "vocab_size": keys.positive_int("vocab_size"),
+        "max_position_embeddings": keys.positive_int("max_position_embeddings", default=2048),
         "hidden_size": hidden,
-        "num_hidden_layers": keys.size("num_hidden_layers"),
+        "num_hidden_layers": keys.positive_int("num_hidden_layers"),
         "num_heads": heads,
-        "filter_size": keys.size("intermediate_size"),
+        "filter_size": keys.positive_int("intermediate_size"),
         "position_embedding_type": "rotary",
         "rotary_dim": head_dim,
         "rope_theta": theta,
         "nonlinearity": "swiglu",
         "norm_type": "rmsnorm",
         "layer_norm_epsilon": keys.number("rms_norm_eps", default=1e-6),
-        "share_embedding_weights": keys.truth("tie_word_embeddings", default=False),
+        "share_embedding_weights": keys.boolean("tie_word_embeddings", default=False),
         "use_bias_in_output": False,
-        "use_ffn_bias": keys.truth("mlp_bias", default=False),
+        "use_ffn_bias": keys.boolean("mlp_bias", default=False),
         "use_ffn_bias_in_attention": biases,
         "use_projection_bias_in_attention": biases,
         "dropout_rate": 0.0,
@@ -78,7 +78,7 @@ def llama_section(config_json: Mapping[str, Any]) -> tuple[dict[str, Any], list[
     }
     if factor != 1:
         section["pos_scaling_factor"] = factor
-    groups = keys.size("num_key_value_heads", default=heads)
+    groups = keys.positive_int("num_key_value_heads", default=heads)
     if groups != heads:
         section["attention_module"] = "multiquery_attention"
         section["extra_attention_params"] = {"num_kv_groups": groups}
@@ -88,9 +88,9 @@ def llama_section(config_json: Mapping[str, Any]) -> tuple[dict[str, Any], list[
 def _rope_of(keys: Keys) -> tuple[float, float]:
     """(theta, factor) of the rotary positions, from the keys of transformers 4 or 5."""
     parameters, scaling = keys.mapping("rope_parameters"), keys.mapping("rope_scaling")
-    places = {"": keys.values, "rope_parameters.": parameters, "rope_scaling.": scaling}
-    theta = _one_number(places, "rope_theta", 10000.0)
-    if _one_number(places, "partial_rotary_factor", 1.0) != 1:
+    mappings = {"": keys.values, "rope_parameters.": parameters, "rope_scaling.": scaling}
+    theta = _one_number(mappings, "rope_theta", 10000.0)
+    if _one_number(mappings, "partial_rotary_factor", 1.0) != 1:
         raise ConversionError(
             "config.json: partial_rotary_factor is not 1: the models of the family rotate whole heads"
         )
@@ -104,16 +104,16 @@ def _rope_of(keys: Keys) -> tuple[float, float]:
     return theta, 1.0 if kind == "default" else scaling_factor(scaling, "rope_scaling")
 
 
-def _one_number(places: Mapping[str, Mapping[str, Any]], name: str, default: float) -> float:
-    """The number of that name in the places that have it, which must all say the same."""
+def _one_number(mappings: Mapping[str, Mapping[str, Any]], name: str, default: float) -> float:
+    """The number of that name in the mappings that have it, which must all say the same."""
     found = {
-        f"{place}{name}": Keys(values).number(name, default=default)
-        for place, values in places.items()
+        f"{prefix}{name}": Keys(values).number(name, default=default)
+        for prefix, values in mappings.items()
         if values.get(name) is not None
     }
     if len(set(found.values())) > 1:
         raise ConversionError(
-            f"config.json: {' and '.join(f'{place} {value:g}' for place, value in found.items())} are one thing but "
+            f"config.json: {' and '.join(f'{name} {value:g}' for name, value in found.items())} are one thing but "
             "differ; make them equal or remove one"
         )
     return next(iter(found.values()), default)

@@ -9,20 +9,20 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cerebras_jais.checkpoint.aligned_memory import DISK_BLOCK
-from cerebras_jais.files import MIB, open_regular, read_bytes
+from cerebras_jais.files import open_regular
 from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.formats.tensors import FileTensor, Shape, TensorHeader, np_dtype
+from checkpoint_convert.formats.json_files import parse_object, read_json, write_json
+from checkpoint_convert.formats.tensors import FileTensor, Shape, TensorHeader, is_array_shape, np_dtype
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _LARGEST_HEADER = 100_000_000  # bytes; the limit of the format's own library
-_LARGEST_JSON = 64 * MIB  # an index names a tensor in 100 bytes
 
 _DTYPE_OF_CODE = {
     "BOOL": "bool",
@@ -42,19 +42,28 @@ _DTYPE_OF_CODE = {
 _CODES = {dtype: code for code, dtype in _DTYPE_OF_CODE.items()}
 
 
-def open_model(directory: str | os.PathLike) -> dict[str, FileTensor]:
+def open_model(directory: str | os.PathLike[str]) -> dict[str, FileTensor]:
     """The tensors of a release directory by name, from one file or from shards; only headers are read.
 
     Raises:
         ConversionError: no safetensors in the directory, a damaged file, or an index that does not fit its shards.
     """
-    directory = Path(directory)
-    index, single = directory / INDEX, directory / SINGLE
-    if index.is_file():
-        return open_shards(index, read_header)
-    if single.is_file():
-        return read_header(single)
-    raise ConversionError(f"{directory}: has neither {INDEX} nor {SINGLE}; name the directory that holds the weights")
+    return open_weights(Path(directory), INDEX, SINGLE, read_header)
+
+
+def open_weights(
+    directory: Path, index: str, single: str, read_file: Callable[[Path], dict[str, FileTensor]]
+) -> dict[str, FileTensor]:
+    """The tensors of a directory by name: of the shards that its index names, or of its one file.
+
+    Raises:
+        ConversionError: neither is in the directory, or one of them is damaged.
+    """
+    if (directory / index).is_file():
+        return open_shards(directory / index, read_file)
+    if (directory / single).is_file():
+        return read_file(directory / single)
+    raise ConversionError(f"{directory}: has neither {index} nor {single}; name the directory that holds the weights")
 
 
 def open_shards(index: Path, read_file: Callable[[Path], dict[str, FileTensor]]) -> dict[str, FileTensor]:
@@ -96,7 +105,7 @@ def read_header(path: Path) -> dict[str, FileTensor]:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, _LARGEST_HEADER):
                 raise ConversionError(f"{path}: is not a safetensors file, or only a part of one")
-            header = _parsed(path, file.read(length))
+            header = parse_object(path, file.read(length))
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         reason = getattr(error, "strerror", None) or error
         raise ConversionError(f"{str(path)!r}: cannot be read: {reason}") from error
@@ -127,38 +136,13 @@ def _entry(path: Path, name: str, about: Any) -> tuple[str, Shape, int, int]:
         whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
     except (TypeError, KeyError, ValueError):
         whole, code = False, None
-    # Without tensors that hold nothing and have a length that no array can have.
-    whole = whole and len(shape) <= 32 and math.prod(n for n in shape if n) < 1 << 60
     if not whole or not isinstance(code, str) or end < begin:
         raise ConversionError(f"{path}: the entry of tensor {name!r} is damaged")
     if code not in _DTYPE_OF_CODE:
         raise ConversionError(f"{path}: tensor {name!r} has the element type {code}, which is not converted")
+    if not is_array_shape(tuple(shape), _DTYPE_OF_CODE[code]):
+        raise ConversionError(f"{path}: the entry of tensor {name!r} is damaged")
     return _DTYPE_OF_CODE[code], tuple(shape), begin, end
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; ConversionError when it is not one or names a key twice."""
-    return _parsed(path, read_bytes(path, _LARGEST_JSON, ConversionError))
-
-
-def _parsed(path: Path, text: bytes) -> dict[str, Any]:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ConversionError(f"{path}: its JSON names a key twice; it is damaged")
-        return found
-
-    try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=once)  # json itself would take UTF-16 too
-        if b"\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode(
-                "utf-8"
-            )  # refuses halves of characters, as nothing writes them
-    except (ValueError, RecursionError) as error:
-        raise ConversionError(f"{path}: its JSON cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise ConversionError(f"{path}: its JSON is not an object")
-    return value
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------
@@ -215,15 +199,15 @@ def create_shards(directory: Path, shards: Sequence[Shard]) -> None:
     write_json(directory / INDEX, index)
 
 
-def places_in(directory: Path, shards: Sequence[Shard]) -> dict[str, FileTensor]:
-    """Where each tensor lies, or is to lie, in shards laid out in a directory."""
-    places: dict[str, FileTensor] = {}
+def file_tensors(directory: Path, shards: Sequence[Shard]) -> dict[str, FileTensor]:
+    """The tensors of shards that were created in a directory, filled or still to be filled."""
+    found: dict[str, FileTensor] = {}
     for shard in shards:
         at = len(_header(shard.tensors))
         for tensor in shard.tensors:
-            places[tensor.name] = FileTensor(tensor.name, tensor.shape, tensor.dtype, directory / shard.file, at)
+            found[tensor.name] = FileTensor(tensor.name, tensor.shape, tensor.dtype, directory / shard.file, at)
             at += tensor.nbytes
-    return places
+    return found
 
 
 def _header(tensors: Sequence[TensorHeader]) -> bytes:
@@ -239,16 +223,3 @@ def _header(tensors: Sequence[TensorHeader]) -> bytes:
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % DISK_BLOCK)  # the data begin at a block of the disk
     return len(text).to_bytes(8, "little") + text
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object, readable, flushed to the disk."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, flushed to the disk."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

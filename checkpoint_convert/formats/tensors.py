@@ -6,28 +6,70 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-import ml_dtypes
 import numpy as np
 
 from cerebras_jais.checkpoint import aligned_memory as memory
+from cerebras_jais.checkpoint.dtypes import ELEMENT_TYPES
 from cerebras_jais.checkpoint.hdf5.chunks import read_at, read_columns_at
 from checkpoint_convert.errors import ConversionError
 
 Shape = tuple[int, ...]
 
-_DTYPES: dict[str, np.dtype] = {
-    name: np.dtype(name).newbyteorder("<")
-    for name in (
-        *("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"),
-        *("float16", "float32", "float64"),
-    )
-} | {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+MOST_AXES = 32
+UNIT_ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
+"""Largest relative error of rounding a number to an element type of weights."""
+WEIGHT_TYPES = tuple(UNIT_ROUNDOFF)
 
 
 def np_dtype(name: str) -> np.dtype:
     """The little-endian numpy dtype of a name such as "float32" or "bfloat16"."""
-    return _DTYPES[name]
+    return ELEMENT_TYPES[name].memory
+
+
+def is_array_shape(shape: Shape, dtype: str) -> bool:
+    """Whether an array can have this shape.
+
+    numpy before 2.0 has 32 axes at most, and it counts the bytes of an empty array as if its empty axes were of size 1.
+    """
+    return len(shape) <= MOST_AXES and math.prod(n for n in shape if n) * np_dtype(dtype).itemsize < 1 << 63
+
+
+StorageId = tuple[str, str | int]
+"""File, and what names the place in it: equal for two names of one tensor, different for any other two tensors."""
+
+
+class Tensor(Protocol):
+    """A tensor that can be read: in a .mdl, in a safetensors file or in a pickle shard."""
+
+    @property
+    def shape(self) -> Shape: ...
+
+    @property
+    def dtype(self) -> str:
+        """A name such as "float32" or "bfloat16"."""
+        ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    @property
+    def storage_id(self) -> StorageId: ...
+
+    @property
+    def chunk_rows(self) -> int | None:
+        """Rows that are unpacked together; None where nothing is packed."""
+        ...
+
+    def read(self) -> np.ndarray: ...
+
+    def read_rows(self, start: int, stop: int) -> np.ndarray: ...
+
+    def read_columns(self, start: int, stop: int) -> np.ndarray:
+        """Columns of a matrix of which nothing is packed."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -59,6 +101,11 @@ class FileTensor:
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * np_dtype(self.dtype).itemsize
+
+    @property
+    def storage_id(self) -> StorageId:
+        """The file and the offset in it."""
+        return str(self.path), self.offset
 
     @property
     def chunk_rows(self) -> None:

@@ -199,8 +199,8 @@ def _widen(path: Path, name: str, extra: bytes, numbers: list[int]) -> list[int]
     while full and at + 4 <= len(extra):
         kind, length = struct.unpack_from("<2H", extra, at)
         if kind == 1 and min(length, len(extra) - at - 4) >= 8 * len(full):
-            for place, i in enumerate(full):
-                (numbers[i],) = struct.unpack_from("<Q", extra, at + 4 + 8 * place)
+            for index, i in enumerate(full):
+                (numbers[i],) = struct.unpack_from("<Q", extra, at + 4 + 8 * index)
             return numbers
         at += 4 + length
     if full:
@@ -217,4 +217,4 @@ def _skip_local_header(path: Path, file: BinaryIO, at: int, name: str, size: int
     agrees = agrees and sig == b"PK\3\4" and not method and not flags & ~(_SIZES_FOLLOW | _UTF8)
     if not agrees or _read_at(path, file, at + _LOCAL.size, names) != name.encode():
         raise damage(path, f"the header of its entry {name!r} is not what the archive directory says")
-    return at + _LOCAL.size + names + extras
+    return at + int(_LOCAL.size + names + extras)

@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.formats.safetensors import open_shards
-from checkpoint_convert.formats.tensors import FileTensor, np_dtype
+from checkpoint_convert.formats.safetensors import open_weights
+from checkpoint_convert.formats.tensors import MOST_AXES, FileTensor, is_array_shape, np_dtype
 from checkpoint_convert.formats.torch_archive import Archive, Entry, damage, read_archive, refusal
 
 INDEX = "pytorch_model.bin.index.json"
@@ -25,7 +24,6 @@ SINGLE = "pytorch_model.bin"
 # What hostile pickles are held to.
 _DEEPEST_STACK = 10_000  # values; picklers fill a dict by 1,000 items at a time
 _LONGEST_NAME = 4_096  # bytes of a string
-_MOST_AXES = 32  # of a tensor; numpy before 2.0 has no more
 
 _STORAGES = {
     "torch BoolStorage": "bool",
@@ -50,7 +48,7 @@ _PARAMETER = "torch._utils _rebuild_parameter"
 _GLOBALS = {_DICT, _TENSOR, _TYPED_TENSOR, _PARAMETER, *_STORAGES, *_DTYPES}
 
 
-def open_bin_model(directory: str | os.PathLike) -> dict[str, FileTensor]:
+def open_bin_model(directory: str | os.PathLike[str]) -> dict[str, FileTensor]:
     """The tensors of `pytorch_model.bin`, or of its shards, by name; no data is read.
 
     Tensors that share a storage (tied weights) share bytes of the file.
@@ -59,13 +57,7 @@ def open_bin_model(directory: str | os.PathLike) -> dict[str, FileTensor]:
         ConversionError: neither file in the directory, an index that does not fit its shards, a damaged file, or a
             pickle that is more than a dict of plain tensors.
     """
-    directory = Path(directory)
-    index, single = directory / INDEX, directory / SINGLE
-    if index.is_file():
-        return open_shards(index, read_bin)
-    if single.is_file():
-        return read_bin(single)
-    raise ConversionError(f"{directory}: has neither {INDEX} nor {SINGLE}; name the directory that holds the weights")
+    return open_weights(Path(directory), INDEX, SINGLE, read_bin)
 
 
 def read_bin(path: Path) -> dict[str, FileTensor]:
@@ -89,7 +81,7 @@ class _Global:
     name: str
 
 
-class _Integers(tuple):
+class _Integers(tuple[int, ...]):
     """A tuple of integers: the only tuple that stands inside another one."""
 
 
@@ -243,10 +235,10 @@ class _Machine:
         del self.stack[mark:]
         return values
 
-    def recall(self, place: int) -> None:
-        if place not in self.memo:
+    def recall(self, index: int) -> None:
+        if index not in self.memo:
             raise damage(self.path, "its pickle refers to a value that it has not given")
-        self.stack.append(self.memo[place])
+        self.stack.append(self.memo[index])
 
     def push_tuple(self, values: list[Any]) -> None:
         if all(type(value) is int for value in values):
@@ -316,15 +308,14 @@ def _locate(path: Path, name: str, tensor: _Tensor) -> FileTensor:
     """The place of a tensor in the file; it must lie in one piece, row by row, inside its storage."""
     itemsize = np_dtype(tensor.dtype).itemsize
     offset, shape, strides = tensor.offset, tensor.shape, tensor.strides
-    fits = len(shape) == len(strides) <= _MOST_AXES and all(n >= 0 for n in (*shape, offset))
-    # numpy counts the bytes of an empty tensor as if its empty axes were of size 1.
-    if not fits or math.prod(n for n in shape if n) * itemsize >= 1 << 63:
-        raise damage(path, f"tensor {name!r} has the shape {list(shape)[:_MOST_AXES]} with strides that do not fit it")
-    step = 1
+    fits = len(shape) == len(strides) and all(n >= 0 for n in (*shape, offset))
+    if not fits or not is_array_shape(shape, tensor.dtype):
+        raise damage(path, f"tensor {name!r} has the shape {list(shape)[:MOST_AXES]} with strides that do not fit it")
+    elements, step = math.prod(shape), 1
     for length, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if length > 1 and stride != step and math.prod(shape):
+        if length > 1 and stride != step and elements:
             raise refusal(path, f"tensor {name!r} is a view that is not contiguous, which is not read")
         step *= length
-    if (offset + math.prod(shape)) * itemsize > tensor.storage.entry.size:
+    if (offset + elements) * itemsize > tensor.storage.entry.size:
         raise damage(path, f"tensor {name!r} goes beyond the data of its storage")
     return FileTensor(name, tuple(shape), tensor.dtype, path, tensor.storage.entry.offset + offset * itemsize)

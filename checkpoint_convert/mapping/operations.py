@@ -29,8 +29,8 @@ class Piece(NamedTuple):
     values: np.ndarray
 
     @property
-    def place(self) -> tuple[slice, ...]:
-        """The slices of the tensor that it is."""
+    def slices(self) -> tuple[slice, ...]:
+        """Where it lies in its tensor."""
         return tuple(slice(start, start + size) for start, size in zip(self.at, self.values.shape, strict=True))
 
 
@@ -66,7 +66,7 @@ def forward(operation: Operation, arrays: Sequence[np.ndarray]) -> tuple[np.ndar
     outputs = tuple(np.empty(shape, bits) for shape in operation.shapes([array.shape for array in arrays]))
     for index, array in enumerate(arrays):
         for piece in operation.move(Piece(index, (0,) * array.ndim, array.view(bits))):
-            outputs[piece.tensor][piece.place] = piece.values
+            outputs[piece.tensor][piece.slices] = piece.values
     return tuple(output.view(dtype) for output in outputs)
 
 

@@ -12,15 +12,14 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import numpy as np
 
 from cerebras_jais.model.alibi import alibi_slopes
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.stored import FOLD_THEM, adapters_in
-from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.formats.tensors import TensorHeader, np_dtype
+from checkpoint_convert.errors import ConversionError, first_few
+from checkpoint_convert.formats.tensors import UNIT_ROUNDOFF, WEIGHT_TYPES, Tensor, TensorHeader, np_dtype
 from checkpoint_convert.mapping.operations import Operation, Shape
 from checkpoint_convert.mapping.rules import (
     JAIS,
@@ -34,37 +33,8 @@ from checkpoint_convert.mapping.rules import (
     ties,
 )
 
-WEIGHT_TYPES = ("float16", "bfloat16", "float32", "float64")
 _BLOCK_BYTES = 64 << 20
-_SHOWN = 6
-# What rounding to an element type may do to an ALiBi slope, relative.
-_SLOPE_ROUNDING = {"float64": 1e-6, "float32": 1e-6, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-
-
-class Source(Protocol):
-    """A tensor that can be read: in a .mdl, in a safetensors file or in a pickle shard."""
-
-    @property
-    def shape(self) -> Shape: ...
-
-    @property
-    def dtype(self) -> str: ...
-
-    @property
-    def nbytes(self) -> int: ...
-
-    @property
-    def chunk_rows(self) -> int | None:
-        """Rows that are unpacked together; None where nothing is packed."""
-        ...
-
-    def read(self) -> np.ndarray: ...
-
-    def read_rows(self, start: int, stop: int) -> np.ndarray: ...
-
-    def read_columns(self, start: int, stop: int) -> np.ndarray:
-        """Columns of a matrix of which nothing is packed."""
-        ...
+_SLOPE_TOLERANCE = 1e-6  # relative, where rounding to the element type does not allow for more
 
 
 @dataclass(frozen=True)
@@ -74,7 +44,7 @@ class Step:
     rule: Rule
     side: Side
     """The side of the inputs."""
-    inputs: tuple[Source, ...]
+    inputs: tuple[Tensor, ...]
     dtype: str
     """Element type of the outputs; inputs of another one are converted."""
     writes: bool = True
@@ -142,7 +112,7 @@ class Plan:
 def make_plan(
     config: DecoderConfig,
     side: Side,
-    tensors: Mapping[str, Source],
+    tensors: Mapping[str, Tensor],
     *,
     dtype: str | None = None,
     link_ties: bool = False,
@@ -173,7 +143,7 @@ def make_plan(
 def _assemble(
     config: DecoderConfig,
     side: Side,
-    tensors: Mapping[str, Source],
+    tensors: Mapping[str, Tensor],
     ignored: tuple[str, ...],
     dtype: str | None,
     link_ties: bool,
@@ -186,9 +156,9 @@ def _assemble(
     parameters = 0
     bytes_of: Counter[str] = Counter()
 
-    def add(rule: Rule, inputs: tuple[Source, ...], first: str | None, writes: bool) -> None:
+    def add(rule: Rule, inputs: tuple[Tensor, ...], first: str | None, writes: bool) -> None:
         """Add a step unless nothing is left of it: `first` is the first name of what it reads, for a second name."""
-        same = first is not None and _place(inputs[0]) == _place(tensors[first])
+        same = first is not None and inputs[0].storage_id == tensors[first].storage_id
         if same and not writes:
             return
         if first is not None and not same:
@@ -222,16 +192,7 @@ def _assemble(
     )
 
 
-def _place(source: Source) -> tuple[Any, ...]:
-    """Where a tensor lies: the same for two names of one, and different for any other two."""
-    key = getattr(source, "linked_to", None) or getattr(source, "key", None)
-    if key is not None:
-        return "key", str(getattr(source, "path", "")), key
-    offset = getattr(source, "offset", None)
-    return ("offset", str(getattr(source, "path", "")), offset) if offset is not None else ("object", id(source))
-
-
-def _element_type(rule: Rule, side: Side, inputs: tuple[Source, ...], dtype: str | None) -> str:
+def _element_type(rule: Rule, side: Side, inputs: tuple[Tensor, ...], dtype: str | None) -> str:
     stored = sorted({source.dtype for source in inputs})
     if dtype is not None and not rule.holds_slopes:
         return dtype
@@ -246,7 +207,7 @@ def _element_type(rule: Rule, side: Side, inputs: tuple[Source, ...], dtype: str
 def _check_names(
     config: DecoderConfig,
     side: Side,
-    tensors: Mapping[str, Source],
+    tensors: Mapping[str, Tensor],
     expected: Mapping[str, Shape],
 ) -> tuple[str, ...]:
     """Every expected name is there and no other; returns the names that may be ignored."""
@@ -270,7 +231,7 @@ def _check_names(
     return tuple(ignored)
 
 
-def _check_shapes(tensors: Mapping[str, Source], expected: Mapping[str, Shape]) -> None:
+def _check_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, Shape]) -> None:
     by_shapes: dict[tuple[Shape, Shape], list[str]] = {}
     for name, shape in expected.items():
         if name in tensors and tuple(tensors[name].shape) != shape:
@@ -280,24 +241,24 @@ def _check_shapes(tensors: Mapping[str, Source], expected: Mapping[str, Shape]) 
             f"{_listed(names)}: {list(found)} where the config demands {list(shape)}"
             for (found, shape), names in by_shapes.items()
         ]
-        raise ConversionError(f"the config does not fit the tensors: {_first(texts)}")
+        raise ConversionError(f"the config does not fit the tensors: {first_few(texts, '; ')}")
 
 
-def _check_types(tensors: Mapping[str, Source], expected: Mapping[str, Shape]) -> None:
+def _check_types(tensors: Mapping[str, Tensor], expected: Mapping[str, Shape]) -> None:
     by_type: dict[str, list[str]] = {}
     for name in expected:
         if name in tensors and tensors[name].dtype not in WEIGHT_TYPES:
             by_type.setdefault(tensors[name].dtype, []).append(name)
     if by_type:
         texts = [f"{_listed(names)}: {dtype}" for dtype, names in by_type.items()]
-        raise ConversionError(f"weights must be of the type {', '.join(WEIGHT_TYPES)}; {_first(texts)}")
+        raise ConversionError(f"weights must be of the type {', '.join(WEIGHT_TYPES)}; {first_few(texts, '; ')}")
 
 
-def same_values(a: Source, b: Source) -> bool:
+def same_values(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are equal bit for bit in type, shape and values; read in blocks of rows."""
     if a.dtype != b.dtype or tuple(a.shape) != tuple(b.shape):
         return False
-    if _place(a) == _place(b):
+    if a.storage_id == b.storage_id:
         return True
     if not a.shape or not a.nbytes:
         return _same_bits(a.read(), b.read())
@@ -313,10 +274,10 @@ def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     return bool(np.array_equal(a.view(bits), b.view(bits)))
 
 
-def _check_slopes(config: DecoderConfig, name: str, slopes: Source) -> None:
+def _check_slopes(config: DecoderConfig, name: str, slopes: Tensor) -> None:
     wanted = np.array(alibi_slopes(config.num_heads))
     found = slopes.read().astype(np.float64).reshape(-1)
-    off = ~(np.abs(found - wanted) <= _SLOPE_ROUNDING[slopes.dtype] * wanted)
+    off = ~(np.abs(found - wanted) <= max(_SLOPE_TOLERANCE, UNIT_ROUNDOFF[slopes.dtype]) * wanted)
     if off.any():
         head = int(np.argmax(off))
         raise ConversionError(
@@ -326,9 +287,4 @@ def _check_slopes(config: DecoderConfig, name: str, slopes: Source) -> None:
 
 
 def _listed(names: Iterable[str]) -> str:
-    return _first(grouped(names))
-
-
-def _first(texts: list[str]) -> str:
-    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
-    return "; ".join(texts[:_SHOWN]) + more
+    return first_few(grouped(names), "; ")

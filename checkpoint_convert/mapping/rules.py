@@ -203,8 +203,8 @@ def _module(cerebras: str, hugging_face: str, operation: Operation | None = None
     return [_same(f"{cerebras}.{part}", f"{hugging_face}.{part}", operation) for part in ("weight", "bias")]
 
 
-def grouped(names: Iterable[str]) -> list[str]:
-    """Names with the layers they share folded together: "layers 0-17, 20: ffn.ffn.1.linear_layer.bias"."""
+def by_layer(names: Iterable[str]) -> tuple[list[str], dict[str, list[int]]]:
+    """The names outside layers; and for names within layers, the name in its layer -> numbers of the layers."""
     layers: dict[str, list[int]] = {}
     rest: list[str] = []
     for name in names:
@@ -213,10 +213,17 @@ def grouped(names: Iterable[str]) -> list[str]:
             layers.setdefault(found[2], []).append(int(found[1]))
         else:
             rest.append(name)
-    return rest + [f"{_ranges(numbers)}: {name}" for name, numbers in layers.items()]
+    return rest, layers
 
 
-def _ranges(numbers: list[int]) -> str:
+def grouped(names: Iterable[str]) -> list[str]:
+    """Names with the layers they share folded together: "layers 0-17, 20: ffn.ffn.1.linear_layer.bias"."""
+    rest, layers = by_layer(names)
+    return rest + [f"{layers_text(numbers)}: {name}" for name, numbers in layers.items()]
+
+
+def layers_text(numbers: Iterable[int]) -> str:
+    """Numbers of layers for a message: "layers 0-17, 20"."""
     runs: list[list[int]] = []
     for number in sorted(set(numbers)):
         if runs and number == runs[-1][1] + 1:

@@ -70,15 +70,15 @@ class TileDigest:
         first = tuple(start // tile for start, tile in zip(at, self._tile, strict=True))
         counts = tuple(-(-size // tile) for size, tile in zip(values.shape, self._tile, strict=True))
         for step in itertools.product(*(range(count) for count in counts)):
-            place = tuple(slice(n * tile, (n + 1) * tile) for n, tile in zip(step, self._tile, strict=True))
+            slices = tuple(slice(n * tile, (n + 1) * tile) for n, tile in zip(step, self._tile, strict=True))
             number = 0
             for index, offset, size in zip(first, step, self._grid, strict=True):
                 number = number * size + index + offset
-            tile = self._tile_memory(values.dtype, values[place].shape)
-            copy_transposed(values[place], tile)
+            tile = self._tile_memory(values.dtype, values[slices].shape)
+            copy_transposed(values[slices], tile)
             self._hashes[number] = blake3(tile.reshape(-1).view(np.uint8).data).digest()
             if copy_to is not None:
-                copy_transposed(tile, copy_to[place])
+                copy_transposed(tile, copy_to[slices])
 
     def _tile_memory(self, dtype: np.dtype, shape: Shape) -> np.ndarray:
         """Contiguous memory for one tile, used again for the next."""

@@ -19,9 +19,9 @@ import numpy as np
 
 from cerebras_jais.checkpoint import aligned_memory as memory
 from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.formats.tensors import FileTensor, np_dtype
+from checkpoint_convert.formats.tensors import FileTensor, Tensor, np_dtype
 from checkpoint_convert.mapping.operations import Operation, Piece, Shape
-from checkpoint_convert.mapping.plan import Source, Step
+from checkpoint_convert.mapping.plan import Step
 from checkpoint_convert.streaming.digest import TileDigest, tile_shape
 from checkpoint_convert.streaming.direct_file import DirectWriter
 from checkpoint_convert.streaming.transpose import contiguous
@@ -32,7 +32,9 @@ DEFAULT_WORKERS = min(4, (os.cpu_count() or 1) + 1)
 """Threads: one more than cores, since some wait for the disk; few are enough for any disk."""
 MEMORY_BYTES = 340 << 20
 """What all workers together may hold, about; one worker always works."""
-Progress = Callable[[int], object]
+Progress = Callable[[int, int], object]
+"""Called with (bytes just read, bytes to read in all)."""
+BytesRead = Callable[[int], object]
 """Called with the bytes just read."""
 
 
@@ -121,7 +123,7 @@ class FileRanges:
         return target.offset + element * itemsize
 
 
-def bands(tensor: Source, unit: int, band_bytes: int) -> Iterator[tuple[int, np.ndarray]]:
+def bands(tensor: Tensor, unit: int, band_bytes: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (first row, rows) of a tensor in order; every band but the last has a multiple of `unit` rows.
 
     What is unpacked together (`chunk_rows`) is read together, once.
@@ -147,7 +149,7 @@ def bands(tensor: Source, unit: int, band_bytes: int) -> Iterator[tuple[int, np.
         first, rest = first + whole, values[whole:]
 
 
-def run_step(step: Step, sink: Sink | None, progress: Progress = lambda nbytes: None) -> tuple[str, ...]:
+def run_step(step: Step, sink: Sink | None, progress: BytesRead = lambda nbytes: None) -> tuple[str, ...]:
     """Carry out one step and return the digests of its tensors, in the order of its Cerebras names.
 
     Args:
@@ -170,7 +172,7 @@ def run_step(step: Step, sink: Sink | None, progress: Progress = lambda nbytes: 
     return tuple(digest.hexdigest() for digest in digests)
 
 
-def _by_rows(step: Step, sink: Sink | None, digests: Sequence[TileDigest], progress: Progress) -> None:
+def _by_rows(step: Step, sink: Sink | None, digests: Sequence[TileDigest], progress: BytesRead) -> None:
     """Read bands of rows and write each where it belongs, be it to a part of many rows."""
     from_cerebras = step.side == "cerebras"
     for index, source in enumerate(step.inputs):
@@ -189,7 +191,7 @@ def _by_rows(step: Step, sink: Sink | None, digests: Sequence[TileDigest], progr
             progress(values.nbytes)
 
 
-def _by_columns(step: Step, sink: Sink, digests: Sequence[TileDigest], progress: Progress) -> None:
+def _by_columns(step: Step, sink: Sink, digests: Sequence[TileDigest], progress: BytesRead) -> None:
     """Make bands of whole rows of what is written out of columns of what is read, for operations that transpose.
 
     A disk takes long writes far quicker than many short ones, and short reads come out of memory, once it has been told
@@ -206,12 +208,12 @@ def _by_columns(step: Step, sink: Sink, digests: Sequence[TileDigest], progress:
             del band  # before there is another
 
 
-def _fill_band(step: Step, band: Piece, digests: Sequence[TileDigest], progress: Progress) -> None:
+def _fill_band(step: Step, band: Piece, digests: Sequence[TileDigest], progress: BytesRead) -> None:
     """Put whole rows of an output together and hash them."""
     for hole in step.operation.inverse.move(band):
         source = step.inputs[hole.tensor]
         assert np.may_share_memory(hole.values, band.values), "an operation that transposes moves views"
-        columns = hole.place[1]
+        columns = hole.slices[1]
         values = source.read_columns(columns.start, columns.stop)
         nbytes = values.nbytes
         part = Piece(hole.tensor, hole.at, _converted(step, source, values))
@@ -233,7 +235,7 @@ def _unit(operation: Operation, shape: tuple[int, ...]) -> int:
     return math.lcm(operation.unit, tile_shape(shape)[0]) if shape else 1
 
 
-def _converted(step: Step, source: Source, values: np.ndarray) -> np.ndarray:
+def _converted(step: Step, source: Tensor, values: np.ndarray) -> np.ndarray:
     """The values as the bits of the element type that is written."""
     if source.dtype == step.dtype:
         return values.view(_bits_of(step))
@@ -254,7 +256,7 @@ def run_steps(
     steps: Mapping[int, Step],
     sink: Sink | None,
     done: Callable[[int, tuple[str, ...]], object],
-    progress: Progress = lambda nbytes: None,
+    progress: BytesRead = lambda nbytes: None,
     workers: int = DEFAULT_WORKERS,
 ) -> None:
     """Carry out steps by several workers, in the order given; the first error stops them all and is raised.

@@ -27,11 +27,11 @@ def copy_transposed(source: np.ndarray, target: np.ndarray) -> None:
     buffer = _buffer(source.dtype)
     for row in range(0, source.shape[0], _SIDE):
         for column in range(0, source.shape[1], _SIDE):
-            place = slice(row, row + _SIDE), slice(column, column + _SIDE)
-            values = source[place]
+            slices = slice(row, row + _SIDE), slice(column, column + _SIDE)
+            values = source[slices]
             block = buffer[: values.shape[0], : values.shape[1]]
             block[...] = values
-            target.T[place[::-1]] = block.T
+            target.T[slices[::-1]] = block.T
 
 
 def contiguous(values: np.ndarray) -> np.ndarray:
@@ -50,7 +50,7 @@ def _by_columns(matrix: np.ndarray) -> bool:
 
 def _buffer(dtype: np.dtype) -> np.ndarray:
     """A block of this thread's own, with a cache line between one row and the next."""
-    buffers = _turning.__dict__
+    buffers: dict[str, np.ndarray] = _turning.__dict__
     if dtype.name not in buffers:
         buffers[dtype.name] = np.empty((_SIDE, _SIDE + _LINE // dtype.itemsize), dtype)
     return buffers[dtype.name][:, :_SIDE]

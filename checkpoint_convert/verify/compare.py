@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,22 +17,20 @@ from typing import Any
 
 import numpy as np
 
-from checkpoint_convert.configs.convert import public_keys
+from checkpoint_convert.configs.convert import nearly_equal, public_keys
 from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.formats.tensors import np_dtype
+from checkpoint_convert.formats.release_directory import TOKENIZER_FILES
+from checkpoint_convert.formats.tensors import Tensor, np_dtype
 from checkpoint_convert.mapping.operations import forward
-from checkpoint_convert.mapping.plan import Source, Step, same_values
+from checkpoint_convert.mapping.plan import Step, same_values
 from checkpoint_convert.mapping.rules import Rule, architecture_of, rules, ties
 from checkpoint_convert.open_model import Model, opening
-from checkpoint_convert.release import TOKENIZER_FILES
 from checkpoint_convert.streaming.digest import file_digest
-from checkpoint_convert.streaming.run import run_steps
+from checkpoint_convert.streaming.run import Progress, run_steps
 from checkpoint_convert.verify.manifest import Manifest, manifest_path, read_manifest
 from checkpoint_convert.verify.release_code import read_code
 from checkpoint_convert.verify.release_files import check_files
 
-Progress = Callable[[int, int], object]
-"""Called with (bytes just read, bytes in all)."""
 Names = tuple[str, ...]
 # Public keys that say how to train or what the weights are stored as, not what they compute.
 _NO_MATTER = {"resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "initializer_range", "auto_map"}
@@ -77,7 +75,7 @@ class _Side:
     """One of the two models, its tensors found by the rules of its own config."""
 
     model: Model
-    found: Mapping[Names, tuple[Rule, tuple[Source, ...]]]
+    found: Mapping[Names, tuple[Rule, tuple[Tensor, ...]]]
     """Cerebras names of a rule -> the rule and its tensors, where all are there in the shapes they should have."""
     problems: Mapping[str, str]
     """Cerebras name -> why a tensor cannot be compared."""
@@ -169,7 +167,7 @@ def _has_config(path: Path, stack: ExitStack) -> bool:
 def _side_of(model: Model) -> _Side:
     second = ties(model.config, model.side)
     sources = model.tensors
-    found: dict[Names, tuple[Rule, tuple[Source, ...]]] = {}
+    found: dict[Names, tuple[Rule, tuple[Tensor, ...]]] = {}
     problems: dict[str, str] = {}
     known: set[str] = set()
     for rule in rules(model.config):
@@ -340,14 +338,8 @@ def _magnitude(one: Step, other: Step, index: int) -> str:
 
 def _config_differences(one: Model, other: Model) -> dict[str, tuple[Any, Any]]:
     keys = [public_keys(model.config) for model in (one, other)]
-
-    def same(a: Any, b: Any) -> bool:
-        if isinstance(a, float) and isinstance(b, float):
-            return math.isclose(a, b, rel_tol=1e-12)
-        return bool(a == b)
-
     return {
         key: (keys[0].get(key), keys[1].get(key))
         for key in dict.fromkeys([*keys[0], *keys[1]])
-        if key not in _NO_MATTER and not same(keys[0].get(key), keys[1].get(key))
+        if key not in _NO_MATTER and not nearly_equal(keys[0].get(key), keys[1].get(key), rel_tol=1e-12)
     }

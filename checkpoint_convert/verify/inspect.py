@@ -114,17 +114,3 @@ def _of_model(model: Model) -> dict[str, Any]:
     if model.notes:
         found["notes"] = list(model.notes)
     return found
-
-
-def readable(found: Mapping[str, Any]) -> str:
-    """The same as aligned lines of text."""
-    width = max(map(len, found))
-
-    def text(value: Any) -> str:
-        if isinstance(value, Mapping):
-            return ", ".join(f"{key} {inner}" for key, inner in value.items())
-        if isinstance(value, list):
-            return f"\n{' ' * (width + 2)}".join(map(str, value))
-        return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-    return "\n".join(f"{label:<{width}}  {text(value)}" for label, value in found.items())

@@ -17,16 +17,18 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cerebras_jais.encoding import encode_texts, reading_text_as_data
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.decoder import LanguageModel
 from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.mapping.plan import Source
+from checkpoint_convert.formats.release_directory import CONFIG, TOKENIZER
+from checkpoint_convert.formats.tensors import UNIT_ROUNDOFF, Tensor
 from checkpoint_convert.mapping.rules import JAIS, LLAMA, architecture_of, rules, ties
 from checkpoint_convert.open_model import opening, weights_of
+from checkpoint_convert.streaming.run import Progress
 from checkpoint_convert.verify.release_code import ReleaseCode, classes_of, read_code
 from checkpoint_convert.verify.streamed_weights import find_weights, load, stream_weights
 
@@ -39,12 +41,7 @@ PROMPTS = (
     "Translate to Arabic: peace. الترجمة:",
 )
 
-Progress = Callable[[int, int], object]
-"""Called with (bytes just read, bytes in all)."""
-
-# What storing a number in an element type may do to it, relative.
-_UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-# How many of them, times sqrt(1 + depth), the largest difference may be of the largest magnitude.
+# How many unit roundoffs, times sqrt(1 + depth), the largest difference may be of the largest magnitude.
 #
 # A layer computed from rounded weights is off by some roundings' worth of what it adds to the stream, at random, and it
 # passes on the error of its input: a norm keeps its share, the product in SwiGLU adds the shares of its two factors. So
@@ -78,7 +75,7 @@ _RELEASE = {
 
 
 @dataclass(frozen=True)
-class Place:
+class LayerDifference:
     """How far two models lie apart at one place."""
 
     name: str
@@ -106,24 +103,24 @@ class LogitsReport:
     rounded_to: str
     """Element type whose rounding the tolerances allow for: the coarsest among the weights that the two sides store in
     different types; "float32" where they store all in the same."""
-    places: tuple[Place, ...]
+    layers: tuple[LayerDifference, ...]
     same_choice: int
     """Positions at which both put the same token first."""
 
     @property
     def first_departure(self) -> str | None:
         """Name of the first place that differs by more than its tolerance; None when none does."""
-        return next((place.name for place in self.places if place.departs), None)
+        return next((layer.name for layer in self.layers if layer.departs), None)
 
     @property
     def largest_difference(self) -> float:
         """Largest absolute difference of any logit."""
-        return self.places[-1].largest_difference
+        return self.layers[-1].largest_difference
 
     @property
     def largest_logit(self) -> float:
         """Largest absolute logit of the reference path."""
-        return self.places[-1].largest_magnitude
+        return self.layers[-1].largest_magnitude
 
 
 def relative_tolerance(rounded_to: str, depth: int) -> float:
@@ -133,7 +130,7 @@ def relative_tolerance(rounded_to: str, depth: int) -> float:
         rounded_to: "float32", "float16" or "bfloat16", as in LogitsReport.
         depth: places before this one, which is the layers behind it, give or take the head.
     """
-    return _ROUNDINGS[rounded_to] * _UNIT_ROUNDOFF[rounded_to] * math.sqrt(1 + depth)
+    return _ROUNDINGS[rounded_to] * UNIT_ROUNDOFF[rounded_to] * math.sqrt(1 + depth)
 
 
 def compare_logits(
@@ -170,7 +167,7 @@ def compare_logits(
         opening(checkpoint, config=section) as opened,
         _scratch_file() as scratch,
         torch.inference_mode(),
-        _release_model(read_code(release), trust_release_code) as (theirs, landmarks),
+        _release_model(read_code(release), trust_release_code) as (theirs, modules),
     ):
         with torch.device("meta"):
             ours = LanguageModel(opened.config).eval()
@@ -179,7 +176,7 @@ def compare_logits(
         stored = {f"model.{name}": tensor for name, tensor in opened.tensors.items()}
         our_weights = find_weights(checkpoint, ours, stored, our_ties)
         their_weights = find_weights(
-            release, theirs, weights_of(release, allow_pickle), _release_ties(theirs), landmarks.ignored
+            release, theirs, weights_of(release, allow_pickle), _release_ties(theirs), modules.ignored
         )
 
         context = min(ours.config.max_position_embeddings, theirs.config.max_position_embeddings)
@@ -199,7 +196,7 @@ def compare_logits(
             helper = "model.embedding_layer.position_embed_helper"
             load(ours.get_submodule(helper), {"slopes": our_weights[f"{helper}.slopes"]}, report)
 
-        def keep(name: str, x_BLE: Tensor) -> None:
+        def keep(name: str, x_BLE: torch.Tensor) -> None:
             scratch.write(_finite(checkpoint, name, x_BLE[real_BL]).numpy().data)
 
         _observe(ours, _REFERENCE, keep)
@@ -207,24 +204,24 @@ def compare_logits(
 
         scratch.seek(0)
         rounded_to = _rounded_to(ours.config, our_weights, their_weights)
-        places: list[Place] = []
+        layers: list[LayerDifference] = []
         same_choice = 0
 
-        def compare(name: str, x_BLE: Tensor) -> None:
+        def compare(name: str, x_BLE: torch.Tensor) -> None:
             nonlocal same_choice
             theirs_PE = _finite(release, name, x_BLE[real_BL].float())
             ours_PE = torch.empty_like(theirs_PE)
             ours_PE.numpy().data.cast("B")[:] = scratch.read(ours_PE.nbytes)
             magnitude = ours_PE.abs().max().item()
-            bound = relative_tolerance(rounded_to, len(places)) * magnitude
-            places.append(Place(name, (ours_PE - theirs_PE).abs().max().item(), magnitude, bound))
+            bound = relative_tolerance(rounded_to, len(layers)) * magnitude
+            layers.append(LayerDifference(name, (ours_PE - theirs_PE).abs().max().item(), magnitude, bound))
             same_choice = int((ours_PE.argmax(-1) == theirs_PE.argmax(-1)).sum())  # that of the logits, the last place
 
-        _observe(theirs, landmarks, compare)
+        _observe(theirs, modules, compare)
         with _transformers_errors(release):
             logits_BLV = theirs(input_ids=ids_BL, use_cache=False).logits
         compare("logits", logits_BLV)
-    return LogitsReport(len(rows), int(real_BL.sum()), rounded_to, tuple(places), same_choice)
+    return LogitsReport(len(rows), int(real_BL.sum()), rounded_to, tuple(layers), same_choice)
 
 
 # ---- the two models, without weights --------------------------------------------------------------------------------
@@ -232,17 +229,15 @@ def compare_logits(
 
 @contextmanager
 def _release_model(code: ReleaseCode, trust: bool) -> Iterator[tuple[Any, _ComparedModules]]:
-    """The model of a release on the meta device, but for buffers, which no file holds; and its landmarks."""
+    """The model of a release on the meta device, but for buffers, which no file holds; and its modules."""
     from accelerate import init_empty_weights
     from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     kind = code.config.get("model_type")
     if kind not in _RELEASE:
-        raise ConversionError(
-            f"{code.release / 'config.json'}: model_type is {kind!r}; only 'jais' and 'llama' are known"
-        )
+        raise ConversionError(f"{code.release / CONFIG}: model_type is {kind!r}; only 'jais' and 'llama' are known")
     # The classes are called directly: transformers' Auto classes follow a config to any code. Keys that choose an
     # implementation are dropped, because one may name a kernel that transformers fetches and runs.
     keys = {key: value for key, value in code.config.items() if "_implementation" not in key}
@@ -292,7 +287,7 @@ def _check_sizes(release: Path, ours: DecoderConfig, theirs: Any) -> None:
 
 def _prompt_ids(release: Path, prompts: Sequence[str], vocab_size: int, longest: int) -> list[list[int]]:
     """Ids of the prompts, at most `longest` of each, from the release's tokenizer; evenly spread where it has none."""
-    path = release / "tokenizer.json"
+    path = release / TOKENIZER
     if not path.exists():
         step = max(1, vocab_size // _SPREAD_IDS)
         length = min(_SPREAD_IDS, longest)
@@ -309,7 +304,7 @@ def _prompt_ids(release: Path, prompts: Sequence[str], vocab_size: int, longest:
     return rows
 
 
-def _batch(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+def _batch(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of ids as one batch [B, L], and where it is no padding, bool [B, L].
 
     Padding stands on the right, where causal attention never looks from a real token; so neither model needs a mask.
@@ -321,19 +316,19 @@ def _batch(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return ids_BL, real_BL
 
 
-def _observe(model: nn.Module, landmarks: _ComparedModules, see: Callable[[str, Tensor], None]) -> None:
+def _observe(model: nn.Module, modules: _ComparedModules, see: Callable[[str, torch.Tensor], None]) -> None:
     """Have what comes out of each landmark shown to `see` with the name of its place."""
 
     def watch(module: nn.Module, name: str) -> None:
         module.register_forward_hook(lambda _, __, out: see(name, out[0] if isinstance(out, tuple) else out))
 
-    watch(model.get_submodule(landmarks.embedding), "embedding")
-    for index, layer in enumerate(model.get_submodule(landmarks.layers).children()):
+    watch(model.get_submodule(modules.embedding), "embedding")
+    for index, layer in enumerate(model.get_submodule(modules.layers).children()):
         watch(layer, f"layer {index}")
-    watch(model.get_submodule(landmarks.norm), "final norm")
+    watch(model.get_submodule(modules.norm), "final norm")
 
 
-def _finite(path: Path, name: str, values: Tensor) -> Tensor:
+def _finite(path: Path, name: str, values: torch.Tensor) -> torch.Tensor:
     if not torch.isfinite(values).all():
         raise ConversionError(f"{path}: {name}: its values are not all finite; look for NaN or inf in its weights")
     return values
@@ -351,7 +346,7 @@ def _scratch_file() -> Iterator[BinaryIO]:
         ) from error
 
 
-def _rounded_to(config: DecoderConfig, ours: Mapping[str, Source], theirs: Mapping[str, Source]) -> str:
+def _rounded_to(config: DecoderConfig, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
     """The coarsest element type that only one side stores a weight in; "float32" where there is none."""
     found = {"float32"}
     for rule in rules(config):
@@ -361,4 +356,4 @@ def _rounded_to(config: DecoderConfig, ours: Mapping[str, Source], theirs: Mappi
             found |= our_types  # a release puts exact slopes in the place of rounded ones, the reference path does not
         elif our_types != their_types:
             found |= our_types | their_types
-    return max(found, key=lambda dtype: _UNIT_ROUNDOFF[dtype])
+    return max(found, key=lambda dtype: UNIT_ROUNDOFF[dtype])

@@ -12,19 +12,18 @@ content the tensors cover, and `files` a digest of every other file but the mani
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cerebras_jais import __version__
 from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.formats.safetensors import read_json
+from checkpoint_convert.formats.json_files import read_json
+from checkpoint_convert.formats.release_directory import MANIFEST, names_in
 from checkpoint_convert.mapping.plan import Plan
 from checkpoint_convert.mapping.rules import ties
-from checkpoint_convert.streaming.digest import SCHEME
-
-RELEASE_MANIFEST = "manifest.json"
+from checkpoint_convert.streaming.digest import SCHEME, file_digest
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Manifest:
 
 def manifest_path(model: Path) -> Path:
     """Where the manifest of a release directory or of a .mdl file lies."""
-    return model / RELEASE_MANIFEST if model.is_dir() else model.with_name(f"{model.stem}.manifest.json")
+    return model / MANIFEST if model.is_dir() else model.with_name(f"{model.stem}.manifest.json")
 
 
 def manifest_of(plan: Plan, digests: Mapping[int, tuple[str, ...]]) -> dict[str, Any]:
@@ -56,6 +55,12 @@ def manifest_of(plan: Plan, digests: Mapping[int, tuple[str, ...]]) -> dict[str,
             if name not in second:
                 tensors[name] = {"dtype": step.dtype, "shape": list(shape), "digest": digest}
     return {"made_by": f"cerebras_jais {__version__}", "digests": SCHEME, "tensors": tensors}
+
+
+def list_files(release: Path, shards: Sequence[str]) -> dict[str, Any]:
+    """What the manifest of a release says of its files: the names of its shards, and a digest of every other file."""
+    others = [name for name in names_in(release) if name not in {MANIFEST, *shards}]
+    return {"shards": list(shards), "files": {name: file_digest(release / name) for name in others}}
 
 
 def read_manifest(path: Path) -> Manifest | None:

@@ -20,10 +20,10 @@ from typing import Any
 
 from checkpoint_convert.configs.jais import AUTO_MAP
 from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.formats.safetensors import read_json
+from checkpoint_convert.formats.json_files import read_json
+from checkpoint_convert.formats.release_directory import CODE_SUFFIXES, CONFIG, names_in
 from checkpoint_convert.streaming.digest import digest_of
 from checkpoint_convert.verify.code_versions import current_version, known_versions
-from checkpoint_convert.verify.release_files import CODE_SUFFIXES, names_in
 
 _LARGEST_FILE = 1 << 20  # bytes of a Python file that are read; this package's have a few ten thousand
 
@@ -54,7 +54,7 @@ def read_code(release: Path) -> ReleaseCode:
     Raises:
         ConversionError: config.json cannot be read, or a file cannot.
     """
-    config = read_json(release / "config.json")
+    config = read_json(release / CONFIG)
     names = names_in(release)
     is_jais = config.get("model_type") == "jais"
     files: dict[str, bytes] = {}
@@ -70,11 +70,11 @@ def read_code(release: Path) -> ReleaseCode:
             problems[name] = "code that no version of this package's has"
     problems |= _unknown(files) if is_jais else dict.fromkeys(files, "code, which a Llama release does not have")
     for name in names:
-        if not name.endswith("config.json") or "/" in name or not (release / name).is_file():
+        if not name.endswith(CONFIG) or "/" in name or not (release / name).is_file():
             continue
-        allowed = AUTO_MAP if is_jais and name == "config.json" else {}
+        allowed = AUTO_MAP if is_jais and name == CONFIG else {}
         try:
-            about = config if name == "config.json" else read_json(release / name)
+            about = config if name == CONFIG else read_json(release / name)
         except ConversionError:
             problems.setdefault(name, "no JSON object that can be read; it may name code")
             continue
@@ -112,7 +112,7 @@ def classes_of(code: ReleaseCode, *, trust: bool) -> Iterator[tuple[Any, Any]]:
     if code.problems:
         named = code.config.get("auto_map") or {}
         if not isinstance(named, Mapping):
-            raise ConversionError(f"{code.release / 'config.json'}: auto_map must be a mapping (got {named!r})")
+            raise ConversionError(f"{code.release / CONFIG}: auto_map must be a mapping (got {named!r})")
     with _importable(code) as package:
         yield tuple(_class(code, package, named, kind) for kind in ("AutoConfig", "AutoModelForCausalLM"))
 
@@ -192,7 +192,7 @@ def _class(code: ReleaseCode, package: str, named: Mapping[str, Any], kind: str)
         return {"AutoConfig": transformers.LlamaConfig, "AutoModelForCausalLM": transformers.LlamaForCausalLM}[kind]
     if not isinstance(reference, str) or not re.fullmatch(r"\w+\.\w+", reference):
         raise ConversionError(
-            f"{code.release / 'config.json'}: auto_map.{kind} must name a class as module.Class (got {reference!r})"
+            f"{code.release / CONFIG}: auto_map.{kind} must name a class as module.Class (got {reference!r})"
         )
     module, name = reference.split(".")
     return getattr(importlib.import_module(f"{package}.{module}"), name)

@@ -2,54 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
-from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.formats.safetensors import read_json
-from checkpoint_convert.streaming.digest import file_digest
-from checkpoint_convert.verify.manifest import RELEASE_MANIFEST, Manifest
-
-CODE_SUFFIXES = frozenset({".py", ".pyc", ".pyd", ".so", ".dll", ".dylib"})
-# Weights and pickles: a loader may take them in the place of those that were compared.
-_WEIGHT_SUFFIXES = frozenset(
-    {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"}
-    | {".h5", ".msgpack", ".gguf", ".onnx", ".npy", ".npz", ".mdl"}
+from checkpoint_convert.formats.json_files import read_json
+from checkpoint_convert.formats.release_directory import (
+    ADAPTER_CONFIG,
+    CODE_SUFFIXES,
+    CONFIG,
+    MANIFEST,
+    WEIGHT_SUFFIXES,
+    names_in,
 )
+from checkpoint_convert.streaming.digest import file_digest
+from checkpoint_convert.verify.manifest import Manifest
+
 # Keys of config.json that make transformers load other weights, or change those that it loads.
 _LOADING_KEYS = ("transformers_weights", "quantization_config")
 # Whoever publishes a release is asked to complete the card; no program reads it, a licence or a picture.
 _FOR_READERS = frozenset({".md", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".pdf"})
-
-
-def names_in(release: Path) -> list[str]:
-    """Names of the files in a release and below it, sorted, with `/` between the parts.
-
-    A link to a directory is named and not followed. Hidden directories (.git, the cache of a download) are left out:
-    transformers loads nothing from them.
-
-    Raises:
-        ConversionError: a directory cannot be read.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise ConversionError(f"{error.filename}: cannot be read: {error.strerror}") from error
-
-    names: list[str] = []
-    for directory, folders, files in os.walk(release, onerror=refuse):
-        here = Path(directory)
-        folders[:] = [folder for folder in folders if not folder.startswith(".")]
-        links = [folder for folder in folders if (here / folder).is_symlink()]
-        names += [(here / name).relative_to(release).as_posix() for name in (*files, *links)]
-    return sorted(names)
-
-
-def list_files(release: Path, shards: Sequence[str]) -> dict[str, Any]:
-    """What the manifest of a release says of its files: the names of its shards, and a digest of every other file."""
-    others = [name for name in names_in(release) if name not in {RELEASE_MANIFEST, *shards}]
-    return {"shards": list(shards), "files": {name: file_digest(release / name) for name in others}}
 
 
 def check_files(
@@ -71,25 +42,25 @@ def check_files(
     Raises:
         ConversionError: a file cannot be read.
     """
-    present = [name for name in names_in(release) if name != RELEASE_MANIFEST]
+    present = [name for name in names_in(release) if name != MANIFEST]
     differences = _other_weights(release, present, weights)
     if manifest is None or manifest.files is None:
-        lacking = f"{release}: has no manifest" if manifest is None else f"{release / RELEASE_MANIFEST}: lists no files"
+        lacking = f"{release}: has no manifest" if manifest is None else f"{release / MANIFEST}: lists no files"
         return differences, (f"{lacking}; the tokenizer and the other files beside the weights are not checked",)
     found: dict[str, str] = {}
     for name in [*manifest.files, *manifest.shards]:
         path = release / name
         if name not in present:
-            found[name] = f"missing, but {RELEASE_MANIFEST} lists it"
+            found[name] = f"missing, but {MANIFEST} lists it"
         elif not path.is_file():
             found[name] = "not a regular file"
         elif name in manifest.files and file_digest(path) != manifest.files[name]:
-            found[name] = f"not what {RELEASE_MANIFEST} says"
+            found[name] = f"not what {MANIFEST} says"
         elif name in manifest.shards and name not in weights:
-            found[name] = f"listed as weights in {RELEASE_MANIFEST}, and is not"
+            found[name] = f"listed as weights in {MANIFEST}, and is not"
     listed = manifest.files.keys() | set(manifest.shards)
     unlisted = [name for name in present if name not in listed and Path(name).suffix.lower() not in CODE_SUFFIXES]
-    found |= dict.fromkeys(unlisted, f"not in {RELEASE_MANIFEST}")
+    found |= dict.fromkeys(unlisted, f"not in {MANIFEST}")
     differences = {name: what for name, what in found.items() if not _is_for_readers(name)} | differences
     notes = [f"{release / name}: {what}; only people read it" for name, what in found.items() if _is_for_readers(name)]
     return differences, tuple(notes)
@@ -99,14 +70,14 @@ def _other_weights(release: Path, present: Sequence[str], weights: Collection[st
     """Name of a file -> how it makes a loader take other weights than those that were compared."""
     found: dict[str, str] = {}
     for name in present:
-        if Path(name).suffix.lower() in _WEIGHT_SUFFIXES and name not in weights:
+        if Path(name).suffix.lower() in WEIGHT_SUFFIXES and name not in weights:
             found[name] = "weights that were not compared, and that a loader may take"
-    if "adapter_config.json" in present:
-        found["adapter_config.json"] = "makes transformers load an adapter on top of the weights"
-    config = read_json(release / "config.json")
+    if ADAPTER_CONFIG in present:
+        found[ADAPTER_CONFIG] = "makes transformers load an adapter on top of the weights"
+    config = read_json(release / CONFIG)
     keys = [key for key in _LOADING_KEYS if config.get(key)]
     if keys:
-        found["config.json"] = f"with {' and '.join(keys)}, transformers loads other weights than were compared"
+        found[CONFIG] = f"with {' and '.join(keys)}, transformers loads other weights than were compared"
     return found
 
 

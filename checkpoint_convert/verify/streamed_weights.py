@@ -10,25 +10,24 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cerebras_jais.model.tensors import under_both_names
-from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.mapping.plan import Source, same_values
+from checkpoint_convert.errors import ConversionError, first_few
+from checkpoint_convert.formats.tensors import WEIGHT_TYPES, Tensor
+from checkpoint_convert.mapping.plan import same_values
 from checkpoint_convert.mapping.rules import grouped
 
-_FLOATING = ("float16", "bfloat16", "float32", "float64")
 _BLOCK_BYTES = 64 << 20
-_SHOWN = 6
 
 
 def find_weights(
     path: Path,
     model: nn.Module,
-    stored: Mapping[str, Source],
+    stored: Mapping[str, Tensor],
     ties: Mapping[str, str],
     ignored: Callable[[str], object] = lambda name: False,
-) -> dict[str, Source]:
+) -> dict[str, Tensor]:
     """Where each parameter of a model is stored, by its name in the model; nothing is read but what may be tied.
 
     Args:
@@ -52,21 +51,19 @@ def find_weights(
         "missing": shapes.keys() - found.keys(),
         "not part of the model": {name for name in found.keys() - shapes.keys() if not ignored(name)},
         "of another shape than the config demands": {name for name in both if tuple(found[name].shape) != shapes[name]},
-        "no floating-point numbers": {name for name in both if found[name].dtype not in _FLOATING},
+        "no floating-point numbers": {name for name in both if found[name].dtype not in WEIGHT_TYPES},
     }
     texts = []
     for what, names in problems.items():
         if names:
-            phrases = grouped(sorted(names))
-            more = f" and {len(phrases) - _SHOWN} more" if len(phrases) > _SHOWN else ""
-            texts.append(f"{what}: {'; '.join(phrases[:_SHOWN])}{more}")
+            texts.append(f"{what}: {first_few(grouped(sorted(names)), '; ')}")
     if texts:
         raise ConversionError(f"{path}: its tensors are not those that its config demands; {'; '.join(texts)}")
     return {name: found[name] for name in shapes}
 
 
 def stream_weights(
-    model: nn.Module, weights: Mapping[str, Source], report: Callable[[int], object] = lambda nbytes: None
+    model: nn.Module, weights: Mapping[str, Tensor], report: Callable[[int], object] = lambda nbytes: None
 ) -> None:
     """Make every module of a model read its own weights when it is called, and drop them when it is done.
 
@@ -82,19 +79,19 @@ def stream_weights(
             module.register_forward_hook(lambda module, *_, own=own: _drop(module, own))
 
 
-def load(module: nn.Module, own: Mapping[str, Source], report: Callable[[int], object] = lambda nbytes: None) -> None:
+def load(module: nn.Module, own: Mapping[str, Tensor], report: Callable[[int], object] = lambda nbytes: None) -> None:
     """Read a module's own weights, by their names in it, as float32."""
     for leaf, source in own.items():
         setattr(module, leaf, nn.Parameter(_in_float32(source), requires_grad=False))
         report(source.nbytes)
 
 
-def _drop(module: nn.Module, own: Mapping[str, Source]) -> None:
+def _drop(module: nn.Module, own: Mapping[str, Tensor]) -> None:
     for leaf, source in own.items():
         setattr(module, leaf, nn.Parameter(torch.empty(source.shape, device="meta"), requires_grad=False))
 
 
-def _in_float32(source: Source) -> Tensor:
+def _in_float32(source: Tensor) -> torch.Tensor:
     """A stored tensor as float32; what is stored in another type is widened in blocks of rows."""
     if source.dtype == "float32":
         return torch.from_numpy(source.read())

@@ -57,7 +57,7 @@ def test_verify_compares_logits_and_fails_on_other_weights(checkpoint, tmp_path)
     same = program("verify", checkpoint, tmp_path / "release", "--logits", "--json")
     assert same.returncode == 0, same.stderr
     report = json.loads(same.stdout)["logits"]
-    assert report["places"][-1]["largest_difference"] < tolerances.RELEASE_LOGITS
+    assert report["layers"][-1]["largest_difference"] < tolerances.RELEASE_LOGITS
     assert report["first_departure"] is None
     assert report["same_choice"] == report["positions"] > 100
     different = program("verify", other, tmp_path / "release", "--logits")

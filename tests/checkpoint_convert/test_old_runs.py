@@ -11,7 +11,7 @@ from cerebras_jais.checkpoint import save_checkpoint
 from cerebras_jais.model.config import DecoderConfig
 from checkpoint_convert.configs.trainer_yaml import read_model_section
 from checkpoint_convert.convert import convert_to_cerebras, convert_to_hf
-from checkpoint_convert.formats.safetensors import read_json
+from checkpoint_convert.formats.json_files import read_json
 from tests import tolerances
 from tests.cerebras_jais.model.examples import batch_of
 from tests.checkpoint_convert.examples import random_model, state_of

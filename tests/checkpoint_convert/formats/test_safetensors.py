@@ -17,8 +17,8 @@ from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.formats.safetensors import (
     INDEX,
     create_shards,
+    file_tensors,
     open_model,
-    places_in,
     plan_shards,
     read_header,
 )
@@ -38,7 +38,7 @@ ARRAYS = {
 def write(directory, arrays, max_shard_size=10**9):
     shards = plan_shards([TensorHeader(n, a.shape, a.dtype.name) for n, a in arrays.items()], max_shard_size)
     create_shards(directory, shards)
-    for name, place in places_in(directory, shards).items():
+    for name, place in file_tensors(directory, shards).items():
         with open(place.path, "r+b") as file:
             file.seek(place.offset)
             file.write(arrays[name].tobytes())

@@ -78,7 +78,7 @@ def test_bands_of_the_inputs_give_the_whole_outputs(drawn, units):
     for index, start in reversed(bands):
         values = arrays[index][start : start + rows]
         for piece in operation.move(Piece(index, (start,) + (0,) * (values.ndim - 1), values)):
-            filled[piece.tensor][piece.place] = piece.values
+            filled[piece.tensor][piece.slices] = piece.values
     assert [a.tobytes() for a in filled] == [a.tobytes() for a in whole]
 
 

@@ -14,8 +14,9 @@ from cerebras_jais.checkpoint import open_checkpoint
 from cerebras_jais.errors import UserError
 from checkpoint_convert.convert import convert_to_cerebras, convert_to_hf
 from checkpoint_convert.formats.safetensors import open_model
+from checkpoint_convert.printing import inspection_text
 from checkpoint_convert.verify.compare import check_manifest, compare
-from checkpoint_convert.verify.inspect import inspect, readable
+from checkpoint_convert.verify.inspect import inspect
 from tests.checkpoint_convert.examples import (
     VARIANTS,
     jais_section,
@@ -192,7 +193,7 @@ def test_inspection_says_what_a_file_is(tmp_path):
         assert found["head"] == "tied to the embedding"
         assert found["converts"] == "yes"
         assert json.loads(json.dumps(found)) == found
-        assert "JAISLMHeadModel" in readable(found)
+        assert "JAISLMHeadModel" in inspection_text(found)
     assert (of_checkpoint["manifest"], of_release["manifest"]) == ("none", "40 tensors")
 
 

@@ -51,7 +51,7 @@ def test_an_untouched_pair_departs_nowhere(tmp_path, name):
     convert_to_hf(checkpoint, tmp_path / "release")
     report = compare_logits(checkpoint, tmp_path / "release")
     layers = [f"layer {index}" for index in range(section["num_hidden_layers"])]
-    assert [place.name for place in report.places] == ["embedding", *layers, "final norm", "logits"]
+    assert [layer.name for layer in report.layers] == ["embedding", *layers, "final norm", "logits"]
     assert report.first_departure is None and report.rounded_to == "float32"
     assert report.same_choice == report.positions == report.prompts * min(64, section["max_position_embeddings"])
     assert report.largest_logit > 1
@@ -63,7 +63,7 @@ def test_a_changed_weight_is_found_at_its_layer_and_not_before(pair):
     change_weight(release, "h.1.ln_2.weight" if is_jais else "layers.1.post_attention_layernorm.weight")
     report = compare_logits(checkpoint, release)
     assert report.first_departure == "layer 1"
-    assert [place.departs for place in report.places[:2]] == [False, False]
+    assert [layer.departs for layer in report.layers[:2]] == [False, False]
 
 
 def test_a_lost_logit_scale_departs_at_the_logits(tmp_path):
