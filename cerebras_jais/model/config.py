@@ -159,7 +159,7 @@ Vocabulary = Annotated[int, _within(VOCABULARY, int)]
 BaseWidth = Annotated[float, _within(BASE_WIDTH, float)]
 Factor = Annotated[float, _within(FACTOR, float)]
 Fraction = Annotated[float, _within(FRACTION, float)]
-Drawn = Annotated[Initializer, BeforeValidator(_initializer)]
+InitializerField = Annotated[Initializer, BeforeValidator(_initializer)]
 
 
 class DecoderConfig(BaseModel):
@@ -199,11 +199,11 @@ class DecoderConfig(BaseModel):
     attention_dropout_rate: Fraction | None = 0.1
 
     initializer_range: Annotated[float, _within(SPREAD, float)] = 0.02
-    embedding_initializer: Drawn | None = None
-    initializer: Drawn | None = None
-    output_layer_initializer: Drawn | None = None
-    ffn_initializer: Drawn | None = None
-    ffn_output_layer_initializer: Drawn | None = None
+    embedding_initializer: InitializerField | None = None
+    initializer: InitializerField | None = None
+    output_layer_initializer: InitializerField | None = None
+    ffn_initializer: InitializerField | None = None
+    ffn_output_layer_initializer: InitializerField | None = None
 
     mup_base_hidden_size: BaseWidth | None = None
     mup_base_filter_size: BaseWidth | None = None

@@ -17,8 +17,8 @@ _LOGITS_AT_ONCE = 2**25
 class _SlicedCrossEntropy(torch.autograd.Function):
     """sum_n weight_n * -log softmax(scale * x_n W^T + b)[label_n], with its gradient found slice by slice.
 
-    The gradient of a slice follows from its own logits alone (softmax minus one-hot), so it is taken while they are
-    at hand, and nothing of size N x V outlives its slice or is computed twice.
+    The gradient of a slice follows from its own logits alone (softmax minus one-hot), so it is computed with
+    them: no array of size N x V is kept or computed twice.
     """
 
     @staticmethod
