@@ -57,7 +57,7 @@ def _matched(names: Mapping[str, Sequence[str]], trainable: Collection[str], pat
         rule = compiled_pattern(pattern, index)
         found_here = {first for first, every in names.items() if any(rule.search(name) for name in every)}
         if not found_here:
-            message = f"{pattern!r} is found in no tensor's name; names are like {next(iter(names))}"
+            message = f"{pattern!r} matches no tensor name; names are like {next(iter(names))}"
             raise ModelConfigError("frozen_parameters", message)
         found |= found_here
     if patterns and not set(trainable) - found:
