@@ -4,15 +4,21 @@ PIP_INSTALL := pip install --quiet --disable-pip-version-check
 CURRENT := .venv
 PYTEST_JOBS ?= 2
 
-.PHONY: help demo test test-newest test-cerebras update-newest check bench clean
+MARKS ?= cerebras modelzoo llamacpp
+
+.PHONY: help demo format lint check test test-newest test-cerebras test-marked update-newest bench clean
 
 help:
 	@echo "make demo           text to tokens to a trained model to a release and back, for both families (CPU)"
+	@echo "make format         rewrites the code as ruff formats it, and mends what ruff can mend"
+	@echo "make lint           format, lint and types, without a test"
+	@echo "make check          the same, then the fast tests: import directions, golden files, each contract once"
 	@echo "make test           the whole test suite with the current pins"
 	@echo "make test-newest    the same with the newest transformers and what goes with it"
 	@echo "make test-cerebras  the same with cerebras_pytorch 2.10 and its pins"
+	@echo "make test-marked PYTHON=/path/to/python MARKS=\"$(MARKS)\""
+	@echo "                    the marked tests in an environment of yours; none may skip; docs/marked-tests.md"
 	@echo "make update-newest  pins the newest releases of the day in requirements/newest.txt"
-	@echo "make check          format, lint, types, import directions and the fast tests"
 	@echo "make bench          every measurement of BENCHMARKS.md"
 
 .venv/.ready: requirements/current.txt
@@ -46,10 +52,19 @@ test-cerebras: .venv-cerebras/.ready
 test test-newest test-cerebras:
 	OMP_NUM_THREADS=1 $(<D)/bin/python -m pytest -q -n $(PYTEST_JOBS)
 
-check: $(CURRENT)/.ready
+test-marked:
+	OMP_NUM_THREADS=1 $(PYTHON) -m tests.marked $(MARKS)
+
+format: $(CURRENT)/.ready
+	$(CURRENT)/bin/ruff format .
+	$(CURRENT)/bin/ruff check --fix .
+
+lint: $(CURRENT)/.ready
 	$(CURRENT)/bin/ruff format --check .
 	$(CURRENT)/bin/ruff check .
 	$(CURRENT)/bin/mypy
+
+check: lint
 	OMP_NUM_THREADS=1 $(CURRENT)/bin/python -m pytest -q -n $(PYTEST_JOBS) -m "not slow"
 
 bench: $(CURRENT)/.ready

@@ -45,7 +45,7 @@ REMEDIES = {
 }
 
 
-class Number(click.ParamType):
+class Number(click.ParamType):  # type: ignore[type-arg]  # click 8.3 cannot subscript it
     """A number of a range as the value of an option."""
 
     def __init__(self, bounds: Range) -> None:
@@ -71,7 +71,7 @@ class LazyGroup(click.Group):
         verbs: for each verb, where its click command lies and its one-line summary for the list of verbs.
     """
 
-    def __init__(self, *args, verbs: Mapping[str, tuple[str, str]] | None = None, **kwargs):
+    def __init__(self, *args: Any, verbs: Mapping[str, tuple[str, str]] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.verbs = dict(verbs or {})
 
@@ -82,7 +82,8 @@ class LazyGroup(click.Group):
         if cmd_name not in self.verbs:
             return super().get_command(ctx, cmd_name)
         module, _, function = self.verbs[cmd_name][0].partition(":")
-        return getattr(importlib.import_module(module), function)
+        command: click.Command = getattr(importlib.import_module(module), function)
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [(verb, summary) for verb, (_, summary) in self.verbs.items()]

@@ -1,26 +1,19 @@
-"""Files of a user: read only where they are regular and of a size that can be meant, written whole or not at all."""
+"""Files of a user: read only where they are regular and of a size that can be meant; `atomic` writes them."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
-import secrets
-import shutil
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 from cerebras_jais.errors import UserError
 
 MIB = 2**20
 STANDARD_INPUT = "-"
-# What flock says of a file system without locks.
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 def shown_path(path: str | os.PathLike) -> str:
@@ -28,9 +21,6 @@ def shown_path(path: str | os.PathLike) -> str:
     text = os.fspath(path)
     text = text if text.isprintable() else repr(text)
     return text if len(text) <= 300 else f"{text[:150]}…{text[-100:]}"
-
-
-# ---- reading --------------------------------------------------------------------------------------------------------
 
 
 def check_regular(path: str | os.PathLike, error: type[UserError] = UserError) -> os.stat_result:
@@ -118,119 +108,3 @@ def parse_json(text: str, where: str, error: type[UserError] = UserError, *, lin
     except RecursionError as damage:
         raise error(f"{place}: not valid JSON (nested too deeply)") from damage
     return value
-
-
-# ---- writing --------------------------------------------------------------------------------------------------------
-
-
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a text file whole or not at all; a regular file of that name is replaced, and nothing else is.
-
-    Raises UserError where the name is taken by something else, and OSError where the system refuses.
-    """
-    target = Path(os.path.realpath(path))
-    if target.exists():
-        check_regular(target)
-    _make_folder(target.parent, target)
-    temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.tmp")
-    try:
-        with _naming(target, temporary), open(temporary, "x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(temporary, target)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def whole_folder(target: str | os.PathLike, *, replaces: bool = False) -> Iterator[Path]:
-    """Yield a hidden folder beside `target` which becomes `target` when the block ends well, else is removed.
-
-    One that a kill left is removed by the next use for the same target. A folder that is not empty is replaced where
-    `replaces` is true; the caller has looked what is in it.
-
-    Raises:
-        UserError: another process makes the same folder, or `target` is there and may not be replaced.
-    """
-    target = Path(os.path.realpath(target))
-    old = target.parent / f".{target.name}.replaced"
-    hidden = target.parent / f".{target.name}.partial"
-    _make_folder(hidden, target)
-    with locked(hidden, f"{shown_path(target)}: another process is making it; wait, or choose another name"):
-        if old.exists() and not target.exists():  # a kill came between the two renames below
-            old.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-        for left in hidden.iterdir():
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
-        try:
-            if target.exists() and not replaces and (not target.is_dir() or any(target.iterdir())):
-                raise UserError(f"{shown_path(target)}: is there already; choose another name, or remove it")
-            with _naming(target, hidden):
-                yield hidden
-            if target.exists():
-                target.rename(old)
-            hidden.rename(target)
-            shutil.rmtree(old, ignore_errors=True)
-        finally:
-            shutil.rmtree(hidden, ignore_errors=True)
-
-
-@contextmanager
-def locked(folder: Path, otherwise: str) -> Iterator[None]:
-    """Hold the lock of a folder for the block; it ends with the process, however that ends.
-
-    A file system without locks gives none: a note says so, and the block goes on.
-
-    Raises:
-        UserError: with the message `otherwise`, where another process holds it.
-    """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            lock(descriptor, folder)
-            if not folder.exists() or os.stat(folder).st_ino != os.fstat(descriptor).st_ino:
-                raise BlockingIOError  # the other one has just finished and removed what was opened
-        except BlockingIOError as refused:
-            raise UserError(otherwise) from refused
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def lock(descriptor: int, folder: Path) -> None:
-    """Take the lock of an open folder. Raises BlockingIOError where another process has it; notes where none can be."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        print(
-            f"note: {shown_path(folder.parent)}: this file system has no locks; start nothing else that writes there",
-            file=sys.stderr,
-        )
-
-
-def _make_folder(folder: Path, target: Path) -> None:
-    """Make a folder and those above it; the system's error names the file or folder that it is made for."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target)) from None
-    except OSError as error:
-        error.filename = str(target)
-        raise
-
-
-@contextmanager
-def _naming(target: Path, hidden: Path) -> Iterator[None]:
-    """Have the system's errors that name no file, as a full disk's, or a hidden one, name the file being made."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is not None and (error.filename is None or str(error.filename).startswith(str(hidden))):
-            error.filename = str(target)
-        raise

@@ -34,6 +34,8 @@ from checkpoint_convert.printing import (
 )
 
 if TYPE_CHECKING:
+    from cerebras_jais.checkpoint.hdf5.isolate import Descriptions
+    from cerebras_jais.config.yaml_file import ConfigFile
     from checkpoint_convert.verify.logits import LogitsReport
 
 
@@ -74,7 +76,7 @@ cli.epilog = statuses()
 def to_hf(
     checkpoint: Path,
     output: Path,
-    config: Path | None,
+    config: ConfigFile | None,
     tokenizer: Path | None,
     max_shard_size: int,
     dtype: str | None,
@@ -86,7 +88,7 @@ def to_hf(
     A Jais model comes with its own code (load it with trust_remote_code=True); an adapted model becomes a plain
     LlamaForCausalLM. Optimizer and other training state is left out.
     """
-    _start_inspector()
+    descriptions = _describe(checkpoint)
     from checkpoint_convert.convert import convert_to_hf
     from checkpoint_convert.streaming.run import keep_freed_memory
 
@@ -102,6 +104,7 @@ def to_hf(
             dtype=dtype,
             dry_run=dry_run,
             progress=progress,
+            descriptions=descriptions,
         )
     print_report(report, dry_run, as_json)
 
@@ -133,7 +136,6 @@ def to_cerebras(
 
     The YAML says in its first lines what is left to choose: the data and the learning rates.
     """
-    _start_inspector()  # it says where the tensors of a checkpoint that was laid out lie
     from checkpoint_convert.convert import convert_to_cerebras
     from checkpoint_convert.streaming.run import keep_freed_memory
 
@@ -169,7 +171,7 @@ def to_cerebras(
 def verify(
     first: Path,
     second: Path | None,
-    config: Path | None,
+    config: ConfigFile | None,
     logits: bool,
     trust_release_code: bool,
     allow_pickle: bool,
@@ -189,14 +191,18 @@ def verify(
     if trust_release_code and not logits:
         raise click.UsageError("--trust-release-code needs --logits: nothing else runs the code of a release")
     pair = _checkpoint_and_release(first, second) if logits else None
-    _start_inspector()
+    descriptions = _describe(first, second)
     from checkpoint_convert.verify.compare import check_manifest, compare, with_trusted_code
 
     with progress_bar("comparing") as progress:
         if second is None:
-            result = check_manifest(first, config=config, allow_pickle=allow_pickle, progress=progress)
+            result = check_manifest(
+                first, config=config, allow_pickle=allow_pickle, progress=progress, descriptions=descriptions
+            )
         else:
-            result = compare(first, second, config=config, allow_pickle=allow_pickle, progress=progress)
+            result = compare(
+                first, second, config=config, allow_pickle=allow_pickle, progress=progress, descriptions=descriptions
+            )
     if trust_release_code:
         result = with_trusted_code(result)
     found: dict[str, Any] = comparison_json(result)
@@ -208,7 +214,7 @@ def verify(
         if not as_json:
             click.echo("logits: not compared: the release has other code than this package's; see --trust-release-code")
     elif pair is not None:
-        report = _compare_logits(*pair, config, trust_release_code, allow_pickle)
+        report = _compare_logits(*pair, config, trust_release_code, allow_pickle, descriptions)
         found["logits"] = dataclasses.asdict(report) | {"first_departure": report.first_departure}
         same = same and report.first_departure is None
         if not as_json:
@@ -225,16 +231,24 @@ def verify(
 @config_option
 @allow_pickle_option
 @json_option
-def diff(first: Path, second: Path, config: Path | None, allow_pickle: bool, as_json: bool) -> None:
+def diff(first: Path, second: Path, config: ConfigFile | None, allow_pickle: bool, as_json: bool) -> None:
     """Say what differs between two models, and by how much; each is a .mdl file or a release.
 
     The files and the code of a release are checked as `verify` does.
     """
-    _start_inspector()
+    descriptions = _describe(first, second)
     from checkpoint_convert.verify.compare import compare
 
     with progress_bar("comparing") as progress:
-        result = compare(first, second, config=config, allow_pickle=allow_pickle, magnitudes=True, progress=progress)
+        result = compare(
+            first,
+            second,
+            config=config,
+            allow_pickle=allow_pickle,
+            magnitudes=True,
+            progress=progress,
+            descriptions=descriptions,
+        )
     if as_json:
         click.echo(json.dumps(comparison_json(result)))
     else:
@@ -248,28 +262,32 @@ def diff(first: Path, second: Path, config: Path | None, allow_pickle: bool, as_
 @config_option
 @allow_pickle_option
 @json_option
-def inspect(path: Path, config: Path | None, allow_pickle: bool, as_json: bool) -> None:
+def inspect(path: Path, config: ConfigFile | None, allow_pickle: bool, as_json: bool) -> None:
     """Say what a file is, from its headers: release, model, parameters, element types, ties, training step."""
-    if path.is_file():
-        _start_inspector()
+    descriptions = _describe(path)
     from checkpoint_convert.verify.inspect import inspect as inspect_model
 
-    found = inspect_model(path, config=config, allow_pickle=allow_pickle)
+    found = inspect_model(path, config=config, allow_pickle=allow_pickle, descriptions=descriptions)
     click.echo(json.dumps(found) if as_json else inspection_text(found))
 
 
 cli.add_command(completion_command("checkpoint-convert"))
 
 
-def _start_inspector() -> None:
-    """Have HDF5's inspector load while the rest of this program does."""
-    from cerebras_jais.checkpoint.hdf5 import isolate as hdf5_inspection
+def _describe(*paths: Path | None) -> Descriptions:
+    """Start the child that looks into the HDF5 files among the arguments, while the rest of this program loads."""
+    from cerebras_jais.checkpoint.hdf5.isolate import Descriptions
 
-    hdf5_inspection.start()
+    return Descriptions([path for path in paths if path is not None and path.is_file()])
 
 
 def _compare_logits(
-    checkpoint: Path, release: Path, config: Path | None, trust_release_code: bool, allow_pickle: bool
+    checkpoint: Path,
+    release: Path,
+    config: ConfigFile | None,
+    trust_release_code: bool,
+    allow_pickle: bool,
+    descriptions: Descriptions | None,
 ) -> LogitsReport:
     os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is fetched; transformers reads it when it is imported
     from checkpoint_convert.verify.logits import compare_logits
@@ -282,6 +300,7 @@ def _compare_logits(
             trust_release_code=trust_release_code,
             allow_pickle=allow_pickle,
             progress=progress,
+            descriptions=descriptions,
         )
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cerebras_jais import __version__
+from cerebras_jais.checkpoint.hdf5.isolate import Descriptions
+from cerebras_jais.config.yaml_file import ConfigFile
 from checkpoint_convert.configs.convert import check_convertible, default_special_tokens, to_config_json
 from checkpoint_convert.configs.trainer_yaml import trainer_params
 from checkpoint_convert.errors import ConversionError
@@ -73,31 +75,34 @@ def convert_to_hf(
     checkpoint: Path_,
     output: Path_,
     *,
-    config: Path_ | Mapping[str, Any] | None = None,
+    config: Path_ | ConfigFile | Mapping[str, Any] | None = None,
     tokenizer: Path_ | None = None,
     max_shard_size: int = DEFAULT_SHARD_SIZE,
     dtype: str | None = None,
     dry_run: bool = False,
     progress: Progress = lambda done, total: None,
+    descriptions: Descriptions | None = None,
 ) -> Report:
     """Make a Hugging Face release directory of a Cerebras checkpoint.
 
     Args:
         checkpoint: the .mdl file.
         output: the directory to make; it must not exist.
-        config: a trainer YAML, or a `model:` section; None takes what the checkpoint says of itself.
+        config: a trainer YAML, which may be open already, or a `model:` section; None takes what the checkpoint says of
+            itself.
         tokenizer: directory of a tokenizer to include.
         max_shard_size: bytes of weights in one file.
         dtype: "float32", "bfloat16" or "float16"; None keeps each tensor as it is stored. ALiBi's slopes stay.
         dry_run: check everything, tied tensors included, and write nothing.
         progress: called as bytes are read.
+        descriptions: a child that was started with the .mdl file among others; None starts one where it is needed.
 
     Raises:
         UserError: anything that does not fit, before a byte is written; nothing appears under the name of the output.
     """
     output = Path(output)
-    found = config if config is None or isinstance(config, Mapping) else Path(config)
-    with opening(_file(checkpoint), config=found) as model:
+    found = Path(config) if isinstance(config, str | os.PathLike) else config
+    with opening(_file(checkpoint), config=found, descriptions=descriptions) as model:
         check_convertible(model.config)
         files = read_tokenizer(Path(tokenizer) if tokenizer else None, model.config, model.tokens)
         plan = _plan(model, dtype)

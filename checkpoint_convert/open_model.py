@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cerebras_jais.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from cerebras_jais.checkpoint.hdf5.isolate import Descriptions
+from cerebras_jais.config.yaml_file import ConfigFile
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.stored import FOLD_THEM, stored_weights
@@ -62,14 +64,20 @@ class Model:
 
 @contextmanager
 def opening(
-    path: Path, *, config: Path | Mapping[str, Any] | None = None, allow_pickle: bool = False
+    path: Path,
+    *,
+    config: Path | ConfigFile | Mapping[str, Any] | None = None,
+    allow_pickle: bool = False,
+    descriptions: Descriptions | None = None,
 ) -> Iterator[Model]:
     """Open a model of either side; only headers are read.
 
     Args:
         path: a .mdl file, or a directory with config.json and weights.
-        config: of a .mdl file: a trainer YAML or a `model:` section; None takes the config that the file records.
+        config: of a .mdl file: a trainer YAML, which may be open already, or a `model:` section; None takes the config
+            that the file records.
         allow_pickle: whether weights in pickle files may be read (formats/torch_bin.py; nothing in them is run).
+        descriptions: a child that was started with the .mdl file among others; None starts one where it is needed.
 
     Raises:
         UserError: the file or directory cannot be read, is damaged, or is no model of the family.
@@ -78,7 +86,7 @@ def opening(
         yield _with_every_name(_open_release(path, allow_pickle))
         return
     files = {str(path): _state_of(path)}
-    with open_checkpoint(path, on_object="skip") as opened:
+    with open_checkpoint(path, on_object="skip", descriptions=descriptions) as opened:
         yield _with_every_name(_open_checkpoint(opened, config, files))
 
 
@@ -143,7 +151,9 @@ def weights_of(path: Path, allow_pickle: bool) -> dict[str, FileTensor]:
     return pickle_files.open_bin_model(path)
 
 
-def _open_checkpoint(opened: Checkpoint, config: Path | Mapping[str, Any] | None, files: FileStates) -> Model:
+def _open_checkpoint(
+    opened: Checkpoint, config: Path | ConfigFile | Mapping[str, Any] | None, files: FileStates
+) -> Model:
     params: Any = _last_record(opened).get("params")
     if isinstance(config, Mapping):
         section = dict(config)
@@ -153,7 +163,8 @@ def _open_checkpoint(opened: Checkpoint, config: Path | Mapping[str, Any] | None
         section = model_section_of(params, f"{opened.path} (its __metadata__)")
     else:
         raise ConversionError(f"{opened.path}: records no config; give the trainer YAML with --config")
-    with _named(config if isinstance(config, Path) else opened.path):
+    said_by = config.path if isinstance(config, ConfigFile) else config if isinstance(config, Path) else opened.path
+    with _named(said_by):
         model = DecoderConfig.from_section(section)
     with _named(opened.path):
         tokens = special_tokens_of(_last_record(opened).get("special_tokens"))

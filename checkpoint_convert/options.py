@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cerebras_jais.ranges import shown
+
+if TYPE_CHECKING:
+    from cerebras_jais.config.yaml_file import ConfigFile
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -36,12 +39,22 @@ def _dtype(_: click.Context, __: click.Parameter, value: str | None) -> str | No
     return _DTYPES[value] if value else None
 
 
+def _open_config(_: click.Context, __: click.Parameter, value: Path | None) -> ConfigFile | None:
+    """The YAML of a file or of a config of ours, read once."""
+    if value is None:
+        return None
+    from cerebras_jais.catalog.yaml_files import open_config
+
+    return open_config(value)
+
+
 EXISTING = click.Path(exists=True, path_type=Path)
 NEW = click.Path(path_type=Path)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 config_option = click.option(
     "--config",
     type=click.Path(path_type=Path),
+    callback=_open_config,
     help="Trainer YAML of the checkpoint, or the name of a config. Default: what the checkpoint says of itself.",
 )
 dtype_option = click.option(

@@ -16,19 +16,19 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from cerebras_jais.atomic import sync, write_text
 from cerebras_jais.checkpoint import LazyTensor, create_empty_checkpoint, open_checkpoint
 from cerebras_jais.checkpoint.packed_writer import PackedTensorWriter, filling
 from cerebras_jais.modelzoo_version import VERSION, class_name
 from checkpoint_convert.configs.convert import SpecialTokens
 from checkpoint_convert.configs.trainer_yaml import yaml_text
 from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.formats.json_files import write_json, write_text
+from checkpoint_convert.formats.json_files import write_json
 from checkpoint_convert.formats.release_directory import MANIFEST
 from checkpoint_convert.formats.safetensors import Shard, create_shards, file_tensors
 from checkpoint_convert.formats.tensors import FileTensor
 from checkpoint_convert.mapping.plan import Plan
 from checkpoint_convert.release import Companions, write_companions
-from checkpoint_convert.streaming.journal import sync
 from checkpoint_convert.streaming.run import DEFAULT_WORKERS, FileRanges, Sink
 from checkpoint_convert.verify.manifest import list_files, manifest_path
 
@@ -169,8 +169,7 @@ class CheckpointTarget:
             return
         with ThreadPoolExecutor(DEFAULT_WORKERS) as pool, filling(path, packing=pool.map) as filler:
             yield _Packer(filler)
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+        sync(path)
 
     def complete(self, directory: Path, manifest: Mapping[str, Any]) -> None:
         write_json(directory / manifest_path(self.output).name, manifest)

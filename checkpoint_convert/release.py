@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cerebras_jais.atomic import sync, write_text
 from cerebras_jais.model.config import DecoderConfig
 from checkpoint_convert.configs.convert import SPECIAL_TOKENS, SpecialTokens, default_special_tokens
 from checkpoint_convert.errors import ConversionError, first_few
-from checkpoint_convert.formats.json_files import read_json, write_json, write_text
+from checkpoint_convert.formats.json_files import read_json, write_json
 from checkpoint_convert.formats.release_directory import (
     CARD,
     CONFIG,
@@ -164,15 +164,9 @@ def write_companions(directory: Path, release: Companions) -> None:
         copied |= {name: CODE_DIRECTORY / name for name in CODE_FILES}
     for name, file in copied.items():
         (directory / name).parent.mkdir(exist_ok=True)
-        _copy(file, directory / name)
+        shutil.copyfile(file, directory / name)
+        sync(directory / name)
     write_text(directory / CARD, model_card(release))
-
-
-def _copy(source: Path, target: Path) -> None:
-    with open(source, "rb") as content, open(target, "wb") as file:
-        shutil.copyfileobj(content, file)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def model_card(release: Companions) -> str:

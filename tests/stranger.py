@@ -36,7 +36,7 @@ def run(words):
 
 def finish(config, words):
     """Give the last checkpoint the name that it has after the whole run."""
-    from cerebras_jais.config.trainer import read_trainer_yaml
+    from cerebras_jais.catalog.reader import read_trainer_yaml
     from cerebras_jais.launch.phases import create_files  # slow to import, and most commands train nothing
 
     def option(name):

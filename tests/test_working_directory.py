@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -12,6 +14,7 @@ def test_the_working_directory_is_empty_and_none_of_ours():
     assert not Path.cwd().is_relative_to(ROOT)
 
 
+@pytest.mark.slow
 def test_what_lies_where_the_suite_is_started_changes_no_result(tmp_path):
     for folder in ("train", "held_out/ar", "held_out/en"):
         (tmp_path / "data" / folder).mkdir(parents=True)

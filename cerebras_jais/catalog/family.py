@@ -104,12 +104,12 @@ def mup_problems(config: DecoderConfig) -> Iterator[tuple[str, str]]:
                 f"output_logits_alpha {alpha} belongs to the {name} muP set, whose scale is {scale}; give that",
             )
         std = config.initializer.std if config.initializer is not None else math.nan
-        others = [other for other, s in MUP_SETS.items() if other != name and _close(std, s.spread.value)]
+        others = [other for other, s in MUP_SETS.items() if other != name and _close(std, s.init_std.value)]
         if has_scale and others:
             yield (
                 "initializer",
                 f"std {std} belongs to the {others[0]} muP set, embeddings_scale {scale} to the {name} set; "
-                f"give {mup.spread.value}",
+                f"give {mup.init_std.value}",
             )
 
 

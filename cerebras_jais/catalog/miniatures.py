@@ -6,8 +6,20 @@ from typing import TypeVar
 
 from cerebras_jais.catalog import size_rules as rules
 from cerebras_jais.catalog.models import BACKBONE, FAMILY_MUP, LARGE_MUP
-from cerebras_jais.catalog.provenance import Sourced, assumed, derived, published
-from cerebras_jais.catalog.types import Architecture, Family, Model, MuP, Optimizer, Phase, Precision, Rates
+from cerebras_jais.catalog.types import (
+    Architecture,
+    Family,
+    Model,
+    MuP,
+    Optimizer,
+    Phase,
+    Precision,
+    Rates,
+    Sourced,
+    assumed,
+    derived,
+    published,
+)
 
 T = TypeVar("T")
 CPU_PRECISION = Precision(assumed("float32", ""), assumed("none", ""))
@@ -29,7 +41,7 @@ def _alibi(hidden: int, layers: int, heads: int, vocabulary: int, mup: MuP) -> A
         _small(heads),
         derived(rules.family_filter_size(hidden), "8/3 of the hidden size, the family's rule"),
         _small(vocabulary),
-        MuP(mup.embeddings_scale, mup.output_logits_alpha, mup.spread, mup.base_rate, BASE_WIDTH),
+        MuP(mup.embeddings_scale, mup.output_logits_alpha, mup.init_std, mup.base_lr, BASE_WIDTH),
     )
 
 
@@ -87,7 +99,7 @@ def _phase(
 
 
 _TINY = _alibi(192, 4, 12, 2048, FAMILY_MUP)
-_PEAK = FAMILY_MUP.base_rate.value
+_PEAK = FAMILY_MUP.base_lr.value
 
 JAIS = _model(
     "tiny/jais",

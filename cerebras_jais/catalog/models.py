@@ -12,8 +12,20 @@ from dataclasses import replace
 from typing import Literal
 
 from cerebras_jais.catalog import size_rules as rules
-from cerebras_jais.catalog.provenance import Sourced, assumed, derived, published
-from cerebras_jais.catalog.types import Architecture, Model, MuP, Optimizer, Phase, Precision, Rates, TokenMix
+from cerebras_jais.catalog.types import (
+    Architecture,
+    Model,
+    MuP,
+    Optimizer,
+    Phase,
+    Precision,
+    Rates,
+    Sourced,
+    TokenMix,
+    assumed,
+    derived,
+    published,
+)
 from cerebras_jais.config.yaml_file import suggestion
 from cerebras_jais.errors import UserError
 
@@ -22,16 +34,16 @@ from cerebras_jais.errors import UserError
 FAMILY_MUP = MuP(
     embeddings_scale=published(9.1705785388303, "config.json of jais-family-590m and others"),
     output_logits_alpha=published(1.09518349815769, "config.json of jais-family-590m and others"),
-    spread=derived(0.0867, "the Model Zoo's config with these muP constants (mixtral params_moe_111M_base) uses it"),
-    base_rate=derived(
+    init_std=derived(0.0867, "the Model Zoo's config with these muP constants (mixtral params_moe_111M_base) uses it"),
+    base_lr=derived(
         0.015625, "card of jais-family-590m, rounded there to 0.01563; that Model Zoo config has all its digits"
     ),
 )
 LARGE_MUP = MuP(
     embeddings_scale=published(14.6, "config.json of jais-30b-v3, Model Zoo params_jais_30b"),
     output_logits_alpha=published(2.22, "config.json of jais-30b-v3, Model Zoo params_jais_30b"),
-    spread=published(0.073, "Model Zoo params_jais_30b"),
-    base_rate=published(0.012, "Model Zoo params_jais_30b_phase1"),
+    init_std=published(0.073, "Model Zoo params_jais_30b"),
+    base_lr=published(0.012, "Model Zoo params_jais_30b_phase1"),
 )
 MUP_SETS = {"590m to 13b": FAMILY_MUP, "30b": LARGE_MUP}
 
@@ -123,7 +135,7 @@ def _family_base(size: str, hidden: int, layers: int, known: str | None) -> Mode
     rates = Rates(
         warmup,
         published(0.0, "card of jais-family-590m") if size == "590m" else assumed(0.0, "as of jais-family-590m"),
-        FAMILY_MUP.base_rate if size == "590m" else assumed(0.015625, "muP: the base rate is that of 590m"),
+        FAMILY_MUP.base_lr if size == "590m" else assumed(0.015625, "muP: the base rate is that of 590m"),
         rate_end,
         assumed("linear", "as in the Model Zoo's jais configs; the card gives both ends only"),
     )
@@ -152,7 +164,7 @@ _2K = Phase(
             rules.warmup_steps(2640, 2048), "375 million tokens; equal to that of Model Zoo params_jais_30b_phase1"
         ),
         assumed(0.0, "Model Zoo params_jais_30b_phase1"),
-        LARGE_MUP.base_rate,
+        LARGE_MUP.base_lr,
         derived(_RATE_8K, "where the 8k phase of Model Zoo params_jais_30b begins"),
         assumed("linear", "Model Zoo params_jais_30b_phase1"),
     ),
@@ -300,7 +312,7 @@ def _chat(base: Model) -> Model:
             mup = base.architecture.mup
             assert mup is not None
             share = "the share of the base rate that Model Zoo params_jais_30b_chat takes (0.0016 of 0.012)"
-            peak = round(mup.base_rate.value * 0.0016 / 0.012, 10)
+            peak = round(mup.base_lr.value * 0.0016 / 0.012, 10)
             rates = Rates(
                 assumed(380, "as of jais-adapted-70b-chat"),
                 assumed(0.0, "as of jais-adapted-70b-chat"),

@@ -27,8 +27,8 @@ ADAPTED_FORM: Mapping[str, Any] = {
 }
 
 HEAD_WIDTH = 128  # of every published jais-family and Llama-2 model
-# Width of the small model whose learning rate and spread muP carries over: every published config that states it has
-# mup_width_scale = 256 / n_embd.
+# Width of the small model whose learning rate and initial weights muP carries over: every published config that states
+# it has mup_width_scale = 256 / n_embd.
 MUP_BASE_WIDTH = 256
 WARMUP_TOKENS = 375_000_000  # of every published jais base run
 CHAT_TOKENS_PER_STEP = 264 * 4096  # jais-adapted-70b-chat; jais-30b-chat has the same in 132 sequences of 8,192
@@ -67,9 +67,8 @@ def chat_batch_size(context: int) -> int:
 def interpolated_batch_size(parameters: int) -> int:
     """Batch of a base run nobody published: on the power law through 590m (1,120) and jais-13b (1,920), to 80s."""
     small, large = (640_555_020, 1120), (13_027_571_240, 1920)
-    exponent: float = math.log(large[1] / small[1]) / math.log(large[0] / small[0])
-    batch: float = small[1] * (parameters / small[0]) ** exponent
-    return round(batch / 80) * 80
+    exponent = math.log(large[1] / small[1]) / math.log(large[0] / small[0])
+    return round(small[1] * math.pow(parameters / small[0], exponent) / 80) * 80
 
 
 def loss_weight(context: int) -> float:

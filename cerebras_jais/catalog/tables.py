@@ -8,8 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cerebras_jais.catalog.models import MODELS, lineage
-from cerebras_jais.catalog.provenance import Sourced
-from cerebras_jais.catalog.types import Model
+from cerebras_jais.catalog.types import Model, Sourced
 from cerebras_jais.catalog.yaml_files import Preset
 
 
@@ -113,7 +112,11 @@ def presets_table(presets: Sequence[Preset]) -> str:
 
 
 def differences(ours: Any, theirs: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """What two YAML trees say differently: dotted path, value of each; `...` where one of them says nothing."""
+    """What two YAML trees say differently: dotted path, value of each; `...` where one of them says nothing.
+
+    Values are equal if a trainer takes them as equal: numbers by their value, and a text beside a number as the number
+    that it spells (the YAML reader of the Model Zoo takes 1e-5 for text, and its trainer for the number).
+    """
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
         for key in [*ours, *(key for key in theirs if key not in ours)]:
             yield from differences(ours.get(key, ...), theirs.get(key, ...), f"{path}.{key}".lstrip("."))
@@ -121,8 +124,24 @@ def differences(ours: Any, theirs: Any, path: str = "") -> Iterator[tuple[str, A
         for index in range(max(len(ours), len(theirs))):
             one, other = (side[index] if index < len(side) else ... for side in (ours, theirs))
             yield from differences(one, other, f"{path}[{index}]")
-    elif ours != theirs:
+    elif not _are_equal(ours, theirs):
         yield path, ours, theirs
+
+
+def _are_equal(ours: Any, theirs: Any) -> bool:
+    if isinstance(ours, list) and isinstance(theirs, list):
+        return len(ours) == len(theirs) and all(map(_are_equal, ours, theirs))
+    if isinstance(ours, str) != isinstance(theirs, str):
+        ours, theirs = _number(ours), _number(theirs)
+    return isinstance(ours, bool) == isinstance(theirs, bool) and bool(ours == theirs)
+
+
+def _number(value: Any) -> Any:
+    """The number that a text spells; any other value as it is."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _are_sections(value: Any) -> bool:

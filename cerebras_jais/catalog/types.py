@@ -1,4 +1,4 @@
-"""The kinds of things the catalog states about a model: its architecture, its phases, its data, its scores."""
+"""What the catalog states about a model: architecture, phases, data and scores, each value with where it comes from."""
 
 from __future__ import annotations
 
@@ -6,15 +6,40 @@ import csv
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import resources
-from typing import Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from cerebras_jais.catalog import size_rules as rules
-from cerebras_jais.catalog.provenance import Sourced
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.tensors import parameter_count
 
+T = TypeVar("T")
+Origin = Literal["published", "derived", "assumed"]
 Family = Literal["jais-family", "jais-adapted"]
 Kind = Literal["pretrain", "extend", "embed", "adapt", "chat"]
+
+
+@dataclass(frozen=True)
+class Sourced(Generic[T]):
+    """A value with where it comes from: the publication, the rule it follows, or the reason it was chosen."""
+
+    value: T
+    origin: Origin
+    why: str
+
+
+def published(value: T, source: str) -> Sourced[T]:
+    """A value that `source` states."""
+    return Sourced(value, "published", source)
+
+
+def derived(value: T, rule: str) -> Sourced[T]:
+    """A value that follows from published ones by `rule`."""
+    return Sourced(value, "derived", rule)
+
+
+def assumed(value: T, reason: str) -> Sourced[T]:
+    """A value nobody published, chosen for `reason`."""
+    return Sourced(value, "assumed", reason)
 
 
 @dataclass(frozen=True)
@@ -23,8 +48,8 @@ class MuP:
 
     embeddings_scale: Sourced[float]
     output_logits_alpha: Sourced[float]
-    spread: Sourced[float]  # standard deviation of the base model's weights
-    base_rate: Sourced[float]  # learning rate of the base model
+    init_std: Sourced[float]  # standard deviation of the base model's initial weights
+    base_lr: Sourced[float]  # learning rate of the base model
     base_width: int = rules.MUP_BASE_WIDTH
 
 
@@ -43,7 +68,7 @@ class Architecture:
     @property
     def parameters(self) -> int:
         """Trained weights, each tied one counted once, with the fixed ALiBi slopes."""
-        sizes = {
+        sizes: dict[str, Any] = {
             "vocab_size": self.vocabulary.value,
             "hidden_size": self.hidden_size.value,
             "num_hidden_layers": self.layers.value,
@@ -79,12 +104,12 @@ class Precision:
 
 @dataclass(frozen=True)
 class Rates:
-    """The learning rate: `first` to `peak` in `warmup_steps`, then to `last` at the end of the phase (base rates)."""
+    """The base model's learning rate: from `initial_lr` to `peak_lr` in `warmup_steps`, then down to `final_lr`."""
 
     warmup_steps: Sourced[int]
-    first: Sourced[float]
-    peak: Sourced[float]
-    last: Sourced[float]
+    initial_lr: Sourced[float]
+    peak_lr: Sourced[float]
+    final_lr: Sourced[float]
     decay: Sourced[Literal["linear", "cosine"]]
 
 

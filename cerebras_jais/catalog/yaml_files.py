@@ -1,4 +1,7 @@
-"""Catalog rows to trainer YAML: what each file under configs/ says, with where its numbers come from beside them."""
+"""Catalog rows to trainer YAML: what each file under configs/ says, with where its numbers come from beside them.
+
+A config of ours is found by its name too, wherever a file is asked for (`open_config`).
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from cerebras_jais.atomic import write_text
 from cerebras_jais.catalog import size_rules as rules
 from cerebras_jais.catalog.miniatures import MINIATURES
 from cerebras_jais.catalog.models import MODELS, last_step, lineage
 from cerebras_jais.catalog.types import Architecture, Model, Phase
 from cerebras_jais.catalog.yaml_writer import Alias, Anchor, Note, Remark, to_yaml
-from cerebras_jais.config.yaml_file import ConfigError, suggestion
-from cerebras_jais.files import write_text
+from cerebras_jais.config.yaml_file import ConfigError, ConfigFile, parse_yaml, read_yaml, suggestion
 
 EVERY = (*MODELS, *MINIATURES)
 
@@ -76,7 +79,7 @@ def presets() -> tuple[Preset, ...]:
 
 
 def find_preset(name: str) -> Preset:
-    """The recipe of a name such as jais-family-590m/pretrain; a model with one phase may be named alone.
+    """The config of a name such as jais-family-590m/pretrain; a model with one phase may be named alone.
 
     Raises ConfigError that names the closest one.
     """
@@ -95,18 +98,36 @@ def find_preset(name: str) -> Preset:
     )
 
 
+def open_config(name: str | Path) -> ConfigFile:
+    """The YAML file of a path; where there is none, the config of ours of that name, which a folder may have too.
+
+    Raises ConfigError for what is neither, and as `read_yaml` does.
+    """
+    path = Path(name)
+    if path.exists() and not path.is_dir():
+        return read_yaml(path)
+    try:
+        preset = find_preset(str(name))
+    except ConfigError:
+        if path.is_dir():
+            return read_yaml(path)  # which refuses a folder as such
+        raise
+    return parse_yaml(preset_yaml(preset), Path(preset.name))
+
+
 def preset_yaml(preset: Preset) -> str:
-    """The text of a recipe's YAML file."""
+    """The text of a config's YAML file."""
     several = len(preset.trainers) > 1  # a file has each anchor once
     trainers = [
-        _trainer(model, phase, f"spread_{phase.name}" if several else "spread") for model, phase in preset.trainers
+        _trainer(model, phase, f"initializer_{phase.name}" if several else "initializer")
+        for model, phase in preset.trainers
     ]
     tree = {"trainer": trainers[0] if len(trainers) == 1 else [{"trainer": trainer} for trainer in trainers]}
     return to_yaml(tree, _header(preset))
 
 
 def write_configs(folder: str | Path) -> list[Path]:
-    """Write every recipe's file below a folder; their paths."""
+    """Write every config's file below a folder; their paths."""
     paths = []
     for preset in presets():
         path = Path(folder) / f"{preset.name}.yaml"
@@ -259,7 +280,7 @@ def _mup(a: Architecture, anchor: str) -> dict[str, Any]:
     mup = a.mup
     assert mup is not None
     base_filter = rules.mup_base_filter_size(a.hidden_size.value, a.filter_size.value, mup.base_width)
-    spread = {"name": "truncated_normal", "mean": 0.0, "std": mup.spread}
+    initializer = {"name": "truncated_normal", "mean": 0.0, "std": mup.init_std}
     return {
         "remark": Remark("muP: constants found on a model of the base width, used whole or not at all."),
         "mup_base_hidden_size": mup.base_width,
@@ -267,7 +288,7 @@ def _mup(a: Architecture, anchor: str) -> dict[str, Any]:
         "embeddings_scale": mup.embeddings_scale,
         "output_logits_alpha": mup.output_logits_alpha,
         "scale_qk_dot_by_d": True,
-        "embedding_initializer": Anchor(anchor, spread),
+        "embedding_initializer": Anchor(anchor, initializer),
         "initializer": Alias(anchor),
         "output_layer_initializer": Alias(anchor),
         "ffn_output_layer_initializer": Alias(anchor),
@@ -278,14 +299,18 @@ def _schedulers(model: Model, phase: Phase) -> list[Any]:
     rates = phase.rates
     rest = phase.steps.value - rates.warmup_steps.value
     name = "LinearLR" if rates.decay.value == "linear" else "CosineDecayLR"
-    decay: dict[str, Any] = {"initial_learning_rate": rates.peak, "end_learning_rate": rates.last, "total_iters": rest}
+    decay: dict[str, Any] = {
+        "initial_learning_rate": rates.peak_lr,
+        "end_learning_rate": rates.final_lr,
+        "total_iters": rest,
+    }
     shape: Any = Note(decay, f"{rates.decay.origin}: {rates.decay.why}" if rates.decay.why else "")
     if not rates.warmup_steps.value:
         return [{name: shape}]
-    decay["initial_learning_rate"] = rates.peak.value
+    decay["initial_learning_rate"] = rates.peak_lr.value
     warmup = {
-        "initial_learning_rate": rates.first,
-        "end_learning_rate": rates.peak,
+        "initial_learning_rate": rates.initial_lr,
+        "end_learning_rate": rates.peak_lr,
         "total_iters": rates.warmup_steps,
     }
     return [{"SequentialLR": {"schedulers": [{"LinearLR": warmup}, {name: shape}]}}]

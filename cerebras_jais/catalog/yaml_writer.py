@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cerebras_jais.catalog.provenance import Sourced
+from cerebras_jais.catalog.types import Sourced
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cerebras_jais.checkpoint.errors import CheckpointError, as_checkpoint_error
-from cerebras_jais.checkpoint.hdf5.files import writing
 from cerebras_jais.checkpoint.hdf5.lz4 import pack_chunk
+from cerebras_jais.checkpoint.hdf5.write import writing
 
 if TYPE_CHECKING:
     import h5py

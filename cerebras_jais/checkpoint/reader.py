@@ -19,7 +19,8 @@ import numpy as np
 from cerebras_jais.checkpoint import tree as treespec
 from cerebras_jais.checkpoint.dtypes import ELEMENT_TYPES, NAME_BY_CODE, ElementType
 from cerebras_jais.checkpoint.errors import CheckpointError, as_checkpoint_error
-from cerebras_jais.checkpoint.hdf5.files import GuardedFile
+from cerebras_jais.checkpoint.hdf5.guarded import GuardedFile
+from cerebras_jais.checkpoint.hdf5.isolate import Descriptions
 from cerebras_jais.checkpoint.tensors import StoredTensor, UnreadableLeaf
 
 FORMAT_VERSION = 0.5
@@ -68,15 +69,21 @@ class Checkpoint:
         self.close()
 
 
-def open_checkpoint(path: str | os.PathLike, *, on_object: Literal["refuse", "skip"] = "refuse") -> Checkpoint:
+def open_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    on_object: Literal["refuse", "skip"] = "refuse",
+    descriptions: Descriptions | None = None,
+) -> Checkpoint:
     """Open a .mdl checkpoint lazily: structure and headers are read and checked, tensor data is not.
 
     A leaf that is not read (a pickled object, a tensor in another file, a compiled graph) never hinders the others.
     With `on_object="refuse"` it is a UnreadableLeaf in the tree whose `read()` raises; with "skip" it is left out (None
-    inside a list or tuple) and named in `skipped_objects`. Raises CheckpointError for a file that is missing,
+    inside a list or tuple) and named in `skipped_objects`. `descriptions` is a child that a command started with all of
+    its files; without it one is started for this file. Raises CheckpointError for a file that is missing,
     incomplete, damaged, of another format, or whose tensors do not fit what it says of them.
     """
-    file = GuardedFile(path)
+    file = GuardedFile(path, descriptions)
     try:
         return _read_structure(file, on_object)
     except BaseException:

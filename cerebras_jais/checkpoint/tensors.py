@@ -9,10 +9,11 @@ from typing import Literal, NoReturn
 
 import numpy as np
 
-from cerebras_jais.checkpoint import aligned_memory as memory
 from cerebras_jais.checkpoint.dtypes import ELEMENT_TYPES
 from cerebras_jais.checkpoint.errors import CheckpointError, as_checkpoint_error
-from cerebras_jais.checkpoint.hdf5.files import DatasetHeader, GuardedFile
+from cerebras_jais.checkpoint.hdf5.dataset import DatasetHeader
+from cerebras_jais.checkpoint.hdf5.guarded import GuardedFile
+from cerebras_jais.checkpoint.io import aligned_empty
 
 Kind = Literal["torch", "numpy"]
 """What `cerebras.pytorch.load` makes of a tensor: a torch.Tensor or a numpy array."""
@@ -102,7 +103,7 @@ class StoredTensor:
             if self.header is None:
                 # A constant without a value is one that its writer left uninitialised: zeros are as good as any.
                 return np.full(shape, self.fill_value or 0, dtype=element.memory)
-            values = memory.empty(shape, element.memory)
+            values = aligned_empty(shape, element.memory)
             self.file.read_into(self.header, values.view(element.disk), start)
             return values
 

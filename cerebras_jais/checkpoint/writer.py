@@ -12,16 +12,15 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import h5py
 import numpy as np
 
 from cerebras_jais.atomic import replacing
 from cerebras_jais.checkpoint import tree as treespec
 from cerebras_jais.checkpoint.dtypes import ELEMENT_TYPES, ElementType, element_type_of
 from cerebras_jais.checkpoint.errors import CheckpointError, as_checkpoint_error
-from cerebras_jais.checkpoint.hdf5.files import writing
+from cerebras_jais.checkpoint.hdf5.write import writing
 from cerebras_jais.checkpoint.packed_writer import chunk_shape, filling
 from cerebras_jais.checkpoint.reader import FORMAT_VERSION
 from cerebras_jais.checkpoint.tensors import Kind, LazyTensor, StoredTensor, UnreadableLeaf
@@ -34,6 +33,9 @@ _COPY_BYTES = 64 << 20
 _PACKING_THREADS = min(4, os.cpu_count() or 1)
 # Room on the disk for the structure: the texts about one leaf, its header and their indices.
 _STRUCTURE_BYTES = 4096
+
+if TYPE_CHECKING:
+    import h5py
 
 Source = np.ndarray | StoredTensor | LazyTensor
 Compression = Literal["lz4"] | None
@@ -57,7 +59,7 @@ def save_checkpoint(
     for tensor in plan.tensors:
         if isinstance(tensor.source, LazyTensor) and tensor.source.read is None:
             raise CheckpointError(f"{path}: tensor '{tensor.key}' is a LazyTensor without `read`; give it one")
-    with replacing(path, overwrite=overwrite, size=plan.size) as temporary:
+    with replacing(path, overwrite=overwrite, size=plan.size, error=CheckpointError) as temporary:
         offsets = _create(temporary, plan, compression)
         _write_ranges(temporary, plan, offsets)
         if compression is not None:
@@ -211,6 +213,8 @@ def _plan_tensor(key: str, leaf: Source) -> _PlannedTensor:
 
 def _create(path: Path, plan: _Plan, compression: Compression, complete: bool = False) -> dict[str, int]:
     """Write the structure: attributes, and datasets whose place is taken but not filled. Returns their offsets."""
+    import h5py
+
     offsets: dict[str, int] = {}
     with as_checkpoint_error(path, "creating it"), writing(path, create=True) as file:
         attributes = file.attrs
@@ -240,7 +244,9 @@ def _create(path: Path, plan: _Plan, compression: Compression, complete: bool = 
     return offsets
 
 
-def _create_contiguous(file: h5py.File, tensor: _PlannedTensor) -> h5py.Dataset:
+def _create_contiguous(file: "h5py.File", tensor: _PlannedTensor) -> "h5py.Dataset":
+    import h5py
+
     plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plan.set_layout(h5py.h5d.CONTIGUOUS)
     plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)

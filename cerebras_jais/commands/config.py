@@ -59,22 +59,10 @@ def check(files: tuple[Path, ...], tokenizer: Path | None, as_json: bool) -> int
     """
     import json
 
-    from cerebras_jais.config.trainer import read_trainer_yaml
-    from cerebras_jais.launch.checks import check_file
-    from cerebras_jais.launch.surroundings import preflight
-    from cerebras_jais.launch.token_budget import token_notes
-    from cerebras_jais.modelzoo.validate import modelzoo_is_installed, modelzoo_problems
+    from cerebras_jais.modelzoo.installed import modelzoo_is_installed
 
     zoo = modelzoo_is_installed()
-    results = []
-    for file in files:
-        problems, notes = check_file(file), list[str]()
-        if not problems:
-            problems, notes = preflight(file, tokenizer)
-            notes += token_notes(read_trainer_yaml(file))
-        if zoo and not problems:
-            problems = modelzoo_problems(file)
-        results.append((str(file), problems, notes))
+    results = [(str(file), *check_file(file, tokenizer, modelzoo=zoo)) for file in files]
     failed = any(problems for _, problems, _ in results)
     if as_json:
         keys = ("file", "problems", "notes")
@@ -107,7 +95,9 @@ def list_(as_json: bool) -> None:
 @click.argument("name")
 def show(name: str) -> None:
     """Print a config, with where its numbers come from beside them."""
-    click.echo(_text(name), nl=False)
+    from cerebras_jais.catalog.yaml_files import open_config
+
+    click.echo(open_config(name).text, nl=False)
 
 
 @config.command()
@@ -123,8 +113,9 @@ def diff(ours: str, theirs: str, as_json: bool) -> int:
     import json
 
     from cerebras_jais.catalog.tables import differences, shown
+    from cerebras_jais.catalog.yaml_files import open_config
 
-    found = list(differences(_tree(ours), _tree(theirs)))
+    found = list(differences(open_config(ours).data, open_config(theirs).data))
     if as_json:
         click.echo(json.dumps([{"key": k, "a": _plain(a), "b": _plain(b)} for k, a, b in found]))
     else:
@@ -148,9 +139,10 @@ def write(name: str | None, output: Path | None, stock: bool, overwrite: bool, e
 
     --stock names jais and llama instead of jais_family and jais_adapted, and refuses what those cannot do (freezing).
     """
-    from cerebras_jais.catalog.yaml_files import write_configs
+    from cerebras_jais.atomic import write_text
+    from cerebras_jais.catalog.stock_names import with_stock_names
+    from cerebras_jais.catalog.yaml_files import open_config, write_configs
     from cerebras_jais.errors import UserError
-    from cerebras_jais.files import write_text
 
     if everything:
         if name or stock:
@@ -163,31 +155,46 @@ def write(name: str | None, output: Path | None, stock: bool, overwrite: bool, e
     target = output or Path(f"{Path(name.removesuffix('.yaml')).name}.yaml")
     if target.exists() and not overwrite:
         raise UserError(f"{target}: exists; choose another --output or give --overwrite")
-    text = _text(name, stock)
-    write_text(target, text)
+    file = open_config(name)
+    write_text(target, with_stock_names(file) if stock else file.text)
     click.echo(str(target))
 
 
-def _text(name: str, stock: bool = False) -> str:
-    """The text of a file or of one of our configs."""
-    from cerebras_jais.catalog.stock_names import with_stock_names
-    from cerebras_jais.catalog.yaml_files import find_preset, preset_yaml
-    from cerebras_jais.config.yaml_file import parse_yaml, read_source
+def check_file(
+    name: str | Path, tokenizer: Path | None = None, *, modelzoo: bool = False
+) -> tuple[list[str], list[str]]:
+    """The problems of a YAML, a line for each, and notes; each kind of check runs where the one before found nothing.
 
-    path = Path(name)
-    if path.exists() and not path.is_dir():
-        text = read_source(path)
-        parse_yaml(text, path)
-    else:
-        preset = find_preset(name)
-        path, text = Path(f"{preset.name}.yaml"), preset_yaml(preset)
-    return with_stock_names(text, path) if stock else text
+    Args:
+        name: a file, or a config of ours.
+        tokenizer: a folder with tokenizer.json, whose vocabulary the model's must hold.
+        modelzoo: whether the Model Zoo, which must then be installed, judges it too.
 
+    Raises:
+        UserError: the tokenizer cannot be read.
+    """
+    from cerebras_jais.catalog.reader import read_trainers
+    from cerebras_jais.catalog.yaml_files import open_config
+    from cerebras_jais.errors import UserError
+    from cerebras_jais.launch.checks import check, notes_of
+    from cerebras_jais.launch.surroundings import check_surroundings
+    from cerebras_jais.launch.token_budget import token_notes
 
-def _tree(name: str) -> object:
-    from cerebras_jais.config.yaml_file import parse_yaml
+    try:
+        file = open_config(name)
+        configs = read_trainers(file)
+    except UserError as error:
+        return [str(error)], []
+    problems, notes = check(configs), list[str]()
+    if not problems:
+        notes += notes_of(configs)
+        problems, more = check_surroundings(configs, tokenizer)
+        notes += [*more, *token_notes(configs)]
+    if modelzoo and not problems:
+        from cerebras_jais.modelzoo.validate import modelzoo_problems
 
-    return parse_yaml(_text(name), Path(name)).data
+        problems = modelzoo_problems(file)
+    return [file.message(problem) for problem in problems], notes
 
 
 def _plain(value: object) -> object:

@@ -181,7 +181,7 @@ def _tokenizer_of(path: Path, given: Path | None) -> Path:
 
 def _load(path: Path, config: Path | None, allow_pickle: bool) -> LanguageModel:
     """The model of a release, or of a checkpoint by the config it records or by the YAML given."""
-    from cerebras_jais.config.trainer import read_trainer_yaml
+    from cerebras_jais.catalog.reader import read_trainer_yaml
     from cerebras_jais.errors import UserError
     from cerebras_jais.model.load import load_model
     from checkpoint_convert.load import load_release

@@ -104,9 +104,8 @@ def fit(
     """
     import os
 
+    from cerebras_jais.catalog.reader import read_trainer_yaml
     from cerebras_jais.config.modelzoo_only import not_done_here
-    from cerebras_jais.config.trainer import read_trainer_yaml
-    from cerebras_jais.config.yaml_file import dotted
     from cerebras_jais.errors import UserError
     from cerebras_jais.launch.phases import plan_phases
     from cerebras_jais.train.threads import settle_threads
@@ -139,8 +138,8 @@ def fit(
                 "--backend gpu"
             )
         if (backend or named) in ("cpu", "gpu"):
-            for keys, problem in not_done_here(config):
-                raise UserError(f"{yaml_file}: {dotted(('trainer', *keys))}: {problem}")
+            for problem in not_done_here(config.aside):
+                raise UserError(config.message(problem))
     phases = plan_phases(configs, model_dir=model_dir, max_steps=max_steps, checkpoint=checkpoint)
     if dry_run:
         from cerebras_jais.launch.estimate import describe_launch

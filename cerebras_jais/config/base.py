@@ -15,7 +15,7 @@ from cerebras_jais.ranges import Range, shown
 def refuse(message: str, key: str | None = None) -> PydanticCustomError:
     """What a validator raises: `message`, at `key` of its section where one is given."""
     # Braces are the template's own; keys and values go in through the context.
-    return PydanticCustomError("recipe", "{message}", {"message": message, "key": key})
+    return PydanticCustomError("config", "{message}", {"message": message, "key": key})
 
 
 def refuse_beyond(message: str, key: str | None = None) -> PydanticCustomError:

@@ -10,15 +10,13 @@ sparse/, and the data processors of `jais` and `llama` in Model Zoo registry/reg
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cerebras_jais.config.callbacks import NOT_HERE
+from cerebras_jais.errors import Keys, Problem
 from cerebras_jais.model.outside import RATE_GROUPS, is_default
-
-if TYPE_CHECKING:
-    from cerebras_jais.config.trainer import TrainerConfig
 
 OPTIMIZERS = ("AdamW",)
 OTHER_OPTIMIZERS = (
@@ -52,7 +50,7 @@ _NOT_HERE = {name.lower() for name in NOT_HERE}
 class Aside:
     """One thing that only the Model Zoo does: the path of its key below `trainer`, and its name in words."""
 
-    keys: tuple[str | int, ...]
+    keys: Keys
     what: str
 
 
@@ -75,11 +73,11 @@ def set_aside(trainer: Any) -> tuple[Any, tuple[Aside, ...]]:
     return kept, tuple(found)
 
 
-def not_done_here(config: TrainerConfig) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """What keeps the reference path from training a YAML: the path of each key below `trainer`, and what to do."""
-    for aside in config.aside:
+def not_done_here(asides: Iterable[Aside]) -> Iterator[Problem]:
+    """What keeps the reference path from training a YAML, of what was set aside in it; keys below `trainer`."""
+    for aside in asides:
         if aside.keys[0] in ("init", "fit"):  # the reference path reads no other section
-            yield (
+            yield Problem(
                 aside.keys,
                 f"the reference path does not do {aside.what}; the Model Zoo does, by `cerebras-jais zoo fit`, and on "
                 "CS systems by `cerebras-jais fit --backend csx`",
@@ -112,7 +110,7 @@ def _schedules(init: dict[str, Any]) -> Iterator[Aside]:
     yield from found
 
 
-def _other_schedules(schedules: list[Any], at: tuple[str | int, ...]) -> Iterator[Aside]:
+def _other_schedules(schedules: list[Any], at: Keys) -> Iterator[Aside]:
     for index, entry in enumerate(schedules):
         for name, keys in _named(entry):
             here = (*at, index, name)
@@ -146,7 +144,7 @@ def _rate_groups(init: dict[str, Any]) -> Iterator[Aside]:
         yield Aside(("init", "model", RATE_GROUPS), "a learning-rate scale in the model")
 
 
-def _loaders(trainer: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], dict[str, Any]]]:
+def _loaders(trainer: dict[str, Any]) -> Iterator[tuple[Keys, dict[str, Any]]]:
     """Every section of a trainer that names data, with its path."""
     for section in ("fit", "validate", "validate_all"):
         parts = trainer.get(section)

@@ -249,6 +249,12 @@ class DataLoader(Section):
         """Whether this project reads the data too, and not the Model Zoo alone."""
         return self.data_processor in DATA_PROCESSORS
 
+    @property
+    def folders(self) -> list[str]:
+        """Every folder that it names, those of a mixture too."""
+        named = [self.data_dir] if self.mixture is None else [part.data_dir for part in self.mixture]
+        return [folder for entry in named for folder in (entry if isinstance(entry, list) else [entry]) if folder]
+
     def reader_keys(self) -> dict[str, Any]:
         """The keyword arguments of `data.hdf5.HDF5Samples`."""
         names = {"data_dir", "batch_size", "shuffle", "shuffle_seed", "drop_last", "use_vsl", "num_samples"}

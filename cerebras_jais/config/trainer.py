@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 from pydantic import Field, PlainValidator, PrivateAttr, ValidationError, field_validator
 
-from cerebras_jais.catalog.family import check_family
 from cerebras_jais.config.base import PathText, Section, Seed, refuse, unwrap
 from cerebras_jais.config.callbacks import LOGGERS_WITHOUT_EFFECT, WITHOUT_EFFECT
 from cerebras_jais.config.modelzoo_only import OPTIMIZERS, OTHER_OPTIMIZERS, Aside, set_aside
@@ -26,16 +24,9 @@ from cerebras_jais.config.sections import (
     Loop,
     Precision,
 )
-from cerebras_jais.config.yaml_file import (
-    ConfigError,
-    ConfigFile,
-    ModelZooAloneError,
-    dotted,
-    read_yaml,
-    suggestion,
-)
-from cerebras_jais.errors import UserError
-from cerebras_jais.model.config import NO_EFFECT_HERE, DecoderConfig, OutsideFamilyError
+from cerebras_jais.config.yaml_file import ConfigError, ConfigFile, ModelZooAloneError, suggestion
+from cerebras_jais.errors import Keys, Problem, dotted
+from cerebras_jais.model.config import NO_EFFECT_HERE, DecoderConfig, ModelConfigError, OutsideFamilyError
 from cerebras_jais.modelzoo_version import PLUGIN_NAMES, STOCK_NAMES
 from cerebras_jais.ranges import shown
 
@@ -43,8 +34,9 @@ __all__ = [
     "ConfigError",
     "ModelZooAloneError",
     "TrainerConfig",
+    "model_problem",
     "parse_trainer",
-    "read_trainer_yaml",
+    "parse_trainers",
     "without_effect_here",
 ]
 
@@ -57,9 +49,7 @@ def _model(section: Any) -> DecoderConfig:
     if "name" not in section and "model_name" not in section:
         raise refuse(f"missing; use one of {', '.join(PLUGIN_NAMES + STOCK_NAMES)}", "name")
     try:
-        config = DecoderConfig.from_section(section)
-        check_family(config)
-        return config
+        return DecoderConfig.from_section(section)
     except (TypeError, ValueError, OverflowError, AttributeError) as error:  # a value of a kind no check expected
         raise refuse(f"holds a value of the wrong kind: {' '.join(str(error).split())}") from error
 
@@ -163,7 +153,8 @@ class TrainerConfig(Section):
     validation_all: TrainerValidateAll | None = Field(default=None, validation_alias="validate_all")
 
     _raw: dict[str, Any] = PrivateAttr(default_factory=dict)
-    _source: str = PrivateAttr(default="trainer")
+    _file: ConfigFile | None = PrivateAttr(default=None)
+    _at: Keys = PrivateAttr(default=("trainer",))
     _aside: tuple[Aside, ...] = PrivateAttr(default=())
 
     @property
@@ -174,7 +165,16 @@ class TrainerConfig(Section):
     @property
     def source(self) -> str:
         """The file this came from, for messages."""
-        return self._source
+        return str(self._file.path) if self._file is not None else "trainer"
+
+    @property
+    def at(self) -> Keys:
+        """The path of keys to this trainer in its file."""
+        return self._at
+
+    def message(self, problem: Problem) -> str:
+        """The line that says a problem of this trainer, whose keys are below `trainer`: file, line, key, problem."""
+        return _message(problem.below(self._at), self._file)
 
     @property
     def aside(self) -> tuple[Aside, ...]:
@@ -199,90 +199,86 @@ class TrainerConfig(Section):
         """Whether a callback or logger that runs by default is set to null."""
         return any(e.name == name and e.arguments is None for e in [*self.init.callbacks, *self.init.loggers])
 
-    def without_effect_here(self) -> list[str]:
-        """See `without_effect_here`."""
-        return without_effect_here(self)
+    def dataloaders(self) -> Iterator[tuple[Keys, DataLoader]]:
+        """The sections of `fit` that name data, with their paths below `trainer`."""
+        if self.fit is not None:
+            yield ("fit", "train_dataloader"), self.fit.train_dataloader
+            several = isinstance(self._raw["fit"]["val_dataloader"], list) if self.fit.val_dataloader else False
+            for index, section in enumerate(self.fit.val_dataloader):
+                yield ("fit", "val_dataloader", *([index] if several else [])), section
 
 
-def read_trainer_yaml(path: str | Path) -> list[TrainerConfig]:
-    """Read a trainer YAML: one config for `trainer: {...}`, one per phase for a list of them.
+def parse_trainers(file: ConfigFile) -> list[TrainerConfig]:
+    """The typed trainers of a YAML: one for `trainer: {...}`, one for each phase of a list.
 
     Raises ConfigError: one line with file, line number, the path of the key, and what to do.
     """
-    source = read_yaml(path)
-    if not isinstance(source.data, dict) or "trainer" not in source.data:
-        keys = set(source.data) if isinstance(source.data, dict) else set()
-        message = f"{path}: the file must hold a mapping with the key 'trainer'"
-        if "runconfig" in keys:
+    if not isinstance(file.data, dict) or "trainer" not in file.data:
+        message = f"{file.path}: the file must hold a mapping with the key 'trainer'"
+        if isinstance(file.data, dict) and "runconfig" in file.data:
             raise ModelZooAloneError(f"{message}; this is the old format: `cszoo config convert_legacy` rewrites it")
         raise ConfigError(message)
-    for key in source.data:
+    for key in file.data:
         if key != "trainer":
-            raise ConfigError(f"{source.location((key,))}: unknown key; only 'trainer' stands at the top")
-    trainers = source.data["trainer"]
-    if not isinstance(trainers, list):
-        return [parse_trainer(trainers, source, ("trainer",))]
-    configs = []
-    for index, phase in enumerate(trainers):
-        if not isinstance(phase, dict) or set(phase) != {"trainer"}:
-            raise ConfigError(
-                f"{source.location(('trainer', index))}: each phase must be a mapping with the one key 'trainer'"
-            )
-        configs.append(parse_trainer(phase["trainer"], source, ("trainer", index, "trainer")))
-    if not configs:
-        raise ConfigError(f"{source.location(('trainer',))}: the list is empty")
-    return configs
+            raise ConfigError(file.message(Problem((key,), "unknown key; only 'trainer' stands at the top")))
+    phases = file.data["trainer"]
+    if isinstance(phases, list):
+        for index, phase in enumerate(phases):
+            if not isinstance(phase, dict) or set(phase) != {"trainer"}:
+                problem = Problem(("trainer", index), "each phase must be a mapping with the one key 'trainer'")
+                raise ConfigError(file.message(problem))
+        if not phases:
+            raise ConfigError(file.message(Problem(("trainer",), "the list is empty")))
+    return [parse_trainer(section, file, at) for at, section in file.trainers]
 
 
-def parse_trainer(
-    section: Any, source: ConfigFile | None = None, at: Sequence[str | int] = ("trainer",)
-) -> TrainerConfig:
-    """Check one `trainer:` mapping; `source` and `at` give errors their file and line."""
+def parse_trainer(section: Any, file: ConfigFile | None = None, at: Keys = ("trainer",)) -> TrainerConfig:
+    """Type one `trainer:` mapping.
 
-    def place(keys: Sequence[str | int]) -> str:
-        return source.location((*at, *keys)) if source else dotted((*at, *keys))
+    Args:
+        section: the mapping, as plain values.
+        file: the file that it is from, for lines in messages.
+        at: the path of keys to it there.
 
+    Raises:
+        ConfigError: the first problem, as `parse_trainers` says it.
+    """
     raw = copy.deepcopy(section)
     typed, aside = set_aside(section)
     try:
         config = TrainerConfig.model_validate(typed)
     except ValidationError as error:
         problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] == "beyond")
-        first = problems[0]
-        keys = _keys_in(section, first["loc"])
-        context = first.get("ctx") or {}
-        if first["type"] in ("recipe", "beyond"):
-            message = context["message"]
-            if context.get("key") is not None:
-                keys = _with_key(section, keys, context["key"])
-        else:
-            message = _in_words(first)
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        kind = ModelZooAloneError if first["type"] == "beyond" else ConfigError
-        raise kind(f"{place(keys)}: {message}{more}") from None
-    except UserError as error:
-        # The model section reports itself as `model.key: ...`.
-        where, _, message = str(error).partition(": ")
-        message = f"{place(('init', *where.split('.')))}: {message}"
+        kind = ModelZooAloneError if problems[0]["type"] == "beyond" else ConfigError
+        raise kind(_message(_problem_of(problems[0], section).below(at), file) + more) from None
+    except ModelConfigError as error:
+        message = _message(model_problem(error).below(at), file)
         if isinstance(error, OutsideFamilyError):
             raise ModelZooAloneError(f"{message}; `cerebras-jais zoo fit` leaves it to the Model Zoo") from None
         raise ConfigError(message) from None
-    config._raw = raw
-    config._source = str(source.path) if source else "trainer"
-    config._aside = aside
+    config._raw, config._file, config._at, config._aside = raw, file, at, aside
     optimizer = config.init.optimizer
     if optimizer is not None and optimizer.learning_rate is None and not raw["init"].get("schedulers"):
-        raise ConfigError(
-            f"{place(('init',))}: no learning rate: add init.schedulers, or learning_rate to the optimizer"
-        )
+        missing = Problem(("init",), "no learning rate: add init.schedulers, or learning_rate to the optimizer")
+        raise ConfigError(config.message(missing))
     return config
+
+
+def model_problem(error: ModelConfigError) -> Problem:
+    """What is wrong with a `model:` section, at its key below `trainer`."""
+    return Problem(("init", "model", *(error.key.split(".") if error.key else ())), error.problem)
+
+
+def _message(problem: Problem, file: ConfigFile | None) -> str:
+    return file.message(problem) if file is not None else f"{dotted(problem.keys)}: {problem.message}"
 
 
 def without_effect_here(config: TrainerConfig) -> list[str]:
     """The YAML paths of the keys that only concern CS systems (or only report) and change nothing on a CPU or GPU."""
     found: list[str] = []
 
-    def walk(section: Section, keys: tuple[str | int, ...]) -> None:
+    def walk(section: Section, keys: Keys) -> None:
         for name in type(section).model_fields:
             if name not in section.model_fields_set:
                 continue
@@ -319,7 +315,17 @@ def without_effect_here(config: TrainerConfig) -> list[str]:
     return found
 
 
-def _keys_in(section: Any, location: Sequence[str | int]) -> tuple[str | int, ...]:
+def _problem_of(error: Any, section: Any) -> Problem:
+    """What one of pydantic's errors says, at its key of the YAML."""
+    keys, context = keys_of(error["loc"], section), error.get("ctx") or {}
+    if error["type"] not in ("config", "beyond"):
+        return Problem(keys, _in_words(error))
+    if context.get("key") is not None:
+        keys = _with_key(section, keys, context["key"])
+    return Problem(keys, context["message"])
+
+
+def keys_of(location: Sequence[str | int], section: Any) -> Keys:
     """The path in the YAML of pydantic's error location, which has tags of unions and leaves out names of wrappers."""
     keys: list[str | int] = []
     value = section
@@ -341,7 +347,7 @@ def _keys_in(section: Any, location: Sequence[str | int]) -> tuple[str | int, ..
     return tuple(keys)
 
 
-def _with_key(section: Any, keys: tuple[str | int, ...], key: str) -> tuple[str | int, ...]:
+def _with_key(section: Any, keys: Keys, key: str) -> Keys:
     """The path of a key in the mapping at `keys`, through the name of a wrapper such as AdamW where it has one."""
     value = section
     for part in keys:

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from cerebras_jais.errors import UserError
+from cerebras_jais.errors import Keys, Problem, UserError, dotted
 from cerebras_jais.files import MIB, read_text
+from cerebras_jais.params import trainers_of
 
 # A trainer YAML has a few hundred values; thousands of data folders are thinkable.
 _LARGEST = MIB  # bytes
@@ -48,7 +49,7 @@ class _Loader(yaml.SafeLoader):
         self._depth += 1
         if self._values > _MOST_VALUES or self._depth > _DEEPEST:
             too = f"more than {_MOST_VALUES} values" if self._depth <= _DEEPEST else f"nested more than {_DEEPEST} deep"
-            raise yaml.MarkedYAMLError(problem=too, problem_mark=self.peek_event().start_mark)
+            raise yaml.MarkedYAMLError(problem=too, problem_mark=self.peek_event().start_mark)  # type: ignore[no-untyped-call]
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node
@@ -69,32 +70,29 @@ _Loader.add_implicit_resolver(
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """A parsed YAML file: `data` as plain Python values, `lines` from the path of each key or item to its line."""
+    """A YAML file, read once: its text, `data` as plain values, and the line of each key and item by its path."""
 
     path: Path
+    text: str
     data: Any
-    lines: dict[tuple[str | int, ...], int]
+    lines: Mapping[Keys, int]
 
-    def location(self, keys: Sequence[str | int]) -> str:
+    @property
+    def trainers(self) -> list[tuple[Keys, Any]]:
+        """See `params.trainers_of`."""
+        return trainers_of(self.data)
+
+    def location(self, keys: Keys) -> str:
         """`file, line n: a.b[0].c`, with the line of the deepest key that the file has."""
-        known = tuple(keys)
+        known = keys
         while known and known not in self.lines:
             known = known[:-1]
         line = f", line {self.lines[known]}" if known else ""
         return f"{self.path}{line}: {dotted(keys)}".rstrip(": ")
 
-
-def dotted(keys: Iterable[str | int]) -> str:
-    """`trainer.init.schedulers[0].LinearLR` for the path of a key."""
-    text = ""
-    for key in keys:
-        text += f"[{key}]" if isinstance(key, int) else (f".{key}" if text else str(key))
-    return text
-
-
-def undotted(text: str) -> tuple[str | int, ...]:
-    """The path of a key that `dotted` wrote."""
-    return tuple(int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", text))
+    def message(self, problem: Problem) -> str:
+        """The line that says a problem: file, line and key, then what is wrong there."""
+        return f"{self.location(problem.keys)}: {problem.message}"
 
 
 def suggestion(
@@ -116,28 +114,17 @@ def suggestion(
 
 
 def read_yaml(path: str | Path) -> ConfigFile:
-    """Parse a YAML file with the line of every key; where there is no such file, the config of ours of that name.
+    """Parse a YAML file with the line of every key.
 
-    Raises ConfigError for what is neither a file nor a config of ours, an unreadable file, broken YAML, a key given
+    Raises ConfigError for a file that is absent, no regular file, not UTF-8 or too large, broken YAML, a key given
     twice in one mapping, a value that holds itself, and more or deeper values than a trainer YAML can have.
     """
-    path = Path(path)
-    if not path.exists():
-        from cerebras_jais.catalog.yaml_files import find_preset, preset_yaml  # which stands on this module
-
-        preset = find_preset(str(path))
-        return parse_yaml(preset_yaml(preset), Path(preset.name))
-    return parse_yaml(read_source(path), path)
-
-
-def read_source(path: Path) -> str:
-    """The text of a YAML file. Raises ConfigError for what is no regular file, not UTF-8 or too large."""
-    return read_text(path, _LARGEST, ConfigError)
+    return parse_yaml(read_text(Path(path), _LARGEST, ConfigError), Path(path))
 
 
 def parse_yaml(text: str, path: Path) -> ConfigFile:
     """Parse the text of a YAML file as `read_yaml` does; `path` stands in the messages."""
-    lines: dict[tuple[str | int, ...], int] = {}
+    lines: dict[Keys, int] = {}
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -152,7 +139,7 @@ def parse_yaml(text: str, path: Path) -> ConfigFile:
         raise ConfigError(f"{path}{where}: not valid YAML: {str(error.problem or error.context)[:200]}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}".replace("\n", " ")) from error
-    return ConfigFile(path, data, lines)
+    return ConfigFile(path, text, data, lines)
 
 
 def _check_values(path: Path, loader: _Loader, node: yaml.Node, sizes: dict[int, int | None]) -> int:
@@ -197,7 +184,7 @@ def _check_values(path: Path, loader: _Loader, node: yaml.Node, sizes: dict[int,
     return size
 
 
-def _record_lines(path: Path, node: yaml.Node, keys: tuple[str | int, ...], lines: dict) -> None:
+def _record_lines(path: Path, node: yaml.Node, keys: Keys, lines: dict[Keys, int]) -> None:
     if isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
         for key_node, value in node.value:

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from cerebras_jais.atomic import sync, whole_folder
 from cerebras_jais.checkpoint import read_number
 from cerebras_jais.data.documents import DataError
 from cerebras_jais.data.order import SampleOrder, mixture_indices, subset_indices
 from cerebras_jais.data.packing import STREAM_FEATURES, VSL_FEATURES, as_int32
 from cerebras_jais.data.shards import HDF5Source
-from cerebras_jais.files import shown_path, whole_folder
+from cerebras_jais.files import shown_path
 from cerebras_jais.ranges import STREAMED
 
 SAMPLES_PER_FILE = 4096
@@ -366,6 +367,7 @@ def _write_file(file: Path, rows: list[np.ndarray], metadata: DataParameters, st
         out.attrs["n_examples"] = len(data)
         out.flush()
         file.write_bytes(out.id.get_file_image())
+    sync(file)
     # Padding is what comes after the last position that is trained or is not the padding id.
     used = (mask != 0) | (ids != metadata.pad_id)
     padding = np.where(used.any(1), np.argmax(used[:, ::-1], axis=1), ids.shape[1])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cerebras_jais.atomic import whole_folder
 from cerebras_jais.data.dataset import SAMPLES_PER_FILE, DataParameters, check_new_folder, write_hdf5
 from cerebras_jais.data.documents import DataError, Document, count_bytes, language_of, split_held_out
 from cerebras_jais.data.packing import PackingReport, pack_stream, pack_vsl
@@ -18,7 +19,6 @@ from cerebras_jais.data.tokenizer import (
     load_tokenizer,
 )
 from cerebras_jais.encoding import encode_texts
-from cerebras_jais.files import whole_folder
 
 # Documents tokenised at once, and their characters: enough to keep all cores busy, in bounded memory.
 _BATCH = 256

@@ -1,23 +1,29 @@
 """One data directory (or several read as one) of Model Zoo HDF5 files, read by sample index."""
 
+from __future__ import annotations
+
+import math
 import os
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cerebras_jais.checkpoint.hdf5.chunks import ChunkCache
+from cerebras_jais.checkpoint.hdf5.dataset import DatasetHeader, headers_of, read_rows
+from cerebras_jais.checkpoint.hdf5.isolate import Description, Descriptions, identity_of
 from cerebras_jais.data.documents import DataError
 from cerebras_jais.data.packing import STREAM_FEATURES, VSL_FEATURES, as_int32
 from cerebras_jais.errors import UserError
 from cerebras_jais.files import MIB, check_regular, parse_json, read_text
 from cerebras_jais.ranges import VOCABULARY
 
-if TYPE_CHECKING:
-    import h5py
-
-# Beyond this many open files the oldest is closed.
+# Beyond this many open files the one that was read longest ago is closed.
 _OPEN_FILES = 64
+# A chunk is unpacked whole, whatever is wanted of it, and a sample is read whole.
+_LARGEST_UNIT = 256 * MIB
+_PACK_AGAIN = "restore the file, or pack the data again"
 
 
 def recorded_vocabulary(directory: str | Path) -> int | None:
@@ -37,6 +43,10 @@ class HDF5Source:
     Samples are stored [N, 3 or 5, length] (`by_sample`), or cut at reading time out of a corpus: rank 1 tokens of all
     files joined, sample i being tokens i L to i L + L inclusive. Integers of any width are read as int32; one that does
     not fit raises DataError.
+
+    A child process looks into the files (`checkpoint.hdf5.isolate`); their rows are read here, without HDF5. Data in
+    other files (links, virtual datasets, external storage), chunks that were never written and damaged chunks raise
+    DataError. Memory: 16 bytes for each chunk of the data, and 32 MiB of unpacked chunks.
     """
 
     def __init__(
@@ -46,9 +56,11 @@ class HDF5Source:
         use_vsl: bool = False,
         sort_files: bool = True,
     ):
+        self._open: OrderedDict[int, int] = OrderedDict()  # number of a file -> its descriptor
         directories = [data_dirs] if isinstance(data_dirs, str | Path) else list(data_dirs)
         self.files = _find_files([Path(directory) for directory in directories], sort_files, use_vsl)
-        shapes = _read_shapes(self.files)
+        self._headers, self._identities = _read_headers(self.files)
+        shapes = [header.shape for header in self._headers]
         self.by_sample = len(shapes[0]) > 1
         self.n_features = len(STREAM_FEATURES)
         counts = np.cumsum([shape[0] for shape in shapes])
@@ -72,8 +84,7 @@ class HDF5Source:
             self._length = max(0, (int(counts[-1]) - 1) // max_sequence_length)
         # VSL data read without use_vsl was refused above, so every stored feature is wanted.
         self._ends = counts
-        self._open: dict[int, h5py.Dataset] = {}
-        self._process = os.getpid()
+        self._cache = ChunkCache()
 
     def __len__(self) -> int:
         return self._length
@@ -105,9 +116,11 @@ class HDF5Source:
 
     def close(self) -> None:
         """Close every open file."""
-        for dataset in self._open.values():
-            dataset.file.close()
+        for descriptor in self._open.values():
+            os.close(descriptor)
         self._open.clear()
+
+    __del__ = close
 
     def _read_corpus(self, indices: np.ndarray) -> np.ndarray:
         length = self.sequence_length
@@ -129,19 +142,31 @@ class HDF5Source:
         return np.concatenate(parts)
 
     def _read_int32(self, file: int, start: int, stop: int) -> np.ndarray:
-        return as_int32(self._dataset(file)[start:stop], str(self.files[file]))
+        header = self._headers[file]
+        rows = np.empty((stop - start, *header.shape[1:]), header.dtype)
+        try:
+            read_rows(self._descriptor(file), header, rows, start, self._cache, file)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{self.files[file]}: rows {start} to {stop - 1} of `data` cannot be read: {error}; {_PACK_AGAIN}"
+            ) from error
+        return as_int32(rows, str(self.files[file]))
 
     def _start_of(self, file: int) -> int:
         return int(self._ends[file - 1]) if file else 0
 
-    def _dataset(self, file: int) -> Any:
-        if self._process != os.getpid():  # handles do not survive a fork
-            self._open, self._process = {}, os.getpid()
-        if file not in self._open:
-            if len(self._open) >= _OPEN_FILES:
-                self._open.pop(next(iter(self._open))).file.close()
-            self._open[file] = _open(self.files[file])["data"]
-        return self._open[file]
+    def _descriptor(self, file: int) -> int:
+        if file in self._open:
+            self._open.move_to_end(file)
+            return self._open[file]
+        if len(self._open) >= _OPEN_FILES:
+            os.close(self._open.popitem(last=False)[1])
+        descriptor = os.open(self.files[file], os.O_RDONLY | os.O_NONBLOCK)
+        if identity_of(descriptor) != self._identities[file]:
+            os.close(descriptor)
+            raise DataError(f"{self.files[file]}: was changed since its headers were read; start again")
+        self._open[file] = descriptor
+        return descriptor
 
 
 _MADE_BY = "`cerebras-jais data pack` makes one of text"
@@ -164,51 +189,54 @@ def _find_files(directories: Sequence[Path], sort_files: bool, use_vsl: bool) ->
     return sorted(files) if sort_files else files
 
 
-def _open(file: Path) -> "h5py.File":
-    """A data file open for reading; without HDF5's lock where it cannot be had, since nothing writes in place.
+def _read_headers(files: Sequence[Path]) -> tuple[list[DatasetHeader], list[tuple[int, ...]]]:
+    """The header of `data` of each file, and the identity of the file that has it."""
+    headers: list[DatasetHeader] = []
+    identities: list[tuple[int, ...]] = []
+    for file in files:
+        check_regular(file, DataError)
+        file.open("rb").close()  # else the child would call a file damaged that may not be read
+    with Descriptions(files, ["data"]) as descriptions:
+        for file, description in zip(files, _described(files, descriptions), strict=True):
+            header = _header_of(file, description)
+            first = headers[0] if headers else header
+            if header.dtype != first.dtype or header.shape[1:] != first.shape[1:]:
+                raise DataError(
+                    f"{file}: `data` is {header.dtype} of shape {header.shape}, but {files[0]} has {first.dtype} of "
+                    f"shape {first.shape}; files of one data set must agree, so remove the one that does not belong"
+                )
+            headers.append(header)
+            identities.append(description.identity)
+    return headers, identities
 
-    A file is locked where it can be, because HDF5 refuses to open one twice in a process in both ways.
-    """
-    import h5py
 
-    try:
-        return h5py.File(file, "r")
-    except OSError as error:
-        if "lock" not in str(error):
-            raise
-    return h5py.File(file, "r", locking=False)
-
-
-def _read_shapes(files: Sequence[Path]) -> list[tuple[int, ...]]:
-    import h5py
-
-    shapes: list[tuple[int, ...]] = []
-    dtype = None
+def _described(files: Sequence[Path], descriptions: Descriptions) -> Iterator[Description]:
     for file in files:
         try:
-            check_regular(file, DataError)
-            file.open("rb").close()  # else HDF5 would call a file damaged that may not be read
-            with _open(file) as opened:
-                data = opened.get("data")
-                if not isinstance(data, h5py.Dataset):
-                    raise DataError(f'{file}: no dataset "data"; not a Model Zoo data file')
-                if data.dtype.kind not in "iu" or data.ndim not in (1, 3):
-                    raise DataError(
-                        f"{file}: `data` is {data.dtype} of shape {data.shape}; expected integers of shape "
-                        f"[samples, 3 or 5, length] or [tokens]"
-                    )
-                dtype = dtype or data.dtype
-                if data.dtype != dtype or (shapes and data.shape[1:] != shapes[0][1:]):
-                    raise DataError(
-                        f"{file}: `data` is {data.dtype} of shape {data.shape}, but {files[0]} has {dtype} of shape "
-                        f"{shapes[0]}; files of one data set must agree, so remove the one that does not belong"
-                    )
-                shapes.append(data.shape)
-        except OSError as error:
-            if error.filename is not None:  # the system's own
-                raise
-            raise DataError(f"{file}: not a readable HDF5 file ({error}); pack the data again") from error
-    return shapes
+            yield descriptions.of(file)
+        except ValueError as error:
+            raise DataError(f"{file}: not a readable HDF5 file ({error}); {_PACK_AGAIN}") from error
+
+
+def _header_of(file: Path, description: Description) -> DatasetHeader:
+    header = headers_of(description)["data"]
+    if isinstance(header, ValueError):
+        if description.datasets["data"].get("problem") in ("missing", "empty"):
+            raise DataError(f'{file}: no dataset "data"; not a Model Zoo data file')
+        raise DataError(f"{file}: `data` {header}; {_PACK_AGAIN}")
+    if header.dtype is None or header.dtype.kind not in "iu" or len(header.shape) not in (1, 3):
+        raise DataError(
+            f"{file}: `data` is {header.type_name} of shape {header.shape}; expected integers of shape "
+            f"[samples, 3 or 5, length] or [tokens]"
+        )
+    units = [("samples", header.shape[1:]), ("chunks", header.table.chunks if header.table is not None else ())]
+    for name, shape in units:
+        if (size := math.prod(shape) * header.dtype.itemsize) > _LARGEST_UNIT:
+            raise DataError(
+                f"{file}: `data` has {name} of {size // MIB} MiB; write it in {name} of at most "
+                f"{_LARGEST_UNIT // MIB} MiB"
+            )
+    return header
 
 
 def _check_features(file: Path, shape: tuple[int, ...], use_vsl: bool) -> None:

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cerebras_jais.atomic import whole_folder
 from cerebras_jais.data.documents import DataError, Document, count_words
 from cerebras_jais.encoding import encode_texts, explained, reading_text_as_data
-from cerebras_jais.files import MIB, parse_json, read_text, whole_folder
+from cerebras_jais.files import MIB, parse_json, read_text
 from cerebras_jais.ranges import VOCABULARY
 
 if TYPE_CHECKING:

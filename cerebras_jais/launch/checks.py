@@ -10,60 +10,39 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from cerebras_jais.catalog.family import loss_weight_problem, mup_problems
-from cerebras_jais.config.schedules import ConstantLR, ScalePerParamLR, Schedule, SequentialLR
-from cerebras_jais.config.sections import DataLoader
-from cerebras_jais.config.trainer import TrainerConfig, read_trainer_yaml
-from cerebras_jais.config.yaml_file import ConfigFile, dotted, read_yaml
-from cerebras_jais.errors import UserError
+from cerebras_jais.config.schedules import ConstantLR, CosineDecayLR, LinearLR, ScalePerParamLR, Schedule, SequentialLR
+from cerebras_jais.config.trainer import TrainerConfig
+from cerebras_jais.errors import Keys, Problem, dotted
 
 CHECKPOINT_STATES = frozenset(
     {"model", "optimizer", "schedulers", "dataloader", "global_step", "grad_scaler", "sparsity", "all"}
 )
-Problem = tuple[tuple[str | int, ...], str]  # a path of keys below `trainer`, and what is wrong there
 
 
-def check_file(path: str | Path) -> list[str]:
-    """Every problem of a trainer YAML, one line each; empty where there is none.
-
-    A file that the schema refuses has that as its one problem: what does not read cannot be compared.
-    """
-    try:
-        configs = read_trainer_yaml(path)
-    except UserError as error:
-        return [str(error)]
-    source = read_yaml(path)
-    several = isinstance(source.data["trainer"], list)
+def check(configs: Sequence[TrainerConfig]) -> list[Problem]:
+    """Every problem of the trainers of a YAML, each at its key of the file."""
     found = []
-    for index, (config, begins, _) in enumerate(steps_of(configs)):
-        at: tuple[str | int, ...] = ("trainer", index, "trainer") if several else ("trainer",)
-        problems = [problem for check in CHECKS for problem in check(config)]
+    for config, begins, _ in steps_of(configs):
+        problems = [problem for check_one in CHECKS for problem in check_one(config)]
         problems += _schedule_problems(config, begins)
-        found += [_placed(source, at, problem) for problem in problems]
-    if several:
-        found += [_placed(source, ("trainer",), problem) for problem in _problems_between(configs)]
-    return found
+        found += [problem.below(config.at) for problem in problems]
+    return found + list(_problems_between(configs))
 
 
 def notes_of(configs: Sequence[TrainerConfig]) -> list[str]:
     """What is no problem of a YAML and worth a line: what was not judged, and what has no effect on CS systems."""
     found = []
-    for index, config in enumerate(configs):
-        at: tuple[str | int, ...] = ("trainer", index, "trainer") if len(configs) > 1 else ("trainer",)
+    for config in configs:
         for aside in config.aside:
-            found.append(f"{dotted((*at, *aside.keys))}: {aside.what} is left to the Model Zoo and was not judged")
+            key = dotted((*config.at, *aside.keys))
+            found.append(f"{key}: {aside.what} is left to the Model Zoo and was not judged")
         if config.init.backend_type == "CSX" and config.init.loop.grad_accum_steps > 1:
-            key = dotted((*at, "init", "loop", "grad_accum_steps"))
+            key = dotted((*config.at, "init", "loop", "grad_accum_steps"))
             found.append(f"{key}: has no effect on CS systems, where a step is one batch of batch_size")
     return found
-
-
-def _placed(source: ConfigFile, at: tuple[str | int, ...], problem: Problem) -> str:
-    keys, message = problem
-    return f"{source.location((*at, *keys))}: {message}"
 
 
 # ---- one trainer ------------------------------------------------------------------------------------------------
@@ -73,19 +52,21 @@ def _backend_problems(config: TrainerConfig) -> Iterator[Problem]:
     init = config.init
     backend, cluster = init.backend, init.backend.cluster_config
     if init.device and backend.backend_type and init.device.upper() != backend.backend_type:
-        yield ("init", "device"), f"is {init.device}, backend_type is {backend.backend_type}; remove one of them"
+        yield Problem(
+            ("init", "device"), f"is {init.device}, backend_type is {backend.backend_type}; remove one of them"
+        )
     elif init.device and init.device.upper() not in ("CSX", "CPU", "GPU"):
-        yield ("init", "device"), f"unknown backend {init.device!r}; use CSX, CPU or GPU"
+        yield Problem(("init", "device"), f"unknown backend {init.device!r}; use CSX, CPU or GPU")
     if backend.compile_only and backend.validate_only:
-        yield ("init", "backend", "validate_only"), "a run only compiles or only validates; remove this or compile_only"
+        yield Problem(
+            ("init", "backend", "validate_only"), "a run only compiles or only validates; remove this or compile_only"
+        )
     if config.fit is None or cluster is None or init.backend_type != "CSX":
         return
-    loaders = [("train_dataloader", config.fit.train_dataloader)]
-    loaders += [("val_dataloader", loader) for loader in config.fit.val_dataloader]
-    for name, loader in loaders:
+    for at, loader in config.dataloaders():
         if loader.batch_size < cluster.num_csx:
-            yield (
-                ("fit", name, "batch_size"),
+            yield Problem(
+                (*at, "batch_size"),
                 f"{loader.batch_size} samples cannot be divided among num_csx {cluster.num_csx}; raise it to "
                 f"{cluster.num_csx} or more, or take fewer systems",
             )
@@ -97,23 +78,25 @@ def _precision_problems(config: TrainerConfig) -> Iterator[Problem]:
         return
     at = ("init", "precision")
     if not precision.enabled:
-        yield (*at, "enabled"), "a CS system computes in a 16-bit type; set it to true, weights stay float32"
+        yield Problem((*at, "enabled"), "a CS system computes in a 16-bit type; set it to true, weights stay float32")
     if precision.fp16_type == "cbfloat16" and precision.loss_scaling_factor != "dynamic":
-        yield (
+        yield Problem(
             (*at, "loss_scaling_factor"),
             f"cbfloat16 needs dynamic loss scaling, or gradients under- and overflow "
             f"(got {precision.loss_scaling_factor!r}); set it to dynamic",
         )
     if precision.fp16_type == "bfloat16" and precision.loss_scaling_factor == "dynamic":
-        yield (*at, "loss_scaling_factor"), "bfloat16 needs no loss scaling and gets none; remove it, or use cbfloat16"
+        yield Problem(
+            (*at, "loss_scaling_factor"), "bfloat16 needs no loss scaling and gets none; remove it, or use cbfloat16"
+        )
     low, high = precision.min_loss_scale, precision.max_loss_scale
     if low is not None and high is not None and low > high:
-        yield (*at, "min_loss_scale"), f"{low} is above max_loss_scale {high}; exchange them"
+        yield Problem((*at, "min_loss_scale"), f"{low} is above max_loss_scale {high}; exchange them")
 
 
 def _checkpoint_problems(config: TrainerConfig) -> Iterator[Problem]:
     if config.fit is not None and not config.init.checkpoint.steps:
-        yield (
+        yield Problem(
             ("init", "checkpoint", "steps"),
             "no checkpoint would be written, not even the last; give a number of steps",
         )
@@ -126,17 +109,19 @@ def _checkpoint_problems(config: TrainerConfig) -> Iterator[Problem]:
         for name in names:
             if name not in CHECKPOINT_STATES:
                 spaces = "; write the names without spaces" if name.strip() in CHECKPOINT_STATES else ""
-                yield at, f"no checkpoint holds {name!r}{spaces}; known: {', '.join(sorted(CHECKPOINT_STATES))}"
+                yield Problem(
+                    at, f"no checkpoint holds {name!r}{spaces}; known: {', '.join(sorted(CHECKPOINT_STATES))}"
+                )
 
 
 def _loss_problems(config: TrainerConfig) -> Iterator[Problem]:
     problem = loss_weight_problem(config.init.model)
     if problem is not None:
-        yield ("init", "model", "loss_weight"), problem
+        yield Problem(("init", "model", "loss_weight"), problem)
 
 
 def _mup_problems(config: TrainerConfig) -> Iterator[Problem]:
-    yield from ((("init", "model", key), message) for key, message in mup_problems(config.init.model))
+    yield from (Problem(("init", "model", key), message) for key, message in mup_problems(config.init.model))
 
 
 def _data_problems(config: TrainerConfig) -> Iterator[Problem]:
@@ -144,27 +129,26 @@ def _data_problems(config: TrainerConfig) -> Iterator[Problem]:
     if fit is None:
         return
     train = fit.train_dataloader
-    loaders: list[tuple[tuple[str | int, ...], DataLoader]] = [(("fit", "train_dataloader"), train)]
-    held_out_at = ("fit", "val_dataloader")
-    loaders += [(held_out_at, section) for section in fit.val_dataloader]
-    for at, section in loaders:
+    for at, section in config.dataloaders():
         if not (section.is_read_here and train.is_read_here):
             continue
         if section.max_sequence_length not in (None, length):
-            yield (
+            yield Problem(
                 (*at, "max_sequence_length"),
                 f"is {section.max_sequence_length}, model.max_position_embeddings is {length}; make them equal",
             )
         if isinstance(section.vocab_size, int) and section.vocab_size != config.init.model.vocab_size:
-            yield (
+            yield Problem(
                 (*at, "vocab_size"),
                 f"is {section.vocab_size}, model.vocab_size is {config.init.model.vocab_size}; make them equal or "
                 "remove this one, which has no effect",
             )
         if section.mixture is not None and not any(part.weight for part in section.mixture):
-            yield (*at, "mixture"), "every weight is 0, so there is nothing to draw from; give the shares of each part"
+            yield Problem(
+                (*at, "mixture"), "every weight is 0, so there is nothing to draw from; give the shares of each part"
+            )
         if section.use_vsl != train.use_vsl:
-            yield (
+            yield Problem(
                 (*at, "use_vsl"),
                 f"training {'is' if train.use_vsl else 'is not'} on packed examples and this "
                 f"{'is' if section.use_vsl else 'is not'}; pack both alike",
@@ -218,34 +202,36 @@ def _last_step(config: TrainerConfig, begins: int) -> int:
 def _schedule_problems(config: TrainerConfig, begins: int) -> Iterator[Problem]:
     loop = config.init.loop
     for index, outer in enumerate(config.init.schedulers):
-        at: tuple[str | int, ...] = ("init", "schedulers", index)
+        at: Keys = ("init", "schedulers", index)
         schedule: Schedule = outer.scheduler if isinstance(outer, ScalePerParamLR) else outer
         parts: list[Any] = list(schedule.schedulers) if isinstance(schedule, SequentialLR) else [schedule]
         for before, after in itertools.pairwise(parts):
             if not math.isclose(_rate(before, -1), _rate(after, 0), rel_tol=1e-6):
-                yield at, f"the learning rate jumps from {_rate(before, -1):g} to {_rate(after, 0):g}; make them equal"
+                yield Problem(
+                    at, f"the learning rate jumps from {_rate(before, -1):g} to {_rate(after, 0):g}; make them equal"
+                )
         steps = _last_step(config, begins) - begins
         if loop.num_epochs is not None or isinstance(parts[-1], ConstantLR):
             continue
         planned = sum(part.total_iters or 0 for part in parts)
         if config.init.loop.max_steps is not None and steps <= 0:
-            yield ("init", "loop", "max_steps"), f"the run begins at step {begins}; give more than that"
+            yield Problem(("init", "loop", "max_steps"), f"the run begins at step {begins}; give more than that")
         elif planned < steps:
-            yield (
+            yield Problem(
                 at,
                 f"the schedule ends after {planned} steps, the run goes on for {steps}, up to max_steps "
                 f"{begins + steps}; raise total_iters by {steps - planned}, lower max_steps to {begins + planned}, or "
                 "name in ckpt_path the checkpoint_STEP.mdl that it goes on from",
             )
         elif planned > steps:
-            yield (
+            yield Problem(
                 at,
                 f"the schedule takes {planned} steps, the run ends after {steps} at a rate not yet at its end; lower "
                 f"total_iters by {planned - steps} or raise max_steps to {begins + planned}",
             )
 
 
-def _rate(schedule: Any, end: int) -> float:
+def _rate(schedule: LinearLR | CosineDecayLR | ConstantLR, end: int) -> float:
     if isinstance(schedule, ConstantLR):
         return schedule.learning_rate
     return schedule.end_learning_rate if end else schedule.initial_learning_rate
@@ -264,20 +250,20 @@ _SAID_BY = {"num_kv_groups": "extra_attention_params"}
 
 def _problems_between(configs: Sequence[TrainerConfig]) -> Iterator[Problem]:
     first = configs[0].init
-    for index, config in enumerate(configs[1:], 1):
-        at: tuple[str | int, ...] = (index, "trainer", "init")
+    for config in configs[1:]:
+        at = (*config.at, "init")
         for key in _SAME_IN_ALL:
             ours, theirs = getattr(config.init.model, key), getattr(first.model, key)
             if ours != theirs:
                 name = f"{key} " if key in _SAID_BY else ""
-                yield (
+                yield Problem(
                     (*at, "model", _SAID_BY.get(key, key)),
                     f"{name}is {ours} here and {theirs} in the first phase, whose weights do not fit; make them equal",
                 )
         if config.init.backend_type != first.backend_type:
-            yield (
+            yield Problem(
                 (*at, "backend", "backend_type"),
                 f"is {config.init.backend_type} here and {first.backend_type} in the first phase; one process has one",
             )
         if (config.init.autorestart is None) != (first.autorestart is None):
-            yield (*at, "autorestart"), "is set in some phases alone; set it in all of them or in none"
+            yield Problem((*at, "autorestart"), "is set in some phases alone; set it in all of them or in none")

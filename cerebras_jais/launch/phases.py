@@ -24,7 +24,7 @@ from typing import Any
 from cerebras_jais.checkpoint import open_checkpoint, read_step
 from cerebras_jais.config.trainer import TrainerConfig
 from cerebras_jais.config.yaml_file import ConfigError
-from cerebras_jais.errors import UserError
+from cerebras_jais.errors import Problem, UserError
 from cerebras_jais.ranges import COUNT_OR_NONE
 
 NOT_CARRIED_OVER = frozenset({"dataloader", "schedulers", "lr_scheduler"})
@@ -33,6 +33,22 @@ CHECKPOINT_KEYS = frozenset({"model", "optimizer", "schedulers", "dataloader", "
 OPTIMIZER_KEY = "optimizer"  # its state is of the tensors that train
 GIVEN = "given on the command line"
 INTERRUPTED = "interrupted"  # stands behind the step in the name of a checkpoint that a signal made the run write
+
+
+class PhaseError(ConfigError):
+    """Phases that cannot be continued; `problem` is at its key of the file."""
+
+    def __init__(self, config: TrainerConfig, problem: Problem):
+        super().__init__(config.message(problem))
+        self.problem = problem.below(config.at)
+
+
+class MissingCheckpoint(UserError):
+    """A checkpoint to begin from that is not there."""
+
+    def __init__(self, path: Path):
+        super().__init__(f"{path}: no such checkpoint")
+        self.path = path
 
 
 @dataclass(frozen=True)
@@ -117,7 +133,7 @@ def saved_steps(config: TrainerConfig, model_dir: Path) -> list[SavedStep]:
 def _present(path: Path) -> tuple[frozenset[str], int]:
     """Which states a checkpoint holds, and its step (0 where it has none)."""
     if not path.exists():
-        raise UserError(f"{path}: no such checkpoint")
+        raise MissingCheckpoint(path)
     with open_checkpoint(path) as opened:
         tree = opened.tree if isinstance(opened.tree, Mapping) else {}
         names = frozenset(str(name) for name in tree if not str(name).startswith("__"))
@@ -234,7 +250,7 @@ def _refuse_what_cannot_continue(phase: Phase, earlier: Sequence[Phase], *, capp
     checkpoint = phase.config.init.checkpoint
 
     def refuse(key: str, why: str) -> ConfigError:
-        return ConfigError(f"{phase.config.source}: trainer[{phase.number - 1}].trainer.{key}: {why}")
+        return PhaseError(phase.config, Problem(tuple(key.split(".")), why))
 
     if phase.ends is None:
         raise refuse("init.loop", "a phase of a list needs an end that is known beforehand; give max_steps")

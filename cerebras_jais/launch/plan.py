@@ -16,13 +16,17 @@ from typing import NoReturn
 from cerebras_jais.config.sections import CheckpointSection, Loop
 from cerebras_jais.config.trainer import TrainerConfig
 from cerebras_jais.data.dataset import HDF5Samples
-from cerebras_jais.errors import UserError
+from cerebras_jais.errors import Problem, UserError
 from cerebras_jais.launch.estimate import model_size
 from cerebras_jais.model.config import DecoderConfig
 
 
 class PlanError(UserError):
-    """Data, model and length of a run that do not fit together."""
+    """Data, model and length of a run that do not fit together; `problem` says what, without the name of the YAML."""
+
+    def __init__(self, where: str, problem: str):
+        super().__init__(f"{where}: {problem}")
+        self.problem = problem
 
 
 class NothingLeft(PlanError):
@@ -94,17 +98,18 @@ def _steps(loop: Loop, data: HDF5Samples, begins: int, source: str) -> int:
         batches = loop.steps_per_epoch or data.batches_per_epoch
         if batches > data.batches_per_epoch:
             raise PlanError(
-                f"{source}: loop.steps_per_epoch {batches} is more than the data's {data.batches_per_epoch} batches"
+                source, f"loop.steps_per_epoch {batches} is more than the data's {data.batches_per_epoch} batches"
             )
         if batches < loop.grad_accum_steps:
             raise PlanError(
-                f"{source}: an epoch has {batches} batches, fewer than loop.grad_accum_steps {loop.grad_accum_steps}; "
-                "lower that or the batch size, or give max_steps"
+                source,
+                f"an epoch has {batches} batches, fewer than loop.grad_accum_steps {loop.grad_accum_steps}; "
+                "lower that or the batch size, or give max_steps",
             )
         limits.append(loop.num_epochs * (batches // loop.grad_accum_steps))
     if loop.max_steps is not None:
         if loop.max_steps <= begins:
-            raise NothingLeft(f"{source}: nothing is left to train: it is at step {begins}, max_steps {loop.max_steps}")
+            raise NothingLeft(source, f"nothing is left to train: it is at step {begins}, max_steps {loop.max_steps}")
         limits.append(loop.max_steps - begins)
     return min(limits)
 
@@ -122,36 +127,47 @@ def known_end(loop: Loop, begins: int, max_steps: int | None) -> int | None:
 def refuse_finished(source: str, checkpoint: Path | None, end: int) -> NoReturn:
     """Raise NothingLeft: the run goes on from a checkpoint that is at its end."""
     raise NothingLeft(
-        f"{source}: nothing is left to train: {checkpoint} is at step {end} or beyond, where the run ends; to train on "
-        "make it longer, to begin anew use another model_dir"
+        source,
+        f"nothing is left to train: {checkpoint} is at step {end} or beyond, where the run ends; to train on "
+        "make it longer, to begin anew use another model_dir",
     )
 
 
 def check_data(data: HDF5Samples, model: DecoderConfig, where: str, world_size: int) -> None:
-    """Raise PlanError or DataError when samples are not of the model's length or hold ids outside its vocabulary."""
+    """Raise PlanError or DataError when samples do not fit a model, or cannot be divided among processes."""
+    if data.batch_size % world_size:
+        raise PlanError(where, f"batch_size {data.batch_size} cannot be divided among {world_size} processes")
+    problem = data_problem(data, model)
+    if problem is not None:
+        raise PlanError(where, problem)
+
+
+def data_problem(data: HDF5Samples, model: DecoderConfig) -> str | None:
+    """What is wrong where samples are not of the model's length or fill no batch.
+
+    Raises DataError when they hold ids outside the model's vocabulary.
+    """
     if data.sequence_length != model.max_position_embeddings:
-        raise PlanError(
-            f"{where}: its samples have {data.sequence_length} tokens, model.max_position_embeddings is "
+        return (
+            f"its samples have {data.sequence_length} tokens, model.max_position_embeddings is "
             f"{model.max_position_embeddings}; pack the text again with --max-sequence-length "
             f"{model.max_position_embeddings}, or change the model"
         )
-    if data.batch_size % world_size:
-        raise PlanError(f"{where}: batch_size {data.batch_size} cannot be divided among {world_size} processes")
     if data.batches_per_epoch == 0:
-        raise PlanError(
-            f"{where}: {data.data_dir or 'its mixture'} holds {len(data)} samples, fewer than one batch of "
-            f"{data.batch_size}; set drop_last: false or a "
-            "smaller batch_size"
+        return (
+            f"{data.data_dir or 'its mixture'} holds {len(data)} samples, fewer than one batch of {data.batch_size}; "
+            "set drop_last: false or a smaller batch_size"
         )
     data.check_vocabulary(model.vocab_size)
+    return None
 
 
-def missing_sections(config: TrainerConfig) -> Iterator[tuple[tuple[str, ...], str]]:
-    """The sections that training needs and a trainer does not have: path of the key, and what to do."""
+def missing_sections(config: TrainerConfig) -> Iterator[Problem]:
+    """The sections that training needs and a trainer does not have; keys below `trainer`."""
     if config.fit is None:
-        yield ("fit",), "missing; it names the data to train on"
+        yield Problem(("fit",), "missing; it names the data to train on")
     elif config.init.optimizer is None and not any(aside.keys[1] == "optimizer" for aside in config.aside):
-        yield ("init", "optimizer"), "missing; add AdamW"
+        yield Problem(("init", "optimizer"), "missing; add AdamW")
 
 
 def machine_memory() -> int:
@@ -174,7 +190,7 @@ def check_memory(model: DecoderConfig, memory: int, source: str) -> None:
     """Raise PlanError for a model that cannot be trained in `memory` bytes."""
     problem = memory_problem(model, memory)
     if problem is not None:
-        raise PlanError(f"{source}: {problem}; use a smaller model, a larger machine, or --sharding fsdp over several")
+        raise PlanError(source, f"{problem}; use a smaller model, a larger machine, or --sharding fsdp over several")
 
 
 def say_to(aloud: bool) -> Callable[[str], None]:

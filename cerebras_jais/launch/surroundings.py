@@ -10,89 +10,87 @@ import torch
 
 from cerebras_jais.config.modelzoo_only import not_done_here
 from cerebras_jais.config.sections import DataLoader
-from cerebras_jais.config.trainer import TrainerConfig, read_trainer_yaml
-from cerebras_jais.config.yaml_file import ConfigFile, read_yaml, undotted
+from cerebras_jais.config.trainer import TrainerConfig, model_problem
 from cerebras_jais.data.dataset import HDF5Samples
 from cerebras_jais.data.shards import recorded_vocabulary
 from cerebras_jais.data.tokenizer import LARGEST
-from cerebras_jais.errors import UserError
+from cerebras_jais.errors import Keys, Problem, UserError
 from cerebras_jais.files import parse_json, read_text
-from cerebras_jais.launch.checks import notes_of
-from cerebras_jais.launch.phases import Phase, next_phase, plan_phases, with_absolute_end
-from cerebras_jais.launch.plan import check_data, machine_memory, memory_problem, missing_sections, plan_training
+from cerebras_jais.launch.phases import MissingCheckpoint, Phase, PhaseError, next_phase, plan_phases, with_absolute_end
+from cerebras_jais.launch.plan import (
+    PlanError,
+    data_problem,
+    machine_memory,
+    memory_problem,
+    missing_sections,
+    plan_training,
+)
+from cerebras_jais.model.config import ModelConfigError
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.freeze import freeze_parameters
-from cerebras_jais.optimizer.groups import groups_of
+from cerebras_jais.optimizer.groups import OptimizerSectionError, groups_of
 from cerebras_jais.optimizer.schedule import check_schedules
 
 
-def preflight(path: str | Path, tokenizer: Path | None = None) -> tuple[list[str], list[str]]:
-    """The problems of a YAML that the schema takes with its surroundings, and notes of what was not looked at.
+def check_surroundings(
+    configs: Sequence[TrainerConfig], tokenizer: Path | None = None
+) -> tuple[list[Problem], list[str]]:
+    """The problems of a YAML with its surroundings, each at its key of the file, and notes of what was not looked at.
 
-    What `fit` would refuse is a problem here too, but what only a file that is not here, the start checkpoint or the
-    memory of the machine can tell; a note names that.
+    What `fit` would refuse is a problem here too, except what needs a file that is not here, the start checkpoint or
+    the memory of the machine; a note names that.
 
     Args:
-        path: the trainer YAML.
+        configs: the trainers of the YAML.
         tokenizer: a folder with tokenizer.json, whose vocabulary the model's must hold.
 
     Raises:
-        ConfigError: the schema refuses the file.
+        UserError: the tokenizer cannot be read.
     """
-    configs, source = read_trainer_yaml(path), read_yaml(path)
-    several = isinstance(source.data["trainer"], list)
-    problems: list[str] = []
-    notes = notes_of(configs)
-    not_here: list[str] = []
+    problems: list[Problem] = []
+    notes: list[str] = []
+    absent: dict[str, None] = {}
     phases = _phases(configs, problems, notes)
     for index, config in enumerate(configs):
-        at: tuple[str | int, ...] = ("trainer", index, "trainer") if several else ("trainer",)
+        found: list[Problem] = []
         if config.fit is None and (config.validation or config.validation_all):
             notes.append("it has data to validate on alone; `fit` cannot train it")
         else:
-            beyond = not_done_here(config) if config.init.backend_type in ("CPU", "GPU") else ()
-            problems += [
-                f"{source.location((*at, *k))}: {message}" for k, message in [*missing_sections(config), *beyond]
-            ]
-        of_model = list(_model_problems(config, source, at))
-        problems += [*_tokenizer_problems(config, tokenizer, source, at), *of_model]
+            found += missing_sections(config)
+            found += not_done_here(config.aside) if config.init.backend_type in ("CPU", "GPU") else ()
+        of_model = list(model_problems(config))
+        found += [*_tokenizer_problems(config, tokenizer), *of_model]
         if not of_model and config.init.backend_type != "CSX":
             memory = memory_problem(config.init.model, machine_memory())
             notes += [f"{memory} here"] if memory else []
-        for keys, loader in _loaders(config):
-            absent = [folder for folder in _folders(loader) if not Path(folder).is_dir()]
-            if absent:
-                not_here += [folder for folder in absent if folder not in not_here]
+        for keys, loader in config.dataloaders():
+            if not loader.is_read_here:
                 continue
-            problems += _recorded_problems(config, loader, source, at)
-            try:
-                with closing(HDF5Samples(**loader.reader_keys())) as samples:
-                    check_data(samples, config.init.model, source.location((*at, *keys)), 1)
-                    if phases and keys == ("fit", "train_dataloader"):
-                        run = with_absolute_end(phases[index])
-                        plan_training(
-                            run.init.loop, run.init.checkpoint, samples, phases[index].begins, None, str(path)
-                        )
-            except UserError as error:
-                message = str(error)
-                place = source.location((*at, *keys))
-                problems.append(message if message.startswith((place, str(path))) else f"{place}: {message}")
-    if not_here:
-        more = f" and {len(not_here) - 1} more" if len(not_here) > 1 else ""
-        notes.append(f"its data is not here and was not looked at: {not_here[0]}{more}")
+            missing = [folder for folder in loader.folders if not Path(folder).is_dir()]
+            absent |= dict.fromkeys(missing)
+            if not missing:
+                trains = phases and keys == ("fit", "train_dataloader")
+                found += data_problems(config, keys, loader, phases[index] if trains else None)
+        problems += [problem.below(config.at) for problem in found]
+    if absent:
+        more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+        notes.append(f"its data is not here and was not looked at: {next(iter(absent))}{more}")
     return problems, notes
 
 
-def _phases(configs: Sequence[TrainerConfig], problems: list[str], notes: list[str]) -> list[Phase]:
+def _phases(configs: Sequence[TrainerConfig], problems: list[Problem], notes: list[str]) -> list[Phase]:
     """The phases of a launch, empty where they cannot be continued; what is wrong or not looked at is added."""
-    named = [config.fit.ckpt_path for config in configs if config.fit is not None and config.fit.ckpt_path]
     try:
         phases = plan_phases(configs)
         index, start = next_phase(phases)
+    except MissingCheckpoint as error:
+        notes.append(f"its start checkpoint is not here and was not looked at: {error.path}")
+        return []
+    except PhaseError as error:
+        problems.append(error.problem)
+        return []
     except UserError as error:
-        absent = [checkpoint for checkpoint in named if str(error) == f"{checkpoint}: no such checkpoint"]
-        notes += [f"its start checkpoint is not here and was not looked at: {checkpoint}" for checkpoint in absent]
-        problems += [] if absent else [str(error)]
+        problems.append(Problem(("trainer",), str(error)))
         return []
     if index == len(phases):
         notes.append(f"nothing is left to train: {start.checkpoint} is at the end of the run")
@@ -101,32 +99,35 @@ def _phases(configs: Sequence[TrainerConfig], problems: list[str], notes: list[s
     return phases
 
 
-def _loaders(config: TrainerConfig) -> Iterator[tuple[tuple[str | int, ...], DataLoader]]:
-    """The sections of the data that this project reads, with their paths."""
-    if config.fit is None:
+def data_problems(
+    config: TrainerConfig, keys: Keys, loader: DataLoader, phase: Phase | None = None
+) -> Iterator[Problem]:
+    """What is wrong with the data of the section at `keys`; the length of the run is checked where `phase` is given."""
+    yield from _recorded_problems(config, loader)
+    try:
+        with closing(HDF5Samples(**loader.reader_keys())) as samples:
+            problem = data_problem(samples, config.init.model)
+            if problem is None and phase is not None:
+                run = with_absolute_end(phase).init
+                plan_training(run.loop, run.checkpoint, samples, phase.begins, None, config.source)
+    except PlanError as error:
+        yield Problem(("init", "loop"), error.problem)
         return
-    several = len(config.fit.val_dataloader) > 1
-    found: list[tuple[tuple[str | int, ...], DataLoader]] = [(("fit", "train_dataloader"), config.fit.train_dataloader)]
-    for index, section in enumerate(config.fit.val_dataloader):
-        found.append((("fit", "val_dataloader", index) if several else ("fit", "val_dataloader"), section))
-    yield from ((keys, loader) for keys, loader in found if loader.is_read_here)
+    except UserError as error:
+        problem = str(error)
+    if problem is not None:
+        yield Problem(keys, problem)
 
 
-def _folders(loader: DataLoader) -> list[str]:
-    named = [loader.data_dir] if loader.mixture is None else [part.data_dir for part in loader.mixture]
-    return [folder for entry in named for folder in (entry if isinstance(entry, list) else [entry]) if folder]
-
-
-def _tokenizer_problems(
-    config: TrainerConfig, tokenizer: Path | None, source: ConfigFile, at: tuple[str | int, ...]
-) -> Iterator[str]:
+def _tokenizer_problems(config: TrainerConfig, tokenizer: Path | None) -> Iterator[Problem]:
     if tokenizer is None:
         return
     size, entries = config.init.model.vocab_size, vocabulary_of(tokenizer)
     if entries > size:
-        yield (
-            f"{source.location((*at, 'init', 'model', 'vocab_size'))}: {size} is smaller than the {entries} entries of "
-            f"{tokenizer}; give the model's own tokenizer, or at least {entries}"
+        yield Problem(
+            ("init", "model", "vocab_size"),
+            f"{size} is smaller than the {entries} entries of {tokenizer}; give the model's own tokenizer, or at least "
+            f"{entries}",
         )
 
 
@@ -143,20 +144,19 @@ def vocabulary_of(tokenizer: Path) -> int:
         ) from error
 
 
-def _recorded_problems(
-    config: TrainerConfig, loader: DataLoader, source: ConfigFile, at: tuple[str | int, ...]
-) -> Iterator[str]:
+def _recorded_problems(config: TrainerConfig, loader: DataLoader) -> Iterator[Problem]:
     size = config.init.model.vocab_size
-    for folder in _folders(loader):
+    for folder in loader.folders:
         entries = recorded_vocabulary(folder)
         if entries is not None and entries > size:
-            yield (
-                f"{source.location((*at, 'init', 'model', 'vocab_size'))}: {size} is smaller than the tokenizer of "
-                f"{entries} entries that made {folder}; give at least {entries}, or data of the model's tokenizer"
+            yield Problem(
+                ("init", "model", "vocab_size"),
+                f"{size} is smaller than the tokenizer of {entries} entries that made {folder}; give at least "
+                f"{entries}, or data of the model's tokenizer",
             )
 
 
-def _model_problems(config: TrainerConfig, source: ConfigFile, at: tuple[str | int, ...]) -> Iterator[str]:
+def model_problems(config: TrainerConfig) -> Iterator[Problem]:
     """Whether patterns of frozen and of tagged parameters find any, and each parameter has one schedule."""
     init = config.init
     with torch.device("meta"):
@@ -165,6 +165,7 @@ def _model_problems(config: TrainerConfig, source: ConfigFile, at: tuple[str | i
         freeze_parameters(model, init.model.frozen_parameters)
         if init.optimizer is not None:
             check_schedules(init.schedulers, groups_of(model, init.model, init.optimizer))
-    except UserError as error:
-        where, _, message = str(error).partition(": ")
-        yield f"{source.location((*at, 'init', *undotted(where)))}: {message}"
+    except ModelConfigError as error:
+        yield model_problem(error)
+    except OptimizerSectionError as error:
+        yield error.problem.below(("init",))

@@ -47,12 +47,12 @@ def _phase_of(config: TrainerConfig) -> tuple[Model, Phase] | None:
     return next(((m, p) for m in MODELS for p in m.phases if _planned_traits(m, p) == found), None)
 
 
-def _traits(model: DecoderConfig, packed: bool) -> tuple:
+def _traits(model: DecoderConfig, packed: bool) -> tuple[object, ...]:
     sizes = (model.hidden_size, model.num_hidden_layers, model.num_heads, model.filter_size, model.vocab_size)
     return (*sizes, model.max_position_embeddings, bool(model.frozen_parameters), packed)
 
 
-def _planned_traits(model: Model, phase: Phase) -> tuple:
+def _planned_traits(model: Model, phase: Phase) -> tuple[object, ...]:
     a = model.architecture
     sizes = (a.hidden_size, a.layers, a.heads, a.filter_size, a.vocabulary)
     return (*(size.value for size in sizes), phase.context.value, bool(phase.frozen), phase.kind == "chat")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,6 +13,7 @@ from cerebras_jais.model.config import DecoderConfig, ModelConfigError
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.stored import FOLD_THEM, WeightsError, adapters_in, stored_weights
 from cerebras_jais.model.tensors import second_names, tensors, under_both_names
+from cerebras_jais.params import section_at, trainers_of
 
 
 def load_model(path: str | Path, config: DecoderConfig | None = None) -> LanguageModel:
@@ -48,23 +48,14 @@ def empty_model(config: DecoderConfig) -> LanguageModel:
 def recorded_config(checkpoint: Checkpoint) -> DecoderConfig:
     """The `model:` section that the checkpoint's trainer recorded in `__metadata__`."""
     for record in reversed(checkpoint.metadata):
-        section = model_section(record.get("params", {}))
-        if section is not None:
+        trainers = trainers_of(record.get("params"))
+        section = section_at(trainers[-1][1], "init", "model") if trainers else None
+        if isinstance(section, Mapping):
             try:
                 return DecoderConfig.from_section(section)
             except ModelConfigError as error:
                 raise WeightsError(f"{checkpoint.path}: its recorded config cannot be used: {error}") from error
     raise WeightsError(f"{checkpoint.path}: does not say which model it holds; give its trainer YAML with --config")
-
-
-def model_section(params: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The `model:` section of a trainer YAML read into mappings (the last trainer of a list), or None."""
-    trainer = params.get("trainer") if isinstance(params, Mapping) else None
-    if isinstance(trainer, list):
-        trainer = trainer[-1].get("trainer") if trainer else None
-    init = trainer.get("init") if isinstance(trainer, Mapping) else None
-    section = init.get("model") if isinstance(init, Mapping) else None
-    return section if isinstance(section, Mapping) else None
 
 
 def fill_model(model: LanguageModel, checkpoint: Checkpoint) -> None:

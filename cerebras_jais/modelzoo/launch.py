@@ -15,18 +15,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cerebras_jais.catalog.yaml_files import open_config
 from cerebras_jais.commandline import leave
-from cerebras_jais.config.trainer import TrainerConfig, parse_trainer
-from cerebras_jais.config.yaml_file import read_yaml
+from cerebras_jais.config.trainer import parse_trainer
 from cerebras_jais.errors import UserError
 from cerebras_jais.launch.estimate import describe_launch
 from cerebras_jais.launch.phases import plan_phases
 from cerebras_jais.modelzoo.connection import explained
 from cerebras_jais.modelzoo.installed import modelzoo_is_installed, require_modelzoo
-from cerebras_jais.modelzoo.phases import run_fit, unpacked
+from cerebras_jais.modelzoo.phases import run_fit
 from cerebras_jais.modelzoo.preflight import NotReady, inspect_launch
 from cerebras_jais.modelzoo.process import become_zoo
 from cerebras_jais.modelzoo.reading import read_unless_alone
+from cerebras_jais.params import trainers_of
 
 if modelzoo_is_installed():
     from cerebras_jais.modelzoo import plugin  # noqa: F401  # spawned processes import this module and so have it
@@ -59,22 +60,21 @@ def launch(options: Launch) -> None:
     Raises:
         UserError: what the pre-flight check found, or a cluster that cannot be reached.
     """
-    path = Path(options.file)
-    read = read_unless_alone(path)  # its errors name lines, which is lost once the command line is merged in
-    if read is None:
+    file = open_config(options.file)
+    if read_unless_alone(file) is None:  # its errors name lines, which is lost once the command line is merged in
         _leave_to_modelzoo(options)
         return
-    params = with_cluster(read_yaml(path).data, options)
-    configs: list[TrainerConfig] = [parse_trainer(dict(trainer)) for trainer in unpacked(params)]
+    params = with_cluster(file.data, options)
+    configs = [parse_trainer(trainer, at=at) for at, trainer in trainers_of(params)]
     checkpoint = None if options.checkpoint is None else Path(options.checkpoint)
     phases = plan_phases(configs, model_dir=options.model_dir, max_steps=options.max_steps, checkpoint=checkpoint)
     if options.dry_run:
         for line in describe_launch(phases, checkpoint):
             print(line)
         with suppress(NotReady):  # all of it has been said, and nothing was to start
-            inspect_launch(path, phases, checkpoint)
+            inspect_launch(file, phases, checkpoint)
         return
-    inspect_launch(path, phases, checkpoint)
+    inspect_launch(file, phases, checkpoint)
     with explained():
         run_fit(
             params, configs, model_dir=options.model_dir, checkpoint=options.checkpoint, max_steps=options.max_steps
@@ -103,7 +103,7 @@ def _leave_to_modelzoo(options: Launch) -> None:
 def with_cluster(params: Mapping[str, Any], options: Launch) -> dict[str, Any]:
     """A trainer YAML on a CS system, with the options of the command line in every phase."""
     merged = copy.deepcopy(dict(params))
-    for trainer in unpacked(merged):
+    for _, trainer in trainers_of(merged):
         init = trainer["init"]
         init.pop("device", None)
         backend = dict(init.get("backend") or {}, backend_type="CSX")

@@ -9,6 +9,7 @@ from typing import Any
 
 from cerebras_jais.config.trainer import TrainerConfig
 from cerebras_jais.launch.phases import Phase, Start, plan_phases, remaining_phases
+from cerebras_jais.params import trainers_of
 
 FIT = "train_and_eval"  # the Model Zoo's name for `fit`
 
@@ -41,7 +42,7 @@ def run_fit(
     from cerebras.modelzoo.trainer.validate import validate_trainer_params
 
     phases = plan_phases(configs, model_dir=model_dir, max_steps=max_steps, checkpoint=checkpoint)
-    trainers = unpacked(params)
+    trainers = [trainer for _, trainer in trainers_of(params)]
     if not _executes(configs):
         # Compiling and validating train nothing, so there is nothing to continue and every phase is looked at.
         whole = [{"trainer": trainer_of(phase, Start(None), raw)} for phase, raw in zip(phases, trainers, strict=True)]
@@ -57,12 +58,6 @@ def run_fit(
             RestartableTrainer(own).run_trainer(FIT)
         else:
             run_trainer(FIT, own)
-
-
-def unpacked(params: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The mappings under `trainer:`, one per phase."""
-    trainers = params["trainer"]
-    return [each["trainer"] for each in trainers] if isinstance(trainers, list | tuple) else [trainers]
 
 
 def trainer_of(phase: Phase, start: Start, raw: Mapping[str, Any]) -> dict[str, Any]:

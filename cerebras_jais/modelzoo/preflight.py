@@ -12,18 +12,15 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from cerebras_jais.config.sections import DataLoader
 from cerebras_jais.config.trainer import TrainerConfig
-from cerebras_jais.config.yaml_file import dotted
-from cerebras_jais.data.dataset import HDF5Samples
-from cerebras_jais.data.shards import recorded_vocabulary
-from cerebras_jais.errors import UserError
-from cerebras_jais.launch.checks import CHECKS, check_file, notes_of
-from cerebras_jais.launch.estimate import model_size
+from cerebras_jais.config.yaml_file import ConfigFile
+from cerebras_jais.errors import Problem, UserError
+from cerebras_jais.launch.checks import check, notes_of
 from cerebras_jais.launch.phases import Phase, next_phase
+from cerebras_jais.launch.surroundings import data_problems, model_problems
 from cerebras_jais.modelzoo.connection import cluster_file
-from cerebras_jais.modelzoo.installed import ModelZooMissing, require_modelzoo
-from cerebras_jais.modelzoo.validate import modelzoo_is_installed, modelzoo_problems
+from cerebras_jais.modelzoo.installed import ModelZooMissing, modelzoo_is_installed, require_modelzoo
+from cerebras_jais.modelzoo.validate import modelzoo_problems
 from cerebras_jais.modelzoo_version import RELEASE, is_of_this_release
 
 
@@ -43,12 +40,12 @@ class Finding:
 
 
 def inspect_launch(
-    path: Path, phases: Sequence[Phase], checkpoint: Path | None = None, say: Callable[[str], None] = print
+    file: ConfigFile, phases: Sequence[Phase], checkpoint: Path | None = None, say: Callable[[str], None] = print
 ) -> None:
     """Check a launch on a cluster and say what was looked at, line by line.
 
     Args:
-        path: the trainer YAML.
+        file: the trainer YAML.
         phases: of the launch, with what the command line adds to them.
         checkpoint: given on the command line.
         say: takes the lines.
@@ -58,7 +55,7 @@ def inspect_launch(
     wrong = []
     for note in notes_of([phase.config for phase in phases]):
         say(f"note  {note}")
-    for finding in _findings(path, phases, checkpoint):
+    for finding in _findings(file, phases, checkpoint):
         say(str(finding))
         wrong += [finding] if finding.problem else []
     if wrong:
@@ -66,14 +63,15 @@ def inspect_launch(
         raise NotReady(f"nothing was started: {wrong[0].subject}: {wrong[0].problem}{more}")
 
 
-def _findings(path: Path, phases: Sequence[Phase], checkpoint: Path | None) -> Iterator[Finding]:
-    yield from _yaml(path, phases)
+def _findings(file: ConfigFile, phases: Sequence[Phase], checkpoint: Path | None) -> Iterator[Finding]:
+    # What the command line changes (the backend, the systems) is checked as it will run.
+    configs = [phase.config for phase in phases]
+    problems = check(configs)
+    problems += [problem.below(config.at) for config in configs for problem in model_problems(config)]
+    yield from _of_file(file, problems, f"{file.path}, {len(phases)} phase{'s' if len(phases) > 1 else ''}")
     yield from _software()
-    if modelzoo_is_installed():
-        # What was set aside is judged here; the name of the file stands in front of each problem.
-        problems = modelzoo_problems(path)
-        yield from (Finding(str(path), problem.removeprefix(f"{path}, ")) for problem in problems)
-        yield from () if problems else (Finding(f"{path}, by the Model Zoo's own validation"),)
+    if modelzoo_is_installed():  # what was set aside is judged here
+        yield from _of_file(file, modelzoo_problems(file), f"{file.path}, by the Model Zoo's own validation")
     for phase in phases:
         yield from _data(phase)
     yield _start(phases, checkpoint)
@@ -81,21 +79,11 @@ def _findings(path: Path, phases: Sequence[Phase], checkpoint: Path | None) -> I
     yield _cluster(phases[0].config)
 
 
-def _yaml(path: Path, phases: Sequence[Phase]) -> Iterator[Finding]:
-    problems = check_file(path)
-    # What the command line changed (the backend, the systems) is checked as it will run.
-    for phase in phases:
-        for check in CHECKS:
-            for keys, message in check(phase.config):
-                line = f"{dotted(('trainer', *keys))}: {message}"
-                problems += [line] if not any(message in known for known in problems) else []
-        try:
-            model_size(phase.config.init.model)  # refuses patterns of `frozen_parameters` that cannot be meant
-        except UserError as error:
-            problems.append(f"{phase.name}: {error}")
-    yield from (Finding(str(path), problem.removeprefix(f"{path}, ")) for problem in problems)
+def _of_file(file: ConfigFile, problems: Sequence[Problem], subject: str) -> Iterator[Finding]:
+    """A finding for each problem of the YAML, or one that there is none."""
+    yield from (Finding(file.location(problem.keys), problem.message) for problem in problems)
     if not problems:
-        yield Finding(f"{path}, {len(phases)} phase{'s' if len(phases) > 1 else ''}")
+        yield Finding(subject)
 
 
 def _software() -> Iterator[Finding]:
@@ -117,43 +105,14 @@ def _data(phase: Phase) -> Iterator[Finding]:
     if fit is None:
         yield Finding(phase.name, "has no fit section; it names the data to train on")
         return
-    loaders = [("train_dataloader", fit.train_dataloader)]
-    loaders += [("val_dataloader", loader) for loader in fit.val_dataloader]
-    for key, loader in loaders:
+    for keys, loader in phase.config.dataloaders():
         if not loader.is_read_here:
             continue
-        subject = f"{phase.name}, {key}: {', '.join(_directories(loader))}"
-        try:
-            yield Finding(subject, _data_problem(phase.config, loader))
-        except UserError as error:
-            yield Finding(subject, str(error))
-
-
-def _data_problem(config: TrainerConfig, loader: DataLoader) -> str | None:
-    model = config.init.model
-    for directory in _directories(loader):
-        size = recorded_vocabulary(directory)
-        if size is not None and size > model.vocab_size:
-            return (
-                f"was made with a tokenizer of {size} tokens, model.vocab_size is {model.vocab_size}; they must match"
-            )
-    samples = HDF5Samples(**loader.reader_keys())
-    try:
-        if samples.sequence_length != model.max_position_embeddings:
-            return (
-                f"has samples of {samples.sequence_length} tokens, model.max_position_embeddings is "
-                f"{model.max_position_embeddings}; pack the text again or change the model"
-            )
-        if samples.batches_per_epoch == 0:
-            return f"holds {len(samples)} samples, fewer than one batch of {loader.batch_size}"
-    finally:
-        samples.close()
-    return None
-
-
-def _directories(loader: DataLoader) -> list[str]:
-    named = [part.data_dir for part in loader.mixture] if loader.mixture else [loader.data_dir or []]
-    return [path for each in named for path in ([each] if isinstance(each, str) else each)]
+        subject = f"{phase.name}, {keys[1]}: {', '.join(loader.folders)}"
+        problems = list(data_problems(phase.config, keys, loader))
+        yield from (Finding(subject, problem.message) for problem in problems)
+        if not problems:
+            yield Finding(subject)
 
 
 def _start(phases: Sequence[Phase], checkpoint: Path | None) -> Finding:
@@ -179,7 +138,7 @@ def _places(phases: Sequence[Phase]) -> Iterator[Finding]:
     for phase in phases:
         if phase.config.fit is None:
             continue
-        for directory in map(Path, _directories(phase.config.fit.train_dataloader)):
+        for directory in map(Path, phase.config.fit.train_dataloader.folders):
             if not any(directory.resolve().is_relative_to(mount) for mount in mounts):
                 yield Finding(
                     f"{phase.name}, {directory}",

@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
-from cerebras_jais.config.trainer import ModelZooAloneError, TrainerConfig, read_trainer_yaml
-from cerebras_jais.config.yaml_file import read_yaml
+from cerebras_jais.catalog.reader import read_trainers
+from cerebras_jais.config.trainer import ModelZooAloneError, TrainerConfig
+from cerebras_jais.config.yaml_file import ConfigFile
 from cerebras_jais.modelzoo_version import PLUGIN_NAMES
+from cerebras_jais.params import section_at
 
 
-def read_unless_alone(path: str | Path) -> list[TrainerConfig] | None:
+def read_unless_alone(file: ConfigFile) -> list[TrainerConfig] | None:
     """The typed phases of a YAML; None, with a note on standard error, where the Model Zoo alone can judge the file.
 
     The latter are models outside the family, object storage, and YAML of the old format. Under the names of the plugin
@@ -23,20 +24,13 @@ def read_unless_alone(path: str | Path) -> list[TrainerConfig] | None:
     Raises ConfigError for what neither takes.
     """
     try:
-        return read_trainer_yaml(path)
+        return read_trainers(file)
     except ModelZooAloneError as error:
-        if _names_plugin(read_yaml(path).data):
+        if any(_names_plugin(section_at(trainer, "init", "model")) for _, trainer in file.trainers):
             raise
         print(f"note: trained by the Model Zoo's own rules alone: {error}", file=sys.stderr)
         return None
 
 
-def _names_plugin(data: Any) -> bool:
-    trainers = data.get("trainer") if isinstance(data, dict) else None
-    for trainer in trainers if isinstance(trainers, list) else [data]:
-        model = trainer
-        for key in ("trainer", "init", "model"):
-            model = model.get(key) if isinstance(model, dict) else None
-        if isinstance(model, dict) and model.get("name", model.get("model_name")) in PLUGIN_NAMES:
-            return True
-    return False
+def _names_plugin(model: object) -> bool:
+    return isinstance(model, Mapping) and model.get("name", model.get("model_name")) in PLUGIN_NAMES

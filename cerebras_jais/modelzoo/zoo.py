@@ -58,12 +58,14 @@ def _fit(args: argparse.Namespace, theirs: Any) -> None:
     """`fit`: the Model Zoo's, but with phases continued."""
     from cerebras.modelzoo.cli.utils import _args_to_params
 
+    from cerebras_jais.catalog.yaml_files import open_config
     from cerebras_jais.config.trainer import parse_trainer
     from cerebras_jais.launch.checks import notes_of
-    from cerebras_jais.modelzoo.phases import run_fit, unpacked
+    from cerebras_jais.modelzoo.phases import run_fit
     from cerebras_jais.modelzoo.reading import read_unless_alone
+    from cerebras_jais.params import trainers_of
 
-    read = read_unless_alone(args.params)
+    read = read_unless_alone(open_config(args.params))
     if read is None:
         theirs(args)
         return
@@ -74,7 +76,7 @@ def _fit(args: argparse.Namespace, theirs: Any) -> None:
     checkpoint = args.checkpoint_path if "checkpoint_path" in given else None
     args.seen_args = [name for name in args.seen_args if name not in given]
     params = _args_to_params(args)
-    configs = [parse_trainer(dict(trainer)) for trainer in unpacked(params)]
+    configs = [parse_trainer(trainer, at=at) for at, trainer in trainers_of(params)]
     run_fit(params, configs, model_dir=model_dir, checkpoint=checkpoint)
 
 

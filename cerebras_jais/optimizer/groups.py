@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from cerebras_jais.config.sections import AdamW as AdamWSection
-from cerebras_jais.errors import UserError
+from cerebras_jais.errors import Keys, Problem, UserError, dotted
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.decoder import RMSNorm
 
@@ -32,6 +32,14 @@ LEARNING_RATE_GROUPS: Mapping[str, tuple[str, ...]] = {
 
 class OptimizerError(UserError):
     """Optimizer settings that do not fit the model."""
+
+
+class OptimizerSectionError(OptimizerError):
+    """A key of the optimizer or of a schedule that does not fit the model; `problem` has its path below `init`."""
+
+    def __init__(self, keys: Keys, message: str):
+        super().__init__(f"{dotted(keys)}: {message}")
+        self.problem = Problem(keys, message)
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,8 @@ def learning_rate_scales(config: DecoderConfig, overrides: Mapping[str, float] =
         if name not in scales:
             near = difflib.get_close_matches(name, scales, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(scales)}"
-            raise OptimizerError(f"optimizer.AdamW.adjust_learning_rate.{name}: no such group of parameters; {hint}")
+            keys = ("optimizer", "AdamW", "adjust_learning_rate", name)
+            raise OptimizerSectionError(keys, f"no such group of parameters; {hint}")
         scales[name] = scale
     return scales
 
@@ -126,9 +135,10 @@ def _refuse_twice(groups: Iterable[ParameterGroup]) -> None:
     for group in groups:
         for name in group.names:
             if name in scale_of:
-                raise OptimizerError(
-                    f"optimizer.AdamW.adjust_learning_rate: {name} is in two groups, of scale {scale_of[name]} and "
-                    f"{group.adjust_learning_rate}; decoder_kernel overlaps the other decoder groups"
+                raise OptimizerSectionError(
+                    ("optimizer", "AdamW", "adjust_learning_rate"),
+                    f"{name} is in two groups, of scale {scale_of[name]} and {group.adjust_learning_rate}; "
+                    "decoder_kernel overlaps the other decoder groups",
                 )
             scale_of[name] = group.adjust_learning_rate
 
@@ -139,8 +149,9 @@ def _names_by_tags(names: Sequence[str], tagged: Sequence[tuple[Sequence[str], s
         rules = [re.compile(fnmatch.translate(pattern)) for pattern in patterns]
         matches = [name for name in names if any(rule.search(name) for rule in rules)]
         if not matches:
-            raise OptimizerError(
-                f"optimizer.AdamW.params: the patterns {list(patterns)} of tag {tag!r} match no parameter of the model"
+            raise OptimizerSectionError(
+                ("optimizer", "AdamW", "params"),
+                f"the patterns {list(patterns)} of tag {tag!r} match no parameter of the model",
             )
         for name in matches:
             tags_of[name].append(tag)

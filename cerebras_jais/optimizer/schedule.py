@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cerebras_jais.config.schedules import ConstantLR, CosineDecayLR, LinearLR, ScalePerParamLR, Schedule, SequentialLR
-from cerebras_jais.optimizer.groups import OptimizerError, ParameterGroup
+from cerebras_jais.optimizer.groups import OptimizerSectionError, ParameterGroup
 
 
 def learning_rate(schedule: Schedule, step: int) -> float:
@@ -65,16 +65,18 @@ def learning_rates(
 
 
 def check_schedules(schedules: Sequence[Schedule], groups: Sequence[ParameterGroup]) -> None:
-    """Raise OptimizerError when a schedule is for no group or two are for the same one."""
+    """Raise OptimizerSectionError when a schedule is for no group or two are for the same one."""
     for number, schedule in enumerate(schedules):
         if not any(_applies(schedule, group) for group in groups):
-            raise OptimizerError(
-                f"schedulers[{number}]: param_group_tags {schedule.param_group_tags} match no parameter group; "
-                "the tags come from optimizer.AdamW.params"
+            raise OptimizerSectionError(
+                ("schedulers", number),
+                f"param_group_tags {schedule.param_group_tags} match no parameter group; the tags come from "
+                "optimizer.AdamW.params",
             )
     for group in groups:
         if sum(_applies(schedule, group) for schedule in schedules) > 1:
-            raise OptimizerError("schedulers: two of them are for the same parameters; give each param_group_tags")
+            message = "two of them are for the same parameters; give each param_group_tags"
+            raise OptimizerSectionError(("schedulers",), message)
 
 
 def beyond_schedules(schedules: Sequence[Schedule], steps: int) -> list[str]:

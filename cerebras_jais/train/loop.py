@@ -18,8 +18,7 @@ from torch import nn
 
 from cerebras_jais.checkpoint import Checkpoint
 from cerebras_jais.config.modelzoo_only import not_done_here
-from cerebras_jais.config.trainer import TrainerConfig
-from cerebras_jais.config.yaml_file import dotted
+from cerebras_jais.config.trainer import TrainerConfig, without_effect_here
 from cerebras_jais.data.dataset import HDF5Samples
 from cerebras_jais.launch.phases import GIVEN, Start, next_phase, plan_phases
 from cerebras_jais.launch.plan import (
@@ -134,8 +133,8 @@ class _Trainer:
         say: Callable[[str], Any],
     ):
         self.config, self.processes, self.options, self.stop, self.say = config, processes, options, stop, say
-        for keys, missing in [*not_done_here(config), *missing_sections(config)]:
-            raise TrainingError(f"{config.source}: {dotted(('trainer', *keys))}: {missing}")
+        for problem in [*not_done_here(config.aside), *missing_sections(config)]:
+            raise TrainingError(config.message(problem))
         assert config.fit is not None
         self.model_dir = Path(options.model_dir or config.init.model_dir)
         self.until_done = until_done
@@ -353,7 +352,7 @@ class _Trainer:
         raise Stopped(f"stopped by {name_of(signum)} after step {step} of {end}; {self.stop.saved}; {how}", signum)
 
     def _opening(self, plan: TrainingPlan) -> list[str]:
-        without = self.config.without_effect_here()
+        without = without_effect_here(self.config)
         parameters = sum(p.numel() for p in self.run_state.model.parameters())
         lines = [f"without effect here (they concern CS systems): {', '.join(without)}"] if without else []
         several = f", {self.processes.world_size} processes ({self.processes.sharding})"

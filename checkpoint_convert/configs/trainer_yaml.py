@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
-from cerebras_jais.config.yaml_file import ConfigError, read_yaml
+from cerebras_jais.config.yaml_file import ConfigError, ConfigFile
 from cerebras_jais.model.config import DecoderConfig
+from cerebras_jais.params import section_at, trainers_of
 from checkpoint_convert.configs.legacy import migrate_keys
 from checkpoint_convert.configs.mup import migrate_mup
 from checkpoint_convert.errors import ConversionError
@@ -31,17 +32,22 @@ _HEAD = """\
 {notes}"""
 
 
-def read_model_section(path: Path) -> dict[str, Any]:
+def read_model_section(config: Path | ConfigFile) -> dict[str, Any]:
     """The `model:` section of a trainer YAML, as `model_section_of` gives it.
+
+    Args:
+        config: the file, the name of a config of ours, or either of them opened.
 
     Raises:
         ConversionError: the file cannot be read, is no YAML, or has no such section.
     """
+    from cerebras_jais.catalog.yaml_files import open_config  # needed here alone
+
     try:
-        params = read_yaml(path).data
+        file = config if isinstance(config, ConfigFile) else open_config(config)
     except ConfigError as error:
         raise ConversionError(str(error)) from error
-    return model_section_of(params, str(path))
+    return model_section_of(file.data, str(file.path))
 
 
 def model_section_of(params: Any, where: str) -> dict[str, Any]:
@@ -86,12 +92,9 @@ def adjustments_left_out(params: Any) -> list[str]:
 def _run_of(params: Any) -> Mapping[str, Any]:
     """The mapping that holds `model` and `optimizer`; empty where there is none."""
     found = params
-    if isinstance(found, Mapping) and "trainer" in found:
-        found = found["trainer"]
-        if isinstance(found, (list, tuple)) and found:
-            found = found[-1]
-            found = found.get("trainer") if isinstance(found, Mapping) else None
-        found = found.get("init") if isinstance(found, Mapping) else None
+    if isinstance(params, Mapping) and "trainer" in params:
+        trainers = trainers_of(params)
+        found = section_at(trainers[-1][1], "init") if trainers else None
     return found if isinstance(found, Mapping) else {}
 
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cerebras_jais.checkpoint.aligned_memory import DISK_BLOCK
+from cerebras_jais.atomic import sync
+from cerebras_jais.checkpoint.io import DISK_BLOCK
 from cerebras_jais.files import open_regular
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.formats.json_files import parse_object, read_json, write_json
@@ -190,8 +191,7 @@ def create_shards(directory: Path, shards: Sequence[Shard]) -> None:
         with open(directory / shard.file, "xb") as file:
             file.write(_header(shard.tensors))
             file.truncate(file.tell() + sum(tensor.nbytes for tensor in shard.tensors))
-            file.flush()
-            os.fsync(file.fileno())
+        sync(directory / shard.file)
     index = {
         "metadata": {"total_size": sum(tensor.nbytes for shard in shards for tensor in shard.tensors)},
         "weight_map": {tensor.name: shard.file for shard in shards for tensor in shard.tensors},

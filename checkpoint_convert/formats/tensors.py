@@ -10,9 +10,8 @@ from typing import Protocol
 
 import numpy as np
 
-from cerebras_jais.checkpoint import aligned_memory as memory
 from cerebras_jais.checkpoint.dtypes import ELEMENT_TYPES
-from cerebras_jais.checkpoint.hdf5.chunks import read_at, read_columns_at
+from cerebras_jais.checkpoint.io import aligned_empty, read_at, read_columns_at
 from checkpoint_convert.errors import ConversionError
 
 Shape = tuple[int, ...]
@@ -129,7 +128,7 @@ class FileTensor:
         return values
 
     def _read(self, offset: int, shape: Shape) -> np.ndarray:
-        values = memory.empty(shape, np_dtype(self.dtype))
+        values = aligned_empty(shape, np_dtype(self.dtype))
         left = values.reshape(-1).view(np.uint8).data
         self._filled(lambda file: read_at(file, left, offset))
         return values

@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cerebras_jais.atomic import locked, partial_path, sync, write_text
 from cerebras_jais.errors import UserError
-from cerebras_jais.files import lock
 from checkpoint_convert.errors import ConversionError
 
 _JOURNAL = "journal"
@@ -87,14 +87,9 @@ class Work:
 
     def _rewrite(self, identity: str) -> None:
         """Write the journal whole, so that a line torn by a kill does not stay in its middle."""
-        fresh = self._journal.with_suffix(".new")
         lines: list[Mapping[str, Any]] = [{"conversion": identity}]
         lines += [{"step": number, "digests": digests} for number, digests in self.finished.items()]
-        with open(fresh, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, self._journal)
+        write_text(self._journal, "".join(json.dumps(line) + "\n" for line in lines))
 
     def _lines(self) -> list[dict[str, Any]]:
         try:
@@ -120,21 +115,13 @@ def working_beside(target: Path) -> Iterator[Work]:
     parent = target.absolute().parent
     if not parent.is_dir():
         raise ConversionError(f"{target}: the directory {parent} does not exist; create it first")
-    directory = parent / f".{target.name}.partial"
+    directory = partial_path(target.absolute())
     try:
         directory.mkdir(exist_ok=True)
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise ConversionError(f"{target}: cannot be written: {error.strerror or error}") from error
-    try:
-        try:
-            lock(descriptor, directory)
-            if not directory.exists() or os.stat(directory).st_ino != os.fstat(descriptor).st_ino:
-                raise BlockingIOError  # the other one has just finished and removed what we had opened
-        except BlockingIOError as error:
-            raise ConversionError(
-                f"{target}: another conversion is making it; wait for that one or choose another name"
-            ) from error
+    busy = ConversionError(f"{target}: another conversion is making it; wait for that one or choose another name")
+    with locked(directory, busy):
         work = Work(directory)
         try:
             yield work
@@ -146,14 +133,3 @@ def working_beside(target: Path) -> Iterator[Work]:
         if work.complete.exists():
             shutil.rmtree(work.complete)
         shutil.rmtree(directory)  # the journal last: while it is there, the same command knows that all is done
-    finally:
-        os.close(descriptor)
-
-
-def sync(directory: Path) -> None:
-    """Flush the entries of a directory to the disk."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

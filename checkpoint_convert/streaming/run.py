@@ -17,13 +17,12 @@ from typing import Protocol
 
 import numpy as np
 
-from cerebras_jais.checkpoint import aligned_memory as memory
+from cerebras_jais.checkpoint.io import DirectWriter, aligned_empty
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.formats.tensors import FileTensor, Tensor, np_dtype
 from checkpoint_convert.mapping.operations import Operation, Piece, Shape
 from checkpoint_convert.mapping.plan import Step
 from checkpoint_convert.streaming.digest import TileDigest, tile_shape
-from checkpoint_convert.streaming.direct_file import DirectWriter
 from checkpoint_convert.streaming.transpose import contiguous
 
 BAND_BYTES = 24 << 20
@@ -88,7 +87,7 @@ class FileRanges:
 
     def memory(self, name: str, at: tuple[int, ...], shape: Shape, dtype: str) -> np.ndarray:
         """A new array, not filled; whole rows in it are written without a copy."""
-        return memory.empty(shape, dtype, self._offset(name, at, np.dtype(dtype).itemsize))
+        return aligned_empty(shape, dtype, self._offset(name, at, np.dtype(dtype).itemsize))
 
     def write(self, name: str, at: tuple[int, ...], values: np.ndarray) -> None:
         """Put a piece in its place: one range for whole rows, a range per row for a part of each."""

@@ -17,6 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from cerebras_jais.checkpoint import open_checkpoint
+from cerebras_jais.checkpoint.hdf5.isolate import Descriptions
+from cerebras_jais.config.yaml_file import ConfigFile
 from checkpoint_convert.configs.convert import nearly_equal, public_keys
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.formats.release_directory import TOKENIZER_FILES
@@ -86,10 +89,11 @@ def compare(
     first: Path | str,
     second: Path | str,
     *,
-    config: Path | None = None,
+    config: Path | ConfigFile | None = None,
     allow_pickle: bool = False,
     magnitudes: bool = False,
     progress: Progress = lambda done, total: None,
+    descriptions: Descriptions | None = None,
 ) -> Comparison:
     """Compare two models; each is a .mdl file or a release directory.
 
@@ -100,6 +104,7 @@ def compare(
         allow_pickle: whether weights in pickle files may be read.
         magnitudes: report by how much tensors differ; each such tensor is then read whole.
         progress: called as bytes are read.
+        descriptions: a child that was started with the .mdl files; None starts one where it is needed.
 
     Raises:
         UserError: a model cannot be opened.
@@ -110,9 +115,11 @@ def compare(
         for path in sorted(paths, key=lambda path: not path.is_dir()):
             given: Any = config
             release = next((model for model in opened.values() if model.side == "hugging_face"), None)
-            if config is None and release is not None and path.is_file() and not _has_config(path, stack):
+            if config is None and release is not None and path.is_file() and not _has_config(path, stack, descriptions):
                 given = release.section
-            opened[path] = stack.enter_context(opening(path, config=given, allow_pickle=allow_pickle))
+            opened[path] = stack.enter_context(
+                opening(path, config=given, allow_pickle=allow_pickle, descriptions=descriptions)
+            )
         sides = (_side_of(opened[paths[0]]), _side_of(opened[paths[1]]))
         return _with_files(_compare(sides, magnitudes, progress), *sides)
 
@@ -120,9 +127,10 @@ def compare(
 def check_manifest(
     path: Path | str,
     *,
-    config: Path | None = None,
+    config: Path | ConfigFile | None = None,
     allow_pickle: bool = False,
     progress: Progress = lambda done, total: None,
+    descriptions: Descriptions | None = None,
 ) -> Comparison:
     """Compare the tensors of a model, and the files of a release, with the manifest that it has.
 
@@ -130,7 +138,7 @@ def check_manifest(
         ConversionError: it has none, or the model cannot be opened.
     """
     path = Path(path)
-    with opening(path, config=config, allow_pickle=allow_pickle) as model:
+    with opening(path, config=config, allow_pickle=allow_pickle, descriptions=descriptions) as model:
         side = _side_of(model)
         if side.manifest is None:
             raise ConversionError(
@@ -156,11 +164,10 @@ def with_trusted_code(comparison: Comparison) -> Comparison:
     return replace(comparison, code={}, notes=(*comparison.notes, *notes))
 
 
-def _has_config(path: Path, stack: ExitStack) -> bool:
+def _has_config(path: Path, stack: ExitStack, descriptions: Descriptions | None) -> bool:
     """Whether a .mdl file records its config."""
-    from cerebras_jais.checkpoint import open_checkpoint
-
-    metadata = stack.enter_context(open_checkpoint(path, on_object="skip")).metadata
+    opened = stack.enter_context(open_checkpoint(path, on_object="skip", descriptions=descriptions))
+    metadata = opened.metadata
     return bool(metadata and isinstance(metadata[-1], Mapping) and metadata[-1].get("params"))
 
 

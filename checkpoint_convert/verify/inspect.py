@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cerebras_jais.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from cerebras_jais.checkpoint.hdf5.isolate import Descriptions
+from cerebras_jais.config.yaml_file import ConfigFile
 from cerebras_jais.errors import UserError
 from checkpoint_convert.configs.convert import check_convertible, default_special_tokens, public_keys, to_config_json
 from checkpoint_convert.formats.tensors import FileTensor
@@ -28,13 +30,20 @@ _SIZES = {
 }
 
 
-def inspect(path: Path | str, *, config: Path | None = None, allow_pickle: bool = False) -> dict[str, Any]:
+def inspect(
+    path: Path | str,
+    *,
+    config: Path | ConfigFile | None = None,
+    allow_pickle: bool = False,
+    descriptions: Descriptions | None = None,
+) -> dict[str, Any]:
     """What a .mdl file or a release is, as JSON values: label -> value.
 
     Args:
         path: the file or directory.
         config: trainer YAML of a .mdl file that says nothing of itself.
         allow_pickle: whether weights in pickle files may be read.
+        descriptions: a child that was started with the .mdl file among others; None starts one where it is needed.
 
     Raises:
         UserError: it cannot be opened, or holds no tensors of a model.
@@ -45,11 +54,11 @@ def inspect(path: Path | str, *, config: Path | None = None, allow_pickle: bool 
         found["format"] = "Hugging Face release"
         found |= _of_tensors(weights_of(path, allow_pickle))
     else:
-        with open_checkpoint(path, on_object="skip") as opened:
+        with open_checkpoint(path, on_object="skip", descriptions=descriptions) as opened:
             found |= _of_checkpoint(opened)
             found |= _of_tensors(cerebras_tensors(opened))
     try:
-        with opening(path, config=config, allow_pickle=allow_pickle) as model:
+        with opening(path, config=config, allow_pickle=allow_pickle, descriptions=descriptions) as model:
             found |= _of_model(model)
     except UserError as error:
         found["converts"] = f"no: {error}"

@@ -19,6 +19,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import nn
 
+from cerebras_jais.checkpoint.hdf5.isolate import Descriptions
+from cerebras_jais.config.yaml_file import ConfigFile
 from cerebras_jais.encoding import encode_texts, reading_text_as_data
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.config import DecoderConfig
@@ -137,11 +139,12 @@ def compare_logits(
     checkpoint: str | Path,
     release: str | Path,
     *,
-    config: str | Path | Mapping[str, Any] | None = None,
+    config: str | Path | ConfigFile | Mapping[str, Any] | None = None,
     prompts: Sequence[str] = PROMPTS,
     trust_release_code: bool = False,
     allow_pickle: bool = False,
     progress: Progress = lambda done, total: None,
+    descriptions: Descriptions | None = None,
 ) -> LogitsReport:
     """Run prompts through the reference path and through transformers, both in float32, and compare place by place.
 
@@ -156,15 +159,16 @@ def compare_logits(
         trust_release_code: run the code in the release even if it is not a version of this package's.
         allow_pickle: whether the release's weights in pickle files may be read; nothing in them is run.
         progress: called as weights are read.
+        descriptions: a child that was started with the .mdl file among others; None starts one where it is needed.
 
     Raises:
         UserError: a file that cannot be read, code that is not trusted, models that cannot be compared (tensors
             missing, other sizes), or values that are not finite: a difference from NaN says nothing.
     """
     checkpoint, release = Path(checkpoint), Path(release)
-    section = config if config is None or isinstance(config, Mapping) else Path(config)
+    section = Path(config) if isinstance(config, str) else config
     with (
-        opening(checkpoint, config=section) as opened,
+        opening(checkpoint, config=section, descriptions=descriptions) as opened,
         _scratch_file() as scratch,
         torch.inference_mode(),
         _release_model(read_code(release), trust_release_code) as (theirs, modules),

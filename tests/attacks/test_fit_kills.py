@@ -1,4 +1,4 @@
-"""The program that stops `fit` at random moments, in short; a long run is started by hand (CONTRIBUTING.md)."""
+"""The program that stops `fit` at random moments, in short; a long run is started by hand (README.md)."""
 
 import json
 import subprocess

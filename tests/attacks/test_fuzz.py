@@ -2,7 +2,7 @@
 
 Contract: a hundred damaged files of each kind, and five hundred changes to trainer YAML, of which none is refused by
 `fit` after `config check` called it good; five hundred command lines with hostile values, texts, tokenizers and YAML
-files; long runs are started by hand (CONTRIBUTING.md).
+files; long runs are started by hand (README.md).
 """
 
 import re
@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.marks import slow_except
+
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("program", ["bin", "safetensors", "mdl", "conversion"])
+@pytest.mark.parametrize("program", slow_except(["safetensors"], ["bin", "safetensors", "mdl", "conversion"]))
 def test_damaged_files_are_refused_or_read_as_libraries_read_them(program):
     command = [sys.executable, str(HERE / f"{program}.py"), "--count", "100", "--seed", "0"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

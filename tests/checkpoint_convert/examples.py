@@ -7,6 +7,7 @@ import torch
 from cerebras_jais.checkpoint import save_checkpoint
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.decoder import LanguageModel
+from tests import published
 from tests.cerebras_jais.model.examples import jais_section, llama_section
 
 VARIANTS = {
@@ -87,46 +88,27 @@ def listing(directory):
     return sorted(p.name for p in directory.iterdir())
 
 
-def _jais(H, L, heads, F, length, embeddings_scale, alpha):
+def published_section(row):
+    """The `model:` section of a published model."""
+    sizes = {
+        "vocab_size": row.vocabulary,
+        "hidden_size": row.hidden,
+        "num_hidden_layers": row.layers,
+        "num_heads": row.heads,
+        "filter_size": row.filter_size,
+        "max_position_embeddings": row.context,
+    }
+    if row.mup is None:
+        return llama_section(kv_groups=None if row.kv_heads == row.heads else row.kv_heads, **sizes)
+    embeddings_scale, alpha = row.mup
     return jais_section(
-        vocab_size=84992,
-        hidden_size=H,
-        num_hidden_layers=L,
-        num_heads=heads,
-        filter_size=F,
-        max_position_embeddings=length,
         embeddings_scale=embeddings_scale,
         output_logits_alpha=alpha,
         mup_base_hidden_size=256,
-        mup_base_filter_size=F * 256 / H,
+        mup_base_filter_size=row.filter_size * 256 / row.hidden,
+        **sizes,
     )
 
 
-def _adapted(H, L, heads, kv, F):
-    return llama_section(
-        kv_groups=None if kv == heads else kv,
-        vocab_size=64000,
-        hidden_size=H,
-        num_hidden_layers=L,
-        num_heads=heads,
-        filter_size=F,
-        max_position_embeddings=4096,
-    )
-
-
-_B = (9.1705785388303, 1.09518349815769)  # muP set of the family up to 13b
-_A = (14.6, 2.22)  # muP set of 30b
-_BASES = {
-    "jais-family-590m": (_jais(1536, 18, 12, 4096, 2048, *_B), 640_555_020),
-    "jais-family-1p3b": (_jais(2048, 24, 16, 5472, 2048, *_B), 1_384_305_168),
-    "jais-family-2p7b": (_jais(2560, 32, 20, 6832, 2048, *_B), 2_736_652_308),
-    "jais-family-6p7b": (_jais(4096, 32, 32, 10928, 2048, *_B), 6_794_562_592),
-    "jais-family-13b": (_jais(5120, 40, 40, 13664, 2048, *_B), 13_027_571_240),
-    "jais-family-30b-8k": (_jais(7168, 48, 56, 19114, 8192, *_A), 30_208_489_464),
-    "jais-family-30b-16k": (_jais(7168, 48, 56, 19114, 16384, *_A), 30_208_489_464),
-    "jais-adapted-7b": (_adapted(4096, 32, 32, 32, 11008), 7_000_559_616),
-    "jais-adapted-13b": (_adapted(5120, 40, 40, 40, 13824), 13_343_544_320),
-    "jais-adapted-70b": (_adapted(8192, 80, 64, 8, 28672), 69_500_936_192),
-}
-PUBLISHED = {f"{name}{kind}": row for name, row in _BASES.items() for kind in ("", "-chat")}
+PUBLISHED = {name: (published_section(row), row.parameters) for name, row in published.MODELS.items()}
 """Name -> (`model:` section, parameters with ALiBi slopes counted and a tied head counted once)."""

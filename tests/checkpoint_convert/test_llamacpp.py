@@ -22,17 +22,20 @@ import torch
 
 from cerebras_jais.data.documents import read_documents, sample_corpus_path
 from checkpoint_convert.convert import convert_to_hf
+from tests import published
 from tests.checkpoint_convert.examples import jais_section, llama_section, random_model, state_of, write_checkpoint
 from tests.tolerances import LLAMACPP_LOGITS, LLAMACPP_LOGITS_HALF_CACHE
 
+try:
+    import llama_cpp
+    import sentencepiece  # the script reads tokenizer.model with it
+except ImportError as error:
+    MISSING = str(error)
+else:
+    MISSING = "" if "LLAMA_CPP_SOURCE" in os.environ else "LLAMA_CPP_SOURCE does not name the sources of llama.cpp"
 SOURCE = os.environ.get("LLAMA_CPP_SOURCE")
-llama_cpp = pytest.importorskip("llama_cpp")
-sentencepiece = pytest.importorskip("sentencepiece")  # the script reads tokenizer.model with it
-pytestmark = [
-    pytest.mark.llamacpp,
-    pytest.mark.slow,
-    pytest.mark.skipif(SOURCE is None, reason="LLAMA_CPP_SOURCE does not name the sources of llama.cpp"),
-]
+# The module is collected everywhere, so that a run of the mark knows which of its tests were skipped.
+pytestmark = [pytest.mark.llamacpp, pytest.mark.slow, pytest.mark.skipif(bool(MISSING), reason=MISSING)]
 
 PROMPTS = (
     "ما هي عاصمة الإمارات العربية المتحدة؟",
@@ -46,8 +49,8 @@ PROMPTS = (
 )
 LENGTH = 96
 SEED = 3  # no two best logits of the reference path lie within rounding of one another: asserted below
-SET_B = {"embeddings_scale": 9.1705785388303, "output_logits_alpha": 1.09518349815769}  # 590m to 13b
-SET_A = {"embeddings_scale": 14.6, "output_logits_alpha": 2.22}  # 30b
+SET_B = dict(zip(("embeddings_scale", "output_logits_alpha"), published.UP_TO_13B, strict=True))
+SET_A = dict(zip(("embeddings_scale", "output_logits_alpha"), published.OF_30B, strict=True))
 # GPT-2's 50,257 tokens rounded up: like the published models, some rows belong to no token.
 JAIS = {"vocab_size": 50304, "max_position_embeddings": LENGTH}
 ADAPTED = {"vocab_size": 640, "max_position_embeddings": LENGTH}
@@ -146,7 +149,8 @@ def make_gguf(directory, section, tokenizer, *arguments):
     return model, directory / "release", output
 
 
-def open_gguf(path, cache=llama_cpp.GGML_TYPE_F32):
+def open_gguf(path, cache=None):
+    cache = llama_cpp.GGML_TYPE_F32 if cache is None else cache
     quiet = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda level, text, data: None)
     open_gguf.kept = quiet  # llama.cpp keeps calling it
     llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))

@@ -1,31 +1,35 @@
 """The chunks of a dataset: where each lies in the file, and rows put together from them, without the HDF5 library.
 
-A chunk is unpacked in this module and in lz4_chunks.py, which leave Python's global lock free for the long parts, so
-several threads can read one dataset at once. Filters: HDF5 File Format Specification, "Data Storage - Filter Pipeline"
-(deflate is 1, shuffle 2), and the HDF Group's registry of filters for LZ4.
+A chunk is unpacked in this module and in `lz4`, which leave Python's global lock free for the long parts, so several
+threads can read one dataset at once. Filters: HDF5 File Format Specification, "Data Storage - Filter Pipeline" (deflate
+is 1, shuffle 2, Fletcher's checksum 3), and the HDF Group's registry of filters for LZ4.
 """
+
+from __future__ import annotations
 
 import itertools
 import math
-import os
 import zlib
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from cerebras_jais.checkpoint.hdf5.lz4 import LARGEST_EXPANSION, LZ4_FILTER, unpack_chunk
+from cerebras_jais.checkpoint.io import read_at
 
-_DEFLATE, _SHUFFLE = 1, 2
+_DEFLATE, _SHUFFLE, _FLETCHER32 = 1, 2, 3
 # What one byte in the file can stand for at most: a shape beyond that is a lie.
-_EXPANSION = {_DEFLATE: 1032, LZ4_FILTER: LARGEST_EXPANSION, _SHUFFLE: 1}
-_MAX_TRANSFER = 1 << 30
-_WORTH_READING_ON = 1 << 20
-_READ_AHEAD = 128 << 10  # Linux's default, VM_READAHEAD_PAGES in linux/mm.h
+_EXPANSION = {_DEFLATE: 1032, LZ4_FILTER: LARGEST_EXPANSION, _SHUFFLE: 1, _FLETCHER32: 1}
+_CHECKSUM_BYTES = 4
+_CACHE_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How the chunks of a dataset are packed: at most shuffled, then packed with LZ4 or deflate."""
+    """How the chunks of a dataset are packed: shuffled or not, LZ4, deflate or neither, then a checksum or none."""
 
     filters: tuple[int, ...]
     """Codes in the order of writing."""
@@ -35,27 +39,31 @@ class Packing:
         return math.prod(_EXPANSION[code] for code in self.filters)
 
 
-@dataclass(frozen=True, eq=False)
-class ChunkTable:
-    """Where each chunk lies, in row-major order of the grid that they form; all arrays are int64 of one axis."""
-
-    offsets: np.ndarray
-    sizes: np.ndarray
-    masks: np.ndarray
-    """Bit i is set in a chunk that the filter i was not applied to."""
-    grid: tuple[int, ...]
-    """Chunks along each axis."""
-
-
-def packing_of(filters: list[list], itemsize: int) -> Packing | None:
+def packing_of(filters: Sequence[Sequence[Any]], itemsize: int) -> Packing | None:
     """Return what a list of [code, parameters] stands for; None when it is no packing that is read here."""
     codes = tuple(code for code, _ in filters)
     shuffled = codes[:1] == (_SHUFFLE,)
     packers = codes[1:] if shuffled else codes
+    packers = packers[:-1] if packers[-1:] == (_FLETCHER32,) else packers
     known = len(packers) <= 1 and all(code in (LZ4_FILTER, _DEFLATE) for code in packers)
-    if not known or (shuffled and filters[0][1] != [itemsize]):
+    if not known or (shuffled and list(filters[0][1]) != [itemsize]):
         return None
     return Packing(codes)
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkTable:
+    """Where each chunk lies, in row-major order of the grid that they form; all arrays have one axis."""
+
+    chunks: tuple[int, ...]
+    """The shape of a chunk."""
+    grid: tuple[int, ...]
+    """Chunks along each axis."""
+    packing: Packing
+    offsets: np.ndarray
+    sizes: np.ndarray
+    masks: np.ndarray
+    """Bit i is set in a chunk that the filter i was not applied to."""
 
 
 def grid_of(shape: tuple[int, ...], chunks: tuple[int, ...]) -> tuple[int, ...]:
@@ -63,111 +71,66 @@ def grid_of(shape: tuple[int, ...], chunks: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(-(-size // chunk) for size, chunk in zip(shape, chunks, strict=True))
 
 
-def chunk_table(shape: tuple[int, ...], chunks: tuple[int, ...], numbers: bytes, file_size: int) -> ChunkTable:
-    """Sort the chunks of a dataset by their places.
+class ChunkCache:
+    """Chunks that were unpacked last, for readers that want a part of each: at most 32 MiB, or a single one."""
 
-    `numbers` is what the inspector sends about the chunks: uint64, all their places, offsets, sizes and masks. Raises
-    ValueError when they are not exactly the chunks of `shape`, or not within `file_size` bytes.
-    """
-    grid, rank = grid_of(shape, chunks), len(shape)
-    count, expected = len(numbers) // (8 * (rank + 3)), math.prod(grid)
-    if count != expected:
-        raise ValueError(f"has {count} of {expected} chunks; the file is incomplete")
-    values = np.frombuffer(numbers, "<i8")
-    places = values[: count * rank].reshape(count, rank)
-    offsets, sizes, _ = columns = values[count * rank :].reshape(3, count)
-    if ((offsets < 0) | (sizes < 0) | (sizes > file_size) | (offsets > file_size - sizes)).any():
-        raise ValueError("has chunks that lie outside the file; the file is damaged")
-    if (places % chunks).any() or ((places < 0) | (places >= shape)).any():
-        raise ValueError("has a chunk at a place that it does not have; the file is damaged")
-    table = np.full((3, count), -1)
-    table[:, np.ravel_multi_index(tuple((places // chunks).T), grid)] = columns
-    if (table < 0).any():
-        raise ValueError("has two chunks at one place; the file is damaged")
-    return ChunkTable(table[0], table[1], table[2], grid)
+    def __init__(self) -> None:
+        self._chunks: OrderedDict[Any, np.ndarray] = OrderedDict()
+        self._bytes = 0
 
+    def get(self, key: Any) -> np.ndarray | None:
+        """Return a chunk that was kept, else None."""
+        if key in self._chunks:
+            self._chunks.move_to_end(key)
+        return self._chunks.get(key)
 
-def read_at(descriptor: int, out: memoryview, offset: int) -> None:
-    """Fill `out` with the bytes of the file from `offset` on; raises EOFError when the file ends before that.
-
-    The system is told that as much again will be wanted next, so that the disk reads on while this is worked on.
-    """
-    if len(out) >= _WORTH_READING_ON:
-        _will_need(descriptor, offset, 2 * len(out))
-    while out:
-        count = os.preadv(descriptor, [out[:_MAX_TRANSFER]], offset)
-        if count == 0:
-            raise EOFError("the file ends early")
-        out, offset = out[count:], offset + count
-
-
-def read_columns_at(descriptor: int, out: np.ndarray, start: int, columns: int, offset: int) -> None:
-    """Fill the contiguous matrix `out` with columns of a matrix that lies in a file row by row.
-
-    With the first columns the whole matrix is asked of the disk, for the others will be wanted in turn.
-
-    Args:
-        descriptor: the file.
-        out: [rows, columns wanted], any dtype.
-        start: the first column wanted.
-        columns: how many the matrix in the file has.
-        offset: byte of the file at which that matrix begins.
-
-    Raises EOFError when the file ends before that.
-    """
-    row_bytes, width = columns * out.itemsize, out.shape[1] * out.itemsize
-    offset += start * out.itemsize
-    left = out.reshape(-1).view(np.uint8).data
-    if width == row_bytes:
-        read_at(descriptor, left, offset)
-        return
-    if start == 0:
-        _will_need(descriptor, offset, len(out) * row_bytes)
-    for at in range(0, len(left), width or 1):
-        count = os.preadv(descriptor, [left[at : at + width]], offset)
-        if count < width:
-            read_at(descriptor, left[at + count : at + width], offset + count)
-        offset += row_bytes
-
-
-def _will_need(descriptor: int, offset: int, size: int) -> None:
-    """Have the disk start on a range; piece by piece, since Linux cuts what is asked for at once to its read-ahead."""
-    if hasattr(os, "posix_fadvise"):  # macOS has none
-        for start in range(offset, offset + size, _READ_AHEAD):
-            os.posix_fadvise(descriptor, start, _READ_AHEAD, os.POSIX_FADV_WILLNEED)
+    def keep(self, key: Any, chunk: np.ndarray) -> None:
+        """Keep a chunk in place of those that were wanted longest ago."""
+        self._chunks[key] = chunk
+        self._bytes += chunk.nbytes
+        while self._bytes > _CACHE_BYTES and len(self._chunks) > 1:
+            self._bytes -= self._chunks.popitem(last=False)[1].nbytes
 
 
 def read_rows(
-    descriptor: int,
-    table: ChunkTable,
-    packing: Packing,
-    chunks: tuple[int, ...],
-    out: np.ndarray,
-    start: int,
+    descriptor: int, table: ChunkTable, out: np.ndarray, start: int, cache: ChunkCache | None = None, key: Any = None
 ) -> None:
     """Fill `out` with the rows of a dataset from `start` on, reading and unpacking each chunk in them once.
 
-    Raises ValueError for a chunk that cannot be unpacked to what it has to be; needs the memory of two chunks beside
-    `out`.
+    Args:
+        descriptor: the file.
+        table: of the dataset.
+        out: [rows, ...] as the dataset, of its dtype.
+        start: the first row.
+        cache: where chunks are looked for first, and kept.
+        key: of the dataset in the cache.
+
+    Raises ValueError for a chunk that cannot be unpacked to what it has to be, EOFError when the file ends early; needs
+    the memory of two chunks beside `out`.
     """
-    chunk_bytes = math.prod(chunks) * out.itemsize
+    chunks = table.chunks
     first, last = start // chunks[0], -(-(start + len(out)) // chunks[0])
-    stored = np.empty(0, np.uint8)
     places = itertools.product(range(first, last), *(range(count) for count in table.grid[1:]))
     for number, place in enumerate(places, first * math.prod(table.grid[1:])):
-        size, mask = int(table.sizes[number]), int(table.masks[number])
-        if len(stored) < size:
-            stored = np.empty(size, np.uint8)
-        left = stored[:size].data
-        read_at(descriptor, left, int(table.offsets[number]))
-        unpacked = _unpack(left, mask, packing, chunk_bytes, out.itemsize)
-        tile = np.frombuffer(unpacked, out.dtype).reshape(chunks)
+        tile = cache.get((key, number)) if cache is not None else None
+        if tile is None:
+            tile = _read_chunk(descriptor, table, number, out.dtype)
+            if cache is not None:
+                cache.keep((key, number), tile)
         inside, outside = [], []
         for axis, (count, chunk, whole) in enumerate(zip(place, chunks, out.shape, strict=True)):
             begin = count * chunk - (start if axis == 0 else 0)
             outside.append(slice(max(begin, 0), min(begin + chunk, whole)))
             inside.append(slice(outside[-1].start - begin, outside[-1].stop - begin))
         out[tuple(outside)] = tile[tuple(inside)]
+
+
+def _read_chunk(descriptor: int, table: ChunkTable, number: int, dtype: np.dtype) -> np.ndarray:
+    size = math.prod(table.chunks) * dtype.itemsize
+    stored = np.empty(int(table.sizes[number]), np.uint8).data
+    read_at(descriptor, stored, int(table.offsets[number]))
+    unpacked = _unpack(stored, int(table.masks[number]), table.packing, size, dtype.itemsize)
+    return np.frombuffer(unpacked, dtype).reshape(table.chunks)
 
 
 def _unpack(
@@ -182,12 +145,30 @@ def _unpack(
             unpacked = unpack_chunk(unpacked, size)
         elif code == _DEFLATE:
             unpacked = _inflate(unpacked, size)
+        elif code == _FLETCHER32:
+            unpacked = _checked(memoryview(unpacked))
         elif len(unpacked) == size:
             # All first bytes of the numbers, then all second ones, and so on.
             unpacked = np.frombuffer(unpacked, np.uint8).reshape(itemsize, -1).T.tobytes()
     if len(unpacked) != size:
         raise ValueError(f"it holds {len(unpacked)} bytes instead of {size}")
     return unpacked
+
+
+def _checked(stored: memoryview) -> memoryview:
+    """Return what stands before Fletcher's checksum of it (HDF5's H5_checksum_fletcher32: 16-bit words, big-endian)."""
+    if len(stored) < _CHECKSUM_BYTES:
+        raise ValueError("it ends too early")
+    content, checksum = stored[:-_CHECKSUM_BYTES], stored[-_CHECKSUM_BYTES:]
+    words = np.frombuffer(content[: len(content) // 2 * 2], ">u2").astype(np.uint64)
+    if len(content) % 2:
+        words = np.append(words, np.uint64(content[-1] << 8))
+    weights = np.arange(len(words), 0, -1, dtype=np.uint64) % np.uint64(0xFFFF)
+    sums = int(words.sum()) % 0xFFFF, int((words * weights).sum()) % 0xFFFF
+    found = int.from_bytes(checksum, "little")
+    if sums != ((found & 0xFFFF) % 0xFFFF, (found >> 16) % 0xFFFF):
+        raise ValueError("its checksum is wrong")
+    return content
 
 
 def _inflate(stored: bytes | bytearray | memoryview, size: int) -> bytes:

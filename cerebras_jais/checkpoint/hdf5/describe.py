@@ -1,24 +1,29 @@
-"""Looks into HDF5 files for other processes: a program of its own, started by hdf5_inspection.py and run by its path.
+"""Says what stands in HDF5 files: a program of its own, which `isolate` starts and to which it gives the files.
 
 HDF5 parses files in C and trusts them: a damaged one can make it loop for ever, ask for any amount of memory or end its
-process. So it meets a file that is to be read only here, in a fork of this program that lives for one file, can open
-nothing further, and is ended by the system when a question takes more time or memory than it allows.
+process. Files to be read therefore meet the library only in this program, which the system ends when one of them takes
+more time or memory than it is allowed, and which cannot open what a file points to.
 
-Standard input is a socket on which every byte brings two descriptors: a file, and a socket for the questions about it,
-each a line of JSON. An answer is two 8-byte little-endian sizes, facts in JSON of the first size, and numbers of the
-second. Every answer states what stands in the file; what of it is acceptable is judged by the one who asked. This
-module imports nothing of this package, so that starting it costs no more than h5py does.
+Standard input is one JSON object: `files` (paths), `datasets` (names, or null for those of a checkpoint) and the limits
+`memory`, `seconds` and `processor_seconds` (for each file). Standard output is one byte once h5py is imported, then an
+answer for each file: two 8-byte little-endian sizes, facts in JSON of the first size, chunk tables of the second. The
+caller validates the answers. This module imports nothing of this package, so its start takes no longer than h5py's.
 """
+
+from __future__ import annotations
 
 import array
 import contextlib
 import io
 import json
+import math
 import os
 import resource
 import signal
-import socket
+import stat
 import struct
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +32,10 @@ import numpy as np
 
 SIZES = struct.Struct("<QQ")
 ABOUT = ".__metadata__"
+CHUNK_BYTES = 16
+"""Of each chunk in a table: its offset (8 bytes), and after all offsets its size (4), then its filter mask (4)."""
+LEAST_PER_CHUNK = 8
+"""Bytes of a file for each of its chunks: an entry in any index of HDF5 has at least the offset."""
 _ROOT_NAMES = ("__version__", "__spec__", "__SUCCESS__")
 # A checkpoint of 5,000 tensors has about 5 MB of texts in all.
 _LONGEST_TEXT = 16 << 20
@@ -38,15 +47,23 @@ _LAYOUTS = {
     h5py.h5d.COMPACT: "compact",
     h5py.h5d.VIRTUAL: "virtual",
 }
-# Of a type that is not exactly one of these HDF5 would convert the numbers, so their bytes are not to be taken as such.
+_INTEGERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+# HDF5 converts the elements of any other type, so their bytes are not the values. Names are numpy's.
 _TYPES = {
-    name: h5py.h5t.py_create(np.dtype(name).newbyteorder("<"), logical=True)
-    for name in ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
-} | {"float16": h5py.h5t.IEEE_F16LE, "float32": h5py.h5t.IEEE_F32LE, "float64": h5py.h5t.IEEE_F64LE}
+    **{name: h5py.h5t.py_create(np.dtype(name).newbyteorder("<"), logical=True) for name in ("bool", *_INTEGERS)},
+    "float16": h5py.h5t.IEEE_F16LE,
+    "float32": h5py.h5t.IEEE_F32LE,
+    "float64": h5py.h5t.IEEE_F64LE,
+    **{
+        name: h5py.h5t.py_create(np.dtype(name), logical=True)
+        for name in (np.dtype(integer).newbyteorder(">").str for integer in _INTEGERS)
+        if name.startswith(">")
+    },
+}
 
 
 class OpenFile(io.RawIOBase):
-    """A descriptor as h5py wants it: the very file that was asked about, with nothing more to be opened."""
+    """An open descriptor as h5py's file object."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -80,14 +97,34 @@ class OpenFile(io.RawIOBase):
 # ---- what stands in a file ------------------------------------------------------------------------------------------
 
 
-def structure(file: h5py.File) -> dict[str, Any]:
-    """Return the root's attributes that a checkpoint needs, and the header of each dataset that one of them describes.
+def describe(file: h5py.File, size: int, datasets: Sequence[str] | None) -> tuple[dict[str, Any], list[bytes]]:
+    """Return what stands in an open file of `size` bytes, and the chunk tables of its datasets one after another.
 
-    An attribute is [value], a text or a number; a header is as `header` gives it. What HDF5 cannot read, and an
-    attribute of another kind, is {"error": reason}.
+    The facts are `attributes`, name -> [value] for those of the root that a checkpoint needs, and `datasets`, name ->
+    header (see `header`). What HDF5 cannot read, and an attribute of another kind, is {"error": reason}.
+
+    Args:
+        file: the file.
+        size: its bytes.
+        datasets: the datasets to look at; None for those that an attribute NAME.__metadata__ describes.
     """
     attributes: dict[str, Any] = {}
+    if datasets is None:
+        attributes = _attributes(file)
+        datasets = [name.removesuffix(ABOUT) for name in attributes if name.endswith(ABOUT)]
     headers: dict[str, Any] = {}
+    tables: list[bytes] = []
+    for name in datasets:
+        try:
+            headers[name], table = header(file, size, name)
+            tables.append(table)
+        except Exception as error:
+            headers[name] = _error(error)
+    return {"attributes": attributes, "datasets": headers}, tables
+
+
+def _attributes(file: h5py.File) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     room = _LONGEST_TEXTS
     for name in file.attrs:
         if name not in _ROOT_NAMES and not name.endswith(ABOUT):
@@ -97,16 +134,10 @@ def structure(file: h5py.File) -> dict[str, Any]:
             room -= len(value) if isinstance(value, str) else 0
             if room < 0:
                 raise ValueError("the file's texts together are longer than can be")
-            attributes[name] = [value]
+            found[name] = [value]
         except Exception as error:
-            attributes[name] = _error(error)
-        key = name.removesuffix(ABOUT)
-        if key != name:
-            try:
-                headers[key] = header(file, key)
-            except Exception as error:
-                headers[key] = _error(error)
-    return {"attributes": attributes, "headers": headers}
+            found[name] = _error(error)
+    return found
 
 
 def attribute(file: h5py.File, name: str) -> str | bool | int | float:
@@ -119,28 +150,31 @@ def attribute(file: h5py.File, name: str) -> str | bool | int | float:
     value = np.zeros((), found.dtype)
     found.read(value)
     if is_number:
-        return value.item()
+        number: bool | int | float = value.item()
+        return number
     if len(value.item()) > _LONGEST_TEXT:
         raise ValueError("it is longer than can be")
-    return value.item().decode()
+    decoded: str = value.item().decode()
+    return decoded
 
 
-def header(file: h5py.File, name: str) -> dict[str, Any]:
-    """Return where and how the dataset `name` lies, or {"problem": "missing" | "link" | "empty"}.
+def header(file: h5py.File, size: int, name: str) -> tuple[dict[str, Any], bytes]:
+    """Return where and how the dataset `name` lies, or {"problem": "missing" | "link" | "empty"}; and its chunk table.
 
-    Only hard links are followed: the other kinds lead out of the file or round in it.
+    Only hard links are followed: the other kinds lead out of the file or round in it. `chunk_count` is the number of
+    chunks in the table, or 0 with `chunk_problem` where there is none to give.
     """
     place = _find(file, name)
     if isinstance(place, str):
-        return {"problem": place}
+        return {"problem": place}, b""
     if not isinstance(place, h5py.h5d.DatasetID) or place.get_space().get_simple_extent_type() == h5py.h5s.NULL:
-        return {"problem": "empty"}
+        return {"problem": "empty"}, b""
     plan = place.get_create_plist()
     layout = plan.get_layout()
     kind = place.get_type()
     known = next((name for name, exact in _TYPES.items() if kind.equal(exact)), None)
     filters = [plan.get_filter(index) for index in range(plan.get_nfilters())]
-    return {
+    facts = {
         "shape": place.shape,
         "type": known,
         "type_name": known or _name_of(place),
@@ -150,17 +184,28 @@ def header(file: h5py.File, name: str) -> dict[str, Any]:
         "offset": place.get_offset() if layout == h5py.h5d.CONTIGUOUS else None,
         "chunks": plan.get_chunk() if layout == h5py.h5d.CHUNKED else None,
         "filters": [[code, list(values)] for code, _, values, _ in filters],
+        "chunk_count": 0,
+        "chunk_problem": None,
     }
+    table = b""
+    if layout == h5py.h5d.CHUNKED and math.prod(place.shape):
+        try:
+            table = chunk_table(place, size)
+            facts["chunk_count"] = len(table) // CHUNK_BYTES
+        except ValueError as error:
+            facts["chunk_problem"] = str(error)
+    return facts, table
 
 
-def chunk_table(file: h5py.File, name: str, most: int) -> tuple[dict[str, Any], bytes]:
-    """Return {"count": number of chunks, "rank": axes} and, as 8-byte little-endian numbers, for all of the chunks.
+def chunk_table(dataset: h5py.h5d.DatasetID, size: int) -> bytes:
+    """Return where the chunks of a dataset lie in a file of `size` bytes: see `in_order`.
 
-    first their first elements' places (count x rank), then their offsets in the file, their sizes there and their
-    filter masks. Stops one chunk after `most`.
+    Raises ValueError when they are not exactly the chunks of its shape; stops one chunk after there are too many.
     """
-    dataset = _find(file, name)
-    assert isinstance(dataset, h5py.h5d.DatasetID)  # its header was given before
+    shape, chunks = dataset.shape, dataset.get_create_plist().get_chunk()
+    most = math.prod(-(-extent // chunk) for extent, chunk in zip(shape, chunks, strict=True))
+    if most * LEAST_PER_CHUNK > size:
+        raise ValueError(f"claims {most} chunks, more than {size} bytes can hold")
     places, offsets, sizes, masks = (array.array("Q") for _ in range(4))
 
     def note(chunk: Any) -> bool | None:
@@ -171,8 +216,48 @@ def chunk_table(file: h5py.File, name: str, most: int) -> tuple[dict[str, Any], 
         return True if len(offsets) > most else None
 
     dataset.chunk_iter(note)
-    numbers = (np.asarray(part, "<u8").tobytes() for part in (places, offsets, sizes, masks))
-    return {"count": len(offsets), "rank": len(dataset.shape)}, b"".join(numbers)
+    columns = (np.frombuffer(part, np.uint64) for part in (places, offsets, sizes, masks))
+    return in_order(shape, chunks, *columns)
+
+
+def in_order(
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    places: np.ndarray,
+    offsets: np.ndarray,
+    sizes: np.ndarray,
+    masks: np.ndarray,
+) -> bytes:
+    """Sort the chunks of a dataset by their places, row-major.
+
+    Args:
+        shape: of the dataset.
+        chunks: the shape of a chunk.
+        places: [count * rank] the first element of each chunk, as HDF5 gives the chunks.
+        offsets: [count] bytes at which they begin in the file.
+        sizes: [count] their bytes there.
+        masks: [count] their filter masks.
+
+    Returns the offsets (8 bytes each), then the sizes (4 bytes each), then the masks (4 bytes each), little-endian.
+    Raises ValueError when they are not exactly the chunks of `shape`.
+    """
+    grid = tuple(-(-extent // chunk) for extent, chunk in zip(shape, chunks, strict=True))
+    count, expected = len(offsets), math.prod(grid)
+    if count != expected:
+        raise ValueError(f"has {count} of {expected} chunks; the file is incomplete")
+    corners = places.reshape(count, len(shape))
+    wide = np.asarray(chunks, np.uint64)
+    if (corners % wide).any() or (corners >= np.asarray(shape, np.uint64)).any():
+        raise ValueError("has a chunk at a place that it does not have; the file is damaged")
+    if (sizes >= 1 << 32).any():
+        raise ValueError("has a chunk of 4 GiB or more, which is not read")
+    order = np.ravel_multi_index(tuple((corners // wide).astype(np.int64).T), grid)
+    by_place = np.full(count, -1)
+    by_place[order] = np.arange(count)
+    if (by_place < 0).any():
+        raise ValueError("has two chunks at one place; the file is damaged")
+    parts = ((offsets, "<u8"), (sizes, "<u4"), (masks, "<u4"))
+    return b"".join(part[by_place].astype(kind).tobytes() for part, kind in parts)
 
 
 def _find(file: h5py.File, name: str) -> Any:
@@ -200,42 +285,41 @@ def _error(error: Exception) -> dict[str, str]:
     return {"error": reason.splitlines()[0][:_LONGEST_REASON]}
 
 
-# ---- one file in one process ----------------------------------------------------------------------------------------
+# ---- the program ----------------------------------------------------------------------------------------------------
 
 
-def answer_all(descriptor: int, channel: socket.socket) -> None:
-    """Answer the questions about one file until `channel` is closed."""
-    questions = channel.makefile("rb")
-    file = None
-    while line := questions.readline():
-        question = json.loads(line)
-        if file is None:
-            _confine(question["memory"])
-        _limit_time(question["processor_seconds"], question["seconds"])
-        numbers = b""
+def describe_path(
+    path: str, datasets: Sequence[str] | None, seconds: int, processor_seconds: tuple[float, float, int]
+) -> tuple[dict[str, Any], list[bytes]]:
+    """Open a file, describe it within limits of time, and return facts and tables; `identity` is what fstat says."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        return _error(error), []
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            return {"error": "it is not a regular file"}, []
+        identity = [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns]
+        least, per_byte, most = processor_seconds
+        _limit_time(int(min(least + found.st_size * per_byte, most)), seconds)
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
         try:
-            file = file or h5py.File(OpenFile(descriptor), "r")
-            if "chunks_of" in question:
-                facts, numbers = chunk_table(file, question["chunks_of"], question["most"])
-            else:
-                facts = structure(file)
+            with h5py.File(OpenFile(descriptor), "r") as file:
+                facts, tables = describe(file, found.st_size, datasets)
         except Exception as error:
-            facts, numbers = _error(error), b""
+            facts, tables = _error(error), []
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         _limit_time(None, 0)
-        send(channel, facts, numbers)
-
-
-def send(channel: socket.socket, facts: dict[str, Any], numbers: bytes = b"") -> None:
-    """Send one answer."""
-    text = json.dumps(facts).encode()
-    channel.sendall(SIZES.pack(len(text), len(numbers)))
-    channel.sendall(text)
-    channel.sendall(numbers)
+        return facts | {"identity": identity}, tables
+    finally:
+        os.close(descriptor)
 
 
 def _confine(memory: int) -> None:
-    """Take from this process all but `memory` bytes of further memory, and the ability to open or write a file."""
-    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: 0, resource.RLIMIT_NOFILE: 0}
+    """Take from this process all but `memory` bytes of further memory, and the ability to write a file."""
+    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: 0}
     with contextlib.suppress(OSError):  # a system that does not tell what a process has cannot limit it either
         now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         limits[resource.RLIMIT_AS] = now + memory
@@ -258,40 +342,22 @@ def _limit_time(processor_seconds: int | None, seconds: int) -> None:
 
 
 def main() -> None:
-    """Serve until the process that started this one is gone."""
-    # Ctrl-C is for the one who asks; what is inherited here must not keep anything of it open or in use.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    os.chdir("/")
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for stream in (1, 2):
-        os.dup2(nothing, stream)
-    control = socket.socket(fileno=0)
-    control.sendall(b"!")  # ready
-    while True:
-        message, descriptors, _, _ = socket.recv_fds(control, 1, 2)
-        if not message:
-            return
-        if len(descriptors) == 2:
-            _fork_and_answer(*descriptors)
-        for descriptor in descriptors:
-            os.close(descriptor)
-
-
-def _fork_and_answer(descriptor: int, channel: int) -> None:
-    try:
-        if os.fork():
-            return
-    except OSError as error:
-        with socket.socket(fileno=os.dup(channel)) as reply, contextlib.suppress(OSError):
-            send(reply, _error(error))
-        return
-    try:
-        os.close(0)
-        answer_all(descriptor, socket.socket(fileno=channel))
-    finally:
-        os._exit(0)
+    """Describe the files that standard input names."""
+    question = json.load(sys.stdin)
+    answers = sys.stdout.buffer
+    _confine(question["memory"])
+    answers.write(b"!")
+    for path in question["files"]:
+        facts, tables = describe_path(path, question["datasets"], question["seconds"], question["processor_seconds"])
+        text = json.dumps(facts).encode()
+        answers.write(SIZES.pack(len(text), sum(map(len, tables))))
+        answers.write(text)
+        for table in tables:
+            answers.write(table)
+        answers.flush()
 
 
 if __name__ == "__main__":
-    main()
+    with contextlib.suppress(BrokenPipeError):  # nobody wants the rest
+        main()
+    os._exit(0)

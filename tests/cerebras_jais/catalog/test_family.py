@@ -10,30 +10,21 @@ from cerebras_jais.catalog.family import check_family, loss_weight_problem
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.config import DecoderConfig
 from tests.cerebras_jais.model.examples import jais_section, llama_section
+from tests.checkpoint_convert.examples import PUBLISHED
 
-SMALLEST = {
-    "hidden_size": 1536,
-    "num_hidden_layers": 18,
-    "num_heads": 12,
-    "filter_size": 4096,
-    "vocab_size": 84992,
-    "max_position_embeddings": 2048,
-    "mup_base_hidden_size": 256,
-    "mup_base_filter_size": 4096 / 6,
-    "embeddings_scale": 9.1705785388303,
-    "output_logits_alpha": 1.09518349815769,
-}
-LARGEST = {
-    **SMALLEST,
-    "hidden_size": 7168,
-    "num_hidden_layers": 48,
-    "num_heads": 56,
-    "filter_size": 19114,
-    "mup_base_filter_size": 19114 / 28,
-    "embeddings_scale": 14.6,
-    "output_logits_alpha": 2.22,
-}
-ADAPTED = {"hidden_size": 4096, "num_heads": 32, "filter_size": 11008, "vocab_size": 64000}
+
+def sizes_of(name):
+    """A published model's sizes, as keys of a `model:` section."""
+    section, _ = PUBLISHED[name]
+    return {key: value for key, value in section.items() if key in KEYS}
+
+
+KEYS = (
+    *("hidden_size", "num_hidden_layers", "num_heads", "filter_size", "vocab_size", "max_position_embeddings"),
+    *("mup_base_hidden_size", "mup_base_filter_size", "embeddings_scale", "output_logits_alpha"),
+)
+SMALLEST, LARGEST = sizes_of("jais-family-590m"), sizes_of("jais-family-30b-8k")
+ADAPTED = sizes_of("jais-adapted-7b")
 
 
 def check(section):

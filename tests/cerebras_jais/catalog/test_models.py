@@ -20,22 +20,10 @@ from cerebras_jais.catalog.models import (
     lineage,
     mup_set_of,
 )
-from cerebras_jais.catalog.provenance import Sourced
+from cerebras_jais.catalog.types import Sourced
 from cerebras_jais.errors import UserError
+from tests import published
 
-# Parameters with tied weights once, context, tokens in billions: en, ar, code, total (model cards).
-PUBLISHED = {
-    "jais-family-590m": (640_555_020, 2048, (283, 141, 56, 480)),
-    "jais-family-1p3b": (1_384_305_168, 2048, (283, 141, 56, 480)),
-    "jais-family-2p7b": (2_736_652_308, 2048, (283, 141, 56, 480)),
-    "jais-family-6p7b": (6_794_562_592, 2048, (283, 141, 56, 480)),
-    "jais-family-13b": (13_027_571_240, 2048, (283, 141, 56, 480)),
-    "jais-family-30b-8k": (30_208_489_464, 8192, (882, 441, 177, 1500)),
-    "jais-family-30b-16k": (30_208_489_464, 16384, (980, 490, 196, 1666)),
-    "jais-adapted-7b": (7_000_559_616, 4096, (18, 19, 2, 39)),
-    "jais-adapted-13b": (13_343_544_320, 4096, (127, 140, 13, 280)),
-    "jais-adapted-70b": (69_500_936_192, 4096, (33, 334, 4, 371)),
-}
 BASES = [model for model in MODELS if not model.is_chat]
 
 
@@ -53,20 +41,24 @@ def sourced_in(value, path=""):
 
 def test_there_are_twenty_models_of_eight_sizes():
     assert len(MODELS) == 20
-    assert {m.name for m in MODELS} == {*PUBLISHED, *(f"{name}-chat" for name in PUBLISHED)}
+    assert {m.name for m in MODELS} == set(published.MODELS)
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda m: m.name)
 def test_parameters_and_contexts_are_the_published_ones_to_the_digit(model):
-    parameters, context, _ = PUBLISHED[model.name.removesuffix("-chat")]
-    assert model.parameters == parameters
-    assert model.context.value == context
-    assert model.phases[-1].context.value == context
+    row, a = published.MODELS[model.name], model.architecture
+    assert model.parameters == row.parameters
+    assert model.context.value == row.context
+    assert model.phases[-1].context.value == row.context
+    sizes = (a.hidden_size, a.layers, a.heads, a.kv_heads, a.filter_size, a.vocabulary)
+    assert [size.value for size in sizes] == [
+        *(row.hidden, row.layers, row.heads, row.kv_heads, row.filter_size, row.vocabulary)
+    ]
 
 
 @pytest.mark.parametrize("model", BASES, ids=lambda m: m.name)
 def test_the_data_is_the_published_one_and_the_phases_go_through_it(model):
-    mix = PUBLISHED[model.name][2]
+    mix = published.MODELS[model.name].tokens
     assert (model.mix.english.value, model.mix.arabic.value, model.mix.code.value, model.mix.total.value) == mix
     # The card's numbers are rounded, each to the billion; those of 30b-8k come from the Model Zoo's own schedules.
     assert sum(mix[:3]) == pytest.approx(mix[3], abs=2)
@@ -83,23 +75,23 @@ def test_every_value_says_where_it_comes_from(model):
         assert value.why, path
 
 
-@pytest.mark.parametrize(
-    ("hidden", "filter_size"), [(1088, 2912), (1536, 4096), (2560, 6832), (4096, 10928), (5120, 13664)]
-)
-def test_the_filter_rule_gives_every_published_filter(hidden, filter_size):
-    assert rules.family_filter_size(hidden) == filter_size
+@pytest.mark.parametrize("size", ["590m", "2p7b", "6p7b", "13b"])
+def test_the_filter_rule_gives_every_published_filter(size):
+    row = published.MODELS[f"jais-family-{size}"]
+    assert rules.family_filter_size(row.hidden) == row.filter_size
+    assert rules.family_filter_size(1088) == 2912  # of a smaller sibling
 
 
 def test_the_older_models_round_the_filter_down():
     assert rules.old_filter_size(5120) == 13653
-    assert rules.old_filter_size(7168) == 19114 == find_model("jais-family-30b-8k").architecture.filter_size.value
+    row = published.MODELS["jais-family-30b-8k"]
+    assert rules.old_filter_size(row.hidden) == row.filter_size
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda m: m.name)
 def test_every_head_is_128_wide(model):
     a = model.architecture
     assert a.hidden_size.value == rules.HEAD_WIDTH * a.heads.value
-    assert a.kv_heads.value == (8 if "70b" in model.name else a.heads.value)
 
 
 @pytest.mark.parametrize(("batch", "steps"), [(1120, 163), (1920, 95), (2640, 69)])
@@ -113,8 +105,8 @@ def test_the_chat_batches_published_have_equally_many_tokens():
 
 
 def test_the_batch_rule_passes_through_its_two_published_points():
-    assert rules.interpolated_batch_size(PUBLISHED["jais-family-590m"][0]) == 1120
-    assert rules.interpolated_batch_size(PUBLISHED["jais-family-13b"][0]) == 1920
+    assert rules.interpolated_batch_size(published.MODELS["jais-family-590m"].parameters) == 1120
+    assert rules.interpolated_batch_size(published.MODELS["jais-family-13b"].parameters) == 1920
 
 
 @pytest.mark.parametrize("model", [m for m in MODELS if m.family == "jais-family"], ids=lambda m: m.name)
@@ -123,7 +115,7 @@ def test_the_two_mup_sets_are_whole_and_belong_to_their_sizes(model):
     large = "30b" in model.name
     assert mup is (LARGE_MUP if large else FAMILY_MUP) is mup_set_of(model.architecture.hidden_size.value)
     constants = (mup.embeddings_scale.value, mup.output_logits_alpha.value)
-    assert constants == ((14.6, 2.22) if large else (9.1705785388303, 1.09518349815769))
+    assert constants == published.MODELS[model.name].mup
     hidden, filter_size = model.architecture.hidden_size.value, model.architecture.filter_size.value
     # Equal to the last bit, so that the Model Zoo puts both kinds of matrices in one parameter group.
     assert filter_size / rules.mup_base_filter_size(hidden, filter_size) == hidden / 256
@@ -133,8 +125,8 @@ def test_jais_adapted_70b_chat_is_as_published():
     (phase,) = find_model("jais-adapted-70b-chat").phases
     published = {
         "warm-up": phase.rates.warmup_steps,
-        "peak": phase.rates.peak,
-        "last": phase.rates.last,
+        "peak": phase.rates.peak_lr,
+        "last": phase.rates.final_lr,
         "decay": phase.rates.decay,
         "batch": phase.batch_size,
         "steps": phase.steps,
@@ -148,8 +140,8 @@ def test_jais_adapted_70b_chat_is_as_published():
 def test_jais_family_590m_is_as_published():
     (phase,) = find_model("jais-family-590m").phases
     assert (phase.batch_size.value, phase.steps.value, phase.rates.warmup_steps.value) == (1120, 209422, 163)
-    assert phase.rates.peak.value == pytest.approx(0.01563, abs=5.1e-6)  # the card rounds it
-    assert phase.rates.last.value == 4.21e-05
+    assert phase.rates.peak_lr.value == pytest.approx(0.01563, abs=5.1e-6)  # the card rounds it
+    assert phase.rates.final_lr.value == 4.21e-05
 
 
 def test_the_phases_of_30b_carry_on_where_the_one_before_stopped():
@@ -157,7 +149,7 @@ def test_the_phases_of_30b_carry_on_where_the_one_before_stopped():
     assert [phase.name for _, phase in phases] == ["2k", "8k", "16k"]
     for (_, before), (_, after) in itertools.pairwise(phases):
         assert after.keeps_optimizer_state
-        assert after.rates.first.value == before.rates.last.value
+        assert after.rates.initial_lr.value == before.rates.final_lr.value
         assert last_step(after) == last_step(before) + after.steps.value
     assert last_step(phases[1][1]) == 260648  # the Model Zoo's own max_steps of its 8k phase
 

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from cerebras_jais.catalog.models import MODELS
+from cerebras_jais.catalog.reader import read_trainer_yaml
 from cerebras_jais.catalog.yaml_files import find_preset, preset_yaml, presets, write_configs
-from cerebras_jais.config.trainer import read_trainer_yaml
 from cerebras_jais.errors import UserError
 
 CONFIGS = Path(__file__).parents[3] / "configs"

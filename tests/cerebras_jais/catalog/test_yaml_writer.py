@@ -7,7 +7,7 @@ anchors and remarks change nothing.
 import pytest
 import yaml
 
-from cerebras_jais.catalog.provenance import assumed, published
+from cerebras_jais.catalog.types import assumed, published
 from cerebras_jais.catalog.yaml_writer import Alias, Anchor, Note, Remark, to_yaml
 
 

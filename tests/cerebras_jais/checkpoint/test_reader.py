@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cerebras_jais.checkpoint import CheckpointError, StoredTensor, UnreadableLeaf, open_checkpoint, save_checkpoint
-from cerebras_jais.checkpoint.hdf5.files import GuardedFile
+from cerebras_jais.checkpoint.hdf5.guarded import GuardedFile
 from tests.cerebras_jais.checkpoint import handmade, written_by_cerebras
 
 RNG = np.random.default_rng(0)

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from cerebras_jais.atomic import replacing
 from cerebras_jais.checkpoint import (
     CheckpointError,
     LazyTensor,
     create_empty_checkpoint,
     mark_complete,
     open_checkpoint,
-    replacing,
     save_checkpoint,
     writer,
 )

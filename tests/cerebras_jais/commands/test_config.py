@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from cerebras_jais.catalog.models import MODELS
 from cerebras_jais.cli import cli
 from cerebras_jais.errors import UserError
-from tests.cerebras_jais.catalog.test_models import PUBLISHED
+from tests import published
 from tests.cerebras_jais.catalog.test_yaml_files import CONFIGS
 
 
@@ -35,10 +35,11 @@ def refused(*words):
 def test_models_lists_all_twenty_with_parameters_context_and_provenance():
     lines = {line.split()[0]: line for line in said("models").splitlines() if line.startswith("jais-")}
     assert set(lines) == {model.name for model in MODELS}
-    for name, (parameters, context, tokens) in PUBLISHED.items():
-        assert f"{parameters:,}" in lines[name]
-        assert f"{context:,}" in lines[name]
-        assert f"{tokens[3]:,}B" in lines[name]
+    for name, row in published.MODELS.items():
+        assert f"{row.parameters:,}" in lines[name]
+        assert f"{row.context:,}" in lines[name]
+        if not name.endswith("-chat"):
+            assert f"{row.tokens[3]:,}B" in lines[name]
     rows = json.loads(said("models", "--json"))
     assert len(rows) == 20
     assert all(set(row["provenance"]) <= {"published", "derived", "assumed"} for row in rows)
@@ -46,7 +47,7 @@ def test_models_lists_all_twenty_with_parameters_context_and_provenance():
 
 def test_a_model_is_shown_with_where_each_value_comes_from():
     details = json.loads(said("models", "jais-adapted-70b-chat", "--json"))
-    assert details["values"]["phases.chat.rates.peak"] == {
+    assert details["values"]["phases.chat.rates.peak_lr"] == {
         "value": 2.0e-05,
         "origin": "published",
         "why": "card of jais-adapted-70b-chat",
@@ -71,6 +72,41 @@ def test_config_diff_names_what_differs_and_nothing_else():
     assert "trainer.init.model.hidden_size" not in keys
     assert "trainer.init.loop.max_steps: 3,576 -> 5,722" in said(
         "config", "diff", "jais-adapted-7b/stage-1", "jais-adapted-7b/stage-2", status=1
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("1e-5", "0.00001", True),
+        ("'1e-5'", "0.00001", True),  # what PyYAML, and so the Model Zoo, makes of 1e-5
+        ("1", "1.0", True),
+        ("[1e-5, 1]", "[0.00001, 1.0]", True),
+        ("1e-5", "1e-6", False),
+        ("true", "1", False),  # a trainer takes neither for the other
+        ("[true]", "[1]", False),
+        ("'true'", "true", False),
+        ("'01'", "'1'", False),
+        ("a", "1", False),
+        ("null", "0", False),
+        ("[1, 2]", "[1]", False),
+    ],
+)
+def test_config_diff_compares_values_as_a_trainer_takes_them(one, other, same, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("a.yaml", one), ("b.yaml", other)):
+        (tmp_path / name).write_text(f"trainer:\n  init:\n    x: {value}\n")
+    for pair in (("a.yaml", "b.yaml"), ("b.yaml", "a.yaml")):
+        printed = said("config", "diff", *pair, status=0 if same else 1)
+        assert printed.startswith("" if same else "trainer.init.x: ")
+        assert bool(printed) != same
+
+
+def test_config_diff_refuses_a_key_given_twice(tmp_path):
+    file = tmp_path / "twice.yaml"
+    file.write_text("trainer:\n  init:\n    seed: 1\n    seed: 2\n")
+    assert refused("config", "diff", str(file), "tiny/jais").startswith(
+        f"{file}, line 4: trainer.init.seed is given twice"
     )
 
 

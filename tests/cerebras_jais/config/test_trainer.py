@@ -10,8 +10,9 @@ import glob
 import pytest
 import yaml
 
+from cerebras_jais.catalog.reader import read_trainer_yaml
 from cerebras_jais.config.schedules import CosineDecayLR, LinearLR, SequentialLR
-from cerebras_jais.config.trainer import ConfigError, read_trainer_yaml, without_effect_here
+from cerebras_jais.config.trainer import ConfigError, without_effect_here
 from cerebras_jais.errors import UserError
 from tests.cerebras_jais.train.examples import trainer_section, write_yaml
 

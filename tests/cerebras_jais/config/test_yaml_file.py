@@ -103,11 +103,11 @@ def test_aliases_merges_and_dates_are_read():
 @pytest.mark.parametrize("line_break", ["\n", "\r\n", "\r", "\u2028"])
 def test_a_stock_name_is_put_on_its_line_whatever_ends_the_lines(line_break):
     text = line_break.join(["# jais_family", "trainer:", "  init:", "    model:", "      name: jais_family", ""])
-    changed = with_stock_names(text, FILE).split("\n")
+    changed = with_stock_names(parse_yaml(text, FILE)).split("\n")
     assert changed[4] == "      name: jais" and changed[0] == "# jais_family"
 
 
 def test_a_stock_name_that_is_merged_in_is_refused():
     text = "trainer:\n  init:\n    model: {<<: {name: jais_family}}\n"
     with pytest.raises(ConfigError, match=r"model\.name: is merged in"):
-        with_stock_names(text, FILE)
+        with_stock_names(parse_yaml(text, FILE))

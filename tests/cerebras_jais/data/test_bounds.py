@@ -25,6 +25,7 @@ from cerebras_jais.data.documents import DataError, Document, passed_over, read_
 from cerebras_jais.data.pipeline import _batches
 from cerebras_jais.data.shards import recorded_vocabulary
 from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer, save_tokenizer, train_tokenizer
+from tests.marks import slow_except
 
 ROOT = Path(__file__).parents[3]
 MEMORY = """
@@ -52,7 +53,7 @@ def run(*arguments):
 # ---- text -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json"])
+@pytest.mark.parametrize("name", slow_except(["a.txt"], ["a.txt", "a.jsonl", "a.json"]))
 def test_a_document_of_50_megabytes_is_refused_in_two_gigabytes_of_memory(name, tmp_path, tokenizer):
     text = "كلمة word " * (50_000_000 // 14)
     content = {"a.txt": text, "a.jsonl": json.dumps({"text": text}, ensure_ascii=False) + "\n"}

@@ -85,7 +85,7 @@ BROKEN = (
     Broken("a constant of the small models in 30b", LARGE, "output_logits_alpha: 2.22", "output_logits_alpha: 1.0951835", f"{_MODEL}.output_logits_alpha", "give 2.22", True),
     Broken("filter scaled unlike the width", SMALL, "mup_base_filter_size: 682.6666666666666", "mup_base_filter_size: 1024.0", f"{_MODEL}.mup_base_filter_size", "give 682.6666666666666", True),
     Broken("another base width", SMALL, "mup_base_hidden_size: 256\n      mup_base_filter_size: 682.6666666666666", "mup_base_hidden_size: 512\n      mup_base_filter_size: 1365.3333333333333", f"{_MODEL}.mup_base_hidden_size", "every jais-family model has 256", True),
-    Broken("spread of the other set", SMALL, "std: 0.0867", "std: 0.073", f"{_MODEL}.initializer", "give 0.0867", True, "initializer: *spread"),
+    Broken("initial std of the other set", SMALL, "std: 0.0867", "std: 0.073", f"{_MODEL}.initializer", "give 0.0867", True, "initializer: *initializer"),
     Broken("attention not divided by the width", SMALL, "scale_qk_dot_by_d: true", "scale_qk_dot_by_d: false", f"{_MODEL}.scale_qk_dot_by_d", "set it to true", True),
     # model
     Broken("misspelt model key", SMALL, "hidden_size: 1536", "hiden_size: 1536", f"{_MODEL}.hiden_size", "did you mean 'hidden_size'?", False),

@@ -9,8 +9,8 @@ import re
 import pytest
 
 from cerebras_jais.catalog.models import MODELS
+from cerebras_jais.catalog.reader import read_trainer_yaml
 from cerebras_jais.catalog.yaml_files import find_preset, preset_yaml, presets
-from cerebras_jais.config.trainer import read_trainer_yaml
 from cerebras_jais.launch.token_budget import token_notes
 
 PRETRAIN = "jais-family-590m/pretrain"

@@ -8,14 +8,16 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from cerebras_jais.catalog.reader import read_trainer_yaml
+from cerebras_jais.commands.config import check_file
 from cerebras_jais.commands.fit import fit as fit_command
 from cerebras_jais.config.modelzoo_only import WEIGHT_DECAY_SCHEDULES
-from cerebras_jais.config.trainer import ConfigError, ModelZooAloneError, parse_trainer, read_trainer_yaml
+from cerebras_jais.config.trainer import ConfigError, ModelZooAloneError, parse_trainer
 from cerebras_jais.errors import UserError
-from cerebras_jais.launch.checks import check_file, notes_of
-from cerebras_jais.launch.surroundings import preflight
+from cerebras_jais.launch.checks import notes_of
 from tests.cerebras_jais.launch.test_checks import rows_under
 from tests.cerebras_jais.launch.variants import GOOD, NOTED, REFUSED, ROOT, VARIANTS, base, judge, same_model
+from tests.marks import slow_except
 
 WRITTEN = ROOT / "tests" / "cerebras_jais" / "launch" / "trainer_params"
 
@@ -38,7 +40,8 @@ def test_there_are_forty_variants_or_more_all_different_and_the_base_is_good(tmp
     assert judge(path) == GOOD
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
+# `make check` sees all of them in tests/golden/variants.txt.
+@pytest.mark.parametrize("variant", slow_except(VARIANTS[::10], VARIANTS), ids=lambda v: v.name)
 def test_a_variant_is_judged_as_the_table_says(variant, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "variant.yaml"
@@ -55,14 +58,14 @@ def test_the_docs_list_just_the_variants_that_the_check_alone_refuses(tmp_path):
     for variant in stricter:
         path.write_text(yaml.safe_dump(variant.document(), sort_keys=False), encoding="utf-8")
         _, key, said, why = documented[variant.name]
-        (problem,) = check_file(path)
+        (problem,), _ = check_file(path)
         assert key.strip("`") in problem
         assert said in problem
         assert why
 
 
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v.check == NOTED], ids=lambda v: v.name)
-@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("backend", slow_except(["cpu"], ["cpu", "gpu"]))
 def test_what_only_the_model_zoo_does_is_refused_on_a_cpu_or_gpu_before_anything_starts(variant, backend, tmp_path):
     asides = [aside for config in read_trainer_yaml(written(variant, tmp_path)) for aside in config.aside]
     here = [aside for aside in asides if not aside.keys[0].startswith("validate")]  # `fit` reads no other section
@@ -76,7 +79,7 @@ def test_what_only_the_model_zoo_does_is_refused_on_a_cpu_or_gpu_before_anything
         assert "the reference path does not do" in str(result.exception)
         assert "`cerebras-jais zoo fit`" in str(result.exception)
         assert here[0].what in str(result.exception)
-    problems, _ = preflight(path)
+    problems, _ = check_file(path)
     assert bool(problems) == bool(here)
 
 
@@ -85,7 +88,7 @@ def test_a_note_names_the_key_and_the_phase():
     phase["init"]["callbacks"].append({"Lora": {"lora_params": {"r": 4}}})
     (one,) = notes_of([parse_trainer(phase)])
     assert one.startswith("trainer.init.callbacks[1].Lora: the callback Lora is left to the Model Zoo")
-    (two,) = notes_of([parse_trainer(base()["trainer"]), parse_trainer(phase)])
+    (two,) = notes_of([parse_trainer(base()["trainer"]), parse_trainer(phase, at=("trainer", 1, "trainer"))])
     assert two.startswith("trainer[1].trainer.init.callbacks[1].Lora:")
 
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 import yaml
 
+from cerebras_jais.catalog.reader import read_trainer_yaml
 from cerebras_jais.checkpoint import open_checkpoint, save_checkpoint
-from cerebras_jais.config.trainer import read_trainer_yaml
 from cerebras_jais.launch.phases import plan_phases, remaining_phases, with_absolute_end
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.stored import stored_weights

@@ -92,9 +92,8 @@ def test_final_weights_agree(pair):
         assert apart[worst] <= tolerances.MODELZOO_WEIGHTS_RELATIVE, worst
 
 
+@pytest.mark.parametrize("pair", ["stages.yaml"], indirect=True, scope="module")
 def test_frozen_tensors_keep_their_bits_and_have_no_optimizer_state(pair):
-    if pair.name != "stages.yaml":
-        pytest.skip("nothing is frozen in it")
     (stage1, _, ours1, theirs1), (stage2, result2, ours2, theirs2) = pair.phases
     before = weights_of(pair.folder / "initial.mdl")
     assert stage1.config.init.model.frozen_parameters
@@ -112,8 +111,7 @@ def test_frozen_tensors_keep_their_bits_and_have_no_optimizer_state(pair):
     assert result2.learning_rates[0] == group_rates(stage2.config, 1).max()
 
 
+@pytest.mark.parametrize("pair", ["context.yaml"], indirect=True, scope="module")
 def test_the_optimizer_goes_into_the_next_context_and_the_data_does_not(pair):
-    if pair.name != "context.yaml":
-        pytest.skip("it has no contexts")
     assert pair.output.count("loading global_step, model, optimizer") == 2
     assert [(phase.begins, result.start_step) for phase, result, _, _ in pair.phases] == [(0, 0), (30, 30), (60, 60)]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
-from cerebras_jais.config.trainer import read_trainer_yaml
+from cerebras_jais.catalog.reader import read_trainer_yaml
 from cerebras_jais.train.loop import fit
 from tests import tolerances
 from tests.cerebras_jais.modelzoo.runs import (

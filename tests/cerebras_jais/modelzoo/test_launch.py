@@ -15,8 +15,10 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from cerebras_jais import params
 from cerebras_jais.commands.fit import fit as fit_command
 from cerebras_jais.config.trainer import parse_trainer
+from cerebras_jais.config.yaml_file import read_yaml
 from cerebras_jais.launch.phases import EVERYTHING, Start, plan_phases
 from cerebras_jais.modelzoo import preflight
 from cerebras_jais.modelzoo.launch import Launch, with_cluster
@@ -48,8 +50,8 @@ def ready(tmp_path_factory):
 
 
 def phases_of(path, **cluster):
-    params = with_cluster(yaml.safe_load(path.read_text()), Launch(str(path), cluster=cluster))
-    return plan_phases([parse_trainer(trainer) for trainer in trainers_of(params)])
+    merged = with_cluster(yaml.safe_load(path.read_text()), Launch(str(path), cluster=cluster))
+    return plan_phases([parse_trainer(trainer, at=at) for at, trainer in params.trainers_of(merged)])
 
 
 def findings(path, monkeypatch, **cluster):
@@ -59,7 +61,7 @@ def findings(path, monkeypatch, **cluster):
     cluster = {"mgmt_address": "there:443", "credentials_path": "x.crt", **cluster}
     said = []
     try:
-        inspect_launch(path, phases_of(path, **cluster), say=said.append)
+        inspect_launch(read_yaml(path), phases_of(path, **cluster), say=said.append)
     except NotReady as error:
         return said, str(error)
     return said, None
@@ -153,7 +155,7 @@ def test_a_launch_with_nothing_wrong_passes(ready, monkeypatch):
     [
         (lambda t: t["init"]["precision"].update(loss_scaling_factor=1.0), "cbfloat16 needs dynamic loss scaling"),
         (lambda t: t["init"]["precision"].update(enabled=False), "a CS system computes in a 16-bit type"),
-        (lambda t: t["fit"]["train_dataloader"].update(data_dir="data/context/64/train"), "samples of 64 tokens"),
+        (lambda t: t["fit"]["train_dataloader"].update(data_dir="data/context/64/train"), "its samples have 64 tokens"),
         (lambda t: t["fit"]["train_dataloader"].update(data_dir="nowhere"), "nowhere"),
         (lambda t: t["fit"]["train_dataloader"].update(batch_size=1000), "fewer than one batch of 1000"),
         (lambda t: t["init"]["model"].update(frozen_parameters=["backbone"]), "matches no tensor name"),
@@ -177,7 +179,7 @@ def test_data_of_a_larger_tokenizer_is_refused(ready, monkeypatch):
         _, error = findings(ready, monkeypatch)
     finally:
         beside.unlink()
-    assert "made with a tokenizer of 84992 tokens, model.vocab_size is 2048" in error
+    assert "2048 is smaller than the tokenizer of 84992 entries that made data/context/32/train" in error
 
 
 def test_data_outside_the_mounts_is_refused(ready, monkeypatch, tmp_path):

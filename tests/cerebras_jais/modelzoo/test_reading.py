@@ -8,6 +8,7 @@ and so is what the Model Zoo does not have either.
 import pytest
 import yaml
 
+from cerebras_jais.config.yaml_file import read_yaml
 from cerebras_jais.errors import UserError
 from cerebras_jais.modelzoo import launch as launching
 from cerebras_jais.modelzoo.launch import Launch, launch
@@ -91,7 +92,7 @@ def test_what_the_model_zoo_does_not_have_and_other_models_under_the_plugins_nam
 ):
     path = write(tmp_path, document)
     with pytest.raises(UserError, match=words):
-        read_unless_alone(path)
+        read_unless_alone(read_yaml(path))
     with pytest.raises(UserError, match=words):
         launch(Launch(str(path)))
     assert became == []

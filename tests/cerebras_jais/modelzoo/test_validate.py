@@ -15,6 +15,7 @@ import yaml
 
 from cerebras_jais.catalog.stock_names import with_stock_names
 from cerebras_jais.catalog.yaml_files import presets
+from cerebras_jais.config.yaml_file import read_yaml
 from tests.cerebras_jais.launch.broken import BROKEN, CONFIGS
 
 pytestmark = [pytest.mark.modelzoo, pytest.mark.slow]
@@ -66,7 +67,7 @@ def test_it_takes_them_under_the_stock_names_too(name, modelzoo, tmp_path, monke
 
     file = CONFIGS / f"{name}.yaml"
     monkeypatch.chdir(tmp_path)
-    text = with_stock_names(file.read_text(encoding="utf-8"), file)
+    text = with_stock_names(read_yaml(file))
     Path("stock.yaml").write_text(text, encoding="utf-8")
     make_data_directories(yaml.safe_load(text))
     validate_config("stock.yaml")
@@ -88,6 +89,7 @@ def test_what_it_refuses_is_said_with_file_line_and_key(modelzoo, tmp_path):
     (case,) = (case for case in BROKEN if case.name == "unknown half type")
     file = tmp_path / "broken.yaml"
     file.write_text(case.text(), encoding="utf-8")
-    problems = modelzoo_problems(file)
+    source = read_yaml(file)
+    problems = [source.message(problem) for problem in modelzoo_problems(source)]
     assert problems
     assert problems[0].startswith(f"{file}, line {case.line()}: trainer.{case.key}: the Model Zoo says: ")

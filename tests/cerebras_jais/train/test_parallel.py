@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from cerebras_jais.config.trainer import read_trainer_yaml
+from cerebras_jais.catalog.reader import read_trainer_yaml
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.load import load_model
 from cerebras_jais.train.loop import fit

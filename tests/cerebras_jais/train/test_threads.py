@@ -62,6 +62,7 @@ def test_the_quota_of_a_container_counts(tmp_path, monkeypatch, files, allowed):
     assert threads.processors_allowed(tmp_path) == allowed
 
 
+@pytest.mark.slow
 def test_fit_sets_them_before_pytorch_is_loaded(tmp_path):
     """The command says the line although its data are not there: it is said before they are looked for."""
     environment = {name: value for name, value in os.environ.items() if name not in threads._WAITING}

@@ -15,55 +15,14 @@ from cerebras_jais.errors import UserError
 from cerebras_jais.model.config import DecoderConfig
 from checkpoint_convert.configs.convert import SpecialTokens, to_config_json, to_model_section
 from checkpoint_convert.errors import ConversionError
+from tests import published
 from tests.checkpoint_convert.examples import PUBLISHED, VARIANTS, jais_section, llama_section
 
 TOKENS = SpecialTokens(0, 0, 0)
 
-# config.json of jais-family-590m as published (custom keys and all; no `cerebras`).
-JAIS_590M = {
-    "activation_function": "swiglu",
-    "architectures": ["JAISLMHeadModel"],
-    "attn_pdrop": 0.0,
-    "bos_token_id": 0,
-    "embd_pdrop": 0.0,
-    "eos_token_id": 0,
-    "initializer_range": 0.02,
-    "layer_norm_epsilon": 1e-05,
-    "model_type": "jais",
-    "mup_embeddings_scale": 9.1705785388303,
-    "mup_output_alpha": 1.09518349815769,
-    "mup_scale_qk_dot_by_d": True,
-    "mup_width_scale": 0.16666666666666666,
-    "n_embd": 1536,
-    "n_head": 12,
-    "n_inner": 4096,
-    "n_layer": 18,
-    "n_positions": 2048,
-    "pad_token_id": 0,
-    "position_embedding_type": "alibi",
-    "reorder_and_upcast_attn": False,
-    "resid_pdrop": 0.0,
-    "rotary_dim": None,
-    "scale_attn_by_inverse_layer_idx": False,
-    "scale_attn_weights": True,
-    "alibi_scaling": None,
-    "vocab_size": 84992,
-}
-LLAMA = {
-    "model_type": "llama",
-    "hidden_act": "silu",
-    "hidden_size": 8192,
-    "intermediate_size": 28672,
-    "max_position_embeddings": 4096,
-    "num_attention_heads": 64,
-    "num_hidden_layers": 80,
-    "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-5,
-    "rope_scaling": None,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": False,
-    "vocab_size": 64000,
-}
+JAIS_590M = published.config_json("jais-family-590m") | published.WITHOUT_MEANING
+JAIS_590M |= {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+LLAMA = published.config_json("jais-adapted-70b")
 
 
 def there_and_back(section):

@@ -84,6 +84,12 @@ def test_a_file_without_a_section_is_one_error(tmp_path, text):
     assert "\n" not in str(caught.value)
 
 
+def test_a_key_given_twice_is_refused_with_its_line(tmp_path):
+    (tmp_path / "c.yaml").write_text("trainer:\n  init:\n    model:\n      name: jais\n      name: llama\n")
+    with pytest.raises(UserError, match=r"c\.yaml, line 5: trainer\.init\.model\.name is given twice, on line 4 too"):
+        read_model_section(tmp_path / "c.yaml")
+
+
 def test_a_missing_file_is_one_error(tmp_path):
     with pytest.raises(UserError, match=r"no\.yaml"):
         read_model_section(tmp_path / "no.yaml")

@@ -2,7 +2,7 @@
 
 Contract: what torch.save writes of a dict of plain tensors is read with every bit that torch.load reads, of every
 element type, tied, shared, offset and sharded, beyond 4 GB too; anything else is one ConversionError that names the
-file. What is hostile or damaged: test_hostile_pickles.py.
+file. What is hostile or damaged: tests/attacks/test_bin_files.py.
 """
 
 import json

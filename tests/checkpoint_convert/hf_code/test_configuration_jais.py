@@ -6,39 +6,19 @@ import pytest
 
 from checkpoint_convert.hf_code.configuration_jais import JAISConfig
 from checkpoint_convert.hf_code.modeling_jais import JAISModel
+from tests import published
 from tests.checkpoint_convert.hf_code.examples import tiny_config
 
 FAMILY_13B = {
-    "activation_function": "swiglu",
-    "alibi_scaling": None,
-    "architectures": ["JAISLMHeadModel"],
-    "attn_pdrop": 0.0,
+    **published.config_json("jais-family-13b"),
     "bos_token_id": 0,
-    "embd_pdrop": 0.0,
     "eos_token_id": 0,
-    "initializer_range": 0.02,
-    "layer_norm_epsilon": 1e-05,
-    "model_type": "jais",
-    "mup_embeddings_scale": 9.1705785388303,
-    "mup_output_alpha": 1.0951834981576898,
-    "mup_scale_qk_dot_by_d": True,
-    "mup_width_scale": 0.05,
-    "n_embd": 5120,
-    "n_head": 40,
-    "n_inner": 13664,
-    "n_layer": 40,
-    "n_positions": 2048,
     "pad_token_id": 0,
-    "position_embedding_type": "alibi",
     "reorder_and_upcast_attn": False,
-    "resid_pdrop": 0.0,
     "rotary_dim": None,
     "scale_attn_by_inverse_layer_idx": False,
-    "scale_attn_weights": True,
     "torch_dtype": "float32",
     "transformers_version": "4.40.1",
-    "use_cache": True,
-    "vocab_size": 84992,
 }
 
 

@@ -12,8 +12,16 @@ from checkpoint_convert.hf_code.modeling_jais import JAISForSequenceClassificati
 from tests import tolerances
 from tests.checkpoint_convert.hf_code.examples import random_ids, tiny_model, write_release_code
 from tests.checkpoint_convert.hf_code.test_modeling_jais import assert_same
+from tests.marks import slow_except
 
-BATCHES = pytest.mark.parametrize(("size", "accumulated"), [(8, 1), (2, 4), (1, 8)], ids=["8x1", "2x4", "1x8"])
+BATCHES = pytest.mark.parametrize(
+    ("size", "accumulated"),
+    [
+        pytest.param(8, 1, id="8x1", marks=pytest.mark.slow),
+        pytest.param(2, 4, id="2x4"),  # batches of unlike sizes, and accumulated
+        pytest.param(1, 8, id="1x8", marks=pytest.mark.slow),
+    ],
+)
 NEW_NAME = "activation_checkpointing"
 CHECKPOINTING = NEW_NAME if NEW_NAME in TrainingArguments.__dataclass_fields__ else "gradient_checkpointing"
 LABELS = {
@@ -158,7 +166,7 @@ def transformers_messages():
     transformers.logging.set_verbosity(verbosity)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", slow_except(["sdpa"], ["eager", "sdpa"]))
 def test_loading_generating_and_training_give_no_warning(tmp_path, transformers_messages, attention):
     tiny_model().save_pretrained(tmp_path)
     write_release_code(tmp_path)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from cerebras_jais.checkpoint import CheckpointError, open_checkpoint
-from cerebras_jais.checkpoint.hdf5 import chunks
-from cerebras_jais.checkpoint.hdf5.chunks import chunk_table, packing_of
+from cerebras_jais.checkpoint.hdf5 import chunks, describe
+from cerebras_jais.checkpoint.hdf5.chunks import ChunkCache, packing_of
+from cerebras_jais.checkpoint.hdf5.dataset import table_columns
 from tests.cerebras_jais.checkpoint import handmade
 
 RNG = np.random.default_rng(0)
@@ -36,7 +37,11 @@ def write(path: Path, **options: Any) -> Path:
 
 @pytest.mark.parametrize("libver", ["earliest", "v108", "latest"])
 @pytest.mark.parametrize(
-    "options", [{}, hdf5plugin.LZ4(), {"compression": "gzip"}, {"compression": "gzip", "shuffle": True}, "shuffled"]
+    "options",
+    [
+        *({}, hdf5plugin.LZ4(), "shuffled", {"compression": "gzip"}, {"compression": "gzip", "shuffle": True}),
+        *({"fletcher32": True}, {"compression": "gzip", "shuffle": True, "fletcher32": True}),
+    ],
 )
 def test_any_rows_of_any_layout_are_what_hdf5_reads(tmp_path: Path, options: Any, libver: str) -> None:
     options = {**hdf5plugin.LZ4(), "shuffle": True} if options == "shuffled" else options
@@ -98,19 +103,18 @@ def test_a_chunk_of_another_size_is_refused(tmp_path: Path, stored: bytes, messa
             checkpoint.tensors["wide"].read()
 
 
-def numbers(*rows: tuple[int, ...]) -> bytes:
-    """What the inspector sends of chunks, from (place, offset, size, mask) of each."""
-    table = np.array(rows, "<u8")
-    return table[:, :2].tobytes() + table[:, 2:].T.tobytes()
+FIRST = (0, 0, 20, 6, 0)
+
+
+def in_order(*rows: tuple[int, ...]) -> tuple[list[int], ...]:
+    """Offsets, sizes and masks of the chunks of a dataset [4, 6], from (place, offset, size, mask) of each."""
+    table = np.array(rows, np.uint64)
+    ordered = describe.in_order((4, 6), (4, 3), table[:, :2].reshape(-1), *table[:, 2:].T)
+    return tuple(column.tolist() for column in table_columns(ordered, len(rows), 100))
 
 
 def test_a_table_is_put_in_order() -> None:
-    table = chunk_table((4, 6), (4, 3), numbers((0, 3, 10, 5, 1), (0, 0, 20, 6, 0)), 100)
-    assert (table.offsets.tolist(), table.sizes.tolist(), table.masks.tolist()) == ([20, 10], [6, 5], [0, 1])
-    assert table.grid == (1, 2)
-
-
-FIRST = (0, 0, 20, 6, 0)
+    assert in_order((0, 3, 10, 5, 1), FIRST) == ([20, 10], [6, 5], [0, 1])
 
 
 @pytest.mark.parametrize(
@@ -123,27 +127,60 @@ FIRST = (0, 0, 20, 6, 0)
         ((2**64 - 4, 3, 10, 5, 0), "a place that it does not have"),
         ((0, 3, 96, 5, 0), "outside the file"),
         ((0, 3, 2**64 - 1, 5, 0), "outside the file"),
-        ((0, 3, 2**63 - 1, 2**63 - 1, 0), "outside the file"),
-        ((0, 3, 10, 2**64 - 1, 0), "outside the file"),
+        ((0, 3, 2**63 - 1, 2**32 - 1, 0), "outside the file"),
+        ((0, 3, 10, 2**64 - 1, 0), "4 GiB or more"),
     ],
 )
 def test_a_table_that_cannot_be_true_is_refused(second: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        chunk_table((4, 6), (4, 3), numbers(FIRST, second), 100)
+        in_order(FIRST, second)
 
 
 def test_a_table_of_too_few_or_too_many_chunks_is_refused() -> None:
     for rows in ([FIRST], [FIRST] * 3):
         with pytest.raises(ValueError, match=f"has {len(rows)} of 2 chunks"):
-            chunk_table((4, 6), (4, 3), numbers(*rows), 100)
+            in_order(*rows)
+    with pytest.raises(ValueError, match="has 1 of 2 chunks"):
+        table_columns(bytes(16), 2, 100)
 
 
-def test_only_one_packer_perhaps_after_a_true_shuffle_is_read() -> None:
+@pytest.mark.parametrize("length", [0, 1, 2, 3, 1000, 999, 4_000_001])
+@pytest.mark.parametrize("byte", [0, 255, None])
+def test_the_checksum_is_that_of_hdf5(tmp_path: Path, length: int, byte: int | None) -> None:
+    values = RNG.integers(0, 256, length + 1).astype(np.uint8) if byte is None else np.full(length + 1, byte, np.uint8)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        dataset = file.create_dataset("x", data=values, chunks=values.shape, fletcher32=True)
+        _, stored = dataset.id.read_direct_chunk((0,))
+    assert bytes(chunks._checked(memoryview(stored))) == values.tobytes()
+    for wrong in (stored[:-1] + bytes([stored[-1] ^ 1]), bytes([stored[0] ^ 4]) + stored[1:], stored[:3]):
+        with pytest.raises(ValueError, match=r"checksum is wrong|too early"):
+            chunks._checked(memoryview(wrong))
+
+
+def test_unpacked_chunks_are_kept_and_the_oldest_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "_CACHE_BYTES", 100)
+    cache = ChunkCache()
+    tiles = [np.zeros(40, np.uint8) for _ in range(3)]
+    for number, tile in enumerate(tiles[:2]):
+        cache.keep(number, tile)
+    assert cache.get(0) is tiles[0]
+    cache.keep(2, tiles[2])
+    assert cache.get(1) is None and cache.get(0) is tiles[0] and cache.get(2) is tiles[2]
+    large = np.zeros(1000, np.uint8)
+    cache.keep(3, large)
+    assert cache.get(3) is large and cache.get(0) is None
+
+
+def test_only_one_packer_perhaps_after_a_true_shuffle_and_before_a_checksum_is_read() -> None:
     lz4, deflate, shuffle = [32004, [0]], [1, [4]], [2, [4]]
-    for filters in ([], [lz4], [deflate], [shuffle, lz4], [shuffle, deflate], [shuffle]):
+    checksum = [3, []]
+    for filters in (
+        *([], [lz4], [deflate], [shuffle, lz4], [shuffle, deflate], [shuffle]),
+        *([checksum], [shuffle, checksum], [deflate, checksum], [shuffle, lz4, checksum]),
+    ):
         packing = packing_of(filters, 4)
         assert packing is not None
         assert packing.filters == tuple(code for code, _ in filters)
     assert packing_of([shuffle, lz4], 8) is None
-    for filters in ([lz4, lz4], [lz4, shuffle], [[3, []]], [[2, []], lz4], [[99, []]]):
+    for filters in ([lz4, lz4], [lz4, shuffle], [checksum, lz4], [checksum, checksum], [[2, []], lz4], [[99, []]]):
         assert packing_of(filters, 4) is None

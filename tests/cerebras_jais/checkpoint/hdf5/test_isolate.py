@@ -1,12 +1,15 @@
-"""Contract: only a process of its own meets a file that is read; whatever happens to it is one CheckpointError here."""
+"""Contract: only a child process meets a file that is read; whatever happens to it is one error here.
+
+The child has limits on memory and time and opens nothing that a file points to; one child describes all files of a
+command, in order, and the reader of a file takes a description only of the very file that it opened.
+"""
 
 import multiprocessing
 import os
 import shutil
-import signal
+import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,8 +18,8 @@ import numpy as np
 import pytest
 
 from cerebras_jais.checkpoint import CheckpointError, open_checkpoint, save_checkpoint
-from cerebras_jais.checkpoint.hdf5 import describe as hdf5_inspector
-from cerebras_jais.checkpoint.hdf5 import isolate as hdf5_inspection
+from cerebras_jais.checkpoint.hdf5 import describe, isolate
+from cerebras_jais.checkpoint.hdf5.isolate import Descriptions
 
 ARRAYS = {name: np.arange(90_000, dtype=np.float32).reshape(300, 300) * i for i, name in enumerate("abcd")}
 
@@ -27,42 +30,42 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "x.mdl"
 
 
-def assert_readable(path: Path) -> None:
-    with open_checkpoint(path) as checkpoint:
+def assert_readable(path: Path, descriptions: Descriptions | None = None) -> None:
+    with open_checkpoint(path, descriptions=descriptions) as checkpoint:
         for name, array in ARRAYS.items():
             np.testing.assert_array_equal(checkpoint.tensors[name].read(), array)
 
 
 def trapped(path: Path) -> Path:
     """Copy the file and give it the attribute "trap"."""
-    copy = shutil.copy(path, path.with_name("trapped.mdl"))
+    copy = path.with_name("trapped.mdl")
+    shutil.copy(path, copy)
     with h5py.File(copy, "r+") as file:
         file.attrs["trap"] = True
     return copy
 
 
 @pytest.fixture
-def inspector_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
-    """Give a function that puts an inspector in place which does this when a file has the attribute "trap"."""
+def child_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Give a function that puts a program in place which does this when a file has the attribute "trap"."""
 
     def use(act: str) -> None:
-        program = tmp_path / "inspector.py"
+        program = tmp_path / "child.py"
         program.write_text(
-            "import importlib.util, os, signal, socket, time\n"
-            f"spec = importlib.util.spec_from_file_location('real', {hdf5_inspector.__file__!r})\n"
+            "import importlib.util, os, signal, socket, sys, time\n"
+            f"spec = importlib.util.spec_from_file_location('real', {describe.__file__!r})\n"
             "real = importlib.util.module_from_spec(spec)\n"
             "spec.loader.exec_module(real)\n"
-            "structure = real.structure\n"
-            f"def trap(file):\n    if 'trap' in file.attrs:\n        {act}\n    return structure(file)\n"
-            "real.structure = trap\n"
+            "original = real.describe\n"
+            "def trap(file, *rest):\n"
+            f"    if 'trap' in file.attrs:\n        {act}\n"
+            "    return original(file, *rest)\n"
+            "real.describe = trap\n"
             "real.main()\n"
         )
-        monkeypatch.setattr(hdf5_inspection, "_PROGRAM", program)
-        hdf5_inspection._stop()
+        monkeypatch.setattr(isolate, "_PROGRAM", program)
 
-    yield use
-    monkeypatch.undo()
-    hdf5_inspection._stop()
+    return use
 
 
 @pytest.mark.parametrize(
@@ -75,13 +78,13 @@ def inspector_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
         "time.sleep(100)",
     ],
 )
-def test_a_crash_and_a_hang_are_one_error_and_hinder_no_other_file(
-    inspector_that, path: Path, act: str, monkeypatch: pytest.MonkeyPatch
+def test_a_crash_and_a_hang_are_one_error_and_hinder_no_other_child(
+    child_that: Callable[[str], None], path: Path, act: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hdf5_inspection, "_PROCESSOR_SECONDS", 1)
-    monkeypatch.setattr(hdf5_inspection, "_SECONDS", 5 if "while" in act else 1)
-    inspector_that(act)
-    with pytest.raises(CheckpointError, match="crashed on it or came to no end") as caught:
+    monkeypatch.setattr(isolate, "_PROCESSOR_SECONDS", 1)
+    monkeypatch.setattr(isolate, "_SECONDS", 5 if "while" in act else 1)
+    child_that(act)
+    with pytest.raises(CheckpointError, match="reading it crashed or timed out; the file is damaged") as caught:
         open_checkpoint(trapped(path))
     assert str(caught.value).startswith(str(path.with_name("trapped.mdl")))
     assert "\n" not in str(caught.value)
@@ -95,11 +98,15 @@ def test_a_crash_and_a_hang_are_one_error_and_hinder_no_other_file(
         ("open('/etc/hostname')", "Too many open files"),
         ("socket.socket()", "Too many open files"),
         ("os.pipe()", "Too many open files"),
-        ("return {'attributes': {}, 'headers': {}}", "not a Cerebras checkpoint"),
+        ("return {'attributes': {}, 'datasets': {}}, []", "not a Cerebras checkpoint"),
+        ("return {'attributes': {}}, []", "reading it crashed"),
+        ("sys.stdout.buffer.write(b'x' * 10000)", "more structure than is read"),
     ],
 )
-def test_an_inspector_has_little_memory_and_opens_nothing(inspector_that, path: Path, act: str, message: str) -> None:
-    inspector_that(act)
+def test_a_child_has_little_memory_and_opens_nothing_and_its_answer_is_judged(
+    child_that: Callable[[str], None], path: Path, act: str, message: str
+) -> None:
+    child_that(act)
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(trapped(path))
     assert_readable(path)
@@ -115,6 +122,18 @@ def test_hdf5_is_not_called_in_the_process_that_reads(path: Path, monkeypatch: p
     assert_readable(path)
 
 
+def test_a_program_that_reads_does_not_import_h5py(path: Path) -> None:
+    code = f"""
+import sys
+from cerebras_jais.checkpoint import open_checkpoint
+with open_checkpoint({str(path)!r}) as checkpoint:
+    checkpoint.tensors["b"].read()
+print("h5py" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 def test_threads_open_and_read_at_once(path: Path) -> None:
     with open_checkpoint(path) as checkpoint, ThreadPoolExecutor(8) as pool:
 
@@ -127,62 +146,70 @@ def test_threads_open_and_read_at_once(path: Path) -> None:
         list(pool.map(assert_readable, [path] * 8))
 
 
-def test_an_inspector_that_was_killed_is_replaced(path: Path) -> None:
-    assert_readable(path)
-    inspector = hdf5_inspection._inspector
-    assert inspector is not None
-    with open_checkpoint(path) as checkpoint:
-        os.kill(inspector.process.pid, signal.SIGKILL)
-        inspector.process.wait()
-        assert_readable(path)
-        np.testing.assert_array_equal(checkpoint.tensors["b"].read(), ARRAYS["b"])
-    assert hdf5_inspection._inspector is not inspector
-
-
-def test_an_inspector_started_ahead_answers_the_first_question(path: Path) -> None:
-    hdf5_inspection._stop()
-    hdf5_inspection.start()
-    inspector = hdf5_inspection._inspector
-    assert inspector is not None
-    hdf5_inspection.start()
-    assert_readable(path)
-    assert hdf5_inspection._inspector is inspector
-
-
-def test_one_that_could_not_be_started_ahead_is_an_error_of_the_first_question(  # type: ignore[no-untyped-def]
-    path: Path, tmp_path: Path, monkeypatch
+def test_one_child_describes_all_files_of_a_command_for_whoever_asks(
+    path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hdf5_inspection._stop()
+    copies = [Path(shutil.copy(path, path.with_name(f"{number}.mdl"))) for number in range(5)]
+    with Descriptions([*copies, copies[0]]) as descriptions:
+        monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a second child was started"))
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda copy: assert_readable(copy, descriptions), reversed(copies * 2)))
+
+
+def test_only_the_datasets_asked_for_are_described(path: Path) -> None:
+    damaged = path.with_name("damaged.mdl")
+    damaged.write_bytes(path.read_bytes()[:3000])
+    with Descriptions([path, damaged], ["a", "missing"]) as descriptions:
+        first = descriptions.of(path)
+        assert list(first.datasets) == ["a", "missing"] and not first.attributes
+        assert first.datasets["missing"] == {"problem": "missing"}
+        with pytest.raises(ValueError, match="HDF5 cannot read it"):
+            descriptions.of(damaged)
+
+
+def test_files_after_one_that_crashed_are_described_by_another_child(
+    child_that: Callable[[str], None], path: Path
+) -> None:
+    child_that("os.abort()")
+    trap = trapped(path)
+    with Descriptions([trap, path]) as descriptions:
+        assert_readable(path, descriptions)
+        with pytest.raises(ValueError, match="reading it crashed"):
+            descriptions.of(trap)
+
+
+def test_a_description_of_another_file_of_that_name_is_not_taken(path: Path) -> None:
+    with Descriptions([path]) as descriptions:
+        descriptions.of(path)
+        other = path.with_name("other.mdl")
+        shutil.copy(path, other)
+        os.replace(other, path)
+        with pytest.raises(CheckpointError, match="was changed while it was being read"):
+            open_checkpoint(path, descriptions=descriptions)
+    assert_readable(path)
+
+
+def test_a_pipe_that_takes_the_place_of_a_file_holds_nobody_up(path: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with Descriptions([tmp_path / "pipe"]) as descriptions, pytest.raises(ValueError, match="not a regular file"):
+        descriptions.of(tmp_path / "pipe")
+
+
+def test_a_child_that_does_not_start_is_an_error(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
-    hdf5_inspection.start()
     with pytest.raises(CheckpointError, match="No such file"):
         open_checkpoint(path)
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    hdf5_inspection.start()
     with pytest.raises(CheckpointError, match="does not import h5py"):
         open_checkpoint(path)
     monkeypatch.undo()
     assert_readable(path)
 
 
-def test_an_inspector_that_does_not_start_is_an_error(path: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    hdf5_inspection._stop()
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
-    with pytest.raises(CheckpointError, match="No such file"):
-        open_checkpoint(path)
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(CheckpointError, match="does not import h5py"):
-        open_checkpoint(path)
-    monkeypatch.undo()
-    assert_readable(path)
-
-
-def test_a_fork_of_the_process_reads_with_an_inspector_of_its_own(path: Path) -> None:
+def test_a_fork_of_the_process_reads_too(path: Path) -> None:
     with open_checkpoint(path) as checkpoint:
-        checkpoint.tensors["a"].read()
 
         def read() -> None:
-            assert hdf5_inspection._inspector is None
             for name, array in ARRAYS.items():
                 assert np.array_equal(checkpoint.tensors[name].read(), array)
             assert_readable(path)
@@ -192,18 +219,14 @@ def test_a_fork_of_the_process_reads_with_an_inspector_of_its_own(path: Path) ->
         np.testing.assert_array_equal(checkpoint.tensors["b"].read(), ARRAYS["b"])
         process.join()
         assert process.exitcode == 0
-        np.testing.assert_array_equal(checkpoint.tensors["c"].read(), ARRAYS["c"])
-    assert_readable(path)
 
 
-def test_nothing_runs_for_a_checkpoint_that_was_closed(path: Path) -> None:
-    inspector = hdf5_inspection._running_inspector(path)
-    children = Path(f"/proc/{inspector.process.pid}/task/{inspector.process.pid}/children")
+def test_no_child_is_left(path: Path) -> None:
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
     if not children.exists():
         pytest.skip("this system does not list the children of a process")
+    before = children.read_text()
     with open_checkpoint(path):
-        assert len(children.read_text().split()) == 1
-    deadline = time.monotonic() + 10
-    while children.read_text().split():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+        assert children.read_text() == before
+    Descriptions([path] * 3).close()
+    assert children.read_text() == before

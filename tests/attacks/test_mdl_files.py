@@ -14,24 +14,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cerebras_jais.checkpoint import CheckpointError, open_checkpoint, save_checkpoint
-from cerebras_jais.checkpoint.hdf5 import isolate as hdf5_inspection
+from cerebras_jais.checkpoint.hdf5 import isolate
+from cerebras_jais.checkpoint.hdf5.isolate import Descriptions
 from tests.cerebras_jais.checkpoint import handmade, written_by_cerebras
 
 GOOD = np.arange(6, dtype=np.float32).reshape(2, 3)
 ABOUT = handmade.tensor_metadata(GOOD)
 
 
-def read_all(path: Path) -> None:
+def read_all(path: Path, descriptions: Descriptions | None = None) -> None:
     """Open the file and read every tensor."""
-    with open_checkpoint(path) as checkpoint:
+    with open_checkpoint(path, descriptions=descriptions) as checkpoint:
         for tensor in checkpoint.tensors.values():
             tensor.read()
 
 
-def refusal(path: Path) -> str:
+def refusal(path: Path, descriptions: Descriptions | None = None) -> str:
     """Open the file and read every tensor; return the message of the error that must come."""
     with pytest.raises(CheckpointError) as caught:
-        read_all(path)
+        read_all(path, descriptions)
     message = str(caught.value)
     assert message.startswith(str(path))
     assert "\n" not in message
@@ -64,36 +65,42 @@ def test_a_file_cut_anywhere_is_refused(path: Path, origin: str) -> None:
         state = {"model": {f"w{i}": np.full((40, 40), i, np.float32) for i in range(4)}, "step": 3}
         save_checkpoint(path, state, compression="lz4" if origin == "packed" else None)
     data = path.read_bytes()
-    for size in sorted({0, 1, 8, 100, len(data) - 1, *range(1, len(data), len(data) // 40)}):
-        path.write_bytes(data[:size])
-        refusal(path)
+    cut = {size: path.with_name(f"{size}.mdl") for size in {0, 1, 8, 100, *range(1, len(data), len(data) // 40)}}
+    for size, shorter in cut.items():
+        shorter.write_bytes(data[:size])
+    with Descriptions(list(cut.values())) as descriptions:
+        for shorter in cut.values():
+            refusal(shorter, descriptions)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_flipped_bytes_are_refused_or_read_but_never_another_error(tmp_path: Path, data: st.DataObject) -> None:
-    path = tmp_path / "flipped.mdl"
     if not (original := tmp_path / "original.mdl").exists():
         save_checkpoint(original, {"model": {"w": GOOD, "tied": GOOD}, "list": [1, "x", None]})
-    content = bytearray(original.read_bytes())
-    used = [place for place, byte in enumerate(content) if byte]
-    for _ in range(data.draw(st.integers(1, 4))):
-        content[data.draw(st.sampled_from(used))] = data.draw(st.integers(0, 255))
-    path.write_bytes(content)
-    with contextlib.suppress(CheckpointError):
-        read_all(path)
+    paths = [tmp_path / f"{number}.mdl" for number in range(15)]
+    for path in paths:
+        content = bytearray(original.read_bytes())
+        used = [place for place, byte in enumerate(content) if byte]
+        for _ in range(data.draw(st.integers(1, 4))):
+            content[data.draw(st.sampled_from(used))] = data.draw(st.integers(0, 255))
+        path.write_bytes(content)
+    with Descriptions(paths) as descriptions:
+        for path in paths:
+            with contextlib.suppress(CheckpointError):
+                read_all(path, descriptions)
 
 
 def test_a_heap_of_texts_in_which_hdf5_never_comes_to_an_end_is_refused(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hdf5_inspection, "_PROCESSOR_SECONDS", 1)
+    monkeypatch.setattr(isolate, "_PROCESSOR_SECONDS", 1)
     save_checkpoint(path, {"a": GOOD})
     content = bytearray(path.read_bytes())
     first_size = content.index(b"GCOL") + 16 + 8
     content[first_size : first_size + 8] = (2**64 - 16).to_bytes(8, "little")  # with its header of 16 it steps by 0
     path.write_bytes(content)
-    assert "came to no end within 1 seconds" in refusal(path)
+    assert "reading it crashed or timed out" in refusal(path)
 
 
 @pytest.mark.parametrize(
@@ -206,10 +213,6 @@ def _compact(file: h5py.File) -> None:
     h5py.h5d.create(file.id, b"bad", h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple((2, 3)), plan)
 
 
-def _checksum(file: h5py.File) -> None:
-    file.create_dataset("bad", data=GOOD, fletcher32=True)
-
-
 def _packed_twice(file: h5py.File) -> None:
     plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plan.set_chunk((2, 3))
@@ -243,7 +246,6 @@ def _nothing(file: h5py.File) -> None:
         (_objects, "should be float32"),
         (_other_float, "but its data is "),  # unusual float32 or float64, as h5py's version sees it
         (_compact, "layout 'compact'"),
-        (_checksum, "unknown filter 3"),
         (_packed_twice, "unknown filter 1 and 1"),
         (_nothing, "is missing"),
     ],

@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from checkpoint_convert.streaming import direct_file as written_file
-from checkpoint_convert.streaming.direct_file import DirectWriter
+from cerebras_jais.checkpoint import io
+from cerebras_jais.checkpoint.io import DirectWriter
 
 MB = 1 << 20
 linux = pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="macOS has no direct writes")
@@ -97,10 +97,10 @@ def test_a_thousand_files_need_no_more_descriptors_than_files(tmp_path):
 
 def test_a_thread_copies_to_the_same_memory_for_every_file(tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr(written_file.mmap, "mmap", lambda *size: made.append(size) or bytearray(size[1]))
-    monkeypatch.setattr(written_file, "_stages", threading.local())
-    written_file._staged(memoryview(b"one"))
-    assert bytes(written_file._staged(memoryview(b"two"))) == b"two"
+    monkeypatch.setattr(io.mmap, "mmap", lambda *size: made.append(size) or bytearray(size[1]))
+    monkeypatch.setattr(io, "_stages", threading.local())
+    io._staged(memoryview(b"one"))
+    assert bytes(io._staged(memoryview(b"two"))) == b"two"
     assert len(made) == 1
 
 

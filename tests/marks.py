@@ -1,0 +1,13 @@
+"""Which cases of a long list `make check` runs; `make test` runs all of them."""
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import pytest
+
+
+def slow_except(fast: Collection[Any], cases: Iterable[Any]) -> list[Any]:
+    """The cases of a parametrised test, all marked slow but those in `fast`, which must be among them."""
+    cases = list(cases)
+    assert all(case in cases for case in fast), f"{fast} are not all among the cases"
+    return [case if case in fast else pytest.param(case, marks=pytest.mark.slow) for case in cases]
