@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from cerebras_jais.model.decoder import LanguageModel
-from cerebras_jais.model.load import empty_model, refuse_infinite
+from cerebras_jais.model.load import check_finite, empty_model
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.mapping.operations import forward
 from checkpoint_convert.mapping.plan import make_plan
@@ -41,7 +41,7 @@ def load_release(path: str | Path, *, allow_pickle: bool = False) -> LanguageMod
                 arrays = forward(step.operation, [source.read() for source in step.inputs])
                 for name, array in zip(step.outputs, arrays, strict=True):
                     values = torch.from_numpy(array.astype(np.float32, copy=False))
-                    refuse_infinite(values, release.path, ", ".join(step.rule.names(release.side)))
+                    check_finite(values, release.path, ", ".join(step.rule.names(release.side)))
                     target = targets[f"model.{name}"]
                     if step.writes:
                         target.copy_(values)

@@ -164,7 +164,7 @@ def test_a_launch_with_nothing_wrong_passes(ready, monkeypatch):
         (lambda t: t["fit"]["train_dataloader"].update(data_dir="data/context/64/train"), "its samples have 64 tokens"),
         (lambda t: t["fit"]["train_dataloader"].update(data_dir="nowhere"), "nowhere"),
         (lambda t: t["fit"]["train_dataloader"].update(batch_size=1000), "fewer than one batch of 1000"),
-        (lambda t: t["init"]["model"].update(frozen_parameters=["backbone"]), "is found in no tensor's name"),
+        (lambda t: t["init"]["model"].update(frozen_parameters=["backbone"]), "matches no tensor name"),
         (lambda t: t["fit"].update(ckpt_path="gone.mdl"), "no such checkpoint"),
     ],
 )
