@@ -202,7 +202,7 @@ def test_code_that_is_trusted_runs_and_is_a_note(pair, tmp_path, tamper):
     result = run("verify", checkpoint, release, "--logits", "--trust-release-code")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "mark").exists()
-    assert "logits: largest difference" in result.output and "first departure" not in result.output
+    assert "logits: largest difference" in result.output and "first layer that differs" not in result.output
     assert "it is trusted (--trust-release-code)" in result.output
 
 
@@ -319,7 +319,7 @@ def test_the_manifest_lists_every_file_and_a_good_release_is_the_same(pair, fami
     assert result.exit_code == 0, result.output
     first, second, third = result.output.splitlines()
     assert first.endswith("tensors identical") and third.startswith("logits: largest difference 0 of logits up to ")
-    assert second == f"manifest {release}/manifest.json: {count} digests right"
+    assert second == f"manifest {release}/manifest.json: {count} digests match"
 
 
 @pytest.mark.parametrize("how", ["changed", "removed"])
