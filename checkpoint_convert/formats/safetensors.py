@@ -111,7 +111,10 @@ def read_header(path: Path) -> dict[str, FileTensor]:
     except (OSError, ValueError) as error:  # ValueError: not a possible file name
         reason = getattr(error, "strerror", None) or error
         raise ConversionError(f"{str(path)!r}: cannot be read: {reason}") from error
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ConversionError(f"{path}: its __metadata__ is not a mapping of texts; download the file again")
     tensors: dict[str, FileTensor] = {}
     ranges: list[tuple[int, int, str]] = []
     for name, about in header.items():
