@@ -143,7 +143,7 @@ def test_special_tokens_of_a_release_come_back(tmp_path):
     release = released(tmp_path, bos_token_id=5, eos_token_id=[6, 7], pad_token_id=3)
     report = convert_to_cerebras(release, tmp_path / "back.mdl")
     (note,) = [note for note in report.notes if "eos_token_id" in note]
-    assert "bos_token_id 5, eos_token_id [6, 7], pad_token_id 3: kept in the checkpoint" in note
+    assert "bos_token_id 5, eos_token_id [6, 7], pad_token_id 3: stored in the checkpoint" in note
     assert note in (tmp_path / "back.yaml").read_text()
     convert_to_hf(tmp_path / "back.mdl", tmp_path / "again")
     assert keys_of(tmp_path / "again") == (5, [6, 7], 3)

@@ -156,9 +156,9 @@ def compiled_code(release, mark):
 TAMPERED = {
     marked_code: ("jais", "modeling_jais.py: not a version of this package's code"),
     marked_extra_file: ("jais", "more_jais.py: not a version of this package's code"),
-    compiled_code: ("jais", "gnu.so: code that no version of this package's has"),
+    compiled_code: ("jais", "gnu.so: code that no version of this package has"),
     code_of_the_tokenizer: ("llama", "tokenizer_config.json: auto_map.AutoTokenizer names ['tokenization_other.Other'"),
-    config_named_twice: ("jais", "tokenizer_config.json: no JSON object that can be read; it may name code"),
+    config_named_twice: ("jais", "tokenizer_config.json: not a readable JSON object; it may name code"),
     code_of_the_generation: ("jais", "custom_generate/generate.py: not a version of this package's code"),
     linked_directory: ("jais", "custom_generate: a link to a directory"),
     marked_llama_code: ("llama", "config.json: auto_map.AutoConfig names 'modeling_other.OtherConfig', which is not"),
@@ -214,7 +214,7 @@ def test_code_elsewhere_is_not_fetched_even_when_code_is_trusted(pair, tmp_path,
     tamper(release, tmp_path / "mark")
     result = run("verify", checkpoint, release, "--logits", "--trust-release-code")
     assert isinstance(result.exception, ConversionError)
-    assert "config.json: " in str(result.exception) and "code is never fetched" in str(result.exception)
+    assert "config.json: " in str(result.exception) and "code is never downloaded" in str(result.exception)
     assert "\n" not in str(result.exception)
     assert not (tmp_path / "mark").exists()
 
@@ -413,7 +413,7 @@ def test_a_file_cannot_hide_among_the_shards(pair):
     change_json(release / "manifest.json", files=files, shards=[*shards, "tokenizer.json"])
     result = run("verify", checkpoint, release)
     assert result.exit_code == 1
-    assert "tokenizer.json: listed as weights in manifest.json, and is not" in result.output
+    assert "tokenizer.json: listed as weights in manifest.json, but is not one of the weight files" in result.output
 
 
 def test_a_listed_name_leads_to_no_file_outside_the_release(pair, tmp_path):
