@@ -17,6 +17,7 @@ NAMES = {
 }
 # Named already, and still to come.
 COMING = {
+    "data_files.py",
     "io.py",
     "modelzoo_version.py",
     "stored.py",
