@@ -21,7 +21,10 @@ COMING = {
     "io.py",
     "modelzoo_version.py",
     "stored.py",
-    "ties.py",
+    "options.py",
+    "params.py",
+    "printing.py",
+    "checkpoint_convert/printing.py",
     "cerebras_jais/launch/start.py",
     "cerebras_jais/model/tensors.py",
 }
