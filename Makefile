@@ -5,6 +5,7 @@ CURRENT := .venv
 PYTEST_JOBS ?= 2
 
 MARKS ?= cerebras modelzoo llamacpp
+MARKED_JOBS ?= 1
 
 .PHONY: help demo format lint check test test-newest test-cerebras test-marked update-newest bench clean
 
@@ -53,7 +54,7 @@ test test-newest test-cerebras:
 	OMP_NUM_THREADS=1 $(<D)/bin/python -m pytest -q -n $(PYTEST_JOBS)
 
 test-marked:
-	OMP_NUM_THREADS=1 $(PYTHON) -m tests.marked $(MARKS)
+	OMP_NUM_THREADS=1 $(PYTHON) -m tests.marked --jobs $(MARKED_JOBS) $(MARKS)
 
 format: $(CURRENT)/.ready
 	$(CURRENT)/bin/ruff format .

@@ -16,14 +16,14 @@ MIB = 2**20
 STANDARD_INPUT = "-"
 
 
-def shown_path(path: str | os.PathLike) -> str:
+def shown_path(path: str | os.PathLike[str]) -> str:
     """A path for a message: in one line, and cut where it is long."""
     text = os.fspath(path)
     text = text if text.isprintable() else repr(text)
     return text if len(text) <= 300 else f"{text[:150]}…{text[-100:]}"
 
 
-def check_regular(path: str | os.PathLike, error: type[UserError] = UserError) -> os.stat_result:
+def check_regular(path: str | os.PathLike[str], error: type[UserError] = UserError) -> os.stat_result:
     """The state of a regular file; raises `error` for anything else, without opening it.
 
     A pipe waits for its other end and a device never ends, so neither is opened to find out.
@@ -46,7 +46,7 @@ def check_regular(path: str | os.PathLike, error: type[UserError] = UserError) -
 
 
 @contextmanager
-def open_regular(path: str | os.PathLike, error: type[UserError] = UserError) -> Iterator[BinaryIO]:
+def open_regular(path: str | os.PathLike[str], error: type[UserError] = UserError) -> Iterator[BinaryIO]:
     """Open a regular file for reading, or `-`, standard input; raises `error` for any other."""
     if os.fspath(path) == STANDARD_INPUT:
         yield sys.stdin.buffer
@@ -60,7 +60,7 @@ def open_regular(path: str | os.PathLike, error: type[UserError] = UserError) ->
         yield file
 
 
-def read_bytes(path: str | os.PathLike, most: int, error: type[UserError] = UserError) -> bytes:
+def read_bytes(path: str | os.PathLike[str], most: int, error: type[UserError] = UserError) -> bytes:
     """The content of a regular file of at most `most` bytes; raises `error` for any other."""
     with open_regular(path, error) as file:
         content = file.read(most + 1)
@@ -69,7 +69,7 @@ def read_bytes(path: str | os.PathLike, most: int, error: type[UserError] = User
     return content
 
 
-def read_text(path: str | os.PathLike, most: int, error: type[UserError] = UserError) -> str:
+def read_text(path: str | os.PathLike[str], most: int, error: type[UserError] = UserError) -> str:
     """The UTF-8 text of a regular file of at most `most` bytes; raises `error` for any other."""
     content = read_bytes(path, most, error)
     try:

@@ -1,5 +1,5 @@
 """Cerebras checkpoints to Hugging Face releases and back, for every model of the Jais family.
 
-The way of a conversion: `formats` opens files, `mapping` plans, `configs` translates the configs, `streaming` moves the
-bytes, `verify` proves the result. `convert` does all of it, `cli` is the command line.
+A conversion uses the folders in this order: `formats` opens files, `mapping` plans, `configs` translates the config,
+`streaming` moves the bytes, `verify` checks the result. `convert` calls them, and `cli` is the command line.
 """

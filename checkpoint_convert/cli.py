@@ -45,19 +45,19 @@ def cli() -> None:
     """Convert checkpoints of the Jais family between Cerebras (.mdl) and Hugging Face.
 
     \b
-    Release a checkpoint:
+    Convert a checkpoint to a release:
       checkpoint-convert to-hf jais/checkpoint_100.mdl --tokenizer tokenizer --output release
-    Take a release back for more training:
+    Convert a release back, to continue its training:
       checkpoint-convert to-cerebras release --output start.mdl
-    Check one against the other, every tensor and then the logits:
+    Compare the two, first every tensor and then the logits:
       checkpoint-convert verify jais/checkpoint_100.mdl release --logits
-    See what a file is, and what differs between two:
+    Show what a file contains, and what differs between two:
       checkpoint-convert inspect start.mdl
       checkpoint-convert diff start.mdl jais/checkpoint_100.mdl
 
-    Every tensor keeps its bits unless --dtype asks for another element type. What does not fit is refused before
-    anything is written; an output appears complete or not at all. A conversion that was killed goes on when the same
-    command is given again.
+    Every tensor keeps its bits unless --dtype names another element type. Everything is checked before anything is
+    written, and an output appears complete or not at all. To resume an interrupted conversion, run the same command
+    again.
     """
 
 
@@ -66,10 +66,12 @@ cli.epilog = statuses()
 
 @cli.command(name="to-hf")
 @click.argument("checkpoint", type=EXISTING)
-@click.option("--output", required=True, type=NEW, help="Directory to make; it must not exist yet.")
+@click.option("--output", required=True, type=NEW, help="Directory to create; it must not exist.")
 @config_option
 @click.option("--tokenizer", type=EXISTING, help="Directory of the tokenizer to include (tokenizer.json ...).")
-@click.option("--max-shard-size", type=Size(), default="5GB", show_default=True, help="Most bytes in one weight file.")
+@click.option(
+    "--max-shard-size", type=Size(), default="5GB", show_default=True, help="Largest size of one weight file."
+)
 @dtype_option
 @dry_run_option
 @json_option
@@ -83,10 +85,10 @@ def to_hf(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Make a Hugging Face release of a Cerebras checkpoint.
+    """Convert a Cerebras checkpoint to a Hugging Face release.
 
-    A Jais model comes with its own code (load it with trust_remote_code=True); an adapted model becomes a plain
-    LlamaForCausalLM. Optimizer and other training state is left out.
+    A Jais release contains its model code (load it with trust_remote_code=True). An adapted model becomes a standard
+    LlamaForCausalLM. The optimizer and other training state are left out.
     """
     descriptions = _describe(checkpoint)
     from checkpoint_convert.convert import convert_to_hf
@@ -111,14 +113,14 @@ def to_hf(
 
 @cli.command(name="to-cerebras")
 @click.argument("release", type=EXISTING)
-@click.option("--output", required=True, type=NEW, help="The .mdl file to make; its .yaml is put beside it.")
+@click.option("--output", required=True, type=NEW, help="The .mdl file to create; its .yaml is written beside it.")
 @dtype_option
 @click.option(
     "--compression",
     type=click.Choice(["none", "lz4"]),
     default="none",
     show_default=True,
-    help="lz4 packs tensors as Cerebras does: slower to write and to read; begun anew after a kill.",
+    help="lz4 compresses tensors as Cerebras does: slower to write and read, and an interrupted run starts again.",
 )
 @allow_pickle_option
 @dry_run_option
@@ -132,9 +134,9 @@ def to_cerebras(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Make a Cerebras checkpoint of a Hugging Face release, and the YAML that trains it on.
+    """Convert a Hugging Face release to a Cerebras checkpoint, with the YAML that continues its training.
 
-    The YAML says in its first lines what is left to choose: the data and the learning rates.
+    The first lines of the YAML list what you must choose: the data and the learning rates.
     """
     from checkpoint_convert.convert import convert_to_cerebras
     from checkpoint_convert.streaming.run import keep_freed_memory
@@ -153,14 +155,16 @@ def to_cerebras(
         )
     print_report(report, dry_run, as_json)
     if not dry_run and not as_json:
-        click.echo(f"train it on with {output.with_suffix('.yaml')}")
+        click.echo(f"to continue its training, use {output.with_suffix('.yaml')}")
 
 
 @cli.command()
 @click.argument("first", type=EXISTING)
 @click.argument("second", type=EXISTING, required=False)
 @config_option
-@click.option("--logits", is_flag=True, help="Then run Arabic and English prompts through both, layer by layer.")
+@click.option(
+    "--logits", is_flag=True, help="Also run Arabic and English prompts through both models and compare every layer."
+)
 @click.option(
     "--trust-release-code",
     is_flag=True,
@@ -177,19 +181,21 @@ def verify(
     allow_pickle: bool,
     as_json: bool,
 ) -> None:
-    """Prove that two models are the same: every tensor, the config, and on demand the logits.
+    """Check that two models are the same: every tensor, the config, and with --logits the logits.
 
-    Each is a .mdl file or a release. Digests of all tensors are compared, no model is built. A model alone is compared
-    with the manifest that the conversion put beside it. The files of a release are compared with its manifest; only
-    the model card and the licence may be edited. --logits takes a checkpoint and a release: the checkpoint runs on the
-    reference path and the release in transformers, both in float32 and a layer at a time; the first layer that departs
-    by more than rounding can explain is named.
+    Each model is a .mdl file or a release. The digests of all tensors are compared, and no model is built. A single
+    model is compared with the manifest that its conversion wrote. The files of a release are compared with its
+    manifest; only the model card and the licence may be edited.
 
-    The code in a release must be a version of this package's code. Other code, that of releases published by others
-    too, is a difference and is not run. With --trust-release-code it is run and is only noted. Nothing is ever fetched.
+    --logits needs a checkpoint and a release. The checkpoint runs on the reference path and the release in
+    transformers, both in float32 and one layer at a time. The first layer that differs by more than rounding can
+    explain is named.
+
+    The code in a release must be a version of this package's code. Any other code is a difference and is not run, also
+    in releases published by others. With --trust-release-code it is run, and it is a note. Nothing is downloaded.
     """
     if trust_release_code and not logits:
-        raise click.UsageError("--trust-release-code needs --logits: nothing else runs the code of a release")
+        raise click.UsageError("--trust-release-code needs --logits: only --logits runs the code of a release")
     pair = _checkpoint_and_release(first, second) if logits else None
     descriptions = _describe(first, second)
     from checkpoint_convert.verify.compare import check_manifest, compare, with_trusted_code
@@ -212,7 +218,7 @@ def verify(
     if pair is not None and result.code:
         found["logits"] = None
         if not as_json:
-            click.echo("logits: not compared: the release has other code than this package's; see --trust-release-code")
+            click.echo("logits: not compared: the code in the release is not this package's; see --trust-release-code")
     elif pair is not None:
         report = _compare_logits(*pair, config, trust_release_code, allow_pickle, descriptions)
         found["logits"] = dataclasses.asdict(report) | {"first_departure": report.first_departure}
@@ -232,9 +238,9 @@ def verify(
 @allow_pickle_option
 @json_option
 def diff(first: Path, second: Path, config: ConfigFile | None, allow_pickle: bool, as_json: bool) -> None:
-    """Say what differs between two models, and by how much; each is a .mdl file or a release.
+    """Show what differs between two models, and by how much; each is a .mdl file or a release.
 
-    The files and the code of a release are checked as `verify` does.
+    The files and the code of a release are checked as in `verify`.
     """
     descriptions = _describe(first, second)
     from checkpoint_convert.verify.compare import compare
@@ -263,7 +269,7 @@ def diff(first: Path, second: Path, config: ConfigFile | None, allow_pickle: boo
 @allow_pickle_option
 @json_option
 def inspect(path: Path, config: ConfigFile | None, allow_pickle: bool, as_json: bool) -> None:
-    """Say what a file is, from its headers: release, model, parameters, element types, ties, training step."""
+    """Show what a file contains, from its headers: release, model, parameters, element types, ties, training step."""
     descriptions = _describe(path)
     from checkpoint_convert.verify.inspect import inspect as inspect_model
 
@@ -289,7 +295,7 @@ def _compare_logits(
     allow_pickle: bool,
     descriptions: Descriptions | None,
 ) -> LogitsReport:
-    os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is fetched; transformers reads it when it is imported
+    os.environ["HF_HUB_OFFLINE"] = "1"  # transformers reads it at import and then downloads nothing
     from checkpoint_convert.verify.logits import compare_logits
 
     with progress_bar("running both models") as progress:
@@ -306,7 +312,7 @@ def _compare_logits(
 
 def _checkpoint_and_release(first: Path, second: Path | None) -> tuple[Path, Path]:
     if second is None or first.is_dir() == second.is_dir():
-        raise click.UsageError("--logits compares a .mdl file with a release directory")
+        raise click.UsageError("--logits compares a .mdl file with a release directory; give one of each")
     return (second, first) if first.is_dir() else (first, second)
 
 

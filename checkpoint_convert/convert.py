@@ -1,7 +1,7 @@
-"""The two conversions: release a checkpoint, take a release back for more training.
+"""The two conversions: a checkpoint to a release, and a release to a checkpoint.
 
-Nothing here needs torch or transformers. Everything that can be known from headers is checked before a byte is written;
-then the tensors stream (stream.py) into files that were laid out whole, in a hidden directory (journal.py).
+Nothing here needs torch or transformers. Everything that headers can tell is checked before a byte is written. Then the
+tensors stream (streaming/run.py) into files that already have their full size, in a hidden directory (journal.py).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Report:
     tensors: int
     """Tensors of the model, each counted once, as a Cerebras checkpoint divides it."""
     names: int
-    """Names that the output stores them under: a tied tensor has two, q, k and v of a Jais release share one."""
+    """Names in the output: a tied tensor has two names; q, k and v of a Jais release share one."""
     parameters: int
     """Parameters, tied ones counted once."""
     dtypes: tuple[str, ...]
@@ -58,17 +58,17 @@ class Report:
     steps: int
     read_bytes: int
     write_bytes: int
-    """Bytes of the tensors written; links are none."""
+    """Bytes of the tensors written; links have none."""
     memory_bytes: int
-    """What the workers may hold, about, beside the program itself."""
+    """Approximate memory of the workers, without the program itself."""
     free_bytes: int
-    """Room on the disk before the conversion."""
+    """Free space on the disk before the conversion."""
     continued: int
-    """Steps that an earlier try had finished."""
+    """Steps that an earlier, interrupted run finished."""
     notes: tuple[str, ...]
     """What was left out or assumed."""
     lines: tuple[str, ...]
-    """The plan, a line for each kind of step."""
+    """The plan, one line for each kind of step."""
 
 
 def convert_to_hf(
@@ -83,22 +83,22 @@ def convert_to_hf(
     progress: Progress = lambda done, total: None,
     descriptions: Descriptions | None = None,
 ) -> Report:
-    """Make a Hugging Face release directory of a Cerebras checkpoint.
+    """Convert a Cerebras checkpoint to a Hugging Face release directory.
 
     Args:
         checkpoint: the .mdl file.
-        output: the directory to make; it must not exist.
-        config: a trainer YAML, which may be open already, or a `model:` section; None takes what the checkpoint says of
-            itself.
+        output: the directory to create; it must not exist.
+        config: a trainer YAML, which may be open already, or a `model:` section; None takes the config stored in the
+            checkpoint.
         tokenizer: directory of a tokenizer to include.
         max_shard_size: bytes of weights in one file.
-        dtype: "float32", "bfloat16" or "float16"; None keeps each tensor as it is stored. ALiBi's slopes stay.
+        dtype: "float32", "bfloat16" or "float16"; None keeps each tensor's own. ALiBi slopes are never converted.
         dry_run: check everything, tied tensors included, and write nothing.
         progress: called as bytes are read.
         descriptions: a child that was started with the .mdl file among others; None starts one where it is needed.
 
     Raises:
-        UserError: anything that does not fit, before a byte is written; nothing appears under the name of the output.
+        UserError: the input cannot be converted, or the output cannot be written; no output appears.
     """
     output = Path(output)
     found = Path(config) if isinstance(config, str | os.PathLike) else config
@@ -125,38 +125,38 @@ def convert_to_cerebras(
     dry_run: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Report:
-    """Make a Cerebras checkpoint, and beside it the YAML that trains it on, of a Hugging Face release.
+    """Convert a Hugging Face release to a Cerebras checkpoint, with the YAML that continues its training beside it.
 
     Args:
         release: directory with config.json and weights.
-        output: the .mdl file to make; `<stem>.yaml` and `<stem>.manifest.json` are made beside it, none may exist.
+        output: the .mdl file to create, with `<stem>.yaml` and `<stem>.manifest.json` beside it; none may exist.
         dtype: as for `convert_to_hf`.
-        compression: "lz4" packs the tensors as Cerebras does; None leaves them as they are, which is quicker to read.
-        allow_pickle: whether weights in pickle files may be read; nothing in them is run.
+        compression: "lz4" compresses the tensors as Cerebras does; None stores them uncompressed, quicker to read.
+        allow_pickle: whether weights in pickle files may be read; no code in them is run.
         dry_run: check everything, tied tensors included, and write nothing.
         progress: called as bytes are read.
 
     Raises:
-        UserError: anything that does not fit, before a byte is written; nothing appears under the name of the output.
+        UserError: the input cannot be converted, or the output cannot be written; no output appears.
     """
     release, output = Path(release), Path(output)
     if not release.is_dir():
         raise ConversionError(
-            f"{release}: is not a directory; a release is a directory with config.json and safetensors"
+            f"{release}: is not a directory; give a release, a directory with config.json and safetensors files"
         )
     if not output.name:
-        raise ConversionError(f"{output}: is a folder; give the name of the .mdl file to make")
+        raise ConversionError(f"{output}: is a folder; give the name of the .mdl file to create")
     if output.suffix == ".yaml":
-        raise ConversionError(f"{output}: a checkpoint must not end in .yaml; that name is its YAML's")
+        raise ConversionError(f"{output}: its YAML would have the same name; give a name that ends in .mdl")
     with opening(release, allow_pickle=allow_pickle) as model:
         plan = _plan(model, dtype, link_ties=True)
         notes = list(model.notes)
         if plan.ignored:
-            notes.append(f"left out: {len(plan.ignored)} buffers that code recomputes, such as {plan.ignored[0]}")
+            notes.append(f"left out: {len(plan.ignored)} buffers that the code recomputes, such as {plan.ignored[0]}")
         if model.tokens not in (None, default_special_tokens(model.config)):
             notes.append(
-                f"config.json: {model.tokens}: kept in the checkpoint for `to-hf`; checkpoints of a run that begins "
-                "from it do not have them, so give `to-hf` the tokenizer, and look at config.json, after training on"
+                f"config.json: {model.tokens}: stored in the checkpoint for `to-hf`; the checkpoints of further "
+                "training do not have them, so give `to-hf` the tokenizer and check config.json after training"
             )
         params = trainer_params(model.section, output.name)
         target = CheckpointTarget(output, plan, params, tuple(notes), compression, model.tokens)
@@ -166,7 +166,7 @@ def convert_to_cerebras(
 
 def _plan(model: Model, dtype: str | None, *, link_ties: bool = False) -> Plan:
     if dtype is not None and dtype not in WEIGHT_TYPES:
-        raise ConversionError(f"{dtype!r} is no element type of weights; use {', '.join(WEIGHT_TYPES)}")
+        raise ConversionError(f"{dtype!r} is not an element type of weights; use {', '.join(WEIGHT_TYPES)}")
     try:
         return make_plan(model.config, model.side, model.tensors, dtype=dtype, link_ties=link_ties)
     except ConversionError as error:
@@ -182,7 +182,7 @@ def _convert(
     dry_run: bool,
     progress: Progress,
 ) -> Report:
-    """What both directions share once the plan is made."""
+    """Run a plan: what both directions share."""
     output = target.names[-1]
     parent = output.absolute().parent
     if not parent.is_dir():
@@ -217,9 +217,9 @@ def _convert(
         continued = len(plan.steps)
         if not work.is_complete(identity):
             check_absent(output)
-            goes_on = work.begin(identity, create_files, target.can_continue)
-            continued = _check_finished(work, plan, target) if goes_on else 0
-            _carry_out(model, plan, work, target, progress)
+            resumes = work.begin(identity, create_files, target.can_continue)
+            continued = _check_finished(work, plan, target) if resumes else 0
+            _run_unfinished(model, plan, work, target, progress)
             model.check_unchanged()
             target.complete(work.files, manifest_of(plan, work.finished))
             work.mark_complete()
@@ -234,8 +234,8 @@ def _check_ties(model: Model, plan: Plan) -> None:
     run_steps(tied, None, lambda number, found: _note_digests(model, plan, digests, number, found))
 
 
-def _carry_out(model: Model, plan: Plan, work: Work, target: Target, progress: Progress) -> None:
-    """Carry out what is not finished: first the steps whose tensors must be equal, then the largest first."""
+def _run_unfinished(model: Model, plan: Plan, work: Work, target: Target, progress: Progress) -> None:
+    """Run the unfinished steps: first those whose tensors must be equal, then the largest first."""
     total = plan.read_bytes
     progress(sum(plan.steps[number].read_bytes for number in work.finished), total)
     paired = {number for pair in plan.equal for number in pair}
@@ -255,26 +255,26 @@ def _carry_out(model: Model, plan: Plan, work: Work, target: Target, progress: P
 def _note_digests(
     model: Model, plan: Plan, digests: dict[int, tuple[str, ...]], number: int, found: tuple[str, ...]
 ) -> None:
-    """Take in the digests of a step; ConversionError when it must be equal to another one and is not."""
+    """Store the digests of a step; raise ConversionError when another step must have the same digests and has not."""
     digests[number] = found
     for first, second in plan.equal:
         if number in (first, second) and first in digests and second in digests and digests[first] != digests[second]:
-            raise ConversionError(f"{model.path}: {_tie_of(plan, first, second)}")
+            raise ConversionError(f"{model.path}: {_tie_problem(plan, first, second)}")
 
 
-def _tie_of(plan: Plan, first: int, second: int) -> str:
+def _tie_problem(plan: Plan, first: int, second: int) -> str:
     one, other = plan.steps[first], plan.steps[second]
     names = [one.rule.names(plan.side)[0], other.rule.names(plan.side)[0]]
     if names[0] == names[1]:  # the second name of the final norm
         names[1] = names[0].replace("transformer_decoder.norm", "ln_f")
     hint = ""
     if names[1] == "lm_head.weight":
-        hint = "; the config ties them: say share_embedding_weights: false (tie_word_embeddings in a release)"
+        hint = "; the config ties them: set share_embedding_weights: false (tie_word_embeddings in a release)"
     return f"{names[1]} and {names[0]} must be one tensor but differ{hint}"
 
 
 def _check_finished(work: Work, plan: Plan, target: Target) -> int:
-    """Read back what the journal says is finished and forget what is not there bit for bit; return what is left."""
+    """Read back the steps that the journal calls finished and forget those with other digests; return how many stay."""
     written = target.file_tensors(work.files)
     checks: dict[int, Step] = {}
     for number in list(work.finished):
@@ -305,7 +305,7 @@ def _system_errors(output: Path) -> Iterator[None]:
 def _file(checkpoint: Path_) -> Path:
     path = Path(checkpoint)
     if path.is_dir():
-        hint = "; it is a release already" if (path / CONFIG).is_file() else ""
+        hint = "; it is already a release" if (path / CONFIG).is_file() else ""
         raise ConversionError(f"{path}: is a directory; give the .mdl file of a checkpoint{hint}")
     return path
 
@@ -339,7 +339,7 @@ def _report(plan: Plan, output: Path, free: int, notes: list[str], continued: in
 
 
 def _lines(plan: Plan) -> Iterator[str]:
-    """The steps of a plan, a line for all layers that have the same."""
+    """The steps of a plan, one line for all layers with the same step."""
     kinds: dict[tuple[str, ...], list[str]] = {}
     for step in plan.steps:
         names = step.rule.names(step.side)

@@ -1,4 +1,4 @@
-"""The error of a conversion that cannot be done as asked, and how its messages list things."""
+"""The error for input that cannot be converted, and how messages list names."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ _SHOWN = 6
 
 
 class ConversionError(UserError):
-    """Input that cannot be converted; the message names the file, key or tensor and what to do about it."""
+    """Input that cannot be converted. The message names the file, key or tensor and says what to do."""
 
 
 def first_few(texts: Sequence[str], separator: str = ", ") -> str:

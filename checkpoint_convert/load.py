@@ -1,6 +1,6 @@
-"""A release as a model of the reference path, without the release's code and without a file in between.
+"""A release loaded as a model of the reference path, without the release's code and without a temporary file.
 
-The weights go through the steps of a conversion (plan.py), so a release is read here as `to-cerebras` reads it.
+The weights pass through the steps of a conversion (mapping/plan.py), so a release is read as `to-cerebras` reads it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from cerebras_jais.model.decoder import LanguageModel
-from cerebras_jais.model.load import empty_model, refuse_infinite
+from cerebras_jais.model.load import check_finite, empty_model
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.mapping.operations import forward
 from checkpoint_convert.mapping.plan import make_plan
@@ -23,11 +23,11 @@ def load_release(path: str | Path, *, allow_pickle: bool = False) -> LanguageMod
 
     Args:
         path: directory with config.json and weights.
-        allow_pickle: whether weights in pickle files may be read; nothing in them is run.
+        allow_pickle: whether weights in pickle files may be read; no code in them is run.
 
     Raises:
-        UserError: the release cannot be read, is none of the family, its tensors are not those its config demands, or
-            one holds NaN or infinity.
+        UserError: the release cannot be read, is not a model of the family, does not have the tensors of its config, or
+            has a tensor with NaN or infinity.
     """
     with opening(Path(path), allow_pickle=allow_pickle) as release:
         try:
@@ -41,13 +41,13 @@ def load_release(path: str | Path, *, allow_pickle: bool = False) -> LanguageMod
                 arrays = forward(step.operation, [source.read() for source in step.inputs])
                 for name, array in zip(step.outputs, arrays, strict=True):
                     values = torch.from_numpy(array.astype(np.float32, copy=False))
-                    refuse_infinite(values, release.path, ", ".join(step.rule.names(release.side)))
+                    check_finite(values, release.path, ", ".join(step.rule.names(release.side)))
                     target = targets[f"model.{name}"]
                     if step.writes:
                         target.copy_(values)
-                    elif not torch.equal(target, values):  # a second name; the first is filled already
+                    elif not torch.equal(target, values):  # a second name of a tensor that is filled already
                         raise ConversionError(
-                            f"{release.path}: {', '.join(step.rule.names(release.side))} is another tensor than the "
+                            f"{release.path}: {', '.join(step.rule.names(release.side))} differs from the "
                             "embedding, but config.json ties them; set tie_word_embeddings: false"
                         )
     return model.eval()

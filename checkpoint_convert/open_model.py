@@ -49,11 +49,11 @@ class Model:
     notes: tuple[str, ...]
     """What was left out or assumed in reading it."""
     origin: Mapping[str, str]
-    """What it says of where it comes from: label -> text."""
+    """What it records of its origin: label -> text."""
     files: FileStates
-    """The files that were opened, as they were found."""
+    """The files that were opened, with their size and time of change then."""
     tokens: SpecialTokens | None
-    """Ids of the special tokens, where it says them."""
+    """Ids of the special tokens, where it records them."""
 
     def check_unchanged(self) -> None:
         """Raise ConversionError when one of its files has changed since it was opened."""
@@ -74,8 +74,8 @@ def opening(
 
     Args:
         path: a .mdl file, or a directory with config.json and weights.
-        config: of a .mdl file: a trainer YAML, which may be open already, or a `model:` section; None takes what the
-            file says of itself.
+        config: of a .mdl file: a trainer YAML, which may be open already, or a `model:` section; None takes the config
+            that the file records.
         allow_pickle: whether weights in pickle files may be read (formats/torch_bin.py; nothing in them is run).
         descriptions: a child that was started with the .mdl file among others; None starts one where it is needed.
 
@@ -93,7 +93,7 @@ def opening(
 def _with_every_name(model: Model) -> Model:
     """The model with its tied tensors under both names, whichever of them is stored.
 
-    A config of more layers than the model has tensors is refused: it would take for ever only to name so many.
+    A config with more layers than the model has tensors is refused before the tensors of every layer are listed.
     """
     layers = model.config.num_hidden_layers
     if layers > len(model.tensors):
@@ -126,7 +126,7 @@ def _refuse_adapter(path: Path) -> None:
 
 @contextmanager
 def _named(file: Path) -> Iterator[None]:
-    """Put the file that a config comes from before what is wrong with it."""
+    """Name the file that a config comes from in front of an error about it."""
     try:
         yield
     except UserError as error:
@@ -162,7 +162,7 @@ def _open_checkpoint(
     elif params:
         section = model_section_of(params, f"{opened.path} (its __metadata__)")
     else:
-        raise ConversionError(f"{opened.path}: says nothing of its config; give the trainer YAML with --config")
+        raise ConversionError(f"{opened.path}: records no config; give the trainer YAML with --config")
     said_by = config.path if isinstance(config, ConfigFile) else config if isinstance(config, Path) else opened.path
     with _named(said_by):
         model = DecoderConfig.from_section(section)
@@ -184,7 +184,7 @@ def cerebras_tensors(opened: Checkpoint) -> dict[str, StoredTensor]:
 
 
 def _last_record(opened: Checkpoint) -> Mapping[str, Any]:
-    """What the last program that wrote the checkpoint says of it."""
+    """The metadata that the last writer of the checkpoint added."""
     last = opened.metadata[-1] if opened.metadata else None
     return last if isinstance(last, Mapping) else {}
 
@@ -199,7 +199,7 @@ def _left_out(opened: Checkpoint) -> list[str]:
 
 
 def _origin(opened: Checkpoint) -> dict[str, str]:
-    """Where the weights come from, as far as the checkpoint says."""
+    """Where the weights come from, as far as the checkpoint records it."""
     origin: dict[str, str] = {}
     last = _last_record(opened)
     if isinstance(last.get("version"), str):
@@ -216,5 +216,5 @@ def _state_of(path: Path) -> tuple[int, int]:
     try:
         found = os.stat(path)
     except OSError:
-        return (-1, -1)  # whoever opens it says what is wrong
+        return (-1, -1)  # the reader that opens it reports the error
     return found.st_size, found.st_mtime_ns

@@ -30,7 +30,7 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.
         found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", value.strip())
         size = float(found[1]) * _UNITS.get(found[2].upper(), math.nan) if found else math.nan
         if not 1 <= size < 2**63:
-            self.fail(f"{shown(value)} is not a size such as 5GB, 500MB or 2GiB", param, ctx)
+            self.fail(f"{shown(value)} is not a size; give one such as 5GB, 500MB or 2GiB", param, ctx)
         return int(size)
 
 
@@ -55,15 +55,15 @@ config_option = click.option(
     "--config",
     type=click.Path(path_type=Path),
     callback=_open_config,
-    help="Trainer YAML of the checkpoint, or the name of a config. Default: what the checkpoint says of itself.",
+    help="Trainer YAML of the checkpoint, or the name of a config. Default: the config stored in the checkpoint.",
 )
 dtype_option = click.option(
     "--dtype",
     type=click.Choice(list(_DTYPES)),
     callback=_dtype,
-    help="Element type of the weights. Default: as they are stored.",
+    help="Element type of the weights. Default: the stored one.",
 )
 dry_run_option = click.option("--dry-run", is_flag=True, help="Check everything, print the plan and write nothing.")
 allow_pickle_option = click.option(
-    "--allow-pickle", is_flag=True, help="Read weights in pickle files too (.bin); nothing in them is run."
+    "--allow-pickle", is_flag=True, help="Also read weights in pickle files (.bin); no code in them is run."
 )

@@ -1,6 +1,6 @@
-"""The two kinds of output of a conversion: how their files are laid out, filled, completed and given their names.
+"""The two kinds of output, a release and a checkpoint: how their files are created, filled, completed and renamed.
 
-Both are made in a directory of the conversion's own (journal.py), under the names that they will have.
+The files are created in the hidden directory of the conversion (journal.py), under their final names.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from cerebras_jais.atomic import sync, write_text
-from cerebras_jais.checkpoint import LazyTensor, create_empty_checkpoint, open_checkpoint
+from cerebras_jais.checkpoint import LazyTensor, create_empty_checkpoint
 from cerebras_jais.checkpoint.packed_writer import PackedTensorWriter, filling
 from cerebras_jais.modelzoo_version import VERSION, class_name
 from checkpoint_convert.configs.convert import SpecialTokens
 from checkpoint_convert.configs.trainer_yaml import yaml_text
 from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.formats.json_files import write_json
+from checkpoint_convert.formats.json_files import read_json, write_json
 from checkpoint_convert.formats.release_directory import MANIFEST
 from checkpoint_convert.formats.safetensors import Shard, create_shards, file_tensors
 from checkpoint_convert.formats.tensors import FileTensor
@@ -32,27 +32,29 @@ from checkpoint_convert.release import Companions, write_companions
 from checkpoint_convert.streaming.run import DEFAULT_WORKERS, FileRanges, Sink
 from checkpoint_convert.verify.manifest import list_files, manifest_path
 
+_OFFSETS = "offsets.json"  # beside a .mdl file in the making: where the data of its tensors belongs
+
 
 class Target(Protocol):
-    """An output in the making."""
+    """An output that is being written."""
 
     @property
     def names(self) -> tuple[Path, ...]:
-        """What appears, in the order in which it appears; with the last, all is there."""
+        """The final paths, in the order in which they appear; the last one makes the output complete."""
         ...
 
     @property
     def can_continue(self) -> bool:
-        """Whether the files can be gone on with after a kill."""
+        """Whether an interrupted conversion can be resumed."""
         ...
 
     @property
     def workers(self) -> int:
-        """How many may write at once."""
+        """How many threads may write at once."""
         ...
 
     def create_files(self, directory: Path) -> None:
-        """Make the files, still to be filled, in an empty directory."""
+        """Create the files at full size, without their tensors, in an empty directory."""
         ...
 
     def file_tensors(self, directory: Path) -> Mapping[str, FileTensor]:
@@ -60,17 +62,17 @@ class Target(Protocol):
         ...
 
     def sink(self, directory: Path) -> AbstractContextManager[Sink]:
-        """The files as a sink; at the end of the block they are flushed to the disk."""
+        """A sink that writes to the files; the end of the block flushes them to the disk."""
         ...
 
     def complete(self, directory: Path, manifest: Mapping[str, Any]) -> None:
-        """Write what stands beside the weights; what is there from an earlier try is written again."""
+        """Write what belongs beside the weights, over what an interrupted run wrote."""
         ...
 
 
 @dataclass(frozen=True)
 class ReleaseTarget:
-    """A directory of safetensors shards and what a release has besides."""
+    """A release directory: safetensors shards and the files beside them."""
 
     output: Path
     shards: tuple[Shard, ...]
@@ -105,7 +107,7 @@ class ReleaseTarget:
 
 @dataclass(frozen=True)
 class CheckpointTarget:
-    """A .mdl file, with the YAML that trains it on and its manifest beside it."""
+    """A .mdl file, with the YAML that continues its training and its manifest beside it."""
 
     output: Path
     plan: Plan
@@ -113,7 +115,7 @@ class CheckpointTarget:
     notes: tuple[str, ...]
     compression: str | None
     tokens: SpecialTokens | None
-    """Ids that the release says, kept for whoever releases the model again."""
+    """Ids of special tokens in the release, stored for a later conversion to a release."""
 
     @property
     def names(self) -> tuple[Path, ...]:
@@ -125,12 +127,12 @@ class CheckpointTarget:
 
     @property
     def can_continue(self) -> bool:
-        """The structure of a packed file is HDF5's to write until it is closed."""
+        """False for a compressed file: HDF5 completes its structure only when it closes the file."""
         return self.compression is None
 
     @property
     def workers(self) -> int:
-        """One writes packed tensors, so that they lie in the same order each time; others pack for it."""
+        """One thread writes compressed tensors, so that their order in the file is fixed; a pool compresses for it."""
         return DEFAULT_WORKERS if self.compression is None else 1
 
     def create_files(self, directory: Path) -> None:
@@ -147,17 +149,19 @@ class CheckpointTarget:
             "model": OrderedDict((f"model.{name}", lazy[aliases.get(name, name)]) for name in self.plan.names),
             "__metadata__": [record],
         }
-        create_empty_checkpoint(directory / self.output.name, state, compression=self.compression, complete=True)  # type: ignore[arg-type]
+        path = directory / self.output.name
+        offsets = create_empty_checkpoint(path, state, compression=self.compression, complete=True)  # type: ignore[arg-type]
+        write_json(directory / _OFFSETS, offsets)
 
     def file_tensors(self, directory: Path) -> Mapping[str, FileTensor]:
         path = directory / self.output.name
-        found: dict[str, FileTensor] = {}
-        with open_checkpoint(path) as opened:
-            for header in self.plan.headers:
-                offset = opened.tensors[f"model.model.{header.name}"].file_offset
-                assert offset is not None, header.name
-                found[header.name] = FileTensor(header.name, header.shape, header.dtype, path, offset)
-        return found
+        offsets = read_json(directory / _OFFSETS)
+        return {
+            header.name: FileTensor(
+                header.name, header.shape, header.dtype, path, offsets[f"model.model.{header.name}"]
+            )
+            for header in self.plan.headers
+        }
 
     @contextmanager
     def sink(self, directory: Path) -> Iterator[Sink]:
@@ -178,31 +182,31 @@ class CheckpointTarget:
 
 
 class _Packer:
-    """The sink of a checkpoint whose tensors are packed."""
+    """The sink of a checkpoint with compressed tensors."""
 
     def __init__(self, filler: PackedTensorWriter) -> None:
         self._filler = filler
 
     def memory(self, name: str, at: tuple[int, ...], shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        """Any memory: pieces are packed out of it."""
+        """Ordinary memory: pieces are compressed from it."""
         return np.empty(shape, dtype)
 
     def write(self, name: str, at: tuple[int, ...], values: np.ndarray) -> None:
-        """Pack a piece, which comes as the bits of its elements."""
+        """Compress a piece, given as the bits of its elements."""
         self._filler.write(f"model.model.{name}", at, values)
 
     def finished(self, name: str) -> None:
-        """Nothing to do: packed tensors are flushed with the file."""
+        """Do nothing: compressed tensors are flushed with the file."""
 
 
 def check_absent(path: Path) -> None:
-    """Raise ConversionError when there is something of that name."""
+    """Raise ConversionError when the path exists."""
     if os.path.lexists(path):
         raise ConversionError(f"{path}: exists already; choose another name or delete it")
 
 
 def publish(target: Target, directory: Path) -> None:
-    """Give what was made its final names; what had its name before a kill keeps it."""
+    """Move the files to their final paths, except those that an interrupted run moved before."""
     for path in target.names:
         made = directory / path.name
         if made.exists() or not path.exists():

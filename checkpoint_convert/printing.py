@@ -1,4 +1,4 @@
-"""What the verbs print: progress, and results for people or as JSON."""
+"""What the verbs print: progress, and results as text or JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def progress_bar(doing: str) -> Iterator[Callable[[int, int], object]]:
-    """Yield a progress callback of bytes; the bar shows on a terminal only and disappears at the end."""
+    """Yield a progress callback of bytes. The bar appears on a terminal only and is removed at the end."""
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
@@ -35,7 +35,7 @@ def progress_bar(doing: str) -> Iterator[Callable[[int, int], object]]:
 
 
 def print_report(report: Report, dry_run: bool, as_json: bool) -> None:
-    """What a conversion did, or would do."""
+    """Print what a conversion did, or would do."""
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(report) | {"output": str(report.output), "dry_run": dry_run}))
         return
@@ -53,19 +53,19 @@ def print_report(report: Report, dry_run: bool, as_json: bool) -> None:
             f"{report.free_bytes / 1e9:.3g} GB are free; nothing was written"
         )
     elif report.continued:
-        click.echo(f"went on from an earlier try, which had finished {report.continued} of {report.steps} steps")
+        click.echo(f"resumed: {report.continued} of {report.steps} steps were finished already")
     for note in report.notes:
         click.echo(f"note: {note}")
 
 
 def print_comparison(result: Comparison) -> None:
-    """What differs between two models, and what was not checked."""
+    """Print what differs between two models, and what was not checked."""
     from checkpoint_convert.mapping.rules import grouped
 
     rounded = f" (compared as {', '.join(result.rounded)}, the narrower type)" if result.rounded else ""
     click.echo(f"{result.identical} of {result.tensors} tensors identical{rounded}")
     for path, right in result.manifests.items():
-        click.echo(f"manifest {path}: {right} digests right")
+        click.echo(f"manifest {path}: {right} digests match")
     for what in dict.fromkeys(result.differences.values()):
         for names in grouped(name for name, found in result.differences.items() if found == what):
             click.echo(f"  {names}: {what}")
@@ -78,7 +78,7 @@ def print_comparison(result: Comparison) -> None:
 
 
 def comparison_json(result: Comparison) -> dict[str, Any]:
-    """The same as JSON values."""
+    """What `print_comparison` prints, as JSON values."""
     return {
         "same": result.same,
         "identical": result.identical,
@@ -94,23 +94,23 @@ def comparison_json(result: Comparison) -> dict[str, Any]:
 
 
 def print_logits(report: LogitsReport) -> None:
-    """How far the logits lie apart, and the first layer that differs by more than its tolerance."""
+    """Print the largest difference of the logits, and the first layer that differs by more than its tolerance."""
     last = report.layers[-1]
     click.echo(
         f"logits: largest difference {last.largest_difference:.2g} of logits up to {last.largest_magnitude:.3g} "
-        f"(tolerance {last.tolerance:.2g}), the same token first at {report.same_choice} of {report.positions} "
-        f"positions of {report.prompts} prompts"
+        f"(tolerance {last.tolerance:.2g}), the same most likely token at {report.same_choice} of {report.positions} "
+        f"positions in {report.prompts} prompts"
     )
     for layer in report.layers:
         if layer.name == report.first_departure:
             click.echo(
-                f"first departure: {layer.name}, by {layer.largest_difference:.3g} of "
+                f"first layer that differs: {layer.name}, by {layer.largest_difference:.3g} of "
                 f"{layer.largest_magnitude:.3g} (tolerance {layer.tolerance:.2g})"
             )
 
 
 def inspection_text(found: Mapping[str, Any]) -> str:
-    """What a file is, as aligned lines."""
+    """What `inspect` found, as aligned lines."""
     width = max(map(len, found))
 
     def text(value: Any) -> str:

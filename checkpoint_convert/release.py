@@ -1,4 +1,7 @@
-"""A release directory: what lies in it besides the weights."""
+"""What is written into a release beside the weights: configs, model code, tokenizer, model card.
+
+The manifest is in verify/manifest.py, because the checks read it too. The other files of `verify` only check a release.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +30,14 @@ from checkpoint_convert.mapping.rules import JAIS, architecture_of
 
 CODE_DIRECTORY = Path(__file__).parent / "hf_code"
 CODE_FILES = ("alibi_jais.py", "configuration_jais.py", "modeling_jais.py")
-# What a release has beside its tokenizer: a tokenizer that comes out of one is not missing these.
+# Files of a release that are not its tokenizer; a tokenizer taken from a release needs no note about them.
 _OF_A_RELEASE = (CONFIG, GENERATION_CONFIG, MANIFEST, CARD, "LICENSE", *CODE_FILES)
 _VOCABULARIES = (TOKENIZER, "tokenizer.model", "vocab.json")
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """The files of a tokenizer and what was found in them."""
+    """The files of a tokenizer and its special tokens."""
 
     files: Mapping[str, Path]
     """Name in the release -> the file."""
@@ -49,23 +52,25 @@ def read_tokenizer(path: Path | None, config: DecoderConfig, kept: SpecialTokens
     Args:
         path: its directory; None for no tokenizer.
         config: the model whose vocabulary must hold the tokenizer's.
-        kept: the special tokens that the checkpoint says. What the tokenizer declares counts first, then these, then
-            those of the published models.
+        kept: the special tokens stored in the checkpoint. The tokenizer's own come first, then these, then those of
+            the published models.
 
     Raises:
-        ConversionError: no tokenizer there, ids beyond the model's vocabulary, or a special token without an id.
+        ConversionError: the directory has no tokenizer, its ids exceed the vocabulary, or a special token has no id.
     """
     assumed = kept or default_special_tokens(config)
     if path is None:
-        origin = "those of the published models" if kept is None else "those that the checkpoint keeps"
-        note = f"no tokenizer was given: add one before publishing; the special tokens are {origin}: {assumed}"
+        origin = "those of the published models" if kept is None else "those stored in the checkpoint"
+        note = f"no tokenizer was given; add one before publishing. The special tokens are {origin}: {assumed}"
         return Tokenizer({}, assumed, (note,))
     if not path.is_dir():
         raise ConversionError(f"{path}: is not a directory; give the directory that holds tokenizer.json")
     found = [file for pattern in TOKENIZER_FILES for file in sorted(path.glob(pattern)) if file.is_file()]
     files = {file.relative_to(path).as_posix(): file for file in found}
     if files.keys().isdisjoint(_VOCABULARIES):
-        raise ConversionError(f"{path}: has no {', '.join(_VOCABULARIES[:-1])} or {_VOCABULARIES[-1]}")
+        raise ConversionError(
+            f"{path}: has no {', '.join(_VOCABULARIES[:-1])} or {_VOCABULARIES[-1]}; give a tokenizer's directory"
+        )
     left_out = _left_out(path, files)
     if TOKENIZER not in files:
         return Tokenizer(files, assumed, left_out)
@@ -73,7 +78,7 @@ def read_tokenizer(path: Path | None, config: DecoderConfig, kept: SpecialTokens
     if max(ids.values(), default=0) >= config.vocab_size:
         raise ConversionError(
             f"{path}: its ids go up to {max(ids.values())} but the model's vocab_size is {config.vocab_size}: "
-            "the tokenizer does not belong to this model"
+            "the tokenizer does not belong to this model; give the model's own"
         )
     declared = _declared_tokens(path, ids)
     if not declared:
@@ -83,9 +88,10 @@ def read_tokenizer(path: Path | None, config: DecoderConfig, kept: SpecialTokens
 
 
 def _special_tokens(declared: Mapping[str, int], kept: SpecialTokens | None) -> tuple[SpecialTokens, list[str]]:
-    """What a tokenizer declares, filled up from what the checkpoint keeps; and notes on what it keeps otherwise.
+    """The special tokens of a tokenizer, completed from the checkpoint's; and a note for each that differs.
 
-    A tokenizer declares one token that ends a text; where the checkpoint keeps several, it among them, all end it.
+    A tokenizer declares one end-of-text token. Where the checkpoint has several and the declared one is among them, all
+    are used.
     """
     chosen: dict[str, Any] = {}
     notes = []
@@ -94,14 +100,12 @@ def _special_tokens(declared: Mapping[str, int], kept: SpecialTokens | None) -> 
         among = before if isinstance(before, list) else [before]
         chosen[kind] = before if kind not in declared or declared[kind] in among else declared[kind]
         if before is not None and chosen[kind] != before:
-            notes.append(
-                f"{kind}_token_id is {chosen[kind]}, which the tokenizer declares; the checkpoint keeps {before}"
-            )
+            notes.append(f"{kind}_token_id is {chosen[kind]}, as the tokenizer declares; the checkpoint has {before}")
     return SpecialTokens(**chosen), notes
 
 
 def _left_out(path: Path, files: Mapping[str, Path]) -> tuple[str, ...]:
-    """A note that names what else lies in the directory of a tokenizer."""
+    """A note that names the other files in the directory of a tokenizer."""
     known = {*_OF_A_RELEASE, *(name.partition("/")[0] for name in files)}
     others = sorted(
         f"{entry.name}/" if entry.is_dir() else entry.name
@@ -110,7 +114,7 @@ def _left_out(path: Path, files: Mapping[str, Path]) -> tuple[str, ...]:
     )
     if not others:
         return ()
-    return (f"left out, as no file of a tokenizer: {first_few(others)} (in {path})",)
+    return (f"left out, because they are not tokenizer files: {first_few(others)} (in {path})",)
 
 
 def _token_ids(file: Path) -> dict[str, int]:
@@ -121,10 +125,10 @@ def _token_ids(file: Path) -> dict[str, int]:
             vocabulary = {entry[0]: number for number, entry in enumerate(vocabulary)}
         ids = {**vocabulary, **{token["content"]: token["id"] for token in content.get("added_tokens") or []}}
     except (KeyError, TypeError, IndexError) as error:
-        raise ConversionError(f"{file}: has no vocabulary that can be read") from error
+        raise ConversionError(f"{file}: has no readable vocabulary; save the tokenizer again") from error
     for token, number in ids.items():
         if not isinstance(token, str) or type(number) is not int or number < 0:
-            raise ConversionError(f"{file}: has the id {number!r} for the token {token!r}; the file is damaged")
+            raise ConversionError(f"{file}: has the id {number!r} for the token {token!r}; save the tokenizer again")
     return ids
 
 
@@ -138,14 +142,17 @@ def _declared_tokens(path: Path, ids: Mapping[str, int]) -> dict[str, int]:
             if token is None:
                 continue
             if not isinstance(token, str) or token not in ids:
-                raise ConversionError(f"{file}: {kind}_token is {token!r}, which tokenizer.json does not have")
+                raise ConversionError(
+                    f"{file}: {kind}_token is {token!r}, which tokenizer.json does not have; add it there or correct "
+                    f"{kind}_token"
+                )
             declared[kind] = ids[token]
     return declared
 
 
 @dataclass(frozen=True)
 class Companions:
-    """What stands beside the weights of a release."""
+    """What is written beside the weights of a release."""
 
     config_json: Mapping[str, Any]
     tokenizer: Tokenizer
@@ -170,7 +177,7 @@ def write_companions(directory: Path, release: Companions) -> None:
 
 
 def model_card(release: Companions) -> str:
-    """The README.md of a release: only what the files themselves say."""
+    """The README.md of a release: facts from its files alone."""
     config_json, tokenizer, plan = release.config_json, release.tokenizer, release.plan
     config = plan.config
     jais = architecture_of(config) is JAIS
@@ -187,7 +194,7 @@ def model_card(release: Companions) -> str:
         "Vocabulary": f"{config.vocab_size:,}",
         "Context": f"{config.max_position_embeddings:,} tokens",
         "Positions": positions,
-        "Output head": "tied to the embedding" if config.share_embedding_weights else "its own",
+        "Output head": "tied to the embedding" if config.share_embedding_weights else "separate",
     }
     if jais:
         rows["muP"] = ", ".join(
@@ -219,8 +226,8 @@ pipeline_tag: text-generation
 |---|---|
 {table}
 
-This card was written by the conversion. It says what the files hold; it says nothing of training data, evaluation,
-licence or intended use, which whoever publishes the model must add.
+The conversion wrote this card from the files alone. Before you publish the model, add its training data, evaluation,
+licence and intended use.
 
 ```python
 from transformers import AutoModelForCausalLM{", AutoTokenizer" if tokenizer.files else ""}

@@ -74,7 +74,7 @@ def write_config(folder: str, output: Path) -> str:
     return f"{folder}.yaml"
 
 
-def run_family(name: str, text: list[str], held_out: str, output: Path, limit: list[str]) -> dict[str, str]:
+def run_family(name: str, output: Path, limit: list[str]) -> dict[str, str]:
     """Train, release, take back and compare one model; the rows of its table. `limit` is --max-steps N, or nothing."""
     folder = FAMILIES[name]
     command("cerebras-jais", "fit", write_config(folder, output), "--model-dir", folder, *limit, output=output)
@@ -85,7 +85,7 @@ def run_family(name: str, text: list[str], held_out: str, output: Path, limit: l
     same = json.loads(command("checkpoint-convert", "verify", mdl, back, "--json", output=output))
     logits = json.loads(command("checkpoint-convert", "verify", mdl, release, "--logits", "--json", output=output))
     last = logits["logits"]["layers"][-1]
-    unseen = ["--tokenizer", "tokenizer", *text, "--held-out", held_out, "--json"]
+    unseen = ["--tokenizer", "tokenizer", "--data", "data", "--json"]
     scores = json.loads(command("cerebras-jais", "score", mdl, *unseen, output=output))
     with (output / folder / "losses.csv").open() as file:
         steps = list(csv.DictReader(file))
@@ -153,10 +153,9 @@ def main() -> None:
     marker.touch()
     text = [word for path in options.text for word in ("--text", str(Path(path).resolve()))]
 
-    held_out = str(choose_held_out(options.text))
-    make_data(text, held_out, output)
+    make_data(text, str(choose_held_out(options.text)), output)
     limit = ["--max-steps", options.max_steps] if options.max_steps else []
-    tables = {name: run_family(name, text, held_out, output, limit) for name in FAMILIES}
+    tables = {name: run_family(name, output, limit) for name in FAMILIES}
     for name, rows in tables.items():
         print(f"\n{name} (tiny)\n{'-' * 60}")
         for what, value in rows.items():

@@ -1,4 +1,4 @@
-"""Runs the tests of a mark where none may skip, and records the run: `python -m tests.marked MARK...`.
+"""Runs the tests of a mark where none may skip, and records the run: `python -m tests.marked [--jobs N] MARK...`.
 
 A marked test skips where what it needs is not installed, so a suite that passes says nothing of it. Here each mark's
 tests run in the environment of this Python; one that skips, fails, or a mark without tests, ends with exit status 1. A
@@ -55,17 +55,20 @@ def counts_in(report: Path) -> Counts:
     return total
 
 
-def run_mark(mark: str, root: Path) -> Counts:
-    """Run the tests of a mark under `root`/tests, those of some files in processes of their own."""
+def run_mark(mark: str, root: Path, jobs: int = 1) -> Counts:
+    """Run all tests of a mark under `root`/tests in so many processes, those of some files in one of their own."""
+    # Programs that tests start elsewhere import this checkout too, whatever is installed.
+    surroundings = {**os.environ, "PYTHONPATH": str(root)}
+    surroundings.pop("PYTEST_ADDOPTS", None)  # it could leave some of the tests out
+    spread = ["-n", str(jobs), "--dist", "loadfile"] if jobs > 1 else []
     alone = [path for path in IN_A_PROCESS_OF_THEIR_OWN if (root / path).exists()]
     groups = [["tests", *(f"--ignore={path}" for path in alone)], *([str(path)] for path in alone)]
     total = Counts()
     for group in groups:
         with tempfile.TemporaryDirectory() as directory:
             report = Path(directory, "report.xml")
-            command = [sys.executable, "-m", "pytest", "-q", "-m", mark, f"--junitxml={report}", *group]
-            # Programs that tests start elsewhere import this checkout too, whatever is installed.
-            subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, check=False)
+            command = [sys.executable, "-m", "pytest", "-q", "-m", mark, f"--junitxml={report}", *spread, *group]
+            subprocess.run(command, cwd=root, env=surroundings, check=False)
             if not report.exists():
                 sys.exit(f"{mark}: pytest did not run with {sys.executable}; nothing is recorded")
             total += counts_in(report)
@@ -101,12 +104,12 @@ def record(path: Path, mark: str, row: str) -> None:
     path.write_text(text + header + "".join(f"{line}\n" for line in sorted([*rows, row])), encoding="utf-8")
 
 
-def main(marks: list[str], root: Path = ROOT) -> int:
+def main(marks: list[str], root: Path = ROOT, jobs: int = 1) -> int:
     """Run each mark, record it, and say how it went; the exit status."""
     status = 0
     for mark in marks:
         commit, today = commit_of(root), datetime.date.today().isoformat()
-        counts = run_mark(mark, root)
+        counts = run_mark(mark, root, jobs)
         said = f"{mark}: {counts.passed} passed, {counts.failed} failed, {counts.skipped} skipped"
         if counts.skipped or not counts.passed + counts.failed:
             print(f"{said}; not recorded: install what the mark needs (CONTRIBUTING.md), so that no test skips")
@@ -121,4 +124,6 @@ def main(marks: list[str], root: Path = ROOT) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("marks", nargs="+", metavar="MARK")
-    sys.exit(main(parser.parse_args().marks))
+    parser.add_argument("--jobs", type=int, default=1, metavar="N")
+    given = parser.parse_args()
+    sys.exit(main(given.marks, jobs=given.jobs))

@@ -37,13 +37,13 @@ def run(words):
 def finish(config, words):
     """Give the last checkpoint the name that it has after the whole run."""
     from cerebras_jais.catalog.reader import read_trainer_yaml
-    from cerebras_jais.launch.phases import create_files  # slow to import, and most commands train nothing
+    from cerebras_jais.launch.phases import plan_phases  # slow to import, and most commands train nothing
 
     def option(name):
         return words[words.index(name) + 1] if name in words else None
 
     steps = option("--max-steps")
-    (phase,) = create_files(
+    (phase,) = plan_phases(
         read_trainer_yaml(config), model_dir=option("--model-dir"), max_steps=int(steps) if steps else None
     )
     os.rename(phase.folder / f"checkpoint_{STEPS}.mdl", phase.folder / f"checkpoint_{phase.ends}.mdl")

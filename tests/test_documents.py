@@ -1,13 +1,17 @@
 """The documents name files that are there, and are linked with one another.
 
 Contract: every relative link of a document goes to a file; every path or module name in code quotes of CONTRIBUTING.md,
-SECURITY.md and the README of the attacks is that of a file or folder of the repository.
+SECURITY.md and the README of the attacks is that of a file or folder of the repository; the package, its citation and
+the newest section of the changelog have one version.
 """
 
 import re
 from pathlib import Path
 
 import pytest
+import yaml
+
+from cerebras_jais import __version__
 
 ROOT = Path(__file__).parents[1]
 NAMING = ("CONTRIBUTING.md", "SECURITY.md", "tests/attacks/README.md")
@@ -17,10 +21,14 @@ NAMES = {
 }
 # Named already, and still to come.
 COMING = {
+    "data_files.py",
     "io.py",
     "modelzoo_version.py",
     "stored.py",
-    "ties.py",
+    "options.py",
+    "params.py",
+    "printing.py",
+    "checkpoint_convert/printing.py",
     "cerebras_jais/launch/start.py",
     "cerebras_jais/model/tensors.py",
 }
@@ -45,3 +53,9 @@ def test_the_files_that_it_names_are_there(name):
 
 def test_what_came_is_no_longer_to_come():
     assert not [name for name in COMING if name in NAMES or (ROOT / name).exists()]
+
+
+def test_one_version_is_cited_and_described():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == __version__
+    sections = re.findall(r"^## \[(.*?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.M)
+    assert sections[:2] == ["Unreleased", __version__]

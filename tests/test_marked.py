@@ -96,16 +96,19 @@ def test_a_skip_fails_and_is_not_recorded(root, capsys):
     assert "partial: 1 passed, 0 failed, 1 skipped; not recorded" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_failure_fails_and_is_recorded_as_one(root):
     assert marked.main(["broken"], root) == 1
     assert table(root)[0].split("|")[4:6] == [" 0 ", " 2 "]
 
 
+@pytest.mark.slow
 def test_a_mark_without_tests_fails(root):
     assert marked.main(["complet"], root) == 1
     assert table(root) == [OTHER.strip()]
 
 
+@pytest.mark.slow
 def test_a_file_that_wants_a_process_of_its_own_has_one(root, monkeypatch):
     assert marked.main(["split"], root) == 1
     monkeypatch.setattr(marked, "IN_A_PROCESS_OF_THEIR_OWN", (Path("tests", "z_test_there.py"),))

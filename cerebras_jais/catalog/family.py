@@ -23,7 +23,7 @@ _WIDTH_RELATIVE = 1e-5  # of muP's two width multipliers: a base filter size wri
 _BIASES = ("use_projection_bias_in_attention", "use_ffn_bias_in_attention", "use_ffn_bias")
 _JAIS_WORDS = {
     "share_embedding_weights": "jais_family ties its head; set it to true",
-    "use_bias_in_output": "jais_family's head has no bias",
+    "use_bias_in_output": "jais_family's head has no bias; set it to false",
     **dict.fromkeys(_BIASES, "jais_family has biases in every layer; set it to true"),
 }
 _ADAPTED_WORDS = {
@@ -67,9 +67,9 @@ def loss_weight_problem(config: DecoderConfig) -> str | None:
     remedy = f"give 1/max_position_embeddings = {loss_weight(length)!r}, or loss_scaling: num_tokens"
     others = [n for n in _LENGTHS if _close(weight, loss_weight(n), LOSS_WEIGHT_RELATIVE)]
     if others:
-        return f"is that of {others[0]} tokens, not of {length}; {remedy}"
+        return f"is 1/{others[0]}, the weight of another context; {remedy}"
     if not loss_weight(length) <= weight <= 1:
-        return f"scales the loss by {weight * length:.4g} at least; {remedy}"
+        return f"scales the loss by {weight * length:.4g} where every token counts; {remedy}"
     return None
 
 
@@ -83,7 +83,7 @@ def mup_problems(config: DecoderConfig) -> Iterator[tuple[str, str]]:
     if not _close(*widths, _WIDTH_RELATIVE):
         yield (
             "mup_base_filter_size",
-            f"makes the filter {widths[1]:.4g} times the base's where the hidden size is {widths[0]:.4g} times; "
+            f"the filter is {widths[1]:.4g} times the base's, but the hidden size {widths[0]:.4g} times; "
             f"give {mup_base_filter_size(hidden, config.filter_size, base)!r}",
         )
     known = next((m for m in MODELS if _sizes(m) == (hidden, config.filter_size)), None)
@@ -96,19 +96,20 @@ def mup_problems(config: DecoderConfig) -> Iterator[tuple[str, str]]:
         if has_scale and not has_alpha:
             yield (
                 "output_logits_alpha",
-                f"embeddings_scale is that of the {name} models, which goes with {alpha}; give that",
+                f"embeddings_scale {scale} belongs to the {name} muP set, whose alpha is {alpha}; give that",
             )
         if has_alpha and not has_scale:
             yield (
                 "embeddings_scale",
-                f"output_logits_alpha is that of the {name} models, which goes with {scale}; give that",
+                f"output_logits_alpha {alpha} belongs to the {name} muP set, whose scale is {scale}; give that",
             )
-        std, wanted = config.initializer.std if config.initializer is not None else math.nan, mup.init_std.value
-        if has_scale and any(_close(std, s.init_std.value) for other, s in MUP_SETS.items() if other != name):
+        std = config.initializer.std if config.initializer is not None else math.nan
+        others = [other for other, s in MUP_SETS.items() if other != name and _close(std, s.init_std.value)]
+        if has_scale and others:
             yield (
                 "initializer",
-                f"std is {std}, but embeddings_scale is that of the {name} models, whose std is {wanted}; "
-                f"give {wanted}",
+                f"std {std} belongs to the {others[0]} muP set, embeddings_scale {scale} to the {name} set; "
+                f"give {mup.init_std.value}",
             )
 
 
@@ -118,10 +119,20 @@ def _sizes(model: Model) -> tuple[int, int]:
 
 def _check_jais(config: DecoderConfig) -> None:
     for key, value in JAIS_FORM.items():
-        _require(getattr(config, key) == value, config, key, _JAIS_WORDS.get(key, f"jais_family has {value}"))
+        _require(
+            getattr(config, key) == value,
+            config,
+            key,
+            _JAIS_WORDS.get(key, f"jais_family uses {value}; set it to {value}"),
+        )
     for key, unset in (("rotary_dim", None), ("rope_theta", 10000.0), ("fold_rope_consts", False)):
         _require(getattr(config, key) == unset, config, key, "ALiBi has no rotary positions; remove the key")
-    _require(config.num_kv_groups == config.num_heads, config, "attention_module", "jais_family has no grouped queries")
+    _require(
+        config.num_kv_groups == config.num_heads,
+        config,
+        "attention_module",
+        "jais_family has no grouped-query attention; remove the key",
+    )
     _check_mup(config)
     _check_vocabulary(config, "jais-family")
 
@@ -173,7 +184,12 @@ def _published(config: DecoderConfig, family: Family) -> Model | None:
 
 def _check_adapted(config: DecoderConfig) -> None:
     for key, value in ADAPTED_FORM.items():
-        _require(getattr(config, key) == value, config, key, _ADAPTED_WORDS.get(key, f"jais_adapted has {value}"))
+        _require(
+            getattr(config, key) == value,
+            config,
+            key,
+            _ADAPTED_WORDS.get(key, f"jais_adapted uses {value}; set it to {value}"),
+        )
     _require(
         config.effective_rotary_dim == config.head_dim,
         config,

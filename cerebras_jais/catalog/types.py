@@ -76,12 +76,12 @@ class Architecture:
             "filter_size": self.filter_size.value,
         }
         if self.mup is not None:
-            return parameter_count(DecoderConfig(**sizes, **rules.JAIS_FORM))
-        groups: dict[str, Any] = {
+            return parameter_count(DecoderConfig.from_section({**rules.JAIS_FORM, **sizes}))
+        groups = {
             "attention_module": "multiquery_attention",
             "extra_attention_params": {"num_kv_groups": self.kv_heads.value},
         }
-        return parameter_count(DecoderConfig(**sizes, **groups, **rules.ADAPTED_FORM))
+        return parameter_count(DecoderConfig.from_section({**rules.ADAPTED_FORM, **groups, **sizes}))
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ class PackedTensorWriter:
 
 
 @contextmanager
-def filling(path: str | os.PathLike, *, packing: Packing = map) -> Iterator[PackedTensorWriter]:
+def filling(path: str | os.PathLike[str], *, packing: Packing = map) -> Iterator[PackedTensorWriter]:
     """Open a checkpoint that `create_empty_checkpoint(..., compression="lz4")` made, to fill its packed tensors.
 
     `packing` applies a function to arrays and yields the results in order: `map`, or that of an executor. A failed

@@ -49,7 +49,7 @@ class Checkpoint:
         return self._file.path
 
     @property
-    def metadata(self) -> list:
+    def metadata(self) -> list[Any]:
         """The `__metadata__` list that a trainer adds (one record per run: version, model_name, params), or []."""
         found = self.tree.get("__metadata__") if isinstance(self.tree, dict) else None
         return found if isinstance(found, list) else []
@@ -91,7 +91,7 @@ def open_checkpoint(
         raise
 
 
-class _Leaves(dict):
+class _Leaves(dict[str, Any]):
     """A dict that explains a missing key."""
 
     def __init__(self, path: Path, leaves: Mapping[str, Any], everything: Mapping[str, Any] | None = None) -> None:

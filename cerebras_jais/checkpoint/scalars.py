@@ -14,7 +14,7 @@ from cerebras_jais.checkpoint.tensors import StoredTensor
 from cerebras_jais.ranges import COUNT_OR_NONE, Range
 
 
-def read_number(value: Any, bounds: Range, key: str, path: str | os.PathLike) -> int | float:
+def read_number(value: Any, bounds: Range, key: str, path: str | os.PathLike[str]) -> int | float:
     """A number of a checkpoint, stored as such or as an array of one element.
 
     Args:
@@ -35,6 +35,6 @@ def read_number(value: Any, bounds: Range, key: str, path: str | os.PathLike) ->
     return int(value) if bounds.whole else float(value)
 
 
-def read_step(tree: Any, path: str | os.PathLike) -> int:
+def read_step(tree: Any, path: str | os.PathLike[str]) -> int:
     """The `global_step` of a checkpoint's tree, 0 where it has none; raises CheckpointError as `read_number` does."""
     return int(read_number(tree["global_step"], COUNT_OR_NONE, "global_step", path)) if "global_step" in tree else 0

@@ -50,11 +50,6 @@ class StoredTensor:
         return self.file.path
 
     @property
-    def file_offset(self) -> int | None:
-        """Byte at which the tensor's `nbytes` begin in the file; None when they do not lie in one piece."""
-        return self.header.offset if self.header else None
-
-    @property
     def storage_id(self) -> tuple[str, str]:
         """The file and the flat name under which the data lies: equal for two names of one tensor."""
         return str(self.path), self.linked_to or self.key

@@ -31,7 +31,7 @@ class TreeSpec:
     """One node: a leaf when `kind` is None, else a container with `keys` (mappings only) and `children`."""
 
     kind: type | None = None
-    keys: tuple | None = None
+    keys: tuple[Any, ...] | None = None
     children: tuple["TreeSpec", ...] = ()
 
     @property
@@ -171,7 +171,7 @@ def _from_json(node: Any, depth: int) -> TreeSpec:
     return TreeSpec(kind, keys, tuple(_from_json(child, depth + 1) for child in children))
 
 
-def _keys_from_json(context: Any, name: str, count: int) -> tuple | None:
+def _keys_from_json(context: Any, name: str, count: int) -> tuple[Any, ...] | None:
     try:
         keys = json.loads(context)
     except (ValueError, TypeError, RecursionError) as error:

@@ -42,7 +42,7 @@ Compression = Literal["lz4"] | None
 
 
 def save_checkpoint(
-    path: str | os.PathLike, state: Any, *, compression: Compression = None, overwrite: bool = False
+    path: str | os.PathLike[str], state: Any, *, compression: Compression = None, overwrite: bool = False
 ) -> None:
     """Write a nested state to a new .mdl file, one tensor at a time.
 
@@ -68,7 +68,7 @@ def save_checkpoint(
 
 
 def create_empty_checkpoint(
-    path: str | os.PathLike, state: Any, *, compression: Compression = None, complete: bool = False
+    path: str | os.PathLike[str], state: Any, *, compression: Compression = None, complete: bool = False
 ) -> dict[str, int]:
     """Create the file with everything but the tensors' bytes and return where in it each tensor's bytes belong.
 
@@ -83,7 +83,7 @@ def create_empty_checkpoint(
     return _create(Path(path), _plan(path, state), compression, complete)
 
 
-def mark_complete(path: str | os.PathLike) -> None:
+def mark_complete(path: str | os.PathLike[str]) -> None:
     """Set the mark of a completely written checkpoint, without which no reader accepts it."""
     with as_checkpoint_error(Path(path), "marking it complete"), writing(Path(path), create=False) as file:
         file.attrs["__SUCCESS__"] = True
@@ -113,7 +113,7 @@ class _Plan:
         return sum(t.nbytes for t in self.tensors) + texts + _STRUCTURE_BYTES * len(self.attributes)
 
 
-def _plan(path: str | os.PathLike, state: Any) -> _Plan:
+def _plan(path: str | os.PathLike[str], state: Any) -> _Plan:
     """Check the whole state and decide what is written where, without reading a tensor."""
     try:
         keys, leaves, spec = treespec.flatten(state)

@@ -177,19 +177,21 @@ def check_file(
     from cerebras_jais.catalog.yaml_files import open_config
     from cerebras_jais.errors import UserError
     from cerebras_jais.launch.checks import check, notes_of
+    from cerebras_jais.launch.start import plan_launch
     from cerebras_jais.launch.surroundings import check_surroundings
     from cerebras_jais.launch.token_budget import token_notes
 
     try:
         file = open_config(name)
         configs = read_trainers(file)
+        launch = plan_launch(configs, checked=False)
     except UserError as error:
         return [str(error)], []
-    problems, notes = check(configs), list[str]()
+    problems, notes = check(launch.phases), list[str]()
     if not problems:
         notes += notes_of(configs)
-        problems, more = check_surroundings(configs, tokenizer)
-        notes += [*more, *token_notes(configs)]
+        problems, more = check_surroundings(launch, tokenizer)
+        notes += [*more, *token_notes(launch.phases)]
     if modelzoo and not problems:
         from cerebras_jais.modelzoo.validate import modelzoo_problems
 

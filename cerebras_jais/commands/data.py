@@ -1,11 +1,18 @@
 """`cerebras-jais data`: text to a tokenizer and to packed training data."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from cerebras_jais.commandline import Number
 from cerebras_jais.ranges import COUNT_OR_NONE, SEED, SIZE, VOCABULARY
+
+if TYPE_CHECKING:
+    from cerebras_jais.data.documents import Document
 
 
 @click.group()
@@ -106,6 +113,7 @@ def pack(
     """Tokenise text and pack it into the Model Zoo's HDF5 files.
 
     Writes OUTPUT/train and, for each language, OUTPUT/held_out/LANGUAGE; name them as data_dir in the trainer YAML.
+    OUTPUT/held_out.jsonl has the text of the documents held out, for `cerebras-jais score --data OUTPUT`.
     Without --vsl the documents are joined, each followed by the end-of-text token, and cut into rows: no position is
     wasted, but a row can begin inside a document. With --vsl each document stays whole and sees only itself.
     """
@@ -114,7 +122,7 @@ def pack(
 
     documents, _ = _read(texts, 0)
     if texts and held_out:
-        _say(not_held_out(documents, held_out))
+        _print_note(not_held_out(documents, held_out))
     splits = pack_documents(
         documents,
         tokenizer_dir,
@@ -133,22 +141,23 @@ def pack(
         )
 
 
-def _read(texts: tuple[Path, ...], held_out: int):
+def _read(texts: tuple[Path, ...], held_out: int) -> tuple[list[Document], list[Document]]:
     """Return (training, held out) documents of all the paths, of the bundled sample when there are none."""
     from cerebras_jais.data.documents import passed_over, read_documents, sample_corpus_path, split_held_out
 
     for path in texts:
-        _say(passed_over(path))
+        _print_note(passed_over(path))
     documents = [document for path in texts or (sample_corpus_path(),) for document in read_documents(path)]
     return split_held_out(documents, held_out) if held_out else (documents, [])
 
 
-def _say(note: str | None) -> None:
+def _print_note(note: str | None) -> None:
     if note is not None:
         click.echo(f"note: {note}", err=True)
 
 
-def _progress(documents, name: str):
+def _progress(documents: Iterable[Document], name: str) -> Iterable[Document]:
     from tqdm import tqdm
 
-    return tqdm(documents, desc=name, unit=" documents", disable=None, leave=False)
+    bar: Iterable[Document] = tqdm(documents, desc=name, unit=" documents", disable=None, leave=False)
+    return bar

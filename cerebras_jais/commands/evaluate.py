@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cerebras_jais.commandline import Number
-from cerebras_jais.ranges import COUNT_OR_NONE, SEED, SHARE, SIZE, TEMPERATURE
+from cerebras_jais.ranges import SEED, SHARE, SIZE, TEMPERATURE
 
 if TYPE_CHECKING:
     from cerebras_jais.model.decoder import LanguageModel
@@ -99,17 +99,17 @@ def generate(
 @_CONFIG
 @_ALLOW_PICKLE
 @click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder that `data pack` wrote: score the documents that it held out of training.",
+)
+@click.option(
     "--text",
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="Folder or file of .txt, .jsonl or SQuAD .json; - is text on standard input; repeatable. Default: the sample.",
-)
-@click.option(
-    "--held-out",
-    type=Number(COUNT_OR_NONE),
-    default=0,
-    help="Score only every N-th document of each language, as `data pack` sets aside.",
+    help="Score all of this text: folder or file of .txt, .jsonl or SQuAD .json; - is standard input; repeatable.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def score(
@@ -117,31 +117,38 @@ def score(
     tokenizer: Path | None,
     config: Path | None,
     allow_pickle: bool,
+    data: Path | None,
     text: tuple[Path, ...],
-    held_out: int,
     as_json: bool,
 ) -> None:
     """Loss and bits per byte of a checkpoint (.mdl) or a release on text, language by language.
 
     \b
-      cerebras-jais score jais/checkpoint_100.mdl --tokenizer tokenizer --text TEXT --held-out 10
+      cerebras-jais score jais/checkpoint_100.mdl --tokenizer tokenizer --data data
       cerebras-jais score release --text TEXT
+
+    A model is worth what it makes of text that it has not seen: give --data, or --text that was not trained on.
     """
-    from cerebras_jais.data.documents import passed_over, read_documents, sample_corpus_path, split_held_out
+    from cerebras_jais.data.documents import passed_over, read_documents
+    from cerebras_jais.data.pipeline import held_out_documents
     from cerebras_jais.data.tokenizer import encode_document, end_of_text_id, load_tokenizer
     from cerebras_jais.errors import UserError
     from cerebras_jais.evaluate.score import score_documents
 
     tokenizer = _tokenizer_of(path, tokenizer)
-    model, encoder = _load(path, config, allow_pickle), load_tokenizer(tokenizer)
-    eos = end_of_text_id(encoder, tokenizer)
+    if (data is None) == (not text):
+        raise UserError(
+            "what is to be scored? Give either --data, the folder that `data pack` wrote, for the documents that it "
+            "held out, or --text for other text that was not trained on"
+        )
     for note in filter(None, map(passed_over, text)):
         click.echo(f"note: {note}", err=True)
-    documents = [document for path in text or [sample_corpus_path()] for document in read_documents(path)]
-    if held_out:
-        documents = split_held_out(documents, held_out)[1]
-    if not documents:
-        raise UserError(f"no document is held out with --held-out {held_out}; give more text or a smaller number")
+    if data is not None:
+        documents = held_out_documents(data)
+    else:
+        documents = [document for source in text for document in read_documents(source)]
+    model, encoder = _load(path, config, allow_pickle), load_tokenizer(tokenizer)
+    eos = end_of_text_id(encoder, tokenizer)
     scores = score_documents(model, documents, lambda document: encode_document(encoder, document, eos), eos)
     if as_json:
         click.echo(

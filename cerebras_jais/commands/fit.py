@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -13,7 +13,9 @@ from cerebras_jais.commandline import Number
 from cerebras_jais.ranges import COUNT
 
 if TYPE_CHECKING:
-    from cerebras_jais.launch.phases import Phase, Start
+    from cerebras_jais.launch.phases import Phase
+    from cerebras_jais.launch.start import Launch, Start
+    from cerebras_jais.train.setup import FitOptions
 
 # The option of the command line and the key of `backend.cluster_config` that it stands for.
 _CLUSTER_KEYS = {
@@ -107,7 +109,7 @@ def fit(
     from cerebras_jais.catalog.reader import read_trainer_yaml
     from cerebras_jais.config.modelzoo_only import not_done_here
     from cerebras_jais.errors import UserError
-    from cerebras_jais.launch.phases import plan_phases
+    from cerebras_jais.launch.start import plan_launch
     from cerebras_jais.train.threads import settle_threads
 
     said = {_CLUSTER_KEYS[name]: value for name, value in cluster.items() if value}
@@ -140,31 +142,25 @@ def fit(
         if (backend or named) in ("cpu", "gpu"):
             for problem in not_done_here(config.aside):
                 raise UserError(config.message(problem))
-    phases = plan_phases(configs, model_dir=model_dir, max_steps=max_steps, checkpoint=checkpoint)
+    launch = plan_launch(configs, model_dir=model_dir, max_steps=max_steps, checkpoint=checkpoint)
     if dry_run:
         from cerebras_jais.launch.estimate import describe_launch
 
-        for line in describe_launch(phases, checkpoint):
+        for line in describe_launch(launch):
             click.echo(line)
         return
     threads = settle_threads()
     if threads is not None and os.environ.get("RANK", "0") == "0":
         click.echo(threads, err=True)
-    say = click.echo if os.environ.get("RANK", "0") == "0" else (lambda line: None)  # under torchrun one speaks for all
-    _run_phases(
-        phases,
-        say,
-        checkpoint,
-        backend=backend,
-        max_steps=max_steps if len(phases) == 1 else None,
-        activation_checkpointing=activation_checkpointing,
-        compile_layers=compile_layers,
-        sharding=sharding,
-    )
+    log = click.echo if os.environ.get("RANK", "0") == "0" else (lambda line: None)  # under torchrun one prints for all
+    from cerebras_jais.train.setup import FitOptions
+
+    options = FitOptions(backend or "", activation_checkpointing, compile_layers, sharding)
+    _run_phases(launch, options, log, given=checkpoint is not None)
 
 
 def _become_launch(**options: Any) -> NoReturn:
-    """Replace this process by the one that launches on a cluster; the plugin is its business, not this room's."""
+    """Replace this process by the one that launches on a cluster, which alone imports the plugin."""
     import json
     import os
     import sys
@@ -173,39 +169,40 @@ def _become_launch(**options: Any) -> NoReturn:
     os.execv(sys.executable, [sys.executable, "-m", "cerebras_jais.modelzoo.launch", json.dumps(options)])
 
 
-def _run_phases(
-    phases: Sequence[Phase], say: Callable[[str], Any], checkpoint: Path | None, *, backend: str | None, **options: Any
-) -> None:
-    """Run what is left of a launch on the reference path, one phase after another."""
-    from cerebras_jais.launch.phases import just_finished, remaining_phases, with_absolute_end
+def _run_phases(launch: Launch, options: FitOptions, log: Callable[[str], Any], *, given: bool) -> None:
+    """Run what is left of a launch on the reference path, one phase after another.
+
+    Args:
+        launch: as planned.
+        options: how to run it; without a backend, where each phase says.
+        log: takes lines for people.
+        given: whether the command line gives the checkpoint to begin from.
+    """
+    from dataclasses import replace
+
     from cerebras_jais.launch.plan import NothingLeft
+    from cerebras_jais.launch.start import just_finished, remaining_phases
     from cerebras_jais.train.loop import fit
-    from cerebras_jais.train.result import FitResult
 
     def run(phase: Phase, start: Start) -> None:
-        result: FitResult = fit(
-            with_absolute_end(phase),
-            backend=backend or (phase.config.init.backend_type or "").lower(),
-            model_dir=phase.model_dir,
-            start=start,
-            **options,
-        )
+        backend = options.backend or (phase.config.init.backend_type or "").lower()
+        result = fit(phase, start, replace(options, backend=backend))
         line = f"steps {result.steps}"
         if result.losses:
             line += f"  loss {result.first_loss:.4f} -> {result.last_loss:.4f}"
         if result.eval_loss is not None:
             line += f"  held-out {result.eval_loss:.4f}"
-        say(f"{line}  {result.tokens_per_second:,.0f} tokens/s" if result.losses else line)
+        log(f"{line}  {result.tokens_per_second:,.0f} tokens/s" if result.losses else line)
         if result.checkpoint_path is not None:
-            say(f"checkpoint {result.checkpoint_path}")
-        say(f"curve      {result.model_dir / 'loss_curve.png'}")
+            log(f"checkpoint {result.checkpoint_path}")
+        log(f"curve      {result.model_dir / 'loss_curve.png'}")
 
     try:
-        finished = just_finished(phases) if checkpoint is None else None
+        finished = None if given else just_finished(launch)
         if finished is not None:
             with suppress(NothingLeft):
                 run(*finished)
-        for phase, start in remaining_phases(phases, checkpoint, say):
+        for phase, start in remaining_phases(launch, log):
             run(phase, start)
     except NothingLeft as nothing:
-        say(str(nothing))
+        log(str(nothing))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cerebras_jais.ranges import COUNT
+from cerebras_jais.ranges import COUNT, shown
 
 # Change what is trained or kept: done here too.
 HONOURED: Mapping[str, tuple[str, ...]] = {
@@ -82,14 +82,38 @@ def _or_null(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or kind(value)
 
 
-def _is_names(value: Any) -> bool:
-    return _is_text(value) or (isinstance(value, list) and all(map(_is_text, value)))
+# The states that checkpoints of the Model Zoo's trainer hold.
+CHECKPOINT_STATES = ("dataloader", "global_step", "grad_scaler", "model", "optimizer", "schedulers", "sparsity")
+
+
+def named_states(value: Any) -> frozenset[str] | None:
+    """The states that `load_checkpoint_states` names: None for all of them.
+
+    It is "all", names joined by commas, or a list of names. The Model Zoo compares letter for letter: its constructor
+    takes "All", and the run then ends with an AttributeError where the checkpoint is loaded; a space or "all" in a list
+    ends it with a KeyError. (Model Zoo trainer/callbacks/checkpoint.py, LoadCheckpointStates.)
+
+    Raises ValueError, in words, for a value that the Model Zoo could not load a checkpoint with.
+    """
+    if value == "all":
+        return None
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(map(_is_text, names)):
+        raise ValueError(f"must be text or a list of names (got {shown(value)})")
+    for name in names:
+        if name not in CHECKPOINT_STATES:
+            plain = name.strip().lower()
+            remedy = "; write all, alone and in small letters" if plain == "all" else ""
+            if not remedy and plain in CHECKPOINT_STATES:
+                remedy = "; write the names without spaces" if name != name.strip() else "; write it in small letters"
+            known = ", ".join(sorted((*CHECKPOINT_STATES, "all")))
+            raise ValueError(f"no checkpoint holds {shown(name)}{remedy}; known: {known}")
+    return frozenset(names)
 
 
 # What the arguments that have an effect here may be, if they are given: a test of the value, and its name in words.
 ARGUMENT_KINDS: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "KeepNCheckpoints": {"n": (_or_null(_is_count), f"{COUNT}, or null")},
-    "LoadCheckpointStates": {"load_checkpoint_states": (_is_names, "text or a list of names")},
     "TensorBoardLogger": {"summary_dir": (_or_null(_is_path), "the path of a folder, or null")},
 }
 

@@ -38,6 +38,7 @@ from cerebras_jais.config.callbacks import (
     LOGGERS_WITHOUT_EFFECT,
     NOT_HERE,
     WITHOUT_EFFECT,
+    named_states,
 )
 from cerebras_jais.config.cluster import ClusterConfig, flag_problem
 from cerebras_jais.config.modelzoo_only import DATA_PROCESSORS, OTHER_DATA_PROCESSORS
@@ -296,6 +297,11 @@ class Named(Section):
         for key, (kind, what) in ARGUMENT_KINDS.get(name, {}).items():
             if arguments and key in arguments and not kind(arguments[key]):
                 raise refuse(f"{key} must be {what} (got {shown(arguments[key])})", str(given))
+        if name == "LoadCheckpointStates" and arguments and "load_checkpoint_states" in arguments:
+            try:
+                named_states(arguments["load_checkpoint_states"])
+            except ValueError as problem:
+                raise refuse(str(problem), "load_checkpoint_states") from None
         return {"name": name, "arguments": arguments}
 
     @classmethod

@@ -174,7 +174,11 @@ class TrainerConfig(Section):
 
     def message(self, problem: Problem) -> str:
         """The line that says a problem of this trainer, whose keys are below `trainer`: file, line, key, problem."""
-        return _message(problem.below(self._at), self._file)
+        return self.message_at(problem.below(self._at))
+
+    def message_at(self, problem: Problem) -> str:
+        """The line that says a problem whose keys are those of the file."""
+        return _message(problem, self._file)
 
     @property
     def aside(self) -> tuple[Aside, ...]:

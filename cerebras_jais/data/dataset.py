@@ -214,11 +214,6 @@ class HDF5Samples:
             yield self.batch(index, rank=rank, world_size=world_size, start_sample=start_sample)
             index += 1
 
-    def epoch_batches(self, *, rank: int = 0, world_size: int = 1) -> Iterator[dict[str, np.ndarray]]:
-        """Yield the batches of the first epoch once, for evaluation."""
-        for index in range(self.batches_per_epoch):
-            yield self.batch(index, rank=rank, world_size=world_size)
-
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raise DataError, naming file and token id, if a token id lies outside 0..vocab_size - 1.
 
@@ -229,14 +224,6 @@ class HDF5Samples:
         for source in self._sources:
             for rows in _stretches(len(source), source.tokens_per_sample):
                 _raise_for_ids(source, source.read(rows), rows, vocab_size)
-
-    def max_token_id(self) -> int:
-        """Return the largest token id in the data that `check_vocabulary` would read."""
-        return max(
-            int(source.read(rows)[:, [0, 2]].max())
-            for source in self._sources
-            for rows in _stretches(len(source), source.tokens_per_sample)
-        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the settings as the Model Zoo's HDF5Dataset.state_dict does; its strict check compares them by ==.
@@ -429,7 +416,7 @@ def _same(saved: Any, own: Any) -> bool:
     # A checkpoint may give lists back as tuples.
     if isinstance(saved, list | tuple) and isinstance(own, list | tuple):
         return len(saved) == len(own) and all(_same(a, b) for a, b in zip(saved, own, strict=True))
-    return saved == own
+    return bool(saved == own)
 
 
 def _stretches(length: int, tokens_per_sample: int) -> Iterator[np.ndarray]:

@@ -90,7 +90,8 @@ def _permutation(length: int, num_samples: int, seed: int) -> np.ndarray:
     # All copies of the data set but the last are whole and in order before the outer shuffle.
     copies = math.ceil(num_samples / length)
     repeated = np.concatenate([np.tile(np.arange(length), copies - 1), last])[:num_samples]
-    return repeated[torch.randperm(num_samples, generator=generator).numpy()]
+    shuffled: np.ndarray = repeated[torch.randperm(num_samples, generator=generator).numpy()]
+    return shuffled
 
 
 def subset_indices(length: int, data_subset: str) -> np.ndarray:

@@ -37,7 +37,9 @@ class PackedRows:
     An iterator: it can be gone through once. Each row is an int32 array [features, max_sequence_length].
     """
 
-    def __init__(self, features: tuple[str, ...], max_sequence_length: int, make: Callable[["PackedRows"], Iterator]):
+    def __init__(
+        self, features: tuple[str, ...], max_sequence_length: int, make: Callable[["PackedRows"], Iterator[np.ndarray]]
+    ):
         self.features = features
         self.max_sequence_length = max_sequence_length
         self._documents = self._tokens = self._rows = self._trained = 0

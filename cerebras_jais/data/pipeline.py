@@ -1,16 +1,25 @@
 """From documents to a folder of packed data: held-out split, tokens, rows, files."""
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cerebras_jais.atomic import whole_folder
 from cerebras_jais.data.dataset import SAMPLES_PER_FILE, DataParameters, check_new_folder, write_hdf5
-from cerebras_jais.data.documents import DataError, Document, count_bytes, language_of, split_held_out
+from cerebras_jais.data.documents import (
+    DataError,
+    Document,
+    count_bytes,
+    language_of,
+    read_documents,
+    split_held_out,
+)
 from cerebras_jais.data.packing import PackingReport, pack_stream, pack_vsl
 from cerebras_jais.data.tokenizer import (
     check_end_of_text,
@@ -19,6 +28,11 @@ from cerebras_jais.data.tokenizer import (
     load_tokenizer,
 )
 from cerebras_jais.encoding import encode_texts
+
+# The documents that are held out, as text: what `score` reads.
+HELD_OUT_FILE = "held_out.jsonl"
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 # Documents tokenised at once, and their characters: enough to keep all cores busy, in bounded memory.
 _BATCH = 256
@@ -55,7 +69,8 @@ def pack_documents(
     Every `held_out`-th document of each language is held out (0: none). The training documents are shuffled by
     `seed`, or a corpus sorted by language would be trained on language by language. The held-out data stays apart by
     language for a loss and bits per byte of each; the Model Zoo reads several of them as one when `data_dir` is a
-    list. `tokenizer` is a folder with tokenizer.json. `progress(documents, name)` may wrap the documents of a split.
+    list. Their text is in `output`/held_out.jsonl, which `held_out_documents` reads. `tokenizer` is a folder with
+    tokenizer.json. `progress(documents, name)` may wrap the documents of a split.
     All or nothing: `output` appears when everything is written. Raises DataError if it exists and is not empty, and
     for text that the tokenizer turns into the end of text or does not give back (a sample is decoded again).
     """
@@ -94,10 +109,33 @@ def pack_documents(
             )
             write_hdf5(hidden / name, rows, metadata=metadata, samples_per_file=samples_per_file)
             packed.append(PackedSplit(name, output / name, len(members), metadata.raw_bytes, rows.report))
+        if kept:
+            _write_documents(hidden / HELD_OUT_FILE, kept)
     return packed
 
 
-def _encode(tokenizer, documents: Iterable[Document], eos_id: int) -> Iterator[Sequence[int]]:
+def held_out_documents(packed: str | Path) -> list[Document]:
+    """The documents that `pack_documents` held out when it made a folder.
+
+    Raises DataError where there are none.
+    """
+    file = Path(packed) / HELD_OUT_FILE
+    if not file.exists():
+        raise DataError(
+            f"{packed}: has no {HELD_OUT_FILE}, so no document is known to be held out of training; give the folder "
+            "that `cerebras-jais data pack` wrote without --held-out 0"
+        )
+    return list(read_documents(file))
+
+
+def _write_documents(file: Path, documents: Sequence[Document]) -> None:
+    with file.open("w", encoding="utf-8", newline="\n") as lines:
+        for document in documents:
+            entry = {"text": document.text, "language": language_of(document), "source": document.source}
+            lines.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+def _encode(tokenizer: "Tokenizer", documents: Iterable[Document], eos_id: int) -> Iterator[Sequence[int]]:
     """Yield the token ids of each document; DataError where they hold the end of text or do not decode to the text."""
     for batch in _batches(documents):
         for number, ids in enumerate(encode_texts(tokenizer, [document.text for document in batch])):

@@ -189,10 +189,10 @@ def _find_files(directories: Sequence[Path], sort_files: bool, use_vsl: bool) ->
     return sorted(files) if sort_files else files
 
 
-def _read_headers(files: Sequence[Path]) -> tuple[list[DatasetHeader], list[tuple[int, ...]]]:
+def _read_headers(files: Sequence[Path]) -> tuple[list[DatasetHeader], list[tuple[int, int]]]:
     """The header of `data` of each file, and the identity of the file that has it."""
     headers: list[DatasetHeader] = []
-    identities: list[tuple[int, ...]] = []
+    identities: list[tuple[int, int]] = []
     for file in files:
         check_regular(file, DataError)
         file.open("rb").close()  # else the child would call a file damaged that may not be read

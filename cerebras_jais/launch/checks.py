@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,20 +15,17 @@ from cerebras_jais.catalog.family import loss_weight_problem, mup_problems
 from cerebras_jais.config.schedules import ConstantLR, CosineDecayLR, LinearLR, ScalePerParamLR, Schedule, SequentialLR
 from cerebras_jais.config.trainer import TrainerConfig
 from cerebras_jais.errors import Keys, Problem, dotted
-
-CHECKPOINT_STATES = frozenset(
-    {"model", "optimizer", "schedulers", "dataloader", "global_step", "grad_scaler", "sparsity", "all"}
-)
+from cerebras_jais.launch.phases import Phase
 
 
-def check(configs: Sequence[TrainerConfig]) -> list[Problem]:
+def check(phases: Sequence[Phase]) -> list[Problem]:
     """Every problem of the trainers of a YAML, each at its key of the file."""
     found = []
-    for config, begins, _ in steps_of(configs):
-        problems = [problem for check_one in CHECKS for problem in check_one(config)]
-        problems += _schedule_problems(config, begins)
-        found += [problem.below(config.at) for problem in problems]
-    return found + list(_problems_between(configs))
+    for phase in phases:
+        problems = [problem for check_one in CHECKS for problem in check_one(phase.config)]
+        problems += _schedule_problems(phase)
+        found += [problem.below(phase.config.at) for problem in problems]
+    return found + list(_problems_between([phase.config for phase in phases]))
 
 
 def notes_of(configs: Sequence[TrainerConfig]) -> list[str]:
@@ -101,18 +97,6 @@ def _checkpoint_problems(config: TrainerConfig) -> Iterator[Problem]:
             ("init", "checkpoint", "steps"),
             "no checkpoint would be written, not even the last; give a number of steps",
         )
-    for index, callback in enumerate(config.init.callbacks):
-        if callback.name != "LoadCheckpointStates" or callback.arguments is None:
-            continue
-        at = ("init", "callbacks", index, "LoadCheckpointStates", "load_checkpoint_states")
-        named = callback.arguments.get("load_checkpoint_states", "all")
-        names = named.split(",") if isinstance(named, str) else named
-        for name in names:
-            if name not in CHECKPOINT_STATES:
-                spaces = "; write the names without spaces" if name.strip() in CHECKPOINT_STATES else ""
-                yield Problem(
-                    at, f"no checkpoint holds {name!r}{spaces}; known: {', '.join(sorted(CHECKPOINT_STATES))}"
-                )
 
 
 def _loss_problems(config: TrainerConfig) -> Iterator[Problem]:
@@ -167,39 +151,9 @@ CHECKS: Sequence[Callable[[TrainerConfig], Iterator[Problem]]] = (
 # ---- schedules --------------------------------------------------------------------------------------------------
 
 
-def steps_of(configs: Sequence[TrainerConfig]) -> Iterator[tuple[TrainerConfig, int, int]]:
-    """Each trainer with the steps that it begins and ends at; it ends where it begins when only its data can tell."""
-    ends: int | None = None
-    for config in configs:
-        begins = _first_step(config, ends)
-        ends = _last_step(config, begins)
-        yield config, begins, ends
-
-
-def _first_step(config: TrainerConfig, before: int | None) -> int:
-    """The step a trainer begins at: the one before it in a list, or what the name of its checkpoint says."""
-    if config.fit is None or not _counts_on(config):
-        return 0
-    named = re.search(r"checkpoint_(\d+)\.mdl$", config.fit.ckpt_path or "")
-    if named:
-        return int(named[1])
-    return before or 0
-
-
-def _counts_on(config: TrainerConfig) -> bool:
-    named = (config.callback("LoadCheckpointStates") or {}).get("load_checkpoint_states", "all")
-    names = named.split(",") if isinstance(named, str) else named
-    return bool({"all", "global_step"} & {name.strip() for name in names})
-
-
-def _last_step(config: TrainerConfig, begins: int) -> int:
-    loop = config.init.loop
-    ends = [end for end in (loop.max_steps, begins + loop.num_steps if loop.num_steps else None) if end]
-    return min(ends, default=begins)
-
-
-def _schedule_problems(config: TrainerConfig, begins: int) -> Iterator[Problem]:
-    loop = config.init.loop
+def _schedule_problems(phase: Phase) -> Iterator[Problem]:
+    config, begins = phase.config, phase.begins
+    steps = 0 if phase.ends is None else phase.ends - begins
     for index, outer in enumerate(config.init.schedulers):
         at: Keys = ("init", "schedulers", index)
         schedule: Schedule = outer.scheduler if isinstance(outer, ScalePerParamLR) else outer
@@ -209,11 +163,10 @@ def _schedule_problems(config: TrainerConfig, begins: int) -> Iterator[Problem]:
                 yield Problem(
                     at, f"the learning rate jumps from {_rate(before, -1):g} to {_rate(after, 0):g}; make them equal"
                 )
-        steps = _last_step(config, begins) - begins
-        if loop.num_epochs is not None or isinstance(parts[-1], ConstantLR):
+        if phase.ends is None or isinstance(parts[-1], ConstantLR):
             continue
         planned = sum(part.total_iters or 0 for part in parts)
-        if config.init.loop.max_steps is not None and steps <= 0:
+        if steps <= 0:
             yield Problem(("init", "loop", "max_steps"), f"the run begins at step {begins}; give more than that")
         elif planned < steps:
             yield Problem(
@@ -233,7 +186,7 @@ def _schedule_problems(config: TrainerConfig, begins: int) -> Iterator[Problem]:
 def _rate(schedule: LinearLR | CosineDecayLR | ConstantLR, end: int) -> float:
     if isinstance(schedule, ConstantLR):
         return schedule.learning_rate
-    return schedule.end_learning_rate if end else schedule.initial_learning_rate
+    return float(schedule.end_learning_rate if end else schedule.initial_learning_rate)
 
 
 # ---- several trainers -------------------------------------------------------------------------------------------

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from cerebras_jais.launch.phases import Phase, Start, next_phase, predicted_start
+from cerebras_jais.launch.phases import Phase
+from cerebras_jais.launch.start import Launch, Start, predicted_start
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.freeze import trained_names
 from cerebras_jais.model.tensors import Kind, tensors
@@ -67,18 +67,18 @@ def training_flops(config: DecoderConfig, size: ModelSize, tokens: int) -> float
     return float(tokens) * (4 * size.multiplied + 2 * size.multiplied_and_trained + attention)
 
 
-def describe_launch(phases: Sequence[Phase], checkpoint: str | Path | None = None) -> Iterator[str]:
+def describe_launch(launch: Launch) -> Iterator[str]:
     """Lines that say what a launch would run: for each phase its size, tokens, steps, FLOPs, checkpoints and start."""
-    index, start = next_phase(phases, checkpoint)
-    for number, phase in enumerate(phases):
+    index = launch.index
+    for number, phase in enumerate(launch.phases):
         yield f"{phase.name}: {phase.config.init.model.name}, into {phase.model_dir}"
         if number < index:
-            yield "  finished, nothing to do"
+            yield "  finished"
             continue
         if phase.ends is not None and phase.ends <= phase.begins:
             yield "  not reached: the launch ends before it"
             continue
-        begins = start if number == index else predicted_start(phases, number)
+        begins = launch.start if number == index else predicted_start(launch.phases, number)
         yield from (f"  {line}" for line in _describe(phase, begins))
 
 
@@ -94,7 +94,7 @@ def _describe(phase: Phase, start: Start) -> Iterator[str]:
         length = model.max_position_embeddings
         each = f"{sequences:,} sequences of {length:,} tokens each"
         if phase.ends is None:
-            yield f"steps       as many as its data has, {each}"
+            yield f"steps       as many as num_epochs of its data, {each}"
         else:
             steps = phase.ends - phase.begins
             tokens = steps * sequences * length
@@ -102,8 +102,9 @@ def _describe(phase: Phase, start: Start) -> Iterator[str]:
             yield f"tokens      {tokens:,}"
             yield f"FLOPs       {training_flops(model, size, tokens):.3g}"
             yield from _describe_checkpoints(phase, size, steps)
-    there = "" if start.checkpoint is None or start.checkpoint.exists() else ", not there yet"
-    yield f"begins      {start}{there}"
+    there = "" if start.is_here else "; the file is not here yet"
+    assumed = f", step {phase.begins:,} is assumed {phase.assumed}" if phase.assumed else ""
+    yield f"starts      {start}{there}{assumed}"
 
 
 def _describe_checkpoints(phase: Phase, size: ModelSize, steps: int) -> Iterator[str]:

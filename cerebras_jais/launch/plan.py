@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import math
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from cerebras_jais.config.sections import CheckpointSection, Loop
+from cerebras_jais.config.sections import Loop
 from cerebras_jais.config.trainer import TrainerConfig
 from cerebras_jais.data.dataset import HDF5Samples
 from cerebras_jais.errors import Problem, UserError
 from cerebras_jais.launch.estimate import model_size
+from cerebras_jais.launch.phases import end_of
 from cerebras_jais.model.config import DecoderConfig
 
 
@@ -58,78 +58,66 @@ class TrainingPlan:
     evaluation_steps: Every
 
 
-def plan_training(
-    loop: Loop,
-    checkpoint: CheckpointSection,
-    data: HDF5Samples,
-    begins: int,
-    max_steps: int | None,
-    source: str,
-) -> TrainingPlan:
-    """The plan of a run that began after `begins` steps; `max_steps` replaces the YAML's own length.
+def plan_training(config: TrainerConfig, data: HDF5Samples, begins: int) -> TrainingPlan:
+    """The plan of a run that began after `begins` steps.
 
     A step is an optimizer step of `grad_accum_steps` batches. (The Model Zoo's CPU and GPU loop counts batches against
-    max_steps and so makes fewer optimizer steps than it was told; here they are what they say.) num_steps and
-    num_epochs are counted from `begins`, max_steps from the very first step, the lowest of them decides, and
-    checkpoints and evaluations are counted from `begins`.
+    max_steps and so makes fewer optimizer steps than it was told; here they are what they say.) The run ends at
+    `phases.end_of`; checkpoints and evaluations are counted from `begins`.
 
     A difference by intent: a run that was stopped and goes on keeps the step that it began at, and so ends, saves and
     evaluates where it would have. The Model Zoo's loop counts all of this from the step where it goes on: a run of
     num_epochs that is stopped gets longer by what it had done.
-    Raises NothingLeft when the run was to end where it began.
+
+    Args:
+        config: of the phase, with the length that the launch gives it.
+        data: to train on.
+        begins: the step at which the run began.
+
+    Raises:
+        NothingLeft: the run was to end where it began.
+        PlanError: an epoch that is too short for its steps.
     """
-    if max_steps is not None:
-        loop = Loop.model_construct(**{**dict(loop), "max_steps": max_steps, "num_steps": None, "num_epochs": None})
-    steps = _steps(loop, data, begins, source)
+    loop, source = config.init.loop, config.source
+    end = end_of(loop, begins, _steps_in_epochs(loop, data, source))
+    assert end is not None
+    if end <= begins:
+        raise NothingLeft(source, f"nothing is left to train: it is at step {begins}, max_steps {end}")
     frequency = loop.eval_frequency or 0
-    evaluates = math.ceil(frequency * steps) if isinstance(frequency, float) else frequency
+    evaluates = math.ceil(frequency * (end - begins)) if isinstance(frequency, float) else frequency
     return TrainingPlan(
         begins,
-        begins + steps,
+        end,
         loop.grad_accum_steps,
-        checkpoint_steps=Every(checkpoint.steps or 0, begins, begins + steps),
-        evaluation_steps=Every(evaluates, begins, begins + steps),
+        checkpoint_steps=Every(config.init.checkpoint.steps or 0, begins, end),
+        evaluation_steps=Every(evaluates, begins, end),
     )
 
 
-def _steps(loop: Loop, data: HDF5Samples, begins: int, source: str) -> int:
-    limits = [] if loop.num_steps is None else [loop.num_steps]
-    if loop.num_epochs is not None:
-        batches = loop.steps_per_epoch or data.batches_per_epoch
-        if batches > data.batches_per_epoch:
-            raise PlanError(
-                source, f"loop.steps_per_epoch {batches} is more than the data's {data.batches_per_epoch} batches"
-            )
-        if batches < loop.grad_accum_steps:
-            raise PlanError(
-                source,
-                f"an epoch has {batches} batches, fewer than loop.grad_accum_steps {loop.grad_accum_steps}; "
-                "lower that or the batch size, or give max_steps",
-            )
-        limits.append(loop.num_epochs * (batches // loop.grad_accum_steps))
-    if loop.max_steps is not None:
-        if loop.max_steps <= begins:
-            raise NothingLeft(source, f"nothing is left to train: it is at step {begins}, max_steps {loop.max_steps}")
-        limits.append(loop.max_steps - begins)
-    return min(limits)
-
-
-def known_end(loop: Loop, begins: int, max_steps: int | None) -> int | None:
-    """The step that a run ends at, where it can be told without its data."""
-    if max_steps is not None:
-        return max_steps
-    if loop.num_epochs is not None:
+def _steps_in_epochs(loop: Loop, data: HDF5Samples, source: str) -> int | None:
+    """What num_epochs comes to in optimizer steps; None without it."""
+    if loop.num_epochs is None:
         return None
-    ends = [end for end in (loop.max_steps, None if loop.num_steps is None else begins + loop.num_steps) if end]
-    return min(ends, default=None)
+    batches = loop.steps_per_epoch or data.batches_per_epoch
+    if batches > data.batches_per_epoch:
+        raise PlanError(
+            source, f"loop.steps_per_epoch {batches} is more than the data's {data.batches_per_epoch} batches"
+        )
+    if batches < loop.grad_accum_steps:
+        raise PlanError(
+            source,
+            f"an epoch has {batches} batches, fewer than loop.grad_accum_steps {loop.grad_accum_steps}; "
+            "lower that or the batch size, or give max_steps",
+        )
+    return loop.num_epochs * (batches // loop.grad_accum_steps)
 
 
 def refuse_finished(source: str, checkpoint: Path | None, end: int) -> NoReturn:
     """Raise NothingLeft: the run goes on from a checkpoint that is at its end."""
     raise NothingLeft(
         source,
-        f"nothing is left to train: {checkpoint} is at step {end} or beyond, where the run ends; to train on "
-        "make it longer, to begin anew use another model_dir",
+        f"nothing is left to train: {checkpoint} is at step {end} or beyond, where the run ends; to continue "
+        "raise max_steps, to start again use another model_dir",
     )
 
 
@@ -191,8 +179,3 @@ def check_memory(model: DecoderConfig, memory: int, source: str) -> None:
     problem = memory_problem(model, memory)
     if problem is not None:
         raise PlanError(source, f"{problem}; use a smaller model, a larger machine, or --sharding fsdp over several")
-
-
-def say_to(aloud: bool) -> Callable[[str], None]:
-    """A function that prints one line to standard error, or does nothing."""
-    return (lambda line: print(line, file=sys.stderr, flush=True)) if aloud else (lambda line: None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from cerebras_jais.data.shards import recorded_vocabulary
 from cerebras_jais.data.tokenizer import LARGEST
 from cerebras_jais.errors import Keys, Problem, UserError
 from cerebras_jais.files import parse_json, read_text
-from cerebras_jais.launch.phases import MissingCheckpoint, Phase, PhaseError, next_phase, plan_phases, with_absolute_end
+from cerebras_jais.launch.phases import Phase, phase_problems
 from cerebras_jais.launch.plan import (
     PlanError,
     data_problem,
@@ -25,6 +25,7 @@ from cerebras_jais.launch.plan import (
     missing_sections,
     plan_training,
 )
+from cerebras_jais.launch.start import Launch
 from cerebras_jais.model.config import ModelConfigError
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.freeze import freeze_parameters
@@ -32,27 +33,25 @@ from cerebras_jais.optimizer.groups import OptimizerSectionError, groups_of
 from cerebras_jais.optimizer.schedule import check_schedules
 
 
-def check_surroundings(
-    configs: Sequence[TrainerConfig], tokenizer: Path | None = None
-) -> tuple[list[Problem], list[str]]:
+def check_surroundings(launch: Launch, tokenizer: Path | None = None) -> tuple[list[Problem], list[str]]:
     """The problems of a YAML with its surroundings, each at its key of the file, and notes of what was not looked at.
 
     What `fit` would refuse is a problem here too, except what needs a file that is not here, the start checkpoint or
     the memory of the machine; a note names that.
 
     Args:
-        configs: the trainers of the YAML.
+        launch: the plan of the YAML.
         tokenizer: a folder with tokenizer.json, whose vocabulary the model's must hold.
 
     Raises:
         UserError: the tokenizer cannot be read.
     """
-    problems: list[Problem] = []
-    notes: list[str] = []
+    problems = list(phase_problems(launch.phases))
+    notes = [] if problems else list(_start_notes(launch))
     absent: dict[str, None] = {}
-    phases = _phases(configs, problems, notes)
-    for index, config in enumerate(configs):
-        found: list[Problem] = []
+    of_data: list[Problem] = []
+    for phase in launch.phases:
+        config, found = phase.config, list[Problem]()
         if config.fit is None and (config.validation or config.validation_all):
             notes.append("it has validation data only; `fit` cannot train it")
         else:
@@ -69,34 +68,25 @@ def check_surroundings(
             missing = [folder for folder in loader.folders if not Path(folder).is_dir()]
             absent |= dict.fromkeys(missing)
             if not missing:
-                trains = phases and keys == ("fit", "train_dataloader")
-                found += data_problems(config, keys, loader, phases[index] if trains else None)
-        problems += [problem.below(config.at) for problem in found]
+                trains = keys == ("fit", "train_dataloader") and not problems
+                found += data_problems(config, keys, loader, phase if trains else None)
+        of_data += [problem.below(config.at) for problem in found]
+    problems += of_data
     if absent:
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
         notes.append(f"its data is not here and was not looked at: {next(iter(absent))}{more}")
     return problems, notes
 
 
-def _phases(configs: Sequence[TrainerConfig], problems: list[Problem], notes: list[str]) -> list[Phase]:
-    """The phases of a launch, empty where they cannot be continued; what is wrong or not looked at is added."""
-    try:
-        phases = plan_phases(configs)
-        index, start = next_phase(phases)
-    except MissingCheckpoint as error:
-        notes.append(f"its start checkpoint is not here and was not looked at: {error.path}")
-        return []
-    except PhaseError as error:
-        problems.append(error.problem)
-        return []
-    except UserError as error:
-        problems.append(Problem(("trainer",), str(error)))
-        return []
-    if index == len(phases):
-        notes.append(f"nothing is left to train: {start.checkpoint} is at the end of the run")
+def _start_notes(launch: Launch) -> Iterator[str]:
+    """What a launch begins from, as far as that is worth a line."""
+    start = launch.start
+    if not start.is_here:
+        yield f"its start checkpoint is not here and was not looked at: {start.checkpoint}"
+    elif launch.index == len(launch.phases):
+        yield f"nothing is left to train: {start.checkpoint} is at the end of the run"
     elif start.checkpoint is not None:
-        notes.append(f"it begins {start}; the tensors of that file were not looked at")
-    return phases
+        yield f"it begins {start}; the tensors of that file were not looked at"
 
 
 def data_problems(
@@ -108,8 +98,7 @@ def data_problems(
         with closing(HDF5Samples(**loader.reader_keys())) as samples:
             problem = data_problem(samples, config.init.model)
             if problem is None and phase is not None:
-                run = with_absolute_end(phase).init
-                plan_training(run.loop, run.checkpoint, samples, phase.begins, None, config.source)
+                plan_training(phase.config, samples, phase.begins)
     except PlanError as error:
         yield Problem(("init", "loop"), error.problem)
         return

@@ -17,7 +17,7 @@ from cerebras_jais.model.positions import rotate_BHLD
 
 @dataclass(frozen=True)
 class Positions:
-    """What attention needs to know of where tokens stand, made once per forward pass and shared by all layers.
+    """The positions of tokens as attention uses them, computed once per forward pass and shared by all layers.
 
     bias: additive float mask [1 or B, 1 or H, L, S], or None for a plain causal mask.
     cos, sin: rotary angles, or None under ALiBi.
@@ -72,7 +72,7 @@ class SelfAttention(nn.Module):
         if cache is not None:
             k_BGSD, v_BGSD = cache.extend(k_BGSD, v_BGSD)
         if self.num_groups != self.num_heads:
-            # The fused kernels of the oldest supported PyTorch want as many key heads as query heads.
+            # The fused kernels of the oldest supported PyTorch need as many key heads as query heads.
             k_BGSD = k_BGSD.repeat_interleave(self.num_heads // self.num_groups, dim=1)
             v_BGSD = v_BGSD.repeat_interleave(self.num_heads // self.num_groups, dim=1)
         # Autocast would cast the shared bias anew in every layer; queries, keys and values are 16-bit already.
@@ -86,7 +86,8 @@ class SelfAttention(nn.Module):
                 is_causal=positions.bias is None,
                 scale=self.scale,
             )
-        return self.proj_output_dense_layer(out_BHLD.transpose(1, 2).flatten(2))
+        out_BLM: Tensor = self.proj_output_dense_layer(out_BHLD.transpose(1, 2).flatten(2))
+        return out_BLM
 
     def _heads(self, x_BLE: Tensor) -> Tensor:
-        return x_BLE.unflatten(2, (-1, self.head_dim)).transpose(1, 2)
+        return x_BLE.view(*x_BLE.shape[:2], -1, self.head_dim).transpose(1, 2)

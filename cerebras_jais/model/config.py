@@ -1,4 +1,4 @@
-"""What one decoder is: the `model:` section of a Model Zoo trainer YAML as a frozen dataclass.
+"""What one decoder is: the `model:` section of a Model Zoo trainer YAML as a frozen pydantic model.
 
 The fields are the keys of the Model Zoo's `jais` and `llama` models with the Model Zoo's own defaults
 (GPT2LMHeadModelConfig and GPT2ModelConfig of release 2.10). A Jais model is ALiBi + LayerNorm + biases, an adapted
@@ -11,12 +11,24 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    StrictBool,
+    StrictStr,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.outside import ONLY_AT_DEFAULT, RATE_GROUPS, WITHOUT_EFFECT, is_default
-from cerebras_jais.modelzoo_version import PLUGIN_NAMES, STOCK_NAMES
+from cerebras_jais.modelzoo_version import MODEL_CLASSES, PLUGIN_NAMES, RELEASE, STOCK_NAMES
 from cerebras_jais.ranges import (
     BASE_WIDTH,
     EPSILON,
@@ -105,27 +117,6 @@ class Initializer:
         )
 
 
-_INITIALIZERS = (
-    "embedding_initializer",
-    "initializer",
-    "output_layer_initializer",
-    "ffn_initializer",
-    "ffn_output_layer_initializer",
-)
-
-_RANGES: Mapping[str, Range] = {
-    "vocab_size": VOCABULARY,
-    "num_hidden_layers": LAYERS,
-    **dict.fromkeys(("max_position_embeddings", "hidden_size", "filter_size", "num_heads", "rotary_dim"), SIZE),
-    **dict.fromkeys(("mup_base_hidden_size", "mup_base_filter_size"), BASE_WIDTH),
-    **dict.fromkeys(("dropout_rate", "embd_pdrop", "attention_dropout_rate"), FRACTION),
-    **dict.fromkeys(("pos_scaling_factor", "embeddings_scale", "attention_logits_alpha"), FACTOR),
-    **dict.fromkeys(("output_logits_alpha", "output_logits_scale", "loss_weight"), FACTOR),
-    "initializer_range": SPREAD,
-    "layer_norm_epsilon": EPSILON,
-    "rope_theta": ROTATION,
-}
-
 # Keys that steer a CS system or the Model Zoo's own logging and change no number here (softmax is always float32).
 NO_EFFECT_HERE = (
     "attention_kernel",
@@ -139,64 +130,97 @@ NO_EFFECT_HERE = (
 _ALIASES = {"model_name": "name", "embedding_dropout_rate": "embd_pdrop"}
 
 
-@dataclass(frozen=True)
-class DecoderConfig:
+# ---- types of the fields -----------------------------------------------------------------------------------------
+
+
+def _within(bounds: Range, kind: type[int] | type[float]) -> BeforeValidator:
+    def check(value: Any) -> Any:
+        problem = bounds.problem(value)
+        if problem is not None:
+            raise PydanticCustomError("range", "{problem}", {"problem": problem})
+        return kind(value)
+
+    return BeforeValidator(check)
+
+
+def _default_where_null(value: Any, info: ValidationInfo) -> Any:
+    return DecoderConfig.model_fields[str(info.field_name)].default if value is None else value
+
+
+def _initializer(value: Any, info: ValidationInfo) -> Initializer:
+    return value if isinstance(value, Initializer) else Initializer.from_section(value, str(info.field_name))
+
+
+_LOWER = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
+_NULL_IS_DEFAULT = BeforeValidator(_default_where_null)
+Size = Annotated[int, _within(SIZE, int)]
+Layers = Annotated[int, _within(LAYERS, int)]
+Vocabulary = Annotated[int, _within(VOCABULARY, int)]
+BaseWidth = Annotated[float, _within(BASE_WIDTH, float)]
+Factor = Annotated[float, _within(FACTOR, float)]
+Fraction = Annotated[float, _within(FRACTION, float)]
+InitializerField = Annotated[Initializer, BeforeValidator(_initializer)]
+
+
+class DecoderConfig(BaseModel):
     """A decoder-only language model of the family; every field is a key of the YAML's `model:` section."""
 
-    name: str = "jais"
-    vocab_size: int = 50257
-    max_position_embeddings: int = 1024
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_heads: int = 12
-    filter_size: int = 3072
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    position_embedding_type: str = "alibi"
-    pos_scaling_factor: float = 1.0
-    rotary_dim: int | None = None
-    rope_theta: float = 10000.0
-    fold_rope_consts: bool = False
+    name: StrictStr = "jais"
+    vocab_size: Vocabulary = 50257
+    max_position_embeddings: Size = 1024
+    hidden_size: Size = 768
+    num_hidden_layers: Layers = 12
+    num_heads: Size = 12
+    filter_size: Size = 3072
 
-    nonlinearity: str = "swiglu"
-    norm_type: str = "layernorm"
-    layer_norm_epsilon: float = 1e-5
-    share_embedding_weights: bool = True
-    use_bias_in_output: bool = False
-    use_ffn_bias: bool = True
-    use_projection_bias_in_attention: bool = True
-    use_ffn_bias_in_attention: bool = True
-    attention_module: str = "aiayn_attention"
-    extra_attention_params: Mapping[str, Any] = field(default_factory=dict)
-    attention_softmax_fp32: bool = True
-    attention_kernel: str | None = None
+    position_embedding_type: Annotated[Literal["alibi", "rotary"], _LOWER] = "alibi"
+    pos_scaling_factor: Factor = 1.0
+    rotary_dim: Size | None = None
+    rope_theta: Annotated[float, _within(ROTATION, float)] = 10000.0
+    fold_rope_consts: StrictBool = False
 
-    embd_pdrop: float | None = None
-    dropout_rate: float = 0.1
-    attention_dropout_rate: float | None = 0.1
+    nonlinearity: Annotated[Literal["swiglu"], _LOWER] = "swiglu"
+    norm_type: Annotated[Literal["layernorm", "rmsnorm"], _LOWER] = "layernorm"
+    layer_norm_epsilon: Annotated[float, _within(EPSILON, float)] = 1e-5
+    share_embedding_weights: StrictBool = True
+    use_bias_in_output: StrictBool = False
+    use_ffn_bias: StrictBool = True
+    use_projection_bias_in_attention: StrictBool = True
+    use_ffn_bias_in_attention: StrictBool = True
+    attention_module: Annotated[Literal["aiayn_attention", "multiquery_attention"], _LOWER] = "aiayn_attention"
+    extra_attention_params: dict[Any, Any] = {}
+    attention_softmax_fp32: StrictBool = True
+    attention_kernel: StrictStr | None = None
 
-    initializer_range: float = 0.02
-    embedding_initializer: Initializer | None = None
-    initializer: Initializer | None = None
-    output_layer_initializer: Initializer | None = None
-    ffn_initializer: Initializer | None = None
-    ffn_output_layer_initializer: Initializer | None = None
+    embd_pdrop: Fraction | None = None
+    dropout_rate: Fraction = 0.1
+    attention_dropout_rate: Fraction | None = 0.1
 
-    mup_base_hidden_size: float | None = None
-    mup_base_filter_size: float | None = None
-    embeddings_scale: float = 1.0
-    scale_qk_dot_by_d: bool | None = None
-    attention_logits_alpha: float = 1.0
-    scale_output_logits_by_d: bool = True
-    output_logits_alpha: float | None = None
-    output_logits_scale: float | None = None
+    initializer_range: Annotated[float, _within(SPREAD, float)] = 0.02
+    embedding_initializer: InitializerField | None = None
+    initializer: InitializerField | None = None
+    output_layer_initializer: InitializerField | None = None
+    ffn_initializer: InitializerField | None = None
+    ffn_output_layer_initializer: InitializerField | None = None
 
-    loss_scaling: str = "num_tokens"
-    loss_weight: float = 1.0
-    boundary_casting: bool = False
-    compute_eval_metrics: bool = True
+    mup_base_hidden_size: BaseWidth | None = None
+    mup_base_filter_size: BaseWidth | None = None
+    embeddings_scale: Annotated[Factor, _NULL_IS_DEFAULT] = 1.0
+    scale_qk_dot_by_d: StrictBool | None = None
+    attention_logits_alpha: Annotated[Factor, _NULL_IS_DEFAULT] = 1.0
+    scale_output_logits_by_d: StrictBool = True
+    output_logits_alpha: Factor | None = None
+    output_logits_scale: Factor | None = None
+
+    loss_scaling: Annotated[Literal["num_tokens", "batch_size"], _LOWER] = "num_tokens"
+    loss_weight: Factor = 1.0
+    boundary_casting: Annotated[StrictBool, _NULL_IS_DEFAULT] = False
+    compute_eval_metrics: StrictBool = True
 
     # Regular expressions searched for in tensor names (`model.freeze`); the models of the plugin have it.
-    frozen_parameters: tuple[str, ...] = ()
+    frozen_parameters: tuple[StrictStr, ...] = ()
 
     @classmethod
     def from_section(cls, section: Mapping[str, Any]) -> DecoderConfig:
@@ -205,105 +229,89 @@ class DecoderConfig:
         Raises:
             ModelConfigError: an unknown key, a value the family does not have, or values that do not fit together.
         """
-        values: dict[str, Any] = {}
-        fields = {f.name: f for f in dataclasses.fields(cls)}
+        given_as = {}
         for given, value in section.items():
             key = _ALIASES.get(given, given)
-            if key in fields:
-                values[key] = _coerced(key, value, fields[key])
+            if key in cls.model_fields:
+                given_as[key] = value
             elif key in ONLY_AT_DEFAULT:
                 if not is_default(key, value):
                     raise OutsideFamilyError(str(given), value, ONLY_AT_DEFAULT[key])
             elif key not in (*NO_EFFECT_HERE, RATE_GROUPS):
-                near = difflib.get_close_matches(str(given), [*fields, *ONLY_AT_DEFAULT], n=1)
+                near = difflib.get_close_matches(str(given), [*cls.model_fields, *ONLY_AT_DEFAULT], n=1)
                 raise ModelConfigError(
                     str(given),
                     "unknown key; "
-                    + (f"did you mean {near[0]!r}?" if near else "the Model Zoo 2.10 has no similar name"),
+                    + (f"did you mean {near[0]!r}?" if near else f"the Model Zoo {RELEASE} has no similar name"),
                 )
-        for key in _INITIALIZERS:
-            if values.get(key) is not None and not isinstance(values[key], Initializer):
-                values[key] = Initializer.from_section(values[key], key)
-        config = cls(**values)
-        config.check()
-        return config
+        try:
+            return cls(**given_as)
+        except ValidationError as error:
+            raise _refusal(error.errors(include_url=False)[0], given_as) from None
 
     def to_section(self) -> dict[str, Any]:
         """The `model:` section that describes this model, here and in the Model Zoo: every value but its defaults."""
         section: dict[str, Any] = {"name": self.name}
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            default = {} if f.name == "extra_attention_params" else f.default
+        for key, field in type(self).model_fields.items():
+            value = getattr(self, key)
             # The Model Zoo's defaults of these two are no model of the family, so they are always written.
-            always = f.name in ("position_embedding_type", "nonlinearity")
-            if f.name == "name" or (value == default and not always):
+            always = key in ("position_embedding_type", "nonlinearity")
+            if key == "name" or (value == field.default and not always):
                 continue
             if isinstance(value, Initializer):
                 value = {k: v for k, v in dataclasses.asdict(value).items() if v is not None}
-            section[f.name] = dict(value) if isinstance(value, Mapping) else _plain(value)
+            elif isinstance(value, tuple):
+                value = list(value)
+            section[key] = dict(value) if isinstance(value, Mapping) else value
         return section
 
-    def check(self) -> None:
-        """Refuse values outside the family or that contradict one another."""
+    @model_validator(mode="after")
+    def _fits_together(self) -> DecoderConfig:
+        """Refuse values that contradict one another."""
 
-        def demand(holds: bool, key: str, what: str) -> None:
-            if not holds:
+        def require(condition: bool, key: str, what: str) -> None:
+            if not condition:
                 raise ModelConfigError(key, f"{what} (got {shown(getattr(self, key))})")
 
-        def demand_of_family(key: str, *values: str) -> None:
-            if getattr(self, key) not in values:
-                raise OutsideFamilyError(key, getattr(self, key), *values)
-
-        if self.name not in (*STOCK_NAMES, *PLUGIN_NAMES):
+        if self.name not in MODEL_CLASSES:
             raise OutsideFamilyError("name", self.name, *PLUGIN_NAMES, *STOCK_NAMES)
-        demand(
+        require(
             not self.frozen_parameters or self.name in PLUGIN_NAMES,
             "frozen_parameters",
             f"the Model Zoo's own {self.name!r} freezes nothing; use name: {' or '.join(PLUGIN_NAMES)}",
         )
-        for key in _RANGES:
-            if getattr(self, key) is not None:
-                _check_range(key, getattr(self, key))
-        demand(self.hidden_size % self.num_heads == 0, "num_heads", f"must divide hidden_size {self.hidden_size}")
-        demand_of_family("position_embedding_type", "alibi", "rotary")
-        demand_of_family("nonlinearity", "swiglu")
-        demand_of_family("norm_type", "layernorm", "rmsnorm")
-        demand(
-            self.loss_scaling in ("num_tokens", "batch_size"), "loss_scaling", "must be 'num_tokens' or 'batch_size'"
-        )
-        demand(
-            self.attention_module in ("aiayn_attention", "multiquery_attention"),
-            "attention_module",
-            "must be 'aiayn_attention' or 'multiquery_attention'",
-        )
+        require(self.hidden_size % self.num_heads == 0, "num_heads", f"must divide hidden_size {self.hidden_size}")
         unknown = set(self.extra_attention_params) - {"num_kv_groups", "attention_kernel"}
-        demand(not unknown, "extra_attention_params", f"unknown key {sorted(unknown)[:1]}; known: num_kv_groups")
+        require(not unknown, "extra_attention_params", f"unknown key {sorted(unknown)[:1]}; known: num_kv_groups")
         groups = self.extra_attention_params.get("num_kv_groups", 1)
-        demand(
+        require(
             isinstance(groups, int) and SIZE.holds(groups) and self.num_heads % groups == 0,
             "extra_attention_params",
             f"num_kv_groups must be a whole number that divides num_heads {self.num_heads}",
         )
-        demand(
+        require(
             self.attention_module == "multiquery_attention" or "num_kv_groups" not in self.extra_attention_params,
             "attention_module",
             "must be 'multiquery_attention' for num_kv_groups to have an effect",
         )
         if self.position_embedding_type == "rotary":
             dim = self.effective_rotary_dim
-            demand(dim % 2 == 0 and 0 < dim <= self.head_dim, "rotary_dim", f"must be even and at most {self.head_dim}")
-        demand(
+            require(
+                dim % 2 == 0 and 0 < dim <= self.head_dim, "rotary_dim", f"must be even and at most {self.head_dim}"
+            )
+        require(
             self.is_mup or self.output_logits_alpha is None,
             "output_logits_alpha",
             "has an effect only with the mup_base_* sizes: give them, or remove it",
         )
         base = [self.mup_base_hidden_size is not None, self.mup_base_filter_size is not None]
-        demand(all(base) or not any(base), "mup_base_filter_size", "give both mup_base_* sizes or neither")
-        demand(
+        require(all(base) or not any(base), "mup_base_filter_size", "give both mup_base_* sizes or neither")
+        require(
             not (self.is_mup and self.output_logits_scale),
             "output_logits_scale",
             "is the deprecated form of output_logits_alpha and the mup_base_* sizes: remove one of the two forms",
         )
+        return self
 
     # ---- what follows from the fields -------------------------------------------------------------------------------
 
@@ -357,38 +365,28 @@ class DecoderConfig:
         return self.dropout_rate if self.attention_dropout_rate is None else self.attention_dropout_rate
 
 
-def _coerced(key: str, value: Any, f: dataclasses.Field) -> Any:
-    """`value` in the field's type, refusing what is plainly another kind of thing."""
-    wanted = str(f.type)
+_WORDS = {
+    "bool_type": "must be true or false",
+    "string_type": "must be a string",
+    "dict_type": "must be a mapping",
+    "tuple_type": "must be a list of strings",
+}
+
+
+def _refusal(error: Any, section: Mapping[str, Any]) -> ModelConfigError:
+    """The first of pydantic's errors of a section, as this project says it."""
+    key = str(error["loc"][0])
+    value, kind = section[key], error["type"]
     if value is None:
-        if "None" not in wanted and key not in ("embeddings_scale", "attention_logits_alpha", "boundary_casting"):
-            raise ModelConfigError(key, f"must not be null; remove the key to use its default {f.default!r}")
-        return value if "None" in wanted else f.default
-    if wanted.startswith("bool"):
-        if not isinstance(value, bool):
-            raise ModelConfigError(key, f"must be true or false (got {shown(value)})")
-    elif wanted.startswith(("int", "float")):
-        _check_range(key, value)
-        return int(value) if wanted.startswith("int") else float(value)
-    elif wanted.startswith("str"):
-        if not isinstance(value, str):
-            raise ModelConfigError(key, f"must be a string (got {shown(value)})")
-        return value if key in ("name", "attention_kernel") else value.lower()
-    elif wanted.startswith("tuple"):
-        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
-            raise ModelConfigError(key, f"must be a list of strings (got {shown(value)})")
-        return tuple(value)
-    elif wanted.startswith("Mapping") and not isinstance(value, Mapping):
-        raise ModelConfigError(key, f"must be a mapping (got {shown(value)})")
-    return value
-
-
-def _check_range(key: str, value: Any) -> None:
-    problem = _RANGES[key].problem(value)
-    if problem is not None:
-        raise ModelConfigError(key, problem)
-
-
-def _plain(value: Any) -> Any:
-    """A field's value as YAML has it."""
-    return list(value) if isinstance(value, tuple) else value
+        default = DecoderConfig.model_fields[key].default
+        return ModelConfigError(key, f"must not be null; remove the key to use its default {default!r}")
+    if kind == "range":
+        return ModelConfigError(key, error["ctx"]["problem"])
+    if kind == "literal_error" and isinstance(value, str):
+        known = get_args(DecoderConfig.model_fields[key].annotation)
+        if key in ("loss_scaling", "attention_module"):
+            return ModelConfigError(key, f"must be {' or '.join(map(repr, known))} (got {shown(value.lower())})")
+        return OutsideFamilyError(key, value.lower(), *known)
+    if key == "frozen_parameters":
+        kind = "tuple_type"
+    return ModelConfigError(key, f"{_WORDS.get(kind, 'must be a string')} (got {shown(value)})")

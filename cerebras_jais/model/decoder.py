@@ -72,7 +72,8 @@ class GatedLinear(nn.Module):
         self.linear_layer_for_glu = nn.Linear(config.hidden_size, config.filter_size, bias=config.use_ffn_bias)
 
     def forward(self, x_BLM: Tensor) -> Tensor:
-        return self.linear_layer(x_BLM) * F.silu(self.linear_layer_for_glu(x_BLM))
+        out_BLF: Tensor = self.linear_layer(x_BLM) * F.silu(self.linear_layer_for_glu(x_BLM))
+        return out_BLF
 
 
 class OutputLinear(nn.Module):
@@ -84,7 +85,8 @@ class OutputLinear(nn.Module):
         self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(self, x_BLF: Tensor) -> Tensor:
-        return self.dropout(self.linear_layer(x_BLF))
+        out_BLM: Tensor = self.dropout(self.linear_layer(x_BLF))
+        return out_BLM
 
 
 class FeedForward(nn.Module):
@@ -95,7 +97,8 @@ class FeedForward(nn.Module):
         self.ffn = nn.ModuleList([GatedLinear(config), OutputLinear(config)])
 
     def forward(self, x_BLM: Tensor) -> Tensor:
-        return self.ffn[1](self.ffn[0](x_BLM))
+        out_BLM: Tensor = self.ffn[1](self.ffn[0](x_BLM))
+        return out_BLM
 
 
 class DecoderLayer(nn.Module):
@@ -111,7 +114,8 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x_BLM: Tensor, positions: Positions, cache: KeyValueCache | None = None) -> Tensor:
         x_BLM = x_BLM + self.dropout1(self.self_attn(self.norm1(x_BLM), positions, cache))
-        return x_BLM + self.ffn(self.norm3(x_BLM))
+        out_BLM: Tensor = x_BLM + self.ffn(self.norm3(x_BLM))
+        return out_BLM
 
 
 class TransformerDecoder(nn.Module):
@@ -156,7 +160,8 @@ class Decoder(nn.Module):
                 x_BLM = checkpoint(layer, x_BLM, positions, use_reentrant=False)
             else:
                 x_BLM = layer(x_BLM, positions)
-        return self.ln_f(x_BLM)
+        out_BLM: Tensor = self.ln_f(x_BLM)
+        return out_BLM
 
     def _positions(
         self,
@@ -261,7 +266,8 @@ class LanguageModel(nn.Module):
         x_BLM = self.model(input_ids_BL, attention_span_BL, position_ids_BL, caches)
         if last_only:
             x_BLM = x_BLM[:, -1:]
-        return self.model.lm_head(x_BLM) * self.config.logits_scale
+        logits_BLV: Tensor = self.model.lm_head(x_BLM) * self.config.logits_scale
+        return logits_BLV
 
     def new_caches(self, batch: int, capacity: int) -> list[KeyValueCache]:
         """Empty caches for `batch` sequences of at most `capacity` tokens, one per layer."""

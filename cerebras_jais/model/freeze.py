@@ -1,4 +1,4 @@
-"""Freezing by name: tensors that a pattern finds get no gradient, and so no place in an optimizer.
+"""Freezing by name: tensors whose names match a pattern get no gradient and no optimizer state.
 
 Works on the reference model and on the Model Zoo's alike; both name their tensors the same.
 """
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Take the tensors that the regular expressions find out of training; returns their names, in the model's order.
+    """Freeze the tensors that the regular expressions match; returns their names, in the model's order.
 
-    An expression is searched for anywhere in a tensor's name. A tensor with two names (a tied head, the last norm) is
-    found by either and returned under the first.
+    An expression may match anywhere in a tensor's name. A tensor with two names (a tied head, the last norm) is matched
+    by either and returned under the first.
 
     Raises:
-        ModelConfigError: a pattern that is no regular expression or finds nothing, or nothing that is left to train.
+        ModelConfigError: a pattern that is no regular expression or matches no name, or no tensor is left to train.
     """
     first_of: dict[int, str] = {}
     names: dict[str, list[str]] = {}
@@ -31,14 +31,14 @@ def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         names.setdefault(first_of.setdefault(id(parameter), name), []).append(name)
     parameters = dict(model.named_parameters())
     trainable = {name for name in names if parameters[name].requires_grad}
-    frozen = _found(names, trainable, patterns)
+    frozen = _matched(names, trainable, patterns)
     for name in frozen:
         parameters[name].requires_grad_(False)
     return frozen
 
 
 def trained_names(config: DecoderConfig) -> set[str]:
-    """First names of the tensors that train: neither ALiBi's slopes nor what `frozen_parameters` finds; without torch.
+    """First names of the tensors that train: not ALiBi's slopes, and not what `frozen_parameters` matches.
 
     Raises:
         ModelConfigError: as `freeze_parameters`.
@@ -47,17 +47,17 @@ def trained_names(config: DecoderConfig) -> set[str]:
     for tensor in tensors(config):
         names.setdefault(tensor.same_as or tensor.name, []).append(tensor.name)
     trainable = {tensor.name for tensor in tensors(config) if tensor.same_as is None and tensor.kind != "slopes"}
-    return trainable - set(_found(names, trainable, config.frozen_parameters))
+    return trainable - set(_matched(names, trainable, config.frozen_parameters))
 
 
-def _found(names: Mapping[str, Sequence[str]], trainable: Collection[str], patterns: Sequence[str]) -> list[str]:
-    """First names of the tensors that patterns find, of all names by the first."""
+def _matched(names: Mapping[str, Sequence[str]], trainable: Collection[str], patterns: Sequence[str]) -> list[str]:
+    """First names of the tensors that patterns match; `names` is every name of each tensor by its first."""
     found: set[str] = set()
     for index, pattern in enumerate(patterns):
         rule = compiled_pattern(pattern, index)
         found_here = {first for first, every in names.items() if any(rule.search(name) for name in every)}
         if not found_here:
-            message = f"{pattern!r} is found in no tensor's name; names are like {next(iter(names))}"
+            message = f"{pattern!r} matches no tensor name; names are like {next(iter(names))}"
             raise ModelConfigError("frozen_parameters", message)
         found |= found_here
     if patterns and not set(trainable) - found:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from cerebras_jais.model.decoder import LanguageModel
 
-_COLDEST = 1e-6  # logits divided by less overflow, and the likeliest token is certain long before
-_PIECE = 128  # tokens of a prompt fed at once: the scores of all pairs of a long one would fill the memory
+_LOWEST_TEMPERATURE = 1e-6  # lower values overflow the logits, and the likeliest token is certain anyway
+_PREFILL = 128  # prompt tokens per forward pass: attention scores of a whole long prompt would not fit in memory
 
 
 @torch.inference_mode()
@@ -46,7 +46,7 @@ def generate(
         fed = 0
         for end in range(length, length + max_new_tokens):
             while fed < end:
-                piece = ids[:, fed : min(end, fed + _PIECE)]
+                piece = ids[:, fed : min(end, fed + _PREFILL)]
                 logits_BV = model.logits(piece, caches=caches, last_only=True)[:, -1].float()
                 fed += piece.shape[1]
             token_B = _choose(logits_BV, temperature, top_p, generator)
@@ -62,7 +62,7 @@ def generate(
 
 
 def _choose(logits_BV: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
-    if temperature < _COLDEST:
+    if temperature < _LOWEST_TEMPERATURE:
         return logits_BV.argmax(-1)
     probability_BV, order_BV = (logits_BV / temperature).softmax(-1).sort(-1, descending=True)
     # A token stays while the tokens likelier than it hold less than top_p; the likeliest always stays.

@@ -1,4 +1,4 @@
-"""Weights as the Model Zoo draws them, with muP's scaling of their spread.
+"""Initial weights as the Model Zoo draws them, with muP's scaling of their standard deviation.
 
 Source: Model Zoo models/nlp/gpt2/gpt2_model.py (choice of initializer) and common/utils/model/mup_utils.py (scaling).
 """

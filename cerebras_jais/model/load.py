@@ -1,4 +1,4 @@
-"""From a checkpoint to a model: which config it was trained with, and its weights, every one accounted for."""
+"""Loading a model: the config that a checkpoint records, and its weights, checked by name, shape and value."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def load_model(path: str | Path, config: DecoderConfig | None = None) -> Languag
 
 
 def empty_model(config: DecoderConfig) -> LanguageModel:
-    """A model on the CPU, in float32, whose weights hold nothing yet; a tied head is the embedding."""
+    """A model on the CPU, in float32, whose weights are not initialized; a tied head is the embedding."""
     with torch.device("meta"):
         model = LanguageModel(config)
     model.to_empty(device="cpu")
@@ -117,13 +117,13 @@ def to_torch(tensor: StoredTensor) -> torch.Tensor:
 
 
 def read_finite(tensor: StoredTensor) -> torch.Tensor:
-    """Read a stored tensor into torch; WeightsError where it holds NaN or infinity, from which no run recovers."""
+    """Read a stored tensor into torch; WeightsError where it holds NaN or infinity, which training cannot undo."""
     values = to_torch(tensor)
-    refuse_infinite(values, tensor.path, tensor.key, "use an earlier checkpoint")
+    check_finite(values, tensor.path, tensor.key, "use an earlier checkpoint")
     return values
 
 
-def refuse_infinite(values: torch.Tensor, path: str | Path, name: str, remedy: str = "fetch it again") -> None:
+def check_finite(values: torch.Tensor, path: str | Path, name: str, remedy: str = "fetch it again") -> None:
     """Raise WeightsError where values hold NaN or infinity; it names the file, the tensor and the remedy."""
     if values.numel() and not all(torch.isfinite(bound) for bound in values.aminmax()):  # NaN is both bounds then
         raise WeightsError(f"{path}: {name} holds NaN or infinite values; {remedy}")

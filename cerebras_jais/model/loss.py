@@ -5,6 +5,8 @@ N tokens, M hidden, V vocabulary.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,17 +17,26 @@ _LOGITS_AT_ONCE = 2**25
 class _SlicedCrossEntropy(torch.autograd.Function):
     """sum_n weight_n * -log softmax(scale * x_n W^T + b)[label_n], with its gradient found slice by slice.
 
-    The gradient of a slice follows from its own logits alone (softmax minus one-hot), so it is taken while they are
-    at hand, and nothing of size N x V outlives its slice or is computed twice.
+    The gradient of a slice follows from its own logits alone (softmax minus one-hot), so it is computed with
+    them: no array of size N x V is kept or computed twice.
     """
 
     @staticmethod
-    def forward(ctx, x_NM, weight_VM, bias_V, labels_N, weights_N, scale, compute_dtype):
+    def forward(
+        ctx: Any,
+        x_NM: Tensor,
+        weight_VM: Tensor,
+        bias_V: Tensor | None,
+        labels_N: Tensor,
+        weights_N: Tensor,
+        scale: float,
+        compute_dtype: torch.dtype,
+    ) -> Tensor:
         needs_grad = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], bias_V is not None and ctx.needs_input_grad[2]]
         w_VM = weight_VM.to(compute_dtype)
         grad_x = torch.empty_like(x_NM) if needs_grad[0] else None
         grad_w = torch.zeros_like(weight_VM) if needs_grad[1] else None
-        grad_b = torch.zeros_like(bias_V) if needs_grad[2] else None
+        grad_b = torch.zeros_like(bias_V) if bias_V is not None and needs_grad[2] else None
         total = x_NM.new_zeros((), dtype=torch.float32)
         rows = max(1, _LOGITS_AT_ONCE // weight_VM.shape[0])
         for start in range(0, x_NM.shape[0], rows):
@@ -58,7 +69,7 @@ class _SlicedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, grad_total):
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
         grads = ctx.saved_tensors
         if grad_total != 1:  # a pass over a V x M gradient that the usual case does not need
             grads = [None if g is None else g * grad_total.to(g.dtype) for g in grads]
@@ -110,4 +121,7 @@ def weighted_token_loss(
     if torch.is_autocast_enabled(x_BLM.device.type):
         compute_dtype = torch.get_autocast_dtype(x_BLM.device.type)
     with torch.autocast(x_BLM.device.type, enabled=False):
-        return _SlicedCrossEntropy.apply(x_NM, head_VM, head_bias_V, labels_N, weights_N, logits_scale, compute_dtype)
+        loss: Tensor = _SlicedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            x_NM, head_VM, head_bias_V, labels_N, weights_N, logits_scale, compute_dtype
+        )
+    return loss

@@ -46,22 +46,22 @@ ONLY_AT_DEFAULT: Mapping[str, Any] = {
     "dtype": None,
 }
 
-# Mappings that are off, as they are where the key is absent, as long as one item of theirs says so.
-_OFF: Mapping[str, tuple[str, tuple[Any, ...]]] = {
+# Features that one item of their mapping switches off: key -> (item, the values that mean off).
+_UNUSED_FEATURES: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     **dict.fromkeys(("moe_params", "moe"), ("num_experts", (0, 1, None))),
     **dict.fromkeys(("memory_tokens_config", "memory_tokens"), ("memory_tokens_enabled", (False, None))),
 }
 
-# Change nothing of a model of the family, nor of how it trains.
+# These change neither a model of the family nor its training.
 WITHOUT_EFFECT = (
-    # Read beside another key alone, and only where that has a value outside the family.
+    # Read only together with another key, and only where that key has a value outside the family.
     *("pos_scaling_extra_args", "attention_qk_norm_eps"),
-    # Of generating on a CS system.
+    # For generation on a CS system.
     *("start_token", "loop_dim", "stop_sequences", "max_tokens", "temperature", "top_k", "top_p"),
 )
 
-# A choice of the run, not of the model: scales of the learning rate for groups of weights. Under muP the Model Zoo's
-# model sets them itself, and its trainer writes them out as they were before, whatever the YAML says.
+# Learning-rate scales of groups of weights: a choice of the run, not of the model. Under muP the Model Zoo's model sets
+# them itself, and its trainer records the values from before that.
 RATE_GROUPS = "lr_adjustment_groups"
 _DEFAULT_PATTERNS: Mapping[str, list[str]] = {
     "embedding": ["*embedding*weight"],
@@ -76,8 +76,8 @@ def is_default(key: str, value: Any) -> bool:
     """Whether a value of one of ONLY_AT_DEFAULT, or of RATE_GROUPS, is what the Model Zoo takes where it is absent."""
     if key == RATE_GROUPS:
         return value is None or _rate_groups(value) == _DEFAULT_PATTERNS
-    if key in _OFF and isinstance(value, Mapping):
-        switch, off = _OFF[key]
+    if key in _UNUSED_FEATURES and isinstance(value, Mapping):
+        switch, off = _UNUSED_FEATURES[key]
         return value.get(switch) in off
     return bool(value == ONLY_AT_DEFAULT[key])
 

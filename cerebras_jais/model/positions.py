@@ -1,4 +1,4 @@
-"""Where a token stands: ALiBi biases, rotary angles, and the masks of plain and packed sequences.
+"""Positions of tokens: ALiBi biases, rotary angles, and the attention masks of plain and packed sequences.
 
 B batch, L query length, S key length, H heads, D head size, R rotary size.
 """
@@ -21,14 +21,14 @@ def alibi_bias_HLS(slopes_H1: Tensor, query_positions_L: Tensor, key_positions_S
 
 
 def causal_mask_LS(length: int, device: torch.device) -> Tensor:
-    """True where a query may look: at itself and at what came before, bool [L, L]."""
+    """True where a query may attend: to its own position and earlier ones, bool [L, L]."""
     return torch.ones(length, length, dtype=torch.bool, device=device).tril()
 
 
 def packed_mask_B1LS(attention_span_BL: Tensor) -> Tensor:
-    """True where a query of a packed (variable sequence length) batch may look, bool [B, 1, L, L].
+    """True where a query of a packed (variable sequence length) batch may attend, bool [B, 1, L, L].
 
-    Key j may be seen by query i when 0 <= i - j <= attention_span[j]: `attention_span` counts how many later tokens
+    Query i may attend to key j when 0 <= i - j <= attention_span[j]: `attention_span` counts how many later tokens
     of the same document may attend to a key (Model Zoo: create_vsl_mask).
     """
     length = attention_span_BL.shape[1]
@@ -57,8 +57,8 @@ def rotate_BHLD(x_BHLD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     is why conversion interleaves the rows of the query and key projections.
     """
     rotary_dim = 2 * cos.shape[-1]
-    turning, still = x_BHLD[..., :rotary_dim], x_BHLD[..., rotary_dim:]
-    even, odd = turning[..., 0::2], turning[..., 1::2]
+    rotated, rest = x_BHLD[..., :rotary_dim], x_BHLD[..., rotary_dim:]
+    even, odd = rotated[..., 0::2], rotated[..., 1::2]
     cos, sin = cos.to(x_BHLD.dtype), sin.to(x_BHLD.dtype)
-    turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
-    return turned if still.shape[-1] == 0 else torch.cat((turned, still), dim=-1)
+    rotated = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
+    return rotated if rest.shape[-1] == 0 else torch.cat((rotated, rest), dim=-1)

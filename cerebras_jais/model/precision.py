@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -37,10 +38,12 @@ def cpu_multiplies_bfloat16() -> bool:
     return any(flag in flags for flag in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-class _ProductsInFloat32(TorchDispatchMode):
+class _ProductsInFloat32(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Takes bfloat16 products in float32 and rounds the result."""
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
         if func not in _PRODUCTS or not any(t.dtype == torch.bfloat16 for t in tensors):
@@ -62,12 +65,12 @@ def step_precision(device_type: str, dtype: torch.dtype | None) -> Iterator[None
         dtype: torch.bfloat16, torch.float16, or None for float32, which changes nothing.
     """
     if device_type == "cpu" and dtype == torch.bfloat16 and not cpu_multiplies_bfloat16():
-        with _ProductsInFloat32():
+        with _ProductsInFloat32():  # type: ignore[no-untyped-call]
             yield
     else:
         yield
 
 
-def forward_precision(device_type: str, dtype: torch.dtype | None) -> contextlib.AbstractContextManager:
+def forward_precision(device_type: str, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[object]:
     """Around the forward pass alone: PyTorch's autocast to `dtype`, or nothing for None."""
     return contextlib.nullcontext() if dtype is None else torch.autocast(device_type, dtype=dtype)

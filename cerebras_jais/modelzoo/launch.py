@@ -1,7 +1,7 @@
 """`cerebras-jais fit --backend csx`, in a process of its own: pre-flight, then the Model Zoo's trainer.
 
-Run as `python -m cerebras_jais.modelzoo.launch OPTIONS`, OPTIONS being `Launch` as JSON. It is the main module of its
-process for the reason that `zoo.py` is.
+Run as `python -m cerebras_jais.modelzoo.launch OPTIONS`, OPTIONS being `LaunchOptions` as JSON. It is the main module
+of its process for the reason that `zoo.py` is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cerebras_jais.commandline import leave
 from cerebras_jais.config.trainer import parse_trainer
 from cerebras_jais.errors import UserError
 from cerebras_jais.launch.estimate import describe_launch
-from cerebras_jais.launch.phases import plan_phases
+from cerebras_jais.launch.start import plan_launch
 from cerebras_jais.modelzoo.connection import explained
 from cerebras_jais.modelzoo.installed import modelzoo_is_installed, require_modelzoo
 from cerebras_jais.modelzoo.phases import run_fit
@@ -39,7 +39,7 @@ _NOT_OF_CSZOO = {
 
 
 @dataclass(frozen=True)
-class Launch:
+class LaunchOptions:
     """What the command line says: the file, and what takes the place of the YAML's own values.
 
     `cluster` has keys of `backend.cluster_config`, `only` is None, "compile_only" or "validate_only".
@@ -54,7 +54,7 @@ class Launch:
     dry_run: bool = False
 
 
-def launch(options: Launch) -> None:
+def launch(options: LaunchOptions) -> None:
     """Check a launch and start it, or with `dry_run` only say what it would be.
 
     Raises:
@@ -67,21 +67,19 @@ def launch(options: Launch) -> None:
     params = with_cluster(file.data, options)
     configs = [parse_trainer(trainer, at=at) for at, trainer in trainers_of(params)]
     checkpoint = None if options.checkpoint is None else Path(options.checkpoint)
-    phases = plan_phases(configs, model_dir=options.model_dir, max_steps=options.max_steps, checkpoint=checkpoint)
+    planned = plan_launch(configs, model_dir=options.model_dir, max_steps=options.max_steps, checkpoint=checkpoint)
     if options.dry_run:
-        for line in describe_launch(phases, checkpoint):
+        for line in describe_launch(planned):
             print(line)
-        with suppress(NotReady):  # all of it has been said, and nothing was to start
-            inspect_launch(file, phases, checkpoint)
+        with suppress(NotReady):  # all of it has been printed, and nothing was to start
+            inspect_launch(file, planned)
         return
-    inspect_launch(file, phases, checkpoint)
+    inspect_launch(file, planned)
     with explained():
-        run_fit(
-            params, configs, model_dir=options.model_dir, checkpoint=options.checkpoint, max_steps=options.max_steps
-        )
+        run_fit(params, planned)
 
 
-def _leave_to_modelzoo(options: Launch) -> None:
+def _leave_to_modelzoo(options: LaunchOptions) -> None:
     """Become `zoo fit` of the same file, with the options of the command line; a dry run does nothing more.
 
     Raises UserError for an option that cszoo does not have.
@@ -100,7 +98,7 @@ def _leave_to_modelzoo(options: Launch) -> None:
         become_zoo(tuple(words))
 
 
-def with_cluster(params: Mapping[str, Any], options: Launch) -> dict[str, Any]:
+def with_cluster(params: Mapping[str, Any], options: LaunchOptions) -> dict[str, Any]:
     """A trainer YAML on a CS system, with the options of the command line in every phase."""
     merged = copy.deepcopy(dict(params))
     for _, trainer in trainers_of(merged):
@@ -117,7 +115,7 @@ def with_cluster(params: Mapping[str, Any], options: Launch) -> dict[str, Any]:
 
 def main() -> None:
     """Entry point of the process; a script may start it again after status 1 or 3, not after 2 (docs/launching.md)."""
-    leave("cerebras-jais", lambda: launch(Launch(**json.loads(sys.argv[1]))))
+    leave("cerebras-jais", lambda: launch(LaunchOptions(**json.loads(sys.argv[1]))))
 
 
 if __name__ == "__main__":

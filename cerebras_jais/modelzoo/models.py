@@ -1,7 +1,7 @@
 """The models `jais_family` and `jais_adapted` of the Model Zoo: its GPT-2 class, kept to the family, with freezing.
 
 Stock `jais` and `llama` are that class under other names; so are these, and checkpoints go between them. What is added:
-a config that refuses what is not of the family (`recipes.family`), and `frozen_parameters`.
+a config that refuses what is not of the family (`catalog.family`), and `frozen_parameters`.
 
 The Model Zoo reads annotations of these classes at run time, so they are not postponed here.
 """
@@ -19,7 +19,7 @@ from cerebras_jais.model.freeze import freeze_parameters
 _PLAIN = (type(None), bool, int, float, str, list, tuple, dict)
 
 
-class FamilyConfig(GPT2ModelConfig):
+class FamilyConfig(GPT2ModelConfig):  # type: ignore[misc]
     """What both configs share; every key but `frozen_parameters` is the Model Zoo's own."""
 
     frozen_parameters: List[str] = []  # noqa: UP006, RUF012
@@ -50,7 +50,7 @@ class JaisAdaptedConfig(FamilyConfig):
     name: Literal["jais_adapted"]
 
 
-class JaisFamilyModel(Gpt2Model):
+class JaisFamilyModel(Gpt2Model):  # type: ignore[misc]
     """`jais_family`: forward takes input_ids, attention_mask and labels, int32 [B, L], and returns the loss."""
 
     def __init__(self, config: JaisFamilyConfig):
@@ -58,7 +58,7 @@ class JaisFamilyModel(Gpt2Model):
         freeze_parameters(self, config.frozen_parameters)
 
 
-class JaisAdaptedModel(Gpt2Model):
+class JaisAdaptedModel(Gpt2Model):  # type: ignore[misc]
     """`jais_adapted`: as `jais_family`, for the models adapted from Llama 2."""
 
     def __init__(self, config: JaisAdaptedConfig):

@@ -16,7 +16,8 @@ from cerebras_jais.config.trainer import TrainerConfig
 from cerebras_jais.config.yaml_file import ConfigFile
 from cerebras_jais.errors import Problem, UserError
 from cerebras_jais.launch.checks import check, notes_of
-from cerebras_jais.launch.phases import Phase, next_phase
+from cerebras_jais.launch.phases import Phase
+from cerebras_jais.launch.start import Launch
 from cerebras_jais.launch.surroundings import data_problems, model_problems
 from cerebras_jais.modelzoo.connection import cluster_file
 from cerebras_jais.modelzoo.installed import ModelZooMissing, modelzoo_is_installed, require_modelzoo
@@ -39,42 +40,39 @@ class Finding:
         return f"ok    {self.subject}" if self.problem is None else f"wrong {self.subject}: {self.problem}"
 
 
-def inspect_launch(
-    file: ConfigFile, phases: Sequence[Phase], checkpoint: Path | None = None, say: Callable[[str], None] = print
-) -> None:
+def inspect_launch(file: ConfigFile, launch: Launch, log: Callable[[str], None] = print) -> None:
     """Check a launch on a cluster and say what was looked at, line by line.
 
     Args:
         file: the trainer YAML.
-        phases: of the launch, with what the command line adds to them.
-        checkpoint: given on the command line.
-        say: takes the lines.
+        launch: its plan, with what the command line adds to it.
+        log: takes the lines.
 
     Raises NotReady naming the first thing that is wrong; all are said before.
     """
     wrong = []
-    for note in notes_of([phase.config for phase in phases]):
-        say(f"note  {note}")
-    for finding in _findings(file, phases, checkpoint):
-        say(str(finding))
+    for note in notes_of([phase.config for phase in launch.phases]):
+        log(f"note  {note}")
+    for finding in _findings(file, launch):
+        log(str(finding))
         wrong += [finding] if finding.problem else []
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise NotReady(f"nothing was started: {wrong[0].subject}: {wrong[0].problem}{more}")
 
 
-def _findings(file: ConfigFile, phases: Sequence[Phase], checkpoint: Path | None) -> Iterator[Finding]:
+def _findings(file: ConfigFile, launch: Launch) -> Iterator[Finding]:
     # What the command line changes (the backend, the systems) is checked as it will run.
-    configs = [phase.config for phase in phases]
-    problems = check(configs)
-    problems += [problem.below(config.at) for config in configs for problem in model_problems(config)]
+    phases = launch.phases
+    problems = check(phases)
+    problems += [problem.below(p.config.at) for p in phases for problem in model_problems(p.config)]
     yield from _of_file(file, problems, f"{file.path}, {len(phases)} phase{'s' if len(phases) > 1 else ''}")
     yield from _software()
     if modelzoo_is_installed():  # what was set aside is judged here
         yield from _of_file(file, modelzoo_problems(file), f"{file.path}, by the Model Zoo's own validation")
     for phase in phases:
         yield from _data(phase)
-    yield _start(phases, checkpoint)
+    yield _start(launch)
     yield from _places(phases)
     yield _cluster(phases[0].config)
 
@@ -115,13 +113,14 @@ def _data(phase: Phase) -> Iterator[Finding]:
             yield Finding(subject)
 
 
-def _start(phases: Sequence[Phase], checkpoint: Path | None) -> Finding:
-    index, start = next_phase(phases, checkpoint)
-    subject = f"{phases[min(index, len(phases) - 1)].name} begins {start}"
-    if index == len(phases):
+def _start(launch: Launch) -> Finding:
+    start = launch.start
+    if not start.is_here:
+        phase = launch.phases[min(launch.index, len(launch.phases) - 1)]
+        return Finding(f"{phase.name} begins {start}", "no such checkpoint; put it there, or change ckpt_path")
+    if launch.index == len(launch.phases):
         return Finding(f"nothing is left to train: {start.checkpoint}")
-    missing = start.checkpoint is not None and not start.checkpoint.exists()
-    return Finding(subject, "no such checkpoint; put it there, or change ckpt_path" if missing else None)
+    return Finding(f"{launch.phases[launch.index].name} begins {start}")
 
 
 def _places(phases: Sequence[Phase]) -> Iterator[Finding]:

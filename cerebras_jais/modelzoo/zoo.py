@@ -61,6 +61,7 @@ def _fit(args: argparse.Namespace, theirs: Any) -> None:
     from cerebras_jais.catalog.yaml_files import open_config
     from cerebras_jais.config.trainer import parse_trainer
     from cerebras_jais.launch.checks import notes_of
+    from cerebras_jais.launch.start import plan_launch
     from cerebras_jais.modelzoo.phases import run_fit
     from cerebras_jais.modelzoo.reading import read_unless_alone
     from cerebras_jais.params import trainers_of
@@ -77,7 +78,7 @@ def _fit(args: argparse.Namespace, theirs: Any) -> None:
     args.seen_args = [name for name in args.seen_args if name not in given]
     params = _args_to_params(args)
     configs = [parse_trainer(trainer, at=at) for at, trainer in trainers_of(params)]
-    run_fit(params, configs, model_dir=model_dir, checkpoint=checkpoint)
+    run_fit(params, plan_launch(configs, model_dir=model_dir, checkpoint=checkpoint))
 
 
 if __name__ == "__main__":

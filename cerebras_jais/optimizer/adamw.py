@@ -1,11 +1,11 @@
-"""AdamW with exactly the update of Cerebras' own, through PyTorch's fused kernel, and its state as in a checkpoint.
+"""AdamW with the update of cerebras.pytorch's AdamW, by PyTorch's fused kernel, and its state in a checkpoint.
 
-Cerebras (cerebras.pytorch optim/AdamBase.py), with c1 = 1 - beta1^t and c2 = 1 - beta2^t at step t, from 1:
+The update (cerebras.pytorch optim/AdamBase.py), with c1 = 1 - beta1^t and c2 = 1 - beta2^t at step t, from 1:
 
     p <- p - lr (m / (sqrt(v) + eps) * sqrt(c2) / c1 + wd p)
 
-PyTorch divides v by c2 under the root, so the same update takes eps / sqrt(c2) for eps. Without bias correction it
-takes lr c1 / sqrt(c2) for lr besides, and wd sqrt(c2) / c1 for wd.
+PyTorch divides v by c2 under the root, so eps / sqrt(c2) in the place of eps gives the same update. Without bias
+correction lr is also replaced by lr c1 / sqrt(c2), and wd by wd sqrt(c2) / c1.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from cerebras_jais.ranges import SHARE
 
 
 class AdamW(torch.optim.AdamW):
-    """torch.optim.AdamW whose groups hold Cerebras' values: `lr`, `eps` and `weight_decay` mean what they mean there.
+    """torch.optim.AdamW whose groups hold `lr`, `eps` and `weight_decay` as cerebras.pytorch defines them.
 
-    Every step counts for all parameters alike. `fused` is PyTorch's: one kernel for all parameters of a group.
+    All parameters have taken the same number of steps. `fused` is PyTorch's: one kernel for all parameters of a group.
     """
 
     def __init__(
-        self, groups: Sequence[Mapping[str, Any]], *, correct_bias: bool = True, fused: bool = True, **defaults
+        self, groups: Sequence[Mapping[str, Any]], *, correct_bias: bool = True, fused: bool = True, **defaults: Any
     ):
         self.correct_bias = correct_bias
         self.steps_taken = 0
         super().__init__([dict(group) for group in groups], fused=fused or None, **defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable | None = None) -> Any:
-        """One update with the gradients at hand."""
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """Update the parameters by their gradients."""
         t = self.steps_taken + 1
-        meant = [(group["lr"], group["eps"], group["weight_decay"]) for group in self.param_groups]
+        original = [(group["lr"], group["eps"], group["weight_decay"]) for group in self.param_groups]
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
             c1, root_c2 = 1 - beta1**t, math.sqrt(1 - beta2**t)
@@ -51,7 +51,7 @@ class AdamW(torch.optim.AdamW):
         try:
             result = super().step(closure)
         finally:
-            for group, (lr, eps, weight_decay) in zip(self.param_groups, meant, strict=True):
+            for group, (lr, eps, weight_decay) in zip(self.param_groups, original, strict=True):
                 group["lr"], group["eps"], group["weight_decay"] = lr, eps, weight_decay
         self.steps_taken = t
         return result
@@ -85,7 +85,7 @@ def optimizer_state(
     """The checkpoint's `optimizer` entry, as cerebras.pytorch's AdamW.state_dict() gives it.
 
     Args:
-        groups: those the optimizer was built over.
+        groups: as given to `build_adamw`.
         learning_rates: of the next step, one per group; 0-d float32 arrays in the file where a schedule made them.
         to_array: tensor to something that save_checkpoint takes.
     """
@@ -136,14 +136,14 @@ def load_optimizer_state(
     global_step: int,
     *,
     source: str,
-    place: Callable[[Any, Tensor], Tensor],
+    load: Callable[[Any, Tensor], Tensor],
 ) -> None:
-    """Take moments and step count from a checkpoint's `optimizer` entry.
+    """Load moments and step count from a checkpoint's `optimizer` entry.
 
     Args:
-        global_step: the checkpoint's; stands in where the powers of beta no longer tell the step.
+        global_step: the checkpoint's, used where the powers of beta do not tell the step.
         source: the file, for messages.
-        place: a leaf of the checkpoint and the parameter it is for, to a tensor laid out as the parameter is.
+        load: reads a tensor of the checkpoint, and gives it the device, dtype and sharding of its parameter.
 
     Raises OptimizerError when the groups differ: another muP base, other weight decay exclusions, a frozen part.
     """
@@ -177,14 +177,14 @@ def load_optimizer_state(
         step = torch.tensor(float(steps), device=parameter.device if optimizer.param_groups[0]["fused"] else "cpu")
         optimizer.state[parameter] = {
             "step": step,
-            "exp_avg": place(entry["exp_avg"], parameter),
-            "exp_avg_sq": place(entry["exp_avg_sq"], parameter),
+            "exp_avg": load(entry["exp_avg"], parameter),
+            "exp_avg_sq": load(entry["exp_avg_sq"], parameter),
         }
     optimizer.steps_taken = steps
 
 
 def _steps_from_powers(entry: Mapping[str, Any], betas: tuple[float, float], global_step: int, source: str) -> int:
-    """Steps taken, from beta^(t + 1); the beta nearer to 1 tells them longest before it underflows in float32."""
+    """Steps taken, from beta^(t + 1); the power of the beta nearer to 1 underflows last in float32."""
     known = [("beta2_power", betas[1]), ("beta1_power", betas[0])]
     for key, beta in sorted(known, key=lambda pair: -pair[1]):
         if key not in entry or not 0 < beta < 1:
@@ -193,7 +193,7 @@ def _steps_from_powers(entry: Mapping[str, Any], betas: tuple[float, float], glo
         if not np.finfo(np.float32).tiny <= power < 1:
             continue
         estimate = math.log(power) / math.log(beta) - 1
-        # The power was multiplied up in float32; within its error the file's own step is the truth.
+        # The power is a product in float32: where its error allows the file's own step, that step is right.
         error = 0.5 + (estimate + 1) * float(np.finfo(np.float32).eps) / -math.log(beta)
         return global_step if abs(estimate - global_step) <= error else max(0, round(estimate))
     return global_step

@@ -20,7 +20,7 @@ from cerebras_jais.errors import Keys, Problem, UserError, dotted
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.decoder import RMSNorm
 
-# Name of each scale and the globs of the parameters it is for.
+# Name of each learning-rate scale, and the glob patterns of its parameters.
 LEARNING_RATE_GROUPS: Mapping[str, tuple[str, ...]] = {
     "embedding": ("*embedding*weight",),
     "decoder_kernel": ("*decoder*dense*weight", "*decoder*linear*weight", "*decoder*linear*expert_weights"),
@@ -44,7 +44,7 @@ class OptimizerSectionError(OptimizerError):
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters, by name and in order, that one weight decay and one learning-rate scale are for.
+    """Parameters, by name and in order, with one weight decay and one learning-rate scale.
 
     `adjust_learning_rate` is None where the Model Zoo leaves the key out: no scale differs from 1.
     """
@@ -143,7 +143,9 @@ def _refuse_twice(groups: Iterable[ParameterGroup]) -> None:
             scale_of[name] = group.adjust_learning_rate
 
 
-def _names_by_tags(names: Sequence[str], tagged: Sequence[tuple[Sequence[str], str]]) -> dict[frozenset, list[str]]:
+def _names_by_tags(
+    names: Sequence[str], tagged: Sequence[tuple[Sequence[str], str]]
+) -> dict[frozenset[str], list[str]]:
     tags_of: dict[str, list[str]] = {name: [] for name in names}
     for patterns, tag in tagged:
         rules = [re.compile(fnmatch.translate(pattern)) for pattern in patterns]
@@ -155,7 +157,7 @@ def _names_by_tags(names: Sequence[str], tagged: Sequence[tuple[Sequence[str], s
             )
         for name in matches:
             tags_of[name].append(tag)
-    by_tags: dict[frozenset, list[str]] = {}
+    by_tags: dict[frozenset[str], list[str]] = {}
     for name, tags in tags_of.items():
         by_tags.setdefault(frozenset(tags), []).append(name)
     return by_tags
@@ -175,7 +177,7 @@ def _names_by_scale(names: Sequence[str], scales: Mapping[str, float]) -> list[t
 
 
 def _split_by_scale(
-    names: list[str], decay: float, tags: frozenset, scaled: list[tuple[float, list[str]]]
+    names: list[str], decay: float, tags: frozenset[str], scaled: list[tuple[float, list[str]]]
 ) -> list[ParameterGroup]:
     if not scaled:
         return [ParameterGroup(tuple(names), decay, None, tags)]

@@ -18,7 +18,7 @@ from cerebras_jais.model.precision import forward_precision, step_precision
 
 @dataclass(frozen=True)
 class PrecisionPlan:
-    """What a run computes in: `dtype` None is float32; a scaler only for float16 on a GPU."""
+    """The precision of a run: `dtype` None is float32; a scaler is used for float16 on a GPU only."""
 
     device_type: str
     dtype: torch.dtype | None
@@ -26,11 +26,11 @@ class PrecisionPlan:
     max_gradient_norm: float | None
     max_gradient_value: float | None
 
-    def autocast(self) -> AbstractContextManager:
+    def autocast(self) -> AbstractContextManager[object]:
         """The context of a forward pass."""
         return forward_precision(self.device_type, self.dtype)
 
-    def whole_step(self) -> AbstractContextManager:
+    def whole_step(self) -> AbstractContextManager[object]:
         """The context of forward and backward pass together."""
         return step_precision(self.device_type, self.dtype)
 
@@ -55,12 +55,12 @@ def _number(norm: Tensor) -> float:
     return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
 
-def plan_precision(section: Precision | None, device_type: str, say: Callable[[str], None]) -> PrecisionPlan:
+def plan_precision(section: Precision | None, device_type: str, log: Callable[[str], None]) -> PrecisionPlan:
     """The plan for the YAML's `precision` section; float32 without one, as in the Model Zoo.
 
     Args:
         device_type: "cpu" or "cuda".
-        say: takes one line wherever another dtype is used than the YAML names.
+        log: takes one line wherever another dtype is used than the YAML names.
     """
     if section is None:
         return PrecisionPlan(device_type, None, None, None, None)
@@ -68,9 +68,9 @@ def plan_precision(section: Precision | None, device_type: str, say: Callable[[s
     if section.enabled:
         dtype = {"float16": torch.float16, "bfloat16": torch.bfloat16, "cbfloat16": torch.bfloat16}[section.fp16_type]
         if section.fp16_type == "cbfloat16":
-            say("precision: cbfloat16 exists on CS systems only; computing in bfloat16")
+            log("precision: cbfloat16 exists on CS systems only; computing in bfloat16")
         elif device_type == "cpu" and dtype is torch.float16:
-            say("precision: float16 is not computed on a CPU; computing in bfloat16")
+            log("precision: float16 is not computed on a CPU; computing in bfloat16")
             dtype = torch.bfloat16
     if dtype is torch.float16:
         dynamic = section.loss_scaling_factor == "dynamic"

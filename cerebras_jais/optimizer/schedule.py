@@ -50,8 +50,8 @@ def learning_rates(
 ) -> list[float]:
     """The learning rate of each group for the step that follows `step` finished ones.
 
-    A schedule's value is multiplied by the group's `adjust_learning_rate`. `constant`, the optimizer's own
-    learning_rate, is for groups that no schedule is for, and is not multiplied: the Model Zoo scales schedules only.
+    A schedule's value is multiplied by the group's `adjust_learning_rate`. Groups without a schedule have `constant`,
+    the optimizer's own learning_rate, which is not multiplied: the Model Zoo scales schedules only.
     """
     rates = []
     for group in groups:
@@ -65,7 +65,7 @@ def learning_rates(
 
 
 def check_schedules(schedules: Sequence[Schedule], groups: Sequence[ParameterGroup]) -> None:
-    """Raise OptimizerSectionError when a schedule is for no group or two are for the same one."""
+    """Raise OptimizerSectionError when a schedule applies to no group, or two apply to the same one."""
     for number, schedule in enumerate(schedules):
         if not any(_applies(schedule, group) for group in groups):
             raise OptimizerSectionError(
@@ -80,7 +80,7 @@ def check_schedules(schedules: Sequence[Schedule], groups: Sequence[ParameterGro
 
 
 def beyond_schedules(schedules: Sequence[Schedule], steps: int) -> list[str]:
-    """A line for each schedule that ends before a run of so many steps; its last rate then stays."""
+    """A line for each schedule that ends before a run of `steps` steps, which then trains at the last rate."""
     lines = []
     for schedule in schedules:
         inner = schedule.scheduler if isinstance(schedule, ScalePerParamLR) else schedule
@@ -94,7 +94,7 @@ def beyond_schedules(schedules: Sequence[Schedule], steps: int) -> list[str]:
     return lines
 
 
-def _tags(schedule: Schedule) -> set | None:
+def _tags(schedule: Schedule) -> set[str | None] | None:
     if isinstance(schedule, ScalePerParamLR) and schedule.param_group_tags is None:
         return _tags(schedule.scheduler)
     return None if schedule.param_group_tags is None else set(schedule.param_group_tags)
@@ -102,7 +102,7 @@ def _tags(schedule: Schedule) -> set | None:
 
 def _applies(schedule: Schedule, group: ParameterGroup) -> bool:
     tags = _tags(schedule)
-    return tags is None or bool(tags & (group.tags or {None}))
+    return tags is None or not tags.isdisjoint(group.tags or {None})  # a tag None is for groups without tags
 
 
 def scheduler_states(

@@ -1,7 +1,6 @@
-"""What a checkpoint says of the data behind a run, so that data changed under the same path are noticed.
+"""The record of a run's data in its checkpoints, by which data that changed under the same path are detected.
 
-Names, sizes and times of the files, and a digest of a few blocks of them: at most 64 blocks of 4 KiB are read, whatever
-the size of the data.
+It has names, sizes and times of the files, and a digest of at most 64 blocks of 4 KiB, whatever the size of the data.
 """
 
 from __future__ import annotations
@@ -45,11 +44,11 @@ def _sample(files: Sequence[Path], sizes: Sequence[int]) -> str:
 
 
 def changes(saved: Any, now: str) -> tuple[str | None, list[str]]:
-    """What has become of the data since a record was made.
+    """What changed in the data since a record was made.
 
     Args:
-        saved: what a checkpoint holds; anything but a record says nothing.
-        now: the record of the data that lie there.
+        saved: the record in a checkpoint; anything else counts as no record.
+        now: the record of the data today.
 
     Returns:
         A change of the training data that makes it another run, None without one; and what is only worth a line:
@@ -60,12 +59,12 @@ def changes(saved: Any, now: str) -> tuple[str | None, list[str]]:
         return None, []
     after = json.loads(now)
     problem, copied = _change(before["train"], after["train"])
-    notes = [f"{copied}, with the same size and samples of their contents: taken for copies"] if copied else []
+    notes = [f"{copied} with the same size and the same sampled blocks, so they are taken for copies"] if copied else []
     if len(before["held_out"]) == len(after["held_out"]):
         for old, new in zip(before["held_out"], after["held_out"], strict=True):
             changed, _ = _change(old, new)
             if changed:
-                notes.append(f"the held-out data changed since: {changed}; evaluations cannot be compared")
+                notes.append(f"the held-out data changed: {changed}; evaluations before and after cannot be compared")
     return problem, notes
 
 
@@ -78,15 +77,15 @@ def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str | 
         return f"there are {len(new)} files, not {len(old)}", None
     later = [name for (name, _, time), (_, _, is_time) in zip(old, new, strict=True) if time != is_time]
     if before["sample"] != after["sample"]:
-        return f"{(later or [old[0][0]])[0]} has other contents", None
+        return f"{(later or [old[0][0]])[0]} has other content", None
     more = f" and {len(later) - 1} more" if len(later) > 1 else ""
-    return None, f"{later[0]}{more} were written anew" if later else None
+    return None, f"{later[0]}{more} have new times" if later else None
 
 
 def _parsed(saved: Any) -> dict[str, Any] | None:
     """A record as read back, None where it is none: another trainer wrote the file, or an older release of this one."""
     try:
-        record = json.loads(saved)
+        record: dict[str, Any] = json.loads(saved)
         for part in (record["train"], *record["held_out"]):
             if not isinstance(part["sample"], str) or not all(
                 isinstance(name, str) and isinstance(size, int) and isinstance(time, int)

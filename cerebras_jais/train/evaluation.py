@@ -1,4 +1,4 @@
-"""The model as the trainer runs it: a loss to train on, or what its predictions on held-out tokens are worth."""
+"""The model as the trainer runs it: its training loss, and its loss and accuracy on held-out data."""
 
 from __future__ import annotations
 
@@ -39,13 +39,14 @@ class TrainedModel(nn.Module):
         super().__init__()
         self.language_model = language_model
 
-    def forward(self, batch: Mapping[str, Tensor], measure: bool = False) -> Tensor:
-        """The training loss, a scalar; with `measure` float64 [3]: sum of losses in nats, tokens right, tokens."""
-        if not measure:
-            return self.language_model(batch)
-        return self._measure(batch)
+    def forward(self, batch: Mapping[str, Tensor], evaluate: bool = False) -> Tensor:
+        """The training loss, a scalar; with `evaluate` float64 [3]: sum of losses in nats, tokens right, tokens."""
+        if evaluate:
+            return self._evaluate_batch(batch)
+        loss: Tensor = self.language_model(batch)
+        return loss
 
-    def _measure(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def _evaluate_batch(self, batch: Mapping[str, Tensor]) -> Tensor:
         lm = self.language_model
         x_BLM = lm.model(batch["input_ids"], batch.get("attention_span"), batch.get("position_ids"))
         x_NM = x_BLM.reshape(-1, x_BLM.shape[-1])
@@ -64,7 +65,7 @@ class TrainedModel(nn.Module):
 
 
 def evaluation_of(total: Tensor) -> Evaluation:
-    """The evaluation from summed results of `TrainedModel(..., measure=True)`."""
+    """The evaluation from summed results of `TrainedModel(..., evaluate=True)`."""
     loss, right, tokens = total.tolist()
     if not tokens:
         return Evaluation(math.nan, math.nan, 0)

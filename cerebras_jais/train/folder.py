@@ -1,7 +1,7 @@
-"""The folder of a run: who may write there, which checkpoints are the run's, and what a killed process left behind.
+"""The folder of a run: its lock, its checkpoints and their index, and the files that a killed process leaves.
 
-The checkpoints are what counts; the index, the files to keep and those to remove follow from them, so whatever the
-moment at which a process was killed, the next one puts the folder in order.
+The index, the files to keep and those to remove are derived from the checkpoints alone, so the next process puts the
+folder in order at whatever moment the one before was killed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,16 @@ from cerebras_jais.atomic import abandoned, replacing
 from cerebras_jais.config.trainer import TrainerConfig
 from cerebras_jais.config.yaml_file import read_yaml
 from cerebras_jais.errors import UserError
-from cerebras_jais.launch.phases import INTERRUPTED, SavedStep, name_pattern, recorded_begin, saved_steps
+from cerebras_jais.launch.saved import (
+    INTERRUPTED,
+    SavedStep,
+    checkpoint_folders,
+    checkpoint_path,
+    checkpoint_root,
+    name_pattern,
+    recorded_begin,
+    saved_steps,
+)
 from cerebras_jais.train.progress import CURVE_FILE, LOSSES_FILE
 
 INDEX_FILE = "checkpoints_index.yaml"
@@ -44,8 +53,7 @@ class RunFolder:
 
     def __init__(self, config: TrainerConfig, model_dir: Path, begins: int, step: int | None):
         self.config, self.model_dir = config, model_dir
-        self.root = Path(config.init.checkpoint.checkpoint_root or model_dir)
-        self.folders = {self.root.resolve(), model_dir.resolve()}
+        self.folders = checkpoint_folders(config, model_dir)
         self.keep: int | None = (config.callback("KeepNCheckpoints") or {}).get("n")
         there = saved_steps(config, model_dir)
         own = [saved for saved in there if step is not None and begins < saved.step <= step]
@@ -56,16 +64,16 @@ class RunFolder:
 
     def new_path(self, step: int, *, interrupted: bool = False) -> Path:
         """The path of a new checkpoint; a name already taken gets the time appended, as in the Model Zoo."""
-        name = self.config.init.checkpoint.checkpoint_name
         if interrupted:
-            return self.root / name.format(step=f"{step}_{INTERRUPTED}")
-        path = self.root / name.format(step=step)
+            return checkpoint_path(self.config, self.model_dir, f"{step}_{INTERRUPTED}")
+        path = checkpoint_path(self.config, self.model_dir, step)
         if path.exists():
-            path = self.root / name.format(step=f"{step}_{datetime.datetime.now():%Y%m%d_%H%M%S}")
+            now = f"{step}_{datetime.datetime.now():%Y%m%d_%H%M%S}"
+            path = checkpoint_path(self.config, self.model_dir, now)
         return path
 
     def put_in_order(self, newest: int) -> None:
-        """Make files and index those of a run that wrote its last checkpoint at the step `newest` and never stopped.
+        """Make files and index as a run leaves them that wrote its last checkpoint at step `newest` and never stopped.
 
         Of its regular checkpoints the last ones stay (KeepNCheckpoints); an interrupted one goes once a later one is
         there.
@@ -100,7 +108,7 @@ def remove_abandoned(config: TrainerConfig, model_dir: Path, until_done: ExitSta
     their files look the same, and none is removed.
     """
     left = abandoned(model_dir, "|".join(map(re.escape, (INDEX_FILE, LOSSES_FILE, CURVE_FILE))))
-    root = Path(config.init.checkpoint.checkpoint_root or model_dir)
+    root = checkpoint_root(config, model_dir)
     try:
         if root.is_dir() and root.resolve() != model_dir.resolve():
             until_done.enter_context(only_process_in(root, lambda line: None))
@@ -121,10 +129,11 @@ def _listed(index: Path) -> list[str]:
 
 
 @contextmanager
-def only_process_in(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
-    """Hold the lock of a run's folder, which exists; the system lets it go when the process dies.
+def only_process_in(folder: Path, log: Callable[[str], object]) -> Iterator[None]:
+    """Hold the lock of a run's folder, which exists; the system releases it when the process dies.
 
-    Raises FolderError where another process holds it. A file system without locks is said, and the run goes on.
+    Raises FolderError where another process holds it. On a file system without locks the run goes on, and `log` takes
+    a line about it.
     """
     path = folder / LOCK_FILE
     while True:
@@ -140,10 +149,10 @@ def only_process_in(folder: Path, say: Callable[[str], object]) -> Iterator[None
                 f"{folder}: another process trains there; wait for it, stop it, or give another --model-dir"
             ) from error
         except OSError as error:
-            say(f"{folder}: its file system has no locks ({error.strerror}); make sure that no other run uses it")
+            log(f"{folder}: its file system has no locks ({error.strerror}); make sure that no other run uses it")
         if path.exists() and os.stat(path).st_ino == os.fstat(descriptor).st_ino:
             break
-        os.close(descriptor)  # the one that held it has just removed it
+        os.close(descriptor)  # the process that held the lock has just removed the file
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""One process or several: the run's place among them, through Hugging Face accelerate and PyTorch's DDP or FSDP.
+"""One process or several: ranks, sums and sharding, by Hugging Face accelerate and PyTorch's DDP or FSDP.
 
 `torchrun` sets WORLD_SIZE and the rest; a run without it is one process and never imports accelerate.
 """
@@ -47,7 +47,7 @@ class DistributedContext:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes files and talks."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     @property
@@ -59,7 +59,7 @@ class DistributedContext:
         return shares * machine_memory()
 
     def prepare(self, model: nn.Module, optimizer: AdamW) -> tuple[nn.Module, AdamW]:
-        """The model that keeps all processes in step, and the optimizer over its parameters."""
+        """The model wrapped for several processes, and the optimizer over its parameters."""
         if self._accelerator is None:
             return model, optimizer
         if self.sharding == "ddp":
@@ -69,7 +69,7 @@ class DistributedContext:
 
     @contextmanager
     def accumulating(self, model: nn.Module, last: bool) -> Iterator[None]:
-        """Leave gradients unshared until the last batch of a step."""
+        """Do not synchronise gradients before the last batch of a step."""
         if self._accelerator is None or last:
             yield
         elif self.sharding == "ddp":
@@ -90,11 +90,11 @@ class DistributedContext:
         return values
 
     def whole(self, tensor: Tensor) -> Tensor:
-        """The whole of a tensor of which each process may hold a part; all processes must ask together."""
+        """The full tensor, of which each process may hold a part; a collective call."""
         return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
     def like(self, whole: Tensor, model_tensor: Tensor) -> Tensor:
-        """A whole tensor, the same in all processes, laid out as `model_tensor` is."""
+        """A full tensor, the same in all processes, with the device, dtype and sharding of `model_tensor`."""
         whole = whole.to(device=self.device, dtype=model_tensor.dtype)
         if not hasattr(model_tensor, "full_tensor"):
             return whole
@@ -104,14 +104,14 @@ class DistributedContext:
         return distribute_tensor(whole, layout.device_mesh, layout.placements)
 
     def common_seed(self, seed: int | None) -> int | None:
-        """The seed that all processes draw the weights from: the given one, or one the first process makes up."""
+        """The seed of the initial weights in all processes: the given one, or one that the first process draws."""
         if seed is not None or self._accelerator is None:
             return seed
         own = torch.seed() % 2**31 if self.is_first else 0
         return int(self.sum(torch.tensor([own], device=self.device)).item())
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes have called this."""
         if self._accelerator is not None:
             self._accelerator.wait_for_everyone()
 

@@ -1,4 +1,4 @@
-"""What a run shows and leaves behind: the progress line, TensorBoard, losses.csv, and the loss curve as a picture."""
+"""The records of a run: progress line, TensorBoard events, losses.csv, and the loss curve as a picture."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _COLUMNS = ("step", "loss", "learning_rate", "tokens", "seconds", "eval_loss")
 
 
 class RecordError(UserError):
-    """A record of the run that cannot be gone on from."""
+    """A record of a run that cannot be continued."""
 
 
 class Reporter:
     """Reports one run; silent processes get `quiet`.
 
-    What it has written when `flush` returns is what a checkpoint of that moment needs: the run that goes on from there
-    begins with these rows, and hides what TensorBoard has of later steps.
+    `flush` writes all that a checkpoint of that moment needs: a run that continues from it begins with these rows, and
+    hides what TensorBoard has of later steps.
 
     Args:
         model_dir: where the files go; made when the first one is written.
@@ -36,7 +36,7 @@ class Reporter:
         begins: the step that the whole run began at; lines and scalars are of every `log_steps` steps from there.
         start: the step that this part of it begins at.
         total: the step it ends at.
-        again: whether the evaluation after the last of `rows` is made again, so that TensorBoard takes that step anew.
+        again: whether the evaluation after the last of `rows` is repeated, so that TensorBoard replaces that step.
         tensorboard: whether event files are written.
         events_dir: where they go, `model_dir`/events if None.
     """
@@ -81,7 +81,7 @@ class Reporter:
             if again and self._is_logged(start):
                 self._scalars(start, self._recorded_scalars())
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """Print one line."""
         if self.quiet:
             return
@@ -108,7 +108,7 @@ class Reporter:
         if self._bar is not None:
             self._bar.set_postfix_str(line)
         else:
-            self.say(f"step {step:>{len(str(self.total))}}/{self.total}  {line}  {self._time_left(step)} left")
+            self.log(f"step {step:>{len(str(self.total))}}/{self.total}  {line}  {self._time_left(step)} left")
         self._scalars(step, {"loss": loss, "learning_rate": learning_rate, "tokens_per_second": rate})
 
     def _is_logged(self, step: int) -> bool:
@@ -131,7 +131,7 @@ class Reporter:
     def evaluation(self, step: int, number: int, loss: float, perplexity: float, accuracy: float) -> None:
         """Record one evaluation on the held-out data set of this number; `flush` after the last of them."""
         which = f" on set {number}" if number else ""
-        self.say(f"step {step}: held-out loss{which} {loss:.4f}  perplexity {perplexity:.2f}  accuracy {accuracy:.4f}")
+        self.log(f"step {step}: held-out loss{which} {loss:.4f}  perplexity {perplexity:.2f}  accuracy {accuracy:.4f}")
         if number == 0 and self._rows:
             self._rows[-1]["eval_loss"] = loss
         head = f"validate_{number}/"

@@ -1,4 +1,4 @@
-"""What a run did."""
+"""The result of a run."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from cerebras_jais.train.evaluation import Evaluation
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a run did. Losses in nats, the largest learning rate and the norm of all gradients before clipping are of
-    each step from `start_step` on, evaluations of the end of the run. All are empty where only records were missing."""
+    """The result of a run.
+
+    Losses in nats, the largest learning rate and the norm of all gradients before clipping are of each step from
+    `start_step` on; evaluations are of the end of the run. All are empty where only records were missing.
+    """
 
     start_step: int
     steps: int

@@ -1,4 +1,4 @@
-"""Signals that stop a run: the first lets it save the step that it has reached, the second ends it at once."""
+"""Signals that stop a run: after the first it saves the step that it has reached; the second ends it at once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Stopped(UserError):
 
 def name_of(signum: int) -> str:
     """For people."""
-    return {signal.SIGINT: "Ctrl-C (SIGINT)"}.get(signum, signal.Signals(signum).name)  # type: ignore[call-overload]
+    return "Ctrl-C (SIGINT)" if signum == signal.SIGINT else signal.Signals(signum).name
 
 
 class StopRequest:

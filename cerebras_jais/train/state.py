@@ -1,4 +1,4 @@
-"""The run in a checkpoint and back: weights, optimizer, schedules, step and data position, as in the Model Zoo.
+"""Saving a run to a checkpoint and loading it: weights, optimizer, schedules, step and position in the data.
 
 Source: Model Zoo trainer/callbacks/{checkpoint,model,optimizer,schedulers,dataloader,loop,precision,metadata}.py.
 """
@@ -26,7 +26,7 @@ from cerebras_jais.checkpoint import (
 from cerebras_jais.config.trainer import TrainerConfig
 from cerebras_jais.data.dataset import HDF5Samples
 from cerebras_jais.errors import UserError
-from cerebras_jais.launch.phases import EVERYTHING
+from cerebras_jais.launch.saved import loaded_states
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.load import fill_model, read_finite
 from cerebras_jais.model.stored import stored_weights
@@ -40,12 +40,12 @@ from cerebras_jais.train.parallel import DistributedContext
 
 
 class ResumeError(UserError):
-    """A checkpoint that this run cannot go on from."""
+    """A checkpoint that this run cannot continue from."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Everything of a run that a checkpoint holds, but the steps; `data_record` is from `data_record.record_of`."""
+    """What a checkpoint holds of a run, except its progress; `data_record` is from `data_record.record_of`."""
 
     config: TrainerConfig
     model: LanguageModel
@@ -59,9 +59,9 @@ class Run:
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """Where a run stands: optimizer steps done, samples consumed, and steps that its schedules have done.
+    """The progress of a run: optimizer steps done, samples consumed, and steps of its schedules done.
 
-    The three begin together, but a new phase may go on with the steps and begin its data and schedules anew.
+    A new phase may continue the steps and restart its data and schedules, so the three can differ.
     """
 
     step: int = 0
@@ -70,7 +70,7 @@ class TrainingProgress:
 
 
 def write_checkpoint(path: Path, run: Run, position: TrainingProgress, begins: int, *, overwrite: bool = False) -> None:
-    """Write the run's state; all processes call it together, the first writes.
+    """Write the run's state; a collective call, of which the first process writes the file.
 
     The file holds `model`, `optimizer`, `schedulers` (where there are any), `dataloader`, `global_step`,
     `grad_scaler` (float16) and `__metadata__`. There, beside what the Model Zoo's trainer writes and where it looks at
@@ -105,7 +105,7 @@ def write_checkpoint(path: Path, run: Run, position: TrainingProgress, begins: i
 
 
 class _Arrays:
-    """Tensors to what save_checkpoint takes, the same object for the same tensor, so that tied weights are linked."""
+    """Converts tensors for save_checkpoint: the same object for the same tensor, so that tied weights are linked."""
 
     def __init__(self, processes: DistributedContext):
         self.processes = processes
@@ -113,7 +113,7 @@ class _Arrays:
 
     def __call__(self, tensor: Tensor) -> Any:
         if id(tensor) not in self.made:
-            self.made[id(tensor)] = (tensor, self._array(tensor))  # holding the tensor keeps its id its own
+            self.made[id(tensor)] = (tensor, self._array(tensor))  # an id is unique while its tensor lives
         return self.made[id(tensor)][1]
 
     def _array(self, tensor: Tensor) -> Any:
@@ -121,16 +121,16 @@ class _Arrays:
         if not self.processes.is_first:
             return None
         if whole is not tensor and hasattr(tensor, "full_tensor"):
-            return whole.cpu().numpy()  # gathered by all processes at once: cannot wait until the file wants it
+            return whole.cpu().numpy()  # gathering is a collective call, so it cannot be lazy
         if whole.device.type == "cpu":
             return whole.numpy()
         return LazyTensor(tuple(whole.shape), str(whole.dtype).removeprefix("torch."), lambda: whole.cpu().numpy())
 
 
 def check_checkpoint(checkpoint: Checkpoint, config: TrainerConfig, states: Sequence[str] | None = None) -> set[str]:
-    """The names of the states to load: `states`, or what LoadCheckpointStates says, everything without it.
+    """The names of the states to load (`saved.loaded_states`).
 
-    Raises ResumeError for another release's file or states that are not in it.
+    Raises ResumeError for a file of another release, UserError for states that are not in the file.
     """
     tree = checkpoint.tree
     if not isinstance(tree, Mapping) or "model" not in tree:
@@ -143,26 +143,12 @@ def check_checkpoint(checkpoint: Checkpoint, config: TrainerConfig, states: Sequ
             f"{checkpoint.path}: written by release {version}, not {VERSION}; if the file is good nevertheless set "
             "init.checkpoint.strict_version to false"
         )
-    present = {name for name in tree if not name.startswith("__")}
-    if states is not None:
-        return present if tuple(states) == EVERYTHING else set(states) & present
-    arguments = config.callback("LoadCheckpointStates")
-    wanted = (arguments or {}).get("load_checkpoint_states", "all")
-    if isinstance(wanted, str):
-        if wanted.lower() == "all":
-            return present
-        wanted = [name.strip() for name in wanted.split(",")]
-    absent = sorted(set(wanted) - set(tree))
-    if absent:
-        raise ResumeError(
-            f"{checkpoint.path}: LoadCheckpointStates names {', '.join(absent)}, which it does not hold; "
-            f"it holds {', '.join(sorted(present))}"
-        )
-    return set(wanted) & present
+    held = frozenset(name for name in tree if not name.startswith("__"))
+    return loaded_states(config, states, held, checkpoint.path)
 
 
 def load_weights(checkpoint: Checkpoint, model: LanguageModel, states: set[str], *, strict: bool) -> None:
-    """Take the weights; not strict, those that fit by name and shape. Raises WeightsError naming what does not fit."""
+    """Load the weights; if not strict, those that fit by name and shape. Raises WeightsError for what does not fit."""
     if "model" not in states:
         return
     if strict:
@@ -181,7 +167,7 @@ def step_of(checkpoint: Checkpoint, states: set[str]) -> int:
 
 
 def check_same_data(checkpoint: Checkpoint, config: TrainerConfig, states: set[str], now: str) -> list[str]:
-    """Lines about data that have changed since the checkpoint was written; `now` is their record.
+    """Notes about data that changed since the checkpoint was written; `now` is the record of the data today.
 
     Raises ResumeError where the position in the training data is loaded and they are other data by size or content.
     """
@@ -203,20 +189,18 @@ def check_same_data(checkpoint: Checkpoint, config: TrainerConfig, states: set[s
 
 
 def load_position(checkpoint: Checkpoint, run: Run, states: set[str]) -> TrainingProgress:
-    """Take optimizer, scaler, step and data position, as far as the file and `states` have them."""
+    """Load optimizer, scaler, step and data position, as far as the file and `states` have them."""
     tree = checkpoint.tree
     step = step_of(checkpoint, states)
 
-    def place(leaf: StoredTensor, parameter: Tensor) -> Tensor:
+    def load(leaf: StoredTensor, parameter: Tensor) -> Tensor:
         values = read_finite(leaf)
         if leaf.key.endswith("exp_avg_sq") and values.numel() and values.min() < 0:
             raise ResumeError(f"{leaf.path}: {leaf.key} holds squares below 0; use another checkpoint")
         return run.processes.like(values, parameter.detach()).clone()
 
     if "optimizer" in states:
-        load_optimizer_state(
-            run.optimizer, run.groups, tree["optimizer"], step, source=str(checkpoint.path), place=place
-        )
+        load_optimizer_state(run.optimizer, run.groups, tree["optimizer"], step, source=str(checkpoint.path), load=load)
     if run.scaler is not None and "grad_scaler" in states and tree["grad_scaler"]:
         run.scaler.load_state_dict(_scaler_state(tree["grad_scaler"], checkpoint.path))
     samples = 0
@@ -234,14 +218,14 @@ def load_position(checkpoint: Checkpoint, run: Run, states: set[str]) -> Trainin
 
 
 def _steps_scheduled(schedulers: Any, step: int, path: Path) -> int:
-    """How many steps the schedules of a checkpoint have done; `step` where it does not say."""
+    """The steps that the schedules of a checkpoint have done; `step` where the file does not say."""
     first = schedulers[0] if isinstance(schedulers, Sequence) and schedulers else None
     last = first.get("last_epoch") if isinstance(first, Mapping) else None
     return step if last is None else int(read_number(last, COUNT_OR_NONE, "schedulers.last_epoch", path))
 
 
 def _scaler_state(state: Any, path: Path) -> dict[str, Any]:
-    """The state of torch's GradScaler as a checkpoint has it."""
+    """The checked state of torch's GradScaler in a checkpoint."""
     if not isinstance(state, Mapping) or not {"scale", "_growth_tracker"} <= state.keys():
         raise ResumeError(
             f"{path}: its grad_scaler is not PyTorch's (a CS system has its own); leave it out of the states to load"

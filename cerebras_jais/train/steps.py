@@ -1,4 +1,4 @@
-"""One optimizer step of a run, and one evaluation, among all its processes."""
+"""One optimizer step of a run, and one evaluation, in all its processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _REMEDIES = "A lower learning rate, a longer warm-up, max_gradient_norm or anoth
 
 
 class TrainingError(UserError):
-    """A run that cannot go on."""
+    """A run that cannot continue."""
 
 
 class Interrupted(Exception):
@@ -200,7 +200,7 @@ class Steps:
 
     @torch.no_grad()
     def evaluate(self, samples: HDF5Samples) -> Evaluation:
-        """What the model is worth on held-out data, by the first `eval_steps` batches. Raises Interrupted."""
+        """Loss and accuracy on held-out data, of the first `eval_steps` batches. Raises Interrupted."""
         self.trained.eval()
         total = torch.zeros(3, dtype=torch.float64, device=self.processes.device)
         batches = min(samples.batches_per_epoch, self.config.init.loop.eval_steps or samples.batches_per_epoch)
@@ -208,7 +208,7 @@ class Steps:
             if self.processes.world_size == 1:
                 self._abandon_if(self.stop.signum is not None)
             with self.precision.whole_step(), self.precision.autocast():
-                total += self.trained(self._tensors(samples, index, 0), measure=True)
+                total += self.trained(self._tensors(samples, index, 0), evaluate=True)
         return evaluation_of(self.processes.sum(total))
 
     def _tensors(self, samples: HDF5Samples, index: int, start_sample: int) -> dict[str, Tensor]:

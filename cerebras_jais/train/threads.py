@@ -1,4 +1,4 @@
-"""How many threads compute, and how they wait for each other; OpenMP reads this once, when PyTorch is loaded.
+"""The number of threads that compute, and how they wait for each other; OpenMP reads both when PyTorch is loaded.
 
 By default a thread that waits keeps its processor busy. Where other work is on the machine, the thread it waits for is
 the one without a processor then: two threads made 1.9 steps in the time in which one made 14.2, and 13.1 where waiting
@@ -19,7 +19,7 @@ _GROUP = Path("/sys/fs/cgroup")
 
 
 def settle_threads(environment: MutableMapping[str, str] = os.environ) -> str | None:
-    """Set what helps and is not set yet; a line that says it, None where nothing is set.
+    """Set OpenMP's variables where they are not set; a line that says which, None where nothing was set.
 
     Threads wait without a processor, and are no more than the processors that the process may use, of which a container
     may have fewer than the machine. Once PyTorch is loaded it is too late, and nothing is changed.

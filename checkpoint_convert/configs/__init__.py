@@ -1,4 +1,4 @@
-"""A `model:` section of the Model Zoo and a config.json of Hugging Face, translated both ways, old forms included.
+"""The Model Zoo's `model:` section and Hugging Face's config.json, each converted to the other, older forms included.
 
-Only values of configs belong here; tensors are in `mapping`.
+Only values of configs belong here. Tensors are in `mapping`.
 """

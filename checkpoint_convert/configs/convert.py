@@ -1,11 +1,11 @@
 """The `model:` section of a trainer YAML and the config.json of a release: each from the other.
 
-config.json carries what Hugging Face code computes with (the public keys) and, under `cerebras`, the whole `model:`
-section, because a continued training needs what the public keys cannot say: initializers, the base filter size of muP,
-dropouts, loss scaling. Coming back, the kept section counts, except for what was changed in the public keys since.
-A release that does not carry the section is read from its public keys alone.
+config.json has the keys that Hugging Face code computes with (the public keys) and, under `cerebras`, the whole
+`model:` section. Continued training needs that section, because the public keys cannot express initializers, the base
+filter size of muP, dropouts and loss scaling. On the way back the stored section is used, with the edits that were made
+to the public keys after the release. A release without the section is read from its public keys alone.
 
-The keys of either architecture are in jais_config.py and llama_config.py.
+The keys of each architecture are in jais.py and llama.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from checkpoint_convert.configs.llama import llama_keys, llama_section
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.mapping.rules import JAIS, architecture_of
 
-# What the factor on the logits comes from.
+# The keys that decide the factor on the logits.
 _LOGITS_KEYS = {
     "mup_base_hidden_size",
     "mup_base_filter_size",
@@ -42,14 +42,14 @@ Ids = int | list[int] | None
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Ids of the special tokens; None where the tokenizer has no such token, several where each of them ends a text."""
+    """Ids of the special tokens; None where the tokenizer has no such token, a list where several ids end a text."""
 
     bos: Ids
     eos: Ids
     pad: Ids
 
     def keys(self) -> dict[str, Ids]:
-        """Its keys in config.json."""
+        """The keys of config.json and generation_config.json."""
         return {f"{kind}_token_id": getattr(self, kind) for kind in SPECIAL_TOKENS}
 
     def __str__(self) -> str:
@@ -57,10 +57,10 @@ class SpecialTokens:
 
 
 def special_tokens_of(keys: Any) -> SpecialTokens | None:
-    """The ids that config.json, or what a checkpoint keeps of it, says; None where it says none.
+    """The ids in config.json, or in the copy that a checkpoint stores; None where it has none.
 
     Raises:
-        ConversionError: an id is no whole number.
+        ConversionError: an id is not a whole number.
     """
     if not isinstance(keys, Mapping):
         return None
@@ -68,7 +68,7 @@ def special_tokens_of(keys: Any) -> SpecialTokens | None:
     for kind, ids in zip(SPECIAL_TOKENS, found, strict=True):
         several = ids if isinstance(ids, list) else [] if ids is None else [ids]
         if not all(type(number) is int for number in several):
-            raise ConversionError(f"{kind}_token_id: must be a token's id, several, or null (got {shown(ids)})")
+            raise ConversionError(f"{kind}_token_id: must be a token's id, a list of ids, or null (got {shown(ids)})")
     return SpecialTokens(*found) if any(ids is not None for ids in found) else None
 
 
@@ -81,13 +81,13 @@ def to_config_json(section: Mapping[str, Any], dtype: str, tokens: SpecialTokens
     """The config.json of a release.
 
     Args:
-        section: the `model:` section as it was written; it comes back from the release unchanged.
+        section: the `model:` section as written; `to_model_section` returns it unchanged.
         dtype: element type of the weights, such as "bfloat16".
         tokens: ids of the special tokens.
 
     Raises:
-        ConversionError: the model has something that Hugging Face's class cannot express, or the section holds a value
-            that JSON cannot (NaN, a date).
+        ConversionError: Hugging Face's class cannot express the model, or JSON cannot express a value of the section
+            (NaN, a date).
         ModelConfigError: the section does not describe a model.
     """
     config = DecoderConfig.from_section(section)
@@ -107,51 +107,53 @@ def to_config_json(section: Mapping[str, Any], dtype: str, tokens: SpecialTokens
 
 
 def to_model_section(config_json: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The `model:` section that a release's config.json describes, and notes on what had to be assumed.
+    """The `model:` section that the config.json of a release describes, and notes on what is assumed.
 
     Raises:
         ConversionError: the config describes a model outside the family, or one that the Model Zoo cannot express.
-        ModelConfigError: the section kept in the config does not describe a model.
+        ModelConfigError: the section stored in the config does not describe a model.
     """
     try:
         return _to_model_section(config_json)
     except OverflowError as error:
-        raise ConversionError(f"config.json: has a number beyond any size: {error}") from error
+        raise ConversionError(f"config.json: has a number that is too large: {error}") from error
 
 
 def _to_model_section(config_json: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     now, notes = _section_of(config_json)
     if "cerebras" not in config_json:
-        notes.append("config.json carries no `model:` section; initializers, loss scaling and the like are defaults")
+        notes.append(
+            "config.json has no `cerebras.model`; initializers, loss scaling and similar keys have their defaults"
+        )
         return now, notes
     kept = config_json["cerebras"].get("model") if isinstance(config_json["cerebras"], Mapping) else None
     if not isinstance(kept, Mapping):
-        raise ConversionError("config.json: `cerebras` must hold a mapping `model`; remove the key to do without it")
+        raise ConversionError("config.json: `cerebras` must have a mapping `model`; correct it, or remove `cerebras`")
     then, _ = _section_of(public_keys(DecoderConfig.from_section(kept)))
     changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
     if not changed:
         return dict(kept), []
-    notes.append(f"config.json was edited since the release was made; taken over: {', '.join(changed)}")
+    notes.append(f"config.json was edited after the release was made; these edits are used: {', '.join(changed)}")
     return _merged(kept, now, changed), notes
 
 
 def _merged(kept: Mapping[str, Any], now: Mapping[str, Any], changed: list[str]) -> dict[str, Any]:
-    """The kept section with what changed; ConversionError when the result does not say what the public keys say."""
+    """The stored section with the edits; ConversionError when the result does not agree with the public keys."""
     taken = set(changed)
     if taken & _LOGITS_KEYS:
-        # The two forms of muP exclude one another, and alpha means something else without scale_output_logits_by_d; so
-        # all of it is taken anew, but for a base filter size that still holds (a public config does not carry it).
+        # The two forms of muP exclude each other, and alpha has another meaning without scale_output_logits_by_d. All
+        # these keys are therefore replaced. A base filter size that is still valid stays: public keys do not have it.
         taken |= _LOGITS_KEYS | {"scale_qk_dot_by_d"}
         if "mup_base_filter_size" in kept and "mup_base_filter_size" in now:
             taken -= {"mup_base_filter_size"} - set(changed)
     section = _with_keys_of(kept, now, taken)
-    # What followed from a default that has changed meanwhile, such as an absent embd_pdrop from dropout_rate.
+    # A default can follow from an edited key: an absent embd_pdrop follows from dropout_rate.
     section = _with_keys_of(section, now, set(_differing(section, now)))
     left = _differing(section, now)
     if left:
         raise ConversionError(
-            f"config.json: {', '.join(left)} was edited, but the section under `cerebras` cannot follow; change "
-            "`cerebras.model` in the same way, or remove `cerebras` to go by the public keys alone"
+            f"config.json: {', '.join(left)} was edited, but `cerebras.model` cannot take over the edit; change "
+            "`cerebras.model` in the same way, or remove `cerebras` to use the public keys alone"
         )
     return section
 
@@ -164,7 +166,7 @@ def _with_keys_of(section: Mapping[str, Any], now: Mapping[str, Any], taken: set
 
 
 def _differing(section: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Keys in which the public form of a section is not what `now` says, rounding aside."""
+    """Keys whose value in the public form of a section differs from `now` by more than rounding."""
     again, _ = _section_of(public_keys(DecoderConfig.from_section(section)))
     return [key for key in {**again, **now} if not nearly_equal(again.get(key), now.get(key), rel_tol=1e-9)]
 
@@ -185,15 +187,13 @@ def check_convertible(config: DecoderConfig) -> None:
         if not holds:
             raise ConversionError(f"model.{key} = {getattr(config, key)!r}: {target} {why}")
 
-    require(not config.use_bias_in_output, "use_bias_in_output", "has no bias in its head")
-    require(
-        config.pos_scaling_factor >= 1, "pos_scaling_factor", "can only stretch positions, by a factor of 1 or more"
-    )
+    require(not config.use_bias_in_output, "use_bias_in_output", "has no bias in its output head")
+    require(config.pos_scaling_factor >= 1, "pos_scaling_factor", "can only scale positions by a factor of 1 or more")
     if jais:
         require(config.norm_type == "layernorm", "norm_type", "has LayerNorm only")
-        require(config.num_kv_groups == config.num_heads, "extra_attention_params", "has no grouped queries")
+        require(config.num_kv_groups == config.num_heads, "extra_attention_params", "has no grouped-query attention")
         require(
-            config.attention_logits_alpha == 1, "attention_logits_alpha", "has no such factor; only 1 can be released"
+            config.attention_logits_alpha == 1, "attention_logits_alpha", "has no such factor; only 1 can be converted"
         )
         for key in ("use_projection_bias_in_attention", "use_ffn_bias_in_attention", "use_ffn_bias"):
             require(getattr(config, key), key, "has biases in every layer")
@@ -209,7 +209,7 @@ def check_convertible(config: DecoderConfig) -> None:
         "rotary_dim",
         f"rotates whole heads ({config.head_dim} dimensions)",
     )
-    require(config.embeddings_scale == 1, "embeddings_scale", "does not scale its embeddings; only 1 can be released")
+    require(config.embeddings_scale == 1, "embeddings_scale", "does not scale its embeddings; only 1 can be converted")
     if config.logits_scale != 1:
         raise ConversionError(f"the logits are multiplied by {config.logits_scale:.6g} (muP): {target} cannot do that")
     if not math.isclose(config.attention_scale, config.head_dim**-0.5, rel_tol=1e-12):
@@ -230,4 +230,4 @@ def _section_of(config_json: Mapping[str, Any]) -> tuple[dict[str, Any], list[st
         return jais_section(config_json)
     if kind == "llama":
         return llama_section(config_json)
-    raise ConversionError(f"config.json: model_type is {kind!r}; only 'jais' and 'llama' are of the family")
+    raise ConversionError(f"config.json: model_type is {kind!r}; only 'jais' and 'llama' are supported")

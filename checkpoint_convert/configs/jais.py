@@ -2,7 +2,7 @@
 
 muP: mup_embeddings_scale = embeddings_scale; mup_output_alpha = output_logits_alpha; mup_width_scale =
 mup_base_hidden_size / hidden_size; mup_scale_qk_dot_by_d = scale_qk_dot_by_d. The logits are multiplied by
-mup_output_alpha * mup_width_scale. The first Jais code has the same under older names (see `_mup_of`).
+mup_output_alpha * mup_width_scale. The first Jais code has older names for these (see `_mup_of`).
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ def jais_keys(c: DecoderConfig) -> dict[str, Any]:
 
 
 def jais_section(config_json: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The `model:` section that the public keys describe, and notes on what had to be derived or assumed.
+    """The `model:` section that the public keys describe, and notes on what is derived or assumed.
 
     Raises:
-        ConversionError: a key has a value that no model of the family or the Model Zoo has.
+        ConversionError: a key has a value that the family or the Model Zoo does not support.
     """
     keys = Keys(config_json)
     keys.require("activation_function", ("swiglu",), "the models of the family use swiglu")
@@ -107,10 +107,10 @@ def _mup_of(keys: Keys, hidden: int, filter_size: int) -> tuple[dict[str, Any], 
     """The muP keys that follow from the factor on the logits."""
     width = keys.number("mup_width_scale", default=1.0)
     alpha = keys.number("mup_output_alpha", default=1.0)
-    product = keys.number("width_scale", default=1.0)  # the first Jais code: alpha * width under the name of one factor
+    product = keys.number("width_scale", default=1.0)  # the first Jais code: alpha * width as one number
     if "width_scale" in keys.values and (alpha != 1 or width != 1):
         raise ConversionError(
-            "config.json: width_scale is the old name of what mup_output_alpha and mup_width_scale say; "
+            "config.json: width_scale is the old name of the product of mup_output_alpha and mup_width_scale; "
             "remove one of the two forms"
         )
     for name, value in (("mup_width_scale", width), ("mup_output_alpha", alpha), ("width_scale", product)):
@@ -121,7 +121,7 @@ def _mup_of(keys: Keys, hidden: int, filter_size: int) -> tuple[dict[str, Any], 
         base = float(MUP_BASE_WIDTH)
         alpha = output_alpha(product, hidden, base)
         notes.append(
-            f"config.json says only that the logits are multiplied by {product:g}; split into mup_base_hidden_size "
+            f"config.json has only the factor on the logits, {product:g}; it is split into mup_base_hidden_size "
             f"{base:g}, assumed because every published Jais model has it, and output_logits_alpha {alpha:g}"
         )
     elif width != 1:
@@ -141,9 +141,9 @@ def _undivided(logits_scale: float) -> tuple[dict[str, Any], list[str]]:
     if logits_scale == 1:
         return {}, []
     note = (
-        f"config.json says only that the logits are multiplied by {logits_scale:g}, not how that splits into muP's "
-        "alpha and width: written as output_logits_scale, which is right for the logits; to train on under muP, set "
-        "mup_base_hidden_size, mup_base_filter_size and output_logits_alpha instead"
+        f"config.json has only the factor on the logits, {logits_scale:g}, not muP's alpha and width; it is written as "
+        "output_logits_scale, which gives the same logits. To continue training with muP, set mup_base_hidden_size, "
+        "mup_base_filter_size and output_logits_alpha instead"
     )
     return {"output_logits_scale": logits_scale}, [note]
 

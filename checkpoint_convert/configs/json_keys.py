@@ -1,4 +1,4 @@
-"""config.json read key by key, with errors that name the key."""
+"""The values of config.json, checked one key at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from checkpoint_convert.errors import ConversionError
 
 
 class Keys:
-    """A config.json: absent keys and null have the defaults of Hugging Face's class, the rest is ignored."""
+    """A config.json; absent keys and null have the defaults of Hugging Face's class, unknown keys are ignored."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.values = values
@@ -34,27 +34,29 @@ class Keys:
         return value
 
     def mapping(self, name: str) -> Mapping[str, Any]:
-        """The mapping under a name, empty where there is none."""
+        """The mapping under a name; empty where it is absent."""
         value = self.get(name, default={})
         if not isinstance(value, Mapping):
             raise ConversionError(f"config.json: {name} must be a mapping (got {value!r})")
         return value
 
     def get(self, *names: str, default: Any = None) -> Any:
-        """The value under the first of several names of one thing; different values under two names are refused."""
+        """The value of a key that has several names; different values under two of them are refused."""
         found = {name: self.values[name] for name in names if self.values.get(name) is not None}
         if len({repr(value) for value in found.values()}) > 1:
-            raise ConversionError(f"config.json: {' and '.join(found)} are names of one thing but differ; remove one")
+            raise ConversionError(
+                f"config.json: {' and '.join(found)} are names of the same key but have different values; remove one"
+            )
         return next(iter(found.values()), default)
 
     def require(self, name: str, allowed: tuple[Any, ...], why: str) -> None:
-        """Refuse a value that is none of the allowed ones; an absent key has the first of them."""
+        """Raise ConversionError for a value that is not allowed; an absent key has the first allowed value."""
         if self.values.get(name, allowed[0]) not in allowed:
             raise ConversionError(f"config.json: {name} is {self.values[name]!r}: {why}")
 
 
 def scaling_factor(scaling: Mapping[str, Any], key: str) -> float:
-    """The `factor` of a fixed linear scaling of positions: how much longer the context became, 1 or more."""
+    """The `factor` of a fixed linear scaling of positions: by how much the context was extended, 1 or more."""
     factor = scaling.get("factor")
     if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 1 <= factor < math.inf:
         raise ConversionError(f"config.json: factor of {key} must be a number of 1 or more (got {factor!r})")

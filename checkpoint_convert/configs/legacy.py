@@ -1,11 +1,11 @@
-"""`model:` sections of earlier Model Zoo releases as release 2.10 takes them.
+"""`model:` sections of earlier Model Zoo releases, migrated to the keys of release 2.10.
 
-Releases up to 2.2 warned of a key they did not use; 2.10 refuses it. Keys were also moved out of the section: precision
-to `trainer.init.precision`, callbacks to `trainer.init.callbacks`. None of them changes what the weights mean, unless
-it names something that no model of the family has; then it is refused.
+Releases up to 2.2 warned about unused keys; release 2.10 refuses them. Some keys moved out of the section: precision to
+`trainer.init.precision`, callbacks to `trainer.init.callbacks`. These keys do not change what the weights mean. A key
+that uses a feature which no model of the family has is refused.
 
-Source: the Model Zoo's GPT-2 class and YAML files of releases 1.9 to 2.10, its config converters and its own list of
-what it prunes from old params (trainer/utils.py of 2.10).
+Source: the Model Zoo's GPT-2 class and YAML files of releases 1.9 to 2.10, its config converters, and the keys that it
+removes from old params (trainer/utils.py of 2.10).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from cerebras_jais.model.outside import RATE_GROUPS, is_default
 from checkpoint_convert.errors import ConversionError
 
-# Say how to run or what to log; nothing of the model.
+# Keys about running and logging, not about the model.
 _IGNORED = {
     "mixed_precision",
     "fp16_type",
@@ -29,13 +29,13 @@ _IGNORED = {
     "selective_grad",
     "pad_rope",
 }
-# Keys of one value only, with what another one would mean.
+# Keys with one supported value, and why another value is refused.
 _FIXED_VALUE: dict[str, tuple[bool, str]] = {
     "use_position_embedding": (True, "the models of the family have positions"),
     "norm_first": (True, "the models of the family normalise before each block"),
-    "use_ff_layer1_dropout": (False, "the Model Zoo of today has no dropout inside the feed-forward block"),
+    "use_ff_layer1_dropout": (False, "the Model Zoo 2.10 has no dropout inside the feed-forward block"),
 }
-# Features that are off in a section that says nothing of them, with the keys that say so in one that does.
+# Features that are off by default, with the keys and values that turn them off.
 _UNUSED_FEATURES: dict[str, tuple[tuple[str, Any], ...]] = {
     "lora_params": (("r", 0),),
     "moe": (("num_experts", 1), ("num_shared_experts", None)),
@@ -48,14 +48,14 @@ _UNUSED_FEATURES: dict[str, tuple[tuple[str, Any], ...]] = {
 
 
 def migrate_keys(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The section with the keys of release 2.10; one that has them already comes back as it is.
+    """The section with the keys of release 2.10; a section that has them already is unchanged.
 
     Raises:
-        ConversionError: a key asks for something that no model of the family has.
+        ConversionError: a key uses a feature that no model of the family has.
     """
     found: dict[str, Any] = {}
     for key, value in section.items():
-        # The Model Zoo's trainer writes the groups of the learning rate out where the YAML has none.
+        # The Model Zoo's trainer writes default learning-rate groups where the YAML has none.
         if key in _IGNORED or (key == RATE_GROUPS and is_default(key, value)):
             continue
         if key in _FIXED_VALUE:
@@ -64,7 +64,9 @@ def migrate_keys(section: Mapping[str, Any]) -> dict[str, Any]:
                 raise ConversionError(f"model.{key} = {value!r}: {why}; only {wanted} can be converted")
         elif key in _UNUSED_FEATURES:
             if not _is_off(value, _UNUSED_FEATURES[key]):
-                raise ConversionError(f"model.{key} is in use: no model of the family has it, and it is not converted")
+                raise ConversionError(
+                    f"model.{key} is in use, which no model of the family supports; it cannot be converted"
+                )
         else:
             found[key] = value
     _rename(found, "model_name", "name")
@@ -72,7 +74,7 @@ def migrate_keys(section: Mapping[str, Any]) -> dict[str, Any]:
         found["use_rms_norm"] = "rmsnorm" if found["use_rms_norm"] else "layernorm"
     _rename(found, "use_rms_norm", "norm_type")
     _drop_linear_scaling(found)
-    if "name" not in found:  # older params named the model on the command line
+    if "name" not in found:  # older runs named the model on the command line
         found = {"name": "llama" if found.get("position_embedding_type") == "rotary" else "jais", **found}
     return found
 
@@ -82,7 +84,9 @@ def _rename(section: dict[str, Any], old: str, new: str) -> None:
         return
     value = section.pop(old)
     if section.setdefault(new, value) != value:
-        raise ConversionError(f"model.{old} {value!r} and model.{new} {section[new]!r} are one thing but differ")
+        raise ConversionError(
+            f"model.{old} {value!r} and model.{new} {section[new]!r} are names of the same key but differ; remove one"
+        )
 
 
 def _is_off(value: Any, switches: tuple[tuple[str, Any], ...]) -> bool:
@@ -94,7 +98,7 @@ def _is_off(value: Any, switches: tuple[tuple[str, Any], ...]) -> bool:
 
 
 def _drop_linear_scaling(section: dict[str, Any]) -> None:
-    """`pos_scaling_type` and its arguments, which linear scaling, the default, does not read."""
+    """Remove the default `pos_scaling_type`, linear, and arguments that linear scaling does not use."""
     kind = section.get("pos_scaling_type")
     if kind is not None and str(kind).lower() != "linear":
         raise ConversionError(

@@ -40,10 +40,10 @@ def llama_keys(c: DecoderConfig) -> dict[str, Any]:
 
 
 def llama_section(config_json: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The `model:` section that the public keys describe, and notes on what had to be assumed.
+    """The `model:` section that the public keys describe, and notes on what is assumed.
 
     Raises:
-        ConversionError: a key has a value that no model of the family or the Model Zoo has.
+        ConversionError: a key has a value that the family or the Model Zoo does not support.
     """
     keys = Keys(config_json)
     keys.require("hidden_act", ("silu",), "the models of the family use silu")
@@ -98,14 +98,14 @@ def _rope_of(keys: Keys) -> tuple[float, float]:
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in ("default", "linear"):
         raise ConversionError(
-            f"config.json: rotary scaling of the type {kind!r} is used by no model of the family and is not converted; "
-            'only null and {"rope_type": "linear", "factor": F} are'
+            f"config.json: rotary scaling of the type {kind!r} is used by no model of the family and is not supported; "
+            'use null or {"rope_type": "linear", "factor": F}'
         )
     return theta, 1.0 if kind == "default" else scaling_factor(scaling, "rope_scaling")
 
 
 def _one_number(mappings: Mapping[str, Mapping[str, Any]], name: str, default: float) -> float:
-    """The number of that name in the mappings that have it, which must all say the same."""
+    """The number under a name in those mappings that have it; they must all be equal."""
     found = {
         f"{prefix}{name}": Keys(values).number(name, default=default)
         for prefix, values in mappings.items()
@@ -113,7 +113,7 @@ def _one_number(mappings: Mapping[str, Mapping[str, Any]], name: str, default: f
     }
     if len(set(found.values())) > 1:
         raise ConversionError(
-            f"config.json: {' and '.join(f'{name} {value:g}' for name, value in found.items())} are one thing but "
-            "differ; make them equal or remove one"
+            f"config.json: {' and '.join(f'{name} {value:g}' for name, value in found.items())} must be "
+            "equal; correct or remove one"
         )
     return next(iter(found.values()), default)

@@ -1,4 +1,4 @@
-"""JSON objects in files: read strictly, written readable and flushed to the disk."""
+"""JSON objects in files: read strictly, written with indentation and flushed to the disk."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ _LARGEST = 64 * MIB  # an index names a tensor in 100 bytes
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; ConversionError when it is not one or names a key twice."""
+    """Read a JSON object from a file; ConversionError when it is not an object or has a key twice."""
     return parse_object(path, read_bytes(path, _LARGEST, ConversionError))
 
 
 def parse_object(path: Path, text: bytes) -> dict[str, Any]:
-    """The JSON object that a file has as UTF-8 text; ConversionError when it is not one or names a key twice."""
+    """Parse the content of a file as read_json does; `path` is its name in messages."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            raise ConversionError(f"{path}: its JSON names a key twice; it is damaged")
+            raise ConversionError(f"{path}: its JSON has a key twice; the file is damaged, download it again")
         return found
 
     try:
         value = json.loads(text.decode("utf-8"), object_pairs_hook=once)  # json itself would take UTF-16 too
-        if b"\\u" in text:  # may be half of a character, which nothing can write
+        if b"\\u" in text:  # half of a surrogate pair cannot be written as UTF-8
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise ConversionError(f"{path}: its JSON cannot be read: {error}") from error
     if not isinstance(value, dict):
-        raise ConversionError(f"{path}: its JSON is not an object")
+        raise ConversionError(f"{path}: its JSON is not an object; the file is damaged, download it again")
     return value
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object, readable, flushed to the disk."""
+    """Write a JSON object with indentation, flushed to the disk."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,4 +1,4 @@
-"""A release directory: the names of its files, whoever writes or checks them.
+"""The names of the files in a release directory.
 
 The names of weight files are in `safetensors` and `torch_bin`, those of the code of a Jais release in `release`.
 """
@@ -33,7 +33,7 @@ WEIGHT_SUFFIXES = frozenset(
     {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"}
     | {".h5", ".msgpack", ".gguf", ".onnx", ".npy", ".npz", ".mdl"}
 )
-"""Weights and pickles, which a loader may take."""
+"""Suffixes of weights and pickles, which a loader may load."""
 
 
 def names_in(release: Path) -> list[str]:

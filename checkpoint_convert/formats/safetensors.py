@@ -1,7 +1,7 @@
-"""Safetensors files: headers read and checked first, tensors one at a time, files laid out before they are written.
+"""Safetensors files: the header is read and checked first; new files get their full size before tensors are written.
 
-Format: 8 bytes little-endian length of the header, the header (JSON: name -> dtype, shape, [begin, end) relative to the
-end of the header), the data without holes or overlaps. A sharded model has `model.safetensors.index.json` besides.
+Format: the length of the header (8 bytes, little-endian), the header (JSON: name -> dtype, shape, [begin, end) relative
+to the end of the header), the data without gaps or overlaps. A sharded model also has `model.safetensors.index.json`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def open_weights(
         return open_shards(directory / index, read_file)
     if (directory / single).is_file():
         return read_file(directory / single)
-    raise ConversionError(f"{directory}: has neither {index} nor {single}; name the directory that holds the weights")
+    raise ConversionError(f"{directory}: has neither {index} nor {single}; give the directory that holds the weights")
 
 
 def open_shards(index: Path, read_file: Callable[[Path], dict[str, FileTensor]]) -> dict[str, FileTensor]:
@@ -75,7 +75,7 @@ def open_shards(index: Path, read_file: Callable[[Path], dict[str, FileTensor]])
     """
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(f, str) for f in weight_map.values()):
-        raise ConversionError(f"{index}: has no weight_map of tensor names to file names; fetch it again")
+        raise ConversionError(f"{index}: has no weight_map of tensor names to file names; download it again")
     listed: dict[str, set[str]] = {}
     for name, shard in weight_map.items():
         listed.setdefault(shard, set()).add(name)
@@ -83,19 +83,21 @@ def open_shards(index: Path, read_file: Callable[[Path], dict[str, FileTensor]])
     for shard, names in listed.items():
         if Path(shard).name != shard or shard in ("", ".", ".."):
             raise ConversionError(
-                f"{index}: names the file {shard!r}, which is not a plain name in the same directory; fetch it again"
+                f"{index}: names the file {shard!r}, which is not a plain name in the same directory; download it again"
             )
         found = read_file(index.parent / shard)
         if found.keys() != names:
             name = min(found.keys() ^ names)
-            where = f"is not in {shard}" if name in names else f"in {shard} is not where the index puts it"
-            raise ConversionError(f"{index}: tensor {name!r} {where}; the files do not belong together")
+            where = f"is not in {shard}" if name in names else f"is in {shard}, where the index does not put it"
+            raise ConversionError(
+                f"{index}: tensor {name!r} {where}; the files do not belong together, download them again"
+            )
         tensors |= found
     return {name: tensors[name] for name in weight_map}
 
 
 def read_header(path: Path) -> dict[str, FileTensor]:
-    """The tensors of one file by name; every claim of the header is checked against the size of the file.
+    """The tensors of one file by name; the header is checked against the size of the file.
 
     Raises:
         ConversionError: the file is missing, truncated or damaged.
@@ -105,29 +107,36 @@ def read_header(path: Path) -> dict[str, FileTensor]:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, _LARGEST_HEADER):
-                raise ConversionError(f"{path}: is not a safetensors file, or only a part of one")
+                raise ConversionError(f"{path}: is not a complete safetensors file; download it again")
             header = parse_object(path, file.read(length))
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+    except (OSError, ValueError) as error:  # ValueError: not a possible file name
         reason = getattr(error, "strerror", None) or error
         raise ConversionError(f"{str(path)!r}: cannot be read: {reason}") from error
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ConversionError(f"{path}: its __metadata__ is not a mapping of texts; download the file again")
     tensors: dict[str, FileTensor] = {}
     ranges: list[tuple[int, int, str]] = []
     for name, about in header.items():
         dtype, shape, begin, end = _entry(path, name, about)
         if end - begin != math.prod(shape) * np_dtype(dtype).itemsize:
             raise ConversionError(
-                f"{path}: tensor {name!r} has {end - begin} bytes, which is not its shape {list(shape)}"
+                f"{path}: tensor {name!r} has {end - begin} bytes, which is not the size of its shape {list(shape)}"
             )
         tensors[name] = FileTensor(name, shape, dtype, path, 8 + length + begin)
         ranges.append((begin, end, name))
     at = 0
     for begin, end, name in sorted(ranges):
         if begin != at:
-            raise ConversionError(f"{path}: tensor {name!r} overlaps another or leaves a hole; the file is damaged")
+            raise ConversionError(
+                f"{path}: tensor {name!r} overlaps another or leaves a gap; the file is damaged, download it again"
+            )
         at = end
     if 8 + length + at != size:
-        raise ConversionError(f"{path}: has {size} bytes but its header describes {8 + length + at}; it is truncated")
+        raise ConversionError(
+            f"{path}: has {size} bytes but its header describes {8 + length + at}; it is truncated, download it again"
+        )
     return tensors
 
 
@@ -138,11 +147,11 @@ def _entry(path: Path, name: str, about: Any) -> tuple[str, Shape, int, int]:
     except (TypeError, KeyError, ValueError):
         whole, code = False, None
     if not whole or not isinstance(code, str) or end < begin:
-        raise ConversionError(f"{path}: the entry of tensor {name!r} is damaged")
+        raise ConversionError(f"{path}: the header entry of tensor {name!r} is damaged; download the file again")
     if code not in _DTYPE_OF_CODE:
-        raise ConversionError(f"{path}: tensor {name!r} has the element type {code}, which is not converted")
+        raise ConversionError(f"{path}: tensor {name!r} has the element type {code}, which is not supported")
     if not is_array_shape(tuple(shape), _DTYPE_OF_CODE[code]):
-        raise ConversionError(f"{path}: the entry of tensor {name!r} is damaged")
+        raise ConversionError(f"{path}: the header entry of tensor {name!r} is damaged; download the file again")
     return _DTYPE_OF_CODE[code], tuple(shape), begin, end
 
 
@@ -151,10 +160,10 @@ def _entry(path: Path, name: str, about: Any) -> tuple[str, Shape, int, int]:
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of a model: its name and its tensors, those of whole disk blocks first, then widest elements first.
+    """One file of a model: its name and its tensors, those of whole disk blocks first, then by falling element size.
 
-    So each begins at a multiple of its element's size, and all but the small ones at a block, where a write past the
-    page cache can begin.
+    Each tensor therefore begins at a multiple of its element size, and every large one at a disk block, as O_DIRECT
+    needs.
     """
 
     file: str
@@ -164,13 +173,13 @@ class Shard:
 def plan_shards(tensors: Iterable[TensorHeader], max_shard_size: int) -> tuple[Shard, ...]:
     """Distribute tensors, in order, over files of at most `max_shard_size` bytes (a larger tensor has its own file)."""
     groups: list[list[TensorHeader]] = []
-    room = -1
+    left = -1
     for tensor in tensors:
-        if tensor.nbytes > room:
+        if tensor.nbytes > left:
             groups.append([])
-            room = max_shard_size
+            left = max_shard_size
         groups[-1].append(tensor)
-        room -= tensor.nbytes
+        left -= tensor.nbytes
     return tuple(
         Shard(
             f"model-{number:05d}-of-{len(groups):05d}.safetensors",
@@ -181,10 +190,10 @@ def plan_shards(tensors: Iterable[TensorHeader], max_shard_size: int) -> tuple[S
 
 
 def create_shards(directory: Path, shards: Sequence[Shard]) -> None:
-    """Create the shards with their headers, the data still a hole, and their index, in an existing directory.
+    """Create the shards with their headers and full size, without data, and their index, in an existing directory.
 
     Args:
-        directory: where; nothing of these names may be in it.
+        directory: where; no file of these names may exist in it.
         shards: from `plan_shards`.
     """
     for shard in shards:
@@ -200,7 +209,7 @@ def create_shards(directory: Path, shards: Sequence[Shard]) -> None:
 
 
 def file_tensors(directory: Path, shards: Sequence[Shard]) -> dict[str, FileTensor]:
-    """The tensors of shards that were created in a directory, filled or still to be filled."""
+    """The tensors of shards in a directory, whether their data is written or not."""
     found: dict[str, FileTensor] = {}
     for shard in shards:
         at = len(_header(shard.tensors))
@@ -221,5 +230,5 @@ def _header(tensors: Sequence[TensorHeader]) -> bytes:
         }
         at += tensor.nbytes
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-(len(text) + 8) % DISK_BLOCK)  # the data begin at a block of the disk
+    text += b" " * (-(len(text) + 8) % DISK_BLOCK)  # so that the data begins at a disk block
     return len(text).to_bytes(8, "little") + text

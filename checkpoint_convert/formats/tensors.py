@@ -1,4 +1,4 @@
-"""Tensors that lie in one piece in a file: those of safetensors, of pickle shards, and of what a conversion writes."""
+"""What a tensor offers to be read, and tensors stored in one contiguous range of a file: safetensors, .bin, outputs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def is_array_shape(shape: Shape, dtype: str) -> bool:
 
 
 StorageId = tuple[str, str | int]
-"""File, and what names the place in it: equal for two names of one tensor, different for any other two tensors."""
+"""(file, offset or key in it): equal for two names of one tensor, different for any two other tensors."""
 
 
 class Tensor(Protocol):
@@ -59,7 +59,7 @@ class Tensor(Protocol):
 
     @property
     def chunk_rows(self) -> int | None:
-        """Rows that are unpacked together; None where nothing is packed."""
+        """Rows that are decompressed together; None where nothing is compressed."""
         ...
 
     def read(self) -> np.ndarray: ...
@@ -67,13 +67,13 @@ class Tensor(Protocol):
     def read_rows(self, start: int, stop: int) -> np.ndarray: ...
 
     def read_columns(self, start: int, stop: int) -> np.ndarray:
-        """Columns of a matrix of which nothing is packed."""
+        """Columns of an uncompressed matrix."""
         ...
 
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """What is said of a tensor before it has a place."""
+    """Name, shape and element type of a tensor."""
 
     name: str
     shape: Shape
@@ -108,7 +108,7 @@ class FileTensor:
 
     @property
     def chunk_rows(self) -> None:
-        """Rows that are unpacked together: none are, the data lies as it is."""
+        """None: nothing is compressed."""
         return None
 
     def read(self) -> np.ndarray:
@@ -134,13 +134,14 @@ class FileTensor:
         return values
 
     def _filled(self, fill: Callable[[int], None]) -> None:
-        """Call `fill` with the open file, and say what went wrong."""
+        """Call `fill` with the open file; errors name the file and the tensor."""
         try:
             with open(self.path, "rb", buffering=0) as file:
                 fill(file.fileno())
         except EOFError:
             raise ConversionError(
-                f"{self.path}: ends inside tensor {self.name!r}; it changed while it was read"
+                f"{self.path}: ends inside tensor {self.name!r}; it changed while it was read, start again when its "
+                "writer has finished"
             ) from None
         except OSError as error:
             raise ConversionError(f"{self.path}: cannot be read: {error.strerror or error}") from error

@@ -1,9 +1,9 @@
-"""The zip archive that torch.save writes: its pickle, and where each storage lies in the file; nothing is unpacked.
+"""The zip archive that torch.save writes: its pickle, and the offset of each storage in the file.
 
 Format: PKWARE's APPNOTE.TXT 6.3 (4.3.7 local header, 4.3.12 central directory, 4.3.14 to 4.3.16 its end, 4.5.3 zip64),
-of which torch.save since torch 1.6 uses little: entries are stored as they are, all under one folder (`data.pkl`,
+of which torch.save since torch 1.6 uses little: entries are stored uncompressed, all under one folder (`data.pkl`,
 `data/<key>` for each storage, `version`, `byteorder` since torch 2.1); numbers beyond 32 bits are in zip64 fields.
-Anything more is refused, so that no other program can see another model in the same file.
+Anything more is refused, so that no other program can read another model from the same file.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ _LOCATOR64 = struct.Struct("<4sIQI")
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 _SIZES_FOLLOW, _UTF8 = 0x8, 0x800  # the two flags that torch sets
 
-# What hostile files are held to. A tensor takes about 150 bytes of pickle, so that these are tens of thousands.
+# Limits for hostile files. A tensor takes about 150 bytes of pickle, so these allow tens of thousands of tensors.
 _LARGEST_PICKLE = 4 << 20  # bytes
 _LARGEST_DIRECTORY = 16 << 20  # bytes
 
-_REMEDY = "where you trust it, load it with transformers and save it as safetensors"
+_REMEDY = "if you trust it, load it with transformers and save it as safetensors"
 
 
 def refusal(path: Path, problem: str) -> ConversionError:
-    """The error for a file that is whole but holds what is not read."""
+    """The error for a complete file with content that is not supported."""
     return ConversionError(f"{path}: {problem}; {_REMEDY}")
 
 
 def damage(path: Path, problem: str) -> ConversionError:
     """The error for a file that contradicts itself."""
-    return ConversionError(f"{path}: {problem}; the file is damaged or incomplete, fetch it again")
+    return ConversionError(f"{path}: {problem}; the file is damaged or incomplete, download it again")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where the bytes of an entry lie in the file."""
+    """The range of bytes of an entry in the file."""
 
     offset: int
     size: int
@@ -53,14 +53,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Archive:
-    """What torch.save wrote: the pickle itself, and the place of each storage by its key."""
+    """What torch.save wrote: the pickle, and the byte range of each storage by its key."""
 
     pickle: bytes
     storages: dict[str, Entry]
 
 
 def read_archive(path: Path) -> Archive:
-    """Read the directory and the pickle of a file of torch.save; every place is checked against the file's size.
+    """Read the directory and the pickle of a file of torch.save; every offset is checked against the size of the file.
 
     Raises:
         ConversionError: the file is missing, damaged, in torch's format from before 1.6, a TorchScript program, not
@@ -71,7 +71,7 @@ def read_archive(path: Path) -> Archive:
             entries = _read_directory(path, file)
             root = _find_root(path, file, entries)
             pickle = _read_entry(path, file, entries, f"{root}data.pkl", _LARGEST_PICKLE)
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+    except (OSError, ValueError) as error:  # ValueError: not a possible file name
         reason = getattr(error, "strerror", None) or error
         raise ConversionError(f"{str(path)!r}: cannot be read: {reason}") from error
     folder = f"{root}data/"
@@ -80,7 +80,7 @@ def read_archive(path: Path) -> Archive:
 
 def _read_at(path: Path, file: BinaryIO, offset: int, count: int) -> bytes:
     found = os.pread(file.fileno(), count, offset)
-    if len(found) != count:  # counts are small here: one call gives all there is
+    if len(found) != count:  # counts are small, so one call reads all of them
         raise damage(path, f"ends before byte {offset + count}")
     return found
 
@@ -95,7 +95,7 @@ def _read_entry(path: Path, file: BinaryIO, entries: dict[str, Entry], name: str
 
 
 def _find_root(path: Path, file: BinaryIO, entries: dict[str, Entry]) -> str:
-    """The folder of all entries, with its slash, of an archive whose version and byte order are the ones read here."""
+    """The folder of all entries, with its slash; the version and the byte order of the archive are checked."""
     roots = {name[: name.find("/") + 1] for name in entries}
     if len(roots) != 1 or roots == {""}:
         raise damage(path, "its entries are not in one folder")
@@ -131,7 +131,7 @@ def _read_directory(path: Path, file: BinaryIO) -> dict[str, Entry]:
     at = 0
     for _ in range(count):
         name, size, header, at = _parse_entry(path, directory, at)
-        if name.lower() in seen:  # torch's own reader takes names that differ in case for the same
+        if name.lower() in seen:  # torch's own reader ignores case in names
             raise damage(path, f"has the entry {name!r} twice")
         seen.add(name.lower())
         offset = header + _LOCAL.size
@@ -142,7 +142,7 @@ def _read_directory(path: Path, file: BinaryIO) -> dict[str, Entry]:
         entries[name] = Entry(offset, size)
         extents.append((header, offset + size))
     if at != length:
-        raise damage(path, "its archive directory has more than its entries")
+        raise damage(path, "its archive directory is longer than its entries")
     extents.sort()
     if any(left[1] > right[0] for left, right in itertools.pairwise(extents)):
         raise damage(path, "two of its entries overlap")
@@ -185,7 +185,7 @@ def _parse_entry(path: Path, directory: bytes, at: int) -> tuple[str, int, int, 
     except UnicodeDecodeError as error:
         raise damage(path, f"the name {raw!r} of an entry is not UTF-8") from error
     if method or flags & ~(_SIZES_FOLLOW | _UTF8):
-        raise refusal(path, f"its entry {name!r} is packed or encrypted, as torch.save never does")
+        raise refusal(path, f"its entry {name!r} is compressed or encrypted, which torch.save never does")
     unpacked, packed, header = _widen(path, name, extra, [unpacked, packed, header])
     if packed != unpacked:
         raise damage(path, f"its entry {name!r} has two sizes")
@@ -193,7 +193,7 @@ def _parse_entry(path: Path, directory: bytes, at: int) -> tuple[str, int, int, 
 
 
 def _widen(path: Path, name: str, extra: bytes, numbers: list[int]) -> list[int]:
-    """Replace each number that is full in 32 bits by the next one of the zip64 field."""
+    """Replace each 32-bit number that is all ones by the next number of the zip64 field."""
     full = [i for i, number in enumerate(numbers) if number == _FULL32]
     at = 0
     while full and at + 4 <= len(extra):
@@ -204,12 +204,12 @@ def _widen(path: Path, name: str, extra: bytes, numbers: list[int]) -> list[int]
             return numbers
         at += 4 + length
     if full:
-        raise damage(path, f"its entry {name!r} has no size or place")
+        raise damage(path, f"its entry {name!r} has no size or offset")
     return numbers
 
 
 def _skip_local_header(path: Path, file: BinaryIO, at: int, name: str, size: int) -> int:
-    """The byte at which the data of an entry begins, once its own header has agreed with the directory."""
+    """The offset of the data of an entry; its local header must agree with the directory."""
     sig, _, flags, method, _, _, _, packed, unpacked, names, extras = _LOCAL.unpack(
         _read_at(path, file, at, _LOCAL.size)
     )

@@ -1,9 +1,9 @@
 """Models in pickle files (`pytorch_model.bin`), read without unpickling: nothing in them is imported, called or run.
 
 Format: torch.save's archive (torch_archive.py) of storages and of one pickle (protocol 2), a dict of tensors. A tensor
-is a call of `torch._utils._rebuild_tensor_v2` on a storage, an offset, a shape and strides. Here the pickle is a list
-of instructions to a machine that knows these few calls by name and builds records of them; any other name ends the
-reading. A sharded model has `pytorch_model.bin.index.json` besides.
+is a call of `torch._utils._rebuild_tensor_v2` on a storage, an offset, a shape and strides. `_Machine` interprets the
+pickle. It knows these few calls by name and records their arguments; any other name is refused. A sharded model also
+has `pytorch_model.bin.index.json`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from checkpoint_convert.formats.torch_archive import Archive, Entry, damage, rea
 INDEX = "pytorch_model.bin.index.json"
 SINGLE = "pytorch_model.bin"
 
-# What hostile pickles are held to.
-_DEEPEST_STACK = 10_000  # values; picklers fill a dict by 1,000 items at a time
+# Limits for hostile pickles.
+_DEEPEST_STACK = 10_000  # values; a pickler writes a dict in batches of 1,000 items
 _LONGEST_NAME = 4_096  # bytes of a string
 
 _STORAGES = {
@@ -38,7 +38,7 @@ _STORAGES = {
     "torch DoubleStorage": "float64",
     "torch.storage UntypedStorage": None,
 }
-# Types that have no storage class of their own are named beside an untyped storage.
+# Types without a storage class of their own are named beside an untyped storage.
 _DTYPES = {
     f"torch {name}": name for name in ("uint16", "uint32", "uint64", *(name for name in _STORAGES.values() if name))
 }
@@ -61,7 +61,7 @@ def open_bin_model(directory: str | os.PathLike[str]) -> dict[str, FileTensor]:
 
 
 def read_bin(path: Path) -> dict[str, FileTensor]:
-    """The tensors of one file that torch.save wrote, by name; every claim is checked against the size of the file.
+    """The tensors of one file that torch.save wrote, by name; every offset is checked against the size of the file.
 
     Raises:
         ConversionError: the file is missing, damaged, in torch's format from before 1.6, or holds anything but a
@@ -76,18 +76,18 @@ def read_bin(path: Path) -> dict[str, FileTensor]:
 
 @dataclass(frozen=True)
 class _Global:
-    """The name of something in a Python module, with a space between the two; never looked up."""
+    """A module and a name in it, with a space between; never looked up."""
 
     name: str
 
 
 class _Integers(tuple[int, ...]):
-    """A tuple of integers: the only tuple that stands inside another one."""
+    """A tuple of integers: the only tuple allowed inside another one."""
 
 
 @dataclass(frozen=True)
 class _Storage:
-    """Bytes of an entry `data/<key>`; of no element type where its tensors name theirs."""
+    """The bytes of an entry `data/<key>`; dtype is None where each tensor names its own."""
 
     entry: Entry
     dtype: str | None
@@ -96,7 +96,7 @@ class _Storage:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """What `_rebuild_tensor_v2` would be called with; offset and strides count elements."""
+    """The arguments of `_rebuild_tensor_v2`; offset and strides count elements."""
 
     storage: _Storage
     dtype: str
@@ -107,15 +107,15 @@ class _Tensor:
 
 @dataclass
 class _Machine:
-    """Follows the instructions of a pickle over integers, strings, tuples, dicts and the records above."""
+    """Interprets a pickle of integers, strings, tuples, dicts and the records above."""
 
     path: Path
     archive: Archive
     at: int = 0
-    """The next byte of the pickle."""
+    """Offset of the next byte of the pickle."""
     stack: list[Any] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
-    """Heights of the stack at the marks that are open."""
+    """Heights of the stack at the open marks."""
     memo: dict[int, Any] = field(default_factory=dict)
     storages: dict[str, _Storage] = field(default_factory=dict)
 
@@ -127,10 +127,10 @@ class _Machine:
         while (opcode := self.take(1)) != b".":
             self.step(opcode)
             if len(self.stack) + len(self.marks) > _DEEPEST_STACK:
-                raise refusal(self.path, "its pickle piles up more values than a model needs")
+                raise refusal(self.path, "its pickle puts more values on its stack than a model needs")
         state = self.pop()
         if self.stack or self.marks or self.at != len(self.archive.pickle):
-            raise damage(self.path, "its pickle has left-over parts")
+            raise damage(self.path, "its pickle has left-over values or bytes")
         if not isinstance(state, dict):
             raise refusal(self.path, "holds something other than a dict of tensors")
         for name, value in state.items():
@@ -141,7 +141,7 @@ class _Machine:
         return state
 
     def step(self, opcode: bytes) -> None:
-        """Carry out one instruction; the comments give the names of pickletools."""
+        """Run one instruction; the comments give its name in pickletools."""
         stack = self.stack
         match opcode:
             case b"q":  # BINPUT
@@ -193,14 +193,14 @@ class _Machine:
                 self.fill([key, value])
             case b"u":  # SETITEMS
                 self.fill(self.pop_to_mark())
-            case b"b":  # BUILD: an OrderedDict carries the versions of a model's modules, which no tensor depends on
+            case b"b":  # BUILD: an OrderedDict has the versions of a model's modules, which no tensor uses
                 attributes, target = self.pop(), self.top()
                 if not (
                     isinstance(target, dict) and isinstance(attributes, dict) and attributes.keys() == {"_metadata"}
                 ):
-                    raise refusal(self.path, "its pickle sets attributes, as the pickle of plain tensors never does")
+                    raise refusal(self.path, "its pickle sets attributes, which plain tensors do not need")
             case _:
-                raise refusal(self.path, f"its pickle has the instruction {opcode!r}, which weights alone never need")
+                raise refusal(self.path, f"its pickle has the instruction {opcode!r}, which plain tensors do not need")
 
     def take(self, count: int) -> bytes:
         found = self.archive.pickle[self.at : self.at + count]
@@ -220,7 +220,7 @@ class _Machine:
 
     def top(self) -> Any:
         if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            raise damage(self.path, "its pickle takes more values than it gave")
+            raise damage(self.path, "its pickle pops more values than it pushed")
         return self.stack[-1]
 
     def pop(self) -> Any:
@@ -229,7 +229,7 @@ class _Machine:
 
     def pop_to_mark(self) -> list[Any]:
         if not self.marks:
-            raise damage(self.path, "its pickle takes more values than it gave")
+            raise damage(self.path, "its pickle pops more values than it pushed")
         mark = self.marks.pop()
         values = self.stack[mark:]
         del self.stack[mark:]
@@ -237,7 +237,7 @@ class _Machine:
 
     def recall(self, index: int) -> None:
         if index not in self.memo:
-            raise damage(self.path, "its pickle refers to a value that it has not given")
+            raise damage(self.path, "its pickle refers to a value that it has not stored")
         self.stack.append(self.memo[index])
 
     def push_tuple(self, values: list[Any]) -> None:
@@ -305,7 +305,7 @@ class _Machine:
 
 
 def _locate(path: Path, name: str, tensor: _Tensor) -> FileTensor:
-    """The place of a tensor in the file; it must lie in one piece, row by row, inside its storage."""
+    """The tensor with its offset in the file; it must be contiguous, row-major and inside its storage."""
     itemsize = np_dtype(tensor.dtype).itemsize
     offset, shape, strides = tensor.offset, tensor.shape, tensor.strides
     fits = len(shape) == len(strides) and all(n >= 0 for n in (*shape, offset))
@@ -314,7 +314,7 @@ def _locate(path: Path, name: str, tensor: _Tensor) -> FileTensor:
     elements, step = math.prod(shape), 1
     for length, stride in zip(reversed(shape), reversed(strides), strict=True):
         if length > 1 and stride != step and elements:
-            raise refusal(path, f"tensor {name!r} is a view that is not contiguous, which is not read")
+            raise refusal(path, f"tensor {name!r} is a view that is not contiguous, which is not supported")
         step *= length
     if (offset + elements) * itemsize > tensor.storage.entry.size:
         raise damage(path, f"tensor {name!r} goes beyond the data of its storage")

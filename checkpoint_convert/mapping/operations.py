@@ -1,9 +1,8 @@
-"""Invertible operations on tensors: what stands between the Cerebras and the Hugging Face form of a weight.
+"""Invertible operations that turn the Cerebras form of a weight into the Hugging Face form.
 
-An operation moves elements and changes none. It is stated for a piece of a tensor (a rectangle of rows and columns), so
-that a tensor of any size passes in bands; the operation on whole tensors is its operation on the one piece that each
-tensor is. Every operation knows its inverse, and says of shapes alone what it does, so that a conversion can be planned
-from headers.
+An operation only reorders elements. It is defined on pieces of tensors (rectangles of rows and columns), so a tensor of
+any size is processed in bands; a whole tensor is one piece. Every operation has an inverse, and maps shapes without
+values, so a conversion can be planned from headers.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class Piece(NamedTuple):
 
 
 class Operation(Protocol):
-    """What every operation offers; the inverse undoes it bit for bit."""
+    """The interface of every operation; the inverse restores every bit."""
 
     @property
     def inverse(self) -> Operation: ...
@@ -62,7 +61,7 @@ class Operation(Protocol):
 def forward(operation: Operation, arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
     """The operation on whole tensors: arrays of one element type to new arrays of that type."""
     dtype = arrays[0].dtype
-    bits = f"u{dtype.itemsize}"  # bfloat16 is no type of numpy's own, and moves slowly as itself
+    bits = f"u{dtype.itemsize}"  # numpy copies its own integer types faster than ml_dtypes' bfloat16
     outputs = tuple(np.empty(shape, bits) for shape in operation.shapes([array.shape for array in arrays]))
     for index, array in enumerate(arrays):
         for piece in operation.move(Piece(index, (0,) * array.ndim, array.view(bits))):

@@ -1,9 +1,8 @@
-"""A conversion as steps (read, operate, write), made from headers and checked whole before a byte is written.
+"""The plan of a conversion: steps (read, operate, write) made from headers, checked before a byte is written.
 
-The same code plans both directions: a direction is only the side that the tensors come from. A step is a rule of the
-table with its inputs found; what holds of every tensor (names, shapes, element types, ALiBi's slopes) is checked here,
-what needs all values of two tensors (a head that is tied to the embedding) is left to the digests that carrying out the
-steps gives, before anything else is carried out (stream.py).
+The same code plans both directions; a direction is the side that the tensors come from. A step is a rule of the table
+with its inputs. Names, shapes, element types and ALiBi's slopes are checked here. Whether two stored tensors that the
+config ties are equal is checked by the digests of their steps, which run first (streaming/run.py).
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import numpy as np
 from cerebras_jais.model.alibi import alibi_slopes
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.stored import FOLD_THEM, adapters_in
+from cerebras_jais.model.tensors import parameter_count
 from checkpoint_convert.errors import ConversionError, first_few
 from checkpoint_convert.formats.tensors import UNIT_ROUNDOFF, WEIGHT_TYPES, Tensor, TensorHeader, np_dtype
 from checkpoint_convert.mapping.operations import Operation, Shape
@@ -87,7 +87,7 @@ class Plan:
     aliases: Mapping[str, str]
     """Second name -> first name, on the side that is written; second names that a step writes are not in it."""
     ignored: tuple[str, ...]
-    """Tensors of the input that need no place: buffers that code recomputes."""
+    """Tensors of the input that are left out: buffers that code recomputes."""
     parameters: int
     """Number of parameters as transformers counts them: tied ones once, ALiBi slopes too."""
     dtypes: tuple[str, ...]
@@ -153,11 +153,10 @@ def _assemble(
     steps: list[Step] = []
     step_of: dict[str, int] = {}
     equal: list[tuple[int, int]] = []
-    parameters = 0
     bytes_of: Counter[str] = Counter()
 
     def add(rule: Rule, inputs: tuple[Tensor, ...], first: str | None, writes: bool) -> None:
-        """Add a step unless nothing is left of it: `first` is the first name of what it reads, for a second name."""
+        """Add a step unless it has nothing to do. `first`: the first name, where the tensor is read by its second."""
         same = first is not None and inputs[0].storage_id == tensors[first].storage_id
         if same and not writes:
             return
@@ -172,7 +171,6 @@ def _assemble(
         add(rule, tuple(tensors[name] for name in names), first_name, writes=first_name is None or not link_ties)
         if first_name is None:
             count = sum(math.prod(shape) for shape in rule.cerebras_shapes)
-            parameters += count
             bytes_of[steps[-1].dtype] += count * np_dtype(steps[-1].dtype).itemsize
     for name in [name for name in tied if name not in step_of]:  # no rule has `ln_f` beside `transformer_decoder.norm`
         add(steps[step_of[tied[name]]].rule, (tensors[name],), tied[name], writes=False)
@@ -186,7 +184,7 @@ def _assemble(
         tuple(equal),
         {name: first for name, first in written_ties.items() if name not in stored_names},
         ignored,
-        parameters,
+        parameter_count(config),
         tuple(kind for kind, _ in bytes_of.most_common()),
         tuple(dict.fromkeys([*written, *written_ties])),
     )

@@ -1,4 +1,4 @@
-"""A plan carried out: bands of rows from file to file in bounded memory, with a digest of each tensor, to be resumed.
+"""Running a plan: bands of rows move between files in bounded memory, each tensor gets a digest, and a run can resume.
 
-Which bytes go where is decided in `mapping`; this is how they move.
+`mapping` decides which bytes go where. Only moving them belongs here.
 """

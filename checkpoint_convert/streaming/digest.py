@@ -1,11 +1,11 @@
-"""One digest per tensor that both sides share: BLAKE3 over the tensor in the Cerebras layout, tile by tile.
+"""One digest per tensor, the same on both sides: BLAKE3 over the tensor in the Cerebras layout, tile by tile.
 
-A hash wants its bytes in one order, and the two sides store them in different ones. So a tensor is cut into tiles of
-256 x 256 elements (vectors: 65,536), each tile is hashed alone (row-major, little-endian), and the digest of the tensor
-is the hash of its element type, its shape and its tiles' hashes in row-major order. Whichever way a tensor is read, in
-rows of one side or of the other, its tiles come by whole.
+A hash needs its bytes in one order, but the two sides store them in different orders. A tensor is therefore divided
+into tiles of 256 x 256 elements (vectors: 65,536). Each tile is hashed alone (row-major, little-endian). The digest of
+the tensor is the hash of its element type, its shape and the hashes of its tiles in row-major order. Bands of rows of
+either side contain whole tiles.
 
-Files beside the weights have the plain BLAKE3 of their bytes.
+The digest of a file beside the weights is the BLAKE3 of its bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from checkpoint_convert.mapping.operations import Shape
 from checkpoint_convert.streaming.transpose import copy_transposed
 
 SCHEME = "blake3 over 256x256 tiles"
-"""What a manifest calls these digests."""
+"""The name of these digests in a manifest."""
 _BLOCK_BYTES = 1 << 20
 
 
@@ -44,14 +44,14 @@ def file_digest(path: Path) -> str:
 
 
 def tile_shape(shape: Shape) -> Shape:
-    """The tile of a tensor: [256, 256] of a matrix, [65536] of a vector; other axes are taken one by one."""
+    """The tile of a tensor: [256, 256] of a matrix, [65536] of a vector; other axes have tiles of size 1."""
     if len(shape) < 2:
         return (65536,) * len(shape)
     return (*(1,) * (len(shape) - 2), 256, 256)
 
 
 class TileDigest:
-    """The digest of one tensor, made of pieces in any order."""
+    """The digest of one tensor, computed from pieces in any order."""
 
     def __init__(self, shape: Shape, dtype: str) -> None:
         self._shape = shape
@@ -62,10 +62,10 @@ class TileDigest:
         self._hashes: list[bytes | None] = [None] * math.prod(self._grid)
 
     def add(self, at: tuple[int, ...], values: np.ndarray, copy_to: np.ndarray | None = None) -> None:
-        """Take in a piece that begins at `at` and consists of whole tiles (those at the edge may be smaller).
+        """Add a piece that begins at the index `at` and consists of whole tiles (tiles at the edge may be smaller).
 
-        Each tile is also put into `copy_to`, an array of the piece's shape, while the processor's cache still holds it:
-        the quickest way to transpose.
+        Each tile is also copied to `copy_to`, an array of the piece's shape, while it is in the processor's cache. This
+        is the fastest way to transpose.
         """
         first = tuple(start // tile for start, tile in zip(at, self._tile, strict=True))
         counts = tuple(-(-size // tile) for size, tile in zip(values.shape, self._tile, strict=True))
@@ -81,7 +81,7 @@ class TileDigest:
                 copy_transposed(tile, copy_to[slices])
 
     def _tile_memory(self, dtype: np.dtype, shape: Shape) -> np.ndarray:
-        """Contiguous memory for one tile, used again for the next."""
+        """Contiguous memory for one tile, reused for the next."""
         if self._memory is None or self._memory.dtype != dtype:
             self._memory = np.empty(math.prod(self._tile), dtype)
         return self._memory[: math.prod(shape)].reshape(shape)

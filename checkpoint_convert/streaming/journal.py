@@ -1,9 +1,9 @@
-"""A conversion that survives being killed: a hidden directory beside the target, with a journal of what is done.
+"""Resuming an interrupted conversion: a hidden directory beside the output, with a journal of finished steps.
 
-The directory `.NAME.partial` holds the output files, laid out and being filled, and `journal`: a first line that says
-of which conversion it is, then a line for every step that is finished, with the digests of its tensors. The same
-conversion, started again, checks what the journal says by reading it back, and goes on; any other one starts anew.
-Nothing appears under the target's name before all of it is on the disk.
+The directory `.NAME.partial` has the output files and `journal`. The first line of the journal identifies the
+conversion; each further line is a finished step with the digests of its tensors. When the same conversion starts again,
+it reads the finished tensors back, compares their digests and continues. Any other conversion starts from the
+beginning. No output appears under its final name before all of it is on the disk.
 """
 
 from __future__ import annotations
@@ -32,34 +32,34 @@ def fingerprint(*parts: Any) -> str:
 
 
 class Work:
-    """The directory of one conversion, in use by this process alone."""
+    """The hidden directory of one conversion, locked by this process."""
 
     def __init__(self, directory: Path) -> None:
         self.files = directory / _FILES
-        """Where the output files are made, under their final names."""
+        """The directory in which the output files are written, under their final names."""
         self.finished: dict[int, tuple[str, ...]] = {}
-        """Step number -> digests, of the steps that the journal says are finished."""
+        """Step number -> digests, of the finished steps in the journal."""
         self.complete = directory / _COMPLETE
-        """The same once nothing is left but to give them their final names."""
+        """The same directory after all files are complete, before they move to their final paths."""
         self._directory = directory
         self._journal = directory / _JOURNAL
 
     def is_complete(self, identity: str) -> bool:
-        """Whether the conversion of that identity was killed while its files were given their final names."""
+        """Whether this conversion was interrupted while its complete files moved to their final paths."""
         return self.complete.is_dir() and self._lines()[:1] == [{"conversion": identity}]
 
     def mark_complete(self) -> None:
-        """Say that nothing is left but to give the files their final names."""
+        """Record that all files are complete."""
         os.rename(self.files, self.complete)
         sync(self._directory)
 
     def begin(self, identity: str, create_files: Callable[[Path], None], can_continue: bool = True) -> bool:
-        """Go on with the conversion of that identity, or lay out its files anew; return whether it goes on.
+        """Resume the conversion with this identity, or create its files; return whether it resumes.
 
         Args:
-            identity: from `fingerprint`, of everything that the output depends on.
-            lay_out: makes the output files, still to be filled, in the directory given.
-            can_continue: False to begin anew whatever there is.
+            identity: from `fingerprint`, of everything that determines the output.
+            create_files: creates the output files in a directory, at full size and without tensors.
+            can_continue: False to start from the beginning in any case.
         """
         lines = self._lines()
         if can_continue and self.files.is_dir() and lines and lines[0] == {"conversion": identity}:
@@ -76,17 +76,17 @@ class Work:
         return False
 
     def forget(self, number: int) -> None:
-        """Take back what the journal said of a step."""
+        """Treat a step as unfinished."""
         self.finished.pop(number, None)
 
     def record(self, number: int, digests: tuple[str, ...]) -> None:
-        """Write down that a step is finished."""
+        """Add a finished step to the journal."""
         self.finished[number] = digests
         with open(self._journal, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": number, "digests": digests}) + "\n")
 
     def _rewrite(self, identity: str) -> None:
-        """Write the journal whole, so that a line torn by a kill does not stay in its middle."""
+        """Rewrite the whole journal, which removes a partial line that an interruption left."""
         lines: list[Mapping[str, Any]] = [{"conversion": identity}]
         lines += [{"step": number, "digests": digests} for number, digests in self.finished.items()]
         write_text(self._journal, "".join(json.dumps(line) + "\n" for line in lines))
@@ -97,20 +97,20 @@ class Work:
             return [line for line in map(json.loads, texts) if isinstance(line, dict)]
         except FileNotFoundError:
             return []
-        except ValueError:  # damaged by more than a kill, which can only tear the last line
+        except ValueError:  # damage: an interruption leaves at most a partial last line
             return []
 
 
 @contextmanager
 def working_beside(target: Path) -> Iterator[Work]:
-    """Lock the hidden directory beside a target for a conversion; it is removed when the block ends.
+    """Create and lock the hidden directory beside an output; the end of the block removes it.
 
-    After a kill, an interruption or an error of the system, such as a full disk, it stays, and the next conversion to
-    the target finds it. Whoever comes second while one is at work is refused; where the file system has no locks, a
-    note says so, and nobody is.
+    It stays after an interruption or an error of the system, such as a full disk, and the next conversion to the same
+    output finds it. A second process is refused while the first one runs. On a file system without locks a note says
+    so, and no process is refused.
 
     Raises:
-        ConversionError: another process is at work on the target, its parent is missing, or the system refuses.
+        ConversionError: another process writes the output, its parent directory is missing, or the system refuses.
     """
     parent = target.absolute().parent
     if not parent.is_dir():
@@ -120,16 +120,16 @@ def working_beside(target: Path) -> Iterator[Work]:
         directory.mkdir(exist_ok=True)
     except OSError as error:
         raise ConversionError(f"{target}: cannot be written: {error.strerror or error}") from error
-    busy = ConversionError(f"{target}: another conversion is making it; wait for that one or choose another name")
+    busy = ConversionError(f"{target}: another conversion is writing it; wait until it ends or choose another name")
     with locked(directory, busy):
         work = Work(directory)
         try:
             yield work
         except BaseException as error:
-            # Nothing to go on with: nothing is finished, or the input is at fault.
+            # Nothing can be resumed: no step is finished, or the input is wrong.
             if not work.complete.exists() and (not work.finished or isinstance(error, UserError)):
                 shutil.rmtree(directory, ignore_errors=True)
             raise
         if work.complete.exists():
             shutil.rmtree(work.complete)
-        shutil.rmtree(directory)  # the journal last: while it is there, the same command knows that all is done
+        shutil.rmtree(directory)  # removed last, so that the same command can still see that all files are complete

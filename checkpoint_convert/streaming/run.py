@@ -1,7 +1,7 @@
-"""Carry out the steps of a plan in bounded memory: bands of rows are read, moved, hashed and written where they belong.
+"""Run the steps of a plan in bounded memory: bands of rows are read, moved, hashed and written at their offsets.
 
-A worker takes one step at a time and reads its inputs in bands of some 24 MB, so memory does not depend on the size of
-a tensor. Files to write are laid out beforehand; every piece goes to its final place.
+A worker runs one step at a time and reads its inputs in bands of about 24 MB, so memory does not depend on the size of
+a tensor. The output files exist at full size before the run, and every piece is written at its final offset.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from checkpoint_convert.streaming.digest import TileDigest, tile_shape
 from checkpoint_convert.streaming.transpose import contiguous
 
 BAND_BYTES = 24 << 20
-"""Bytes of input that a worker takes at a time, give or take a tile."""
+"""Bytes of input that a worker reads at a time, up to a tile more or less."""
 DEFAULT_WORKERS = min(4, (os.cpu_count() or 1) + 1)
-"""Threads: one more than cores, since some wait for the disk; few are enough for any disk."""
+"""Threads: one more than cores, because some wait for the disk; more than four do not make a disk faster."""
 MEMORY_BYTES = 340 << 20
-"""What all workers together may hold, about; one worker always works."""
+"""Approximate memory of all workers together; at least one worker always runs."""
 Progress = Callable[[int, int], object]
 """Called with (bytes just read, bytes to read in all)."""
 BytesRead = Callable[[int], object]
@@ -38,10 +38,11 @@ BytesRead = Callable[[int], object]
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep the memory of a band for the next one; for a process that converts and does no more.
+    """Make glibc keep freed memory for the next band; for a process that only converts.
 
-    glibc gives blocks of this size back to the system as they are freed, and the system clears every page anew: a
-    quarter of a conversion's time where memory is full of cached files. Other C libraries are left as they are.
+    By default glibc returns blocks of this size to the system when they are freed, and the system clears every page
+    again. This costs a quarter of the time of a conversion when memory is full of cached files. Other C libraries are
+    not changed.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -54,28 +55,28 @@ _MALLOC_OPTIONS = ((-8, 1), (-3, 32 << 20), (-1, 1 << 30))
 
 
 class Sink(Protocol):
-    """Where tensors are written."""
+    """What tensors are written to."""
 
     def memory(self, name: str, at: tuple[int, ...], shape: Shape, dtype: str) -> np.ndarray:
-        """A new array, not filled, to put a piece of the tensor `name` together in."""
+        """A new uninitialized array in which a piece of the tensor `name` is assembled."""
         ...
 
     def write(self, name: str, at: tuple[int, ...], values: np.ndarray) -> None:
-        """Put a piece of the tensor `name` in its place; called from several threads."""
+        """Write a piece of the tensor `name`, whose first element has the index `at`; called from several threads."""
         ...
 
     def finished(self, name: str) -> None:
-        """Every piece of the tensor has been put in its place."""
+        """Called when every piece of the tensor is written."""
         ...
 
 
 class FileRanges:
-    """A sink of tensors that lie in one piece in files laid out beforehand; use it in a `with` block."""
+    """A sink of contiguous tensors in files that exist at full size; use it in a `with` block."""
 
     def __init__(self, targets: Mapping[str, FileTensor]) -> None:
         self._targets = targets
         paths = dict.fromkeys(target.path for target in targets.values())
-        with ExitStack() as opened:  # closed again when one cannot be opened
+        with ExitStack() as opened:  # closes all of them when one cannot be opened
             self._files = {path: opened.enter_context(DirectWriter(path)) for path in paths}
             self._closing = opened.pop_all()
 
@@ -86,11 +87,11 @@ class FileRanges:
         self._closing.close()
 
     def memory(self, name: str, at: tuple[int, ...], shape: Shape, dtype: str) -> np.ndarray:
-        """A new array, not filled; whole rows in it are written without a copy."""
+        """A new uninitialized array; whole rows in it are written without a copy."""
         return aligned_empty(shape, dtype, self._offset(name, at, np.dtype(dtype).itemsize))
 
     def write(self, name: str, at: tuple[int, ...], values: np.ndarray) -> None:
-        """Put a piece in its place: one range for whole rows, a range per row for a part of each."""
+        """Write a piece: one range of the file for whole rows, one range per row for parts of rows."""
         target = self._targets[name]
         file = self._files[target.path]
         itemsize = values.itemsize
@@ -104,7 +105,7 @@ class FileRanges:
             file.write(data[number * row : (number + 1) * row], offset + number * stride)
 
     def finished(self, name: str) -> None:
-        """Start to write the tensor to the disk, so that the disk works while others are read and moved."""
+        """Start to write the tensor from the page cache to the disk, while others are read and moved."""
         target = self._targets[name]
         self._files[target.path].start_writing(target.offset, target.nbytes)
 
@@ -114,7 +115,7 @@ class FileRanges:
             file.flush()
 
     def _offset(self, name: str, at: tuple[int, ...], itemsize: int) -> int:
-        """Byte of the file at which an element lies."""
+        """Offset of an element in its file, in bytes."""
         target = self._targets[name]
         element = 0
         for index, size in zip(at, target.shape, strict=True):
@@ -125,7 +126,7 @@ class FileRanges:
 def bands(tensor: Tensor, unit: int, band_bytes: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (first row, rows) of a tensor in order; every band but the last has a multiple of `unit` rows.
 
-    What is unpacked together (`chunk_rows`) is read together, once.
+    Rows that are decompressed together (`chunk_rows`) are read together, once.
     """
     if not tensor.shape:
         yield 0, tensor.read()
@@ -149,22 +150,22 @@ def bands(tensor: Tensor, unit: int, band_bytes: int) -> Iterator[tuple[int, np.
 
 
 def run_step(step: Step, sink: Sink | None, progress: BytesRead = lambda nbytes: None) -> tuple[str, ...]:
-    """Carry out one step and return the digests of its tensors, in the order of its Cerebras names.
+    """Run one step and return the digests of its tensors, in the order of its Cerebras names.
 
     Args:
-        step: the step; where its second names are only compared nothing is written.
+        step: the step; one that only compares a second name writes nothing.
         sink: where to write; None only computes the digests.
         progress: called with the bytes of each band read.
 
     Raises:
-        ConversionError: a value that the wanted element type cannot hold, an input that ends early.
+        ConversionError: the element type cannot represent a value, or an input ends early.
     """
     digests = [TileDigest(shape, step.dtype) for shape in step.rule.cerebras_shapes]
     if sink is None or not step.writes:
         _by_rows(step, None, digests, progress)
     else:
-        as_it_lies = all(len(source.shape) == 2 and source.chunk_rows is None for source in step.inputs)
-        move = _by_columns if step.operation.transposes and as_it_lies else _by_rows
+        uncompressed = all(len(source.shape) == 2 and source.chunk_rows is None for source in step.inputs)
+        move = _by_columns if step.operation.transposes and uncompressed else _by_rows
         move(step, sink, digests, progress)
         for name in step.outputs:
             sink.finished(name)
@@ -172,14 +173,14 @@ def run_step(step: Step, sink: Sink | None, progress: BytesRead = lambda nbytes:
 
 
 def _by_rows(step: Step, sink: Sink | None, digests: Sequence[TileDigest], progress: BytesRead) -> None:
-    """Read bands of rows and write each where it belongs, be it to a part of many rows."""
+    """Read bands of rows and write each one, which may be a part of many rows of the output."""
     from_cerebras = step.side == "cerebras"
     for index, source in enumerate(step.inputs):
         for first, values in bands(source, _unit(step.operation, source.shape), BAND_BYTES):
             bits = _converted(step, source, values)
             band = Piece(index, (first, *(0,) * (bits.ndim - 1))[: bits.ndim], bits)
             pieces: tuple[Piece, ...] = (band,)
-            if sink is not None or not from_cerebras:  # laid in order once, for the digest and for the file
+            if sink is not None or not from_cerebras:  # made contiguous once, for the digest and for the file
                 moved = step.operation.move(band)
                 pieces = tuple(piece._replace(values=contiguous(piece.values)) for piece in moved)
             for piece in (band,) if from_cerebras else pieces:
@@ -191,10 +192,10 @@ def _by_rows(step: Step, sink: Sink | None, digests: Sequence[TileDigest], progr
 
 
 def _by_columns(step: Step, sink: Sink, digests: Sequence[TileDigest], progress: BytesRead) -> None:
-    """Make bands of whole rows of what is written out of columns of what is read, for operations that transpose.
+    """Assemble bands of whole output rows from columns of the input, for operations that transpose.
 
-    A disk takes long writes far quicker than many short ones, and short reads come out of memory, once it has been told
-    to fetch the tensor.
+    Long writes are far faster on a disk than many short ones. Short reads come from the page cache, because the system
+    is told to read the whole tensor ahead.
     """
     for number, header in enumerate(step.headers):
         tile = tile_shape(header.shape)[0]
@@ -204,20 +205,20 @@ def _by_columns(step: Step, sink: Sink, digests: Sequence[TileDigest], progress:
             band = sink.memory(header.name, (start, 0), shape, _bits_of(step))
             _fill_band(step, Piece(number, (start, 0), band), digests, progress)
             sink.write(header.name, (start, 0), band)
-            del band  # before there is another
+            del band  # before the next one is allocated
 
 
 def _fill_band(step: Step, band: Piece, digests: Sequence[TileDigest], progress: BytesRead) -> None:
-    """Put whole rows of an output together and hash them."""
-    for hole in step.operation.inverse.move(band):
-        source = step.inputs[hole.tensor]
-        assert np.may_share_memory(hole.values, band.values), "an operation that transposes moves views"
-        columns = hole.slices[1]
+    """Assemble whole rows of an output and hash them."""
+    for target in step.operation.inverse.move(band):
+        source = step.inputs[target.tensor]
+        assert np.may_share_memory(target.values, band.values), "an operation that transposes moves views"
+        columns = target.slices[1]
         values = source.read_columns(columns.start, columns.stop)
         nbytes = values.nbytes
-        part = Piece(hole.tensor, hole.at, _converted(step, source, values))
+        part = Piece(target.tensor, target.at, _converted(step, source, values))
         if step.side == "cerebras":
-            digests[hole.tensor].add(part.at, part.values, copy_to=hole.values)
+            digests[target.tensor].add(part.at, part.values, copy_to=target.values)
         else:
             (moved,) = step.operation.move(part)
             digests[band.tensor].add(moved.at, moved.values, copy_to=band.values)
@@ -225,17 +226,17 @@ def _fill_band(step: Step, band: Piece, digests: Sequence[TileDigest], progress:
 
 
 def _bits_of(step: Step) -> str:
-    """The unsigned type that elements are moved as: bfloat16 is no type of numpy's own and moves slowly as itself."""
+    """The unsigned type in which elements are moved, because numpy moves ml_dtypes' bfloat16 slowly."""
     return f"u{np_dtype(step.dtype).itemsize}"
 
 
 def _unit(operation: Operation, shape: tuple[int, ...]) -> int:
-    """Rows that bands must keep together, so that both the operation and the digest get whole ones."""
+    """Rows that a band must not divide: whole units of the operation and whole tiles of the digest."""
     return math.lcm(operation.unit, tile_shape(shape)[0]) if shape else 1
 
 
 def _converted(step: Step, source: Tensor, values: np.ndarray) -> np.ndarray:
-    """The values as the bits of the element type that is written."""
+    """The values in the output's element type, as unsigned integers of the same bits."""
     if source.dtype == step.dtype:
         return values.view(_bits_of(step))
     with np.errstate(over="ignore", invalid="ignore"):
@@ -245,8 +246,8 @@ def _converted(step: Step, source: Tensor, values: np.ndarray) -> np.ndarray:
         if lost.any():
             largest = float(np.abs(values[lost].astype(np.float64)).max())
             raise ConversionError(
-                f"{', '.join(step.rule.names(step.side))} holds {largest:g}, which float16 cannot (65504 at most); "
-                "use bfloat16 or float32"
+                f"{', '.join(step.rule.names(step.side))} has {largest:g}, which float16 cannot represent (65504 at "
+                "most); use bfloat16 or float32"
             )
     return converted.view(_bits_of(step))
 
@@ -258,15 +259,15 @@ def run_steps(
     progress: BytesRead = lambda nbytes: None,
     workers: int = DEFAULT_WORKERS,
 ) -> None:
-    """Carry out steps by several workers, in the order given; the first error stops them all and is raised.
+    """Run steps in several workers, in the order given; the first error stops all workers and is raised.
 
     Args:
-        steps: what to do, by number.
+        steps: the steps by number.
         sink: where to write; None only computes digests.
-        done: called, one call at a time, with the number of each step that is finished and its digests.
+        done: called with the number and the digests of each finished step, one call at a time.
         progress: called with bytes read.
-        workers: threads at most; fewer where what is packed together at the source is large, to keep to the memory
-            budget.
+        workers: largest number of threads; fewer run where the compressed chunks of the input are so large that more
+            would exceed MEMORY_BYTES.
     """
     lock, stopped = threading.Lock(), threading.Event()
 
@@ -296,14 +297,14 @@ def run_steps(
 
 
 class _StoppedError(Exception):
-    """Another worker failed; raised inside a worker, never out of this module."""
+    """Another worker failed. It is raised inside a worker and never leaves this module."""
 
 
 def working_bytes(step: Step) -> int:
-    """Memory that a worker needs for a step: twice a band as read and as written, for the last one is still held.
+    """Memory that a worker needs for a step, in bytes: two bands as read and two as written.
 
-    An element type of another size makes one of the two larger. A transposed band is at least a tile's rows of the
-    output.
+    Two, because the last band is still in memory when the next one is read. A conversion to an element type of another
+    size makes one of the two larger. A transposed band has at least one tile of output rows.
     """
     most = 0.0
     size = np_dtype(step.dtype).itemsize

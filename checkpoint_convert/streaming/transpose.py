@@ -1,8 +1,7 @@
-"""Copying matrices that are transposed on the way, block by block in the processor's cache.
+"""Copies of transposed matrices, block by block in the processor's cache.
 
-Rows of a matrix often lie a power of two bytes apart, and then the elements of a column share a few lines of the cache
-and displace one another. A block is therefore turned in memory of its own whose rows lie an odd number of cache lines
-apart, which takes half the time of turning it in place.
+The stride of a row is often a power of two bytes. The elements of a column then map to the same cache sets (conflict
+misses), so each block is transposed in a padded buffer. This takes half the time of a direct copy.
 """
 
 from __future__ import annotations
@@ -11,13 +10,13 @@ import threading
 
 import numpy as np
 
-_SIDE = 256  # rows and columns of a block: 256 KB of float32, which stay in the second level of the cache
+_SIDE = 256  # rows and columns of a block: 256 KB of float32, which fit in the L2 cache
 _LINE = 64
-_turning = threading.local()
+_buffers = threading.local()
 
 
 def copy_transposed(source: np.ndarray, target: np.ndarray) -> None:
-    """Copy an array into another of its shape and dtype; a matrix that is transposed is turned block by block."""
+    """Copy an array to another one of its shape and dtype; a transposed matrix is copied block by block."""
     if source.ndim != 2 or _by_columns(source) == _by_columns(target):
         target[...] = source
         return
@@ -35,7 +34,7 @@ def copy_transposed(source: np.ndarray, target: np.ndarray) -> None:
 
 
 def contiguous(values: np.ndarray) -> np.ndarray:
-    """The values row-major: themselves where they are already, else a copy."""
+    """The values as a row-major array: the same array where it is one, else a copy."""
     if values.ndim != 2 or not _by_columns(values):
         return np.ascontiguousarray(values)
     copied = np.empty(values.shape, values.dtype)
@@ -44,13 +43,13 @@ def contiguous(values: np.ndarray) -> np.ndarray:
 
 
 def _by_columns(matrix: np.ndarray) -> bool:
-    """Whether the elements of a column lie next to one another."""
+    """Whether the elements of a column are adjacent in memory."""
     return matrix.strides[0] < matrix.strides[1]
 
 
 def _buffer(dtype: np.dtype) -> np.ndarray:
-    """A block of this thread's own, with a cache line between one row and the next."""
-    buffers: dict[str, np.ndarray] = _turning.__dict__
+    """A buffer of this thread for one block, padded by a cache line per row."""
+    buffers: dict[str, np.ndarray] = _buffers.__dict__
     if dtype.name not in buffers:
         buffers[dtype.name] = np.empty((_SIDE, _SIDE + _LINE // dtype.itemsize), dtype)
     return buffers[dtype.name][:, :_SIDE]

@@ -1,4 +1,4 @@
-"""The proofs of a conversion: manifests and digests, tensors compared, logits layer by layer, the code of a release.
+"""Checks of a conversion: manifests, tensors, logits layer by layer, the files and the code of a release.
 
-Nothing here changes a file.
+Nothing here writes to a model. What is written into a release is decided in `checkpoint_convert.release`.
 """

@@ -1,7 +1,7 @@
-"""The code of Jais releases in all its versions: BLAKE3 digests of the files that a conversion has put into a release.
+"""All versions of the model code in Jais releases, as BLAKE3 digests of its files.
 
-A version is the whole set of its files. Files of two versions were never tested together, and a set may lack a file
-that a later one has; so a release whose files come from two versions is of no version.
+A version is a complete set of files. Files of two versions were never tested together, so a release with files of two
+versions matches none. An earlier version can have fewer files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from checkpoint_convert.streaming.digest import file_digest
 Version = Mapping[str, str]
 """Name of a file -> its digest."""
 
-# Oldest first, the current one last; a version stays here for ever, because releases with it do.
+# Oldest first, without the current one. No version is ever removed, because releases with it stay in use.
 VERSIONS: tuple[Version, ...] = (
     {
         "configuration_jais.py": "2c71561a1ba89299fac821fe007683cdd0dc1afbe4a1ddeb34a066f3f5ee5e5b",
@@ -38,10 +38,10 @@ VERSIONS: tuple[Version, ...] = (
 
 
 def current_version() -> Version:
-    """The version that this package puts into a release."""
+    """The version that this package writes into a release."""
     return {name: file_digest(CODE_DIRECTORY / name) for name in CODE_FILES}
 
 
 def known_versions() -> tuple[Version, ...]:
-    """All versions, oldest first."""
+    """All versions, oldest first, the current one last."""
     return (*VERSIONS, current_version())

@@ -1,7 +1,7 @@
-"""Two models compared tensor by tensor, each a .mdl file or a release; or one with its own manifest.
+"""Two models, each a .mdl file or a release, compared tensor by tensor; or one model with its own manifest.
 
-Digests are compared, in the Cerebras layout, so that neither side is brought into the form of the other and nothing of
-a tensor but a band is in memory. Where one side has a tensor in a narrower element type, the other is rounded to it.
+Digests in the Cerebras layout are compared, so no model is converted and only a band of a tensor is in memory at a
+time. Where one side stores a tensor in a narrower element type, the other is rounded to it.
 The files of a release beside its weights are compared with its manifest, and its code with this package's.
 """
 
@@ -35,8 +35,8 @@ from checkpoint_convert.verify.release_code import read_code
 from checkpoint_convert.verify.release_files import check_files
 
 Names = tuple[str, ...]
-# Public keys that say how to train or what the weights are stored as, not what they compute.
-_NO_MATTER = {"resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "initializer_range", "auto_map"}
+# Public keys of training or storage, which change nothing that the model computes.
+_IGNORED_KEYS = {"resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "initializer_range", "auto_map"}
 _ROUNDINGS = {("float64", "float32"), ("float64", "bfloat16"), ("float64", "float16")} | {
     ("float32", "bfloat16"),
     ("float32", "float16"),
@@ -100,9 +100,9 @@ def compare(
     Args:
         first: a model.
         second: another.
-        config: trainer YAML of a .mdl file that says nothing of itself; where the other is a release, its is taken.
+        config: trainer YAML of a .mdl file that records no config; where the other is a release, its is taken.
         allow_pickle: whether weights in pickle files may be read.
-        magnitudes: say of tensors that differ by how much; each is then in memory whole.
+        magnitudes: report by how much tensors differ; each such tensor is then read whole.
         progress: called as bytes are read.
         descriptions: a child that was started with the .mdl files; None starts one where it is needed.
 
@@ -165,7 +165,7 @@ def with_trusted_code(comparison: Comparison) -> Comparison:
 
 
 def _has_config(path: Path, stack: ExitStack, descriptions: Descriptions | None) -> bool:
-    """Whether a .mdl file says of itself what model it holds."""
+    """Whether a .mdl file records its config."""
     opened = stack.enter_context(open_checkpoint(path, on_object="skip", descriptions=descriptions))
     metadata = opened.metadata
     return bool(metadata and isinstance(metadata[-1], Mapping) and metadata[-1].get("params"))
@@ -195,12 +195,12 @@ def _side_of(model: Model) -> _Side:
     ignored = architecture_of(model.config).ignored
     for name in model.tensors:
         if name not in known | second.keys() and not (model.side == "hugging_face" and ignored.fullmatch(name)):
-            problems[name] = f"in {model.path}, and not in such a model"
+            problems[name] = f"in {model.path}, but no part of such a model"
     return _Side(model, found, problems, read_manifest(manifest_path(model.path)))
 
 
 def _with_files(comparison: Comparison, *sides: _Side) -> Comparison:
-    """The comparison with what is found of the files of releases beside their weights."""
+    """The comparison with what is wrong with the files of releases beside their weights."""
     files: dict[str, str] = {}
     code: dict[str, str] = {}
     notes: list[str] = []
@@ -258,7 +258,7 @@ def _compare(models: tuple[_Side, _Side], magnitudes: bool, progress: Progress) 
 
 
 def _pair_up(models: tuple[_Side, _Side]) -> tuple[dict[str, str], dict[tuple[int, Names], Step]]:
-    """What differs before a value is read, and the steps that give the digests of the rest: (which, names) -> step."""
+    """Differences that headers show, and the steps that compute the digests of the rest: (which, names) -> step."""
     differences: dict[str, str] = {}
     for name in dict.fromkeys(name for side in models for name in side.problems):
         differences[name] = "; ".join(side.problems[name] for side in models if name in side.problems)
@@ -271,7 +271,7 @@ def _pair_up(models: tuple[_Side, _Side]) -> tuple[dict[str, str], dict[tuple[in
             differences |= dict.fromkeys(key, f"only in {having[0].model.path}")
             continue
         (rule, inputs), (other, others) = (side.found[key] for side in models)
-        if (text := _heads_differ(rule, other, inputs[0].dtype, others[0].dtype)) is not None:
+        if (text := _difference_of_headers(rule, other, inputs[0].dtype, others[0].dtype)) is not None:
             differences |= dict.fromkeys(key, text)
             continue
         dtype = min((inputs[0].dtype, others[0].dtype), key=lambda name: np_dtype(name).itemsize)
@@ -281,12 +281,12 @@ def _pair_up(models: tuple[_Side, _Side]) -> tuple[dict[str, str], dict[tuple[in
     return differences, steps
 
 
-def _heads_differ(rule: Rule, other: Rule, dtype: str, other_dtype: str) -> str | None:
-    """What differs in what is said of two tensors, before their values are read; None when they can be compared."""
+def _difference_of_headers(rule: Rule, other: Rule, dtype: str, other_dtype: str) -> str | None:
+    """How the headers of two tensors differ; None where their values can be compared."""
     if rule.cerebras_shapes != other.cerebras_shapes:
         return f"{[list(s) for s in rule.cerebras_shapes]} and {[list(s) for s in other.cerebras_shapes]}"
     if rule.to_hugging_face != other.to_hugging_face:
-        return "of models with other heads"
+        return "the two models have different heads"
     if dtype != other_dtype and not {(dtype, other_dtype), (other_dtype, dtype)} & _ROUNDINGS:
         return f"{dtype} and {other_dtype}"
     return None
@@ -308,7 +308,7 @@ def _digests(steps: Mapping[Any, Step], progress: Progress) -> dict[Any, tuple[s
 def _against_manifest(
     side: _Side, digests: Mapping[Names, Names], steps: Mapping[Names, Step]
 ) -> tuple[int, dict[str, str]]:
-    """How many digests the manifest has right, and which wrong; those of rounded tensors say nothing of it."""
+    """Number of digests that match the manifest, and the tensors that do not; rounded tensors are left out."""
     right, wrong = 0, {}
     listed = side.manifest.tensors if side.manifest is not None else {}
     for key, found in digests.items():
@@ -348,5 +348,5 @@ def _config_differences(one: Model, other: Model) -> dict[str, tuple[Any, Any]]:
     return {
         key: (keys[0].get(key), keys[1].get(key))
         for key in dict.fromkeys([*keys[0], *keys[1]])
-        if key not in _NO_MATTER and not nearly_equal(keys[0].get(key), keys[1].get(key), rel_tol=1e-12)
+        if key not in _IGNORED_KEYS and not nearly_equal(keys[0].get(key), keys[1].get(key), rel_tol=1e-12)
     }

@@ -1,4 +1,4 @@
-"""What a file or directory is: said from its headers, also of one that would not convert."""
+"""What a checkpoint or a release contains, from its headers; also for one that cannot be converted."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ def inspect(
     allow_pickle: bool = False,
     descriptions: Descriptions | None = None,
 ) -> dict[str, Any]:
-    """What a .mdl file or a release is, as JSON values: label -> value.
+    """What a .mdl file or a release contains, as JSON values: label -> value.
 
     Args:
         path: the file or directory.
-        config: trainer YAML of a .mdl file that says nothing of itself.
+        config: trainer YAML of a .mdl file; None takes the config stored in it.
         allow_pickle: whether weights in pickle files may be read.
         descriptions: a child that was started with the .mdl file among others; None starts one where it is needed.
 
     Raises:
-        UserError: it cannot be opened, or holds no tensors of a model.
+        UserError: it cannot be opened, or has no tensors of a model.
     """
     path = Path(path)
     found: dict[str, Any] = {"path": str(path)}
@@ -78,9 +78,9 @@ def _of_checkpoint(opened: Checkpoint) -> dict[str, Any]:
         step = step.read().item()
     return {
         "format": f"Cerebras checkpoint, format {opened.version}",
-        "release": about.get("version") or "not said",
-        "model class": about.get("model_name") or "not said",
-        "training step": step if isinstance(step, int) else "not said",
+        "release": about.get("version") or "not stated",
+        "model class": about.get("model_name") or "not stated",
+        "training step": step if isinstance(step, int) else "not stated",
         "state": ", ".join(str(key) for key in opened.tree) if isinstance(opened.tree, Mapping) else "",
     }
 
@@ -103,7 +103,7 @@ def _of_model(model: Model) -> dict[str, Any]:
     keys = public_keys(config)
     found: dict[str, Any] = {"model": architecture_of(config).transformers_class, "tensors": tensor_count(config)}
     found |= {label: getattr(config, key) for label, key in _SIZES.items()}
-    found["head"] = "tied to the embedding" if config.share_embedding_weights else "its own"
+    found["head"] = "tied to the embedding" if config.share_embedding_weights else "separate"
     if model.files:
         found["files"] = len(model.files)
     mup = {key: value for key, value in keys.items() if key.startswith("mup_")}

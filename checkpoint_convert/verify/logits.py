@@ -1,9 +1,9 @@
-"""Proof that a release computes what its checkpoint computes: the same prompts through both, layer by layer.
+"""Check that a release computes what its checkpoint computes: both run the same prompts, compared layer by layer.
 
-Both models run unchanged, in float32: the release on its own code where that is a version of this package's, or on
-transformers' Llama (release_code.py). Weights are read module by module as they are needed (streamed_weights.py): a
-tied one at each of its places, every other once. The reference path runs first and leaves what it computes in a
-temporary file; the release then runs against that.
+Both models run unchanged, in float32. A Jais release runs its own code if that is a version of this package's; a Llama
+release runs transformers' Llama (release_code.py). Weights are read module by module when they are needed
+(streamed_weights.py): a tied weight once for each of its modules, every other weight once. The reference path runs
+first and writes its values to a temporary file; the values of the release are compared with these.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from checkpoint_convert.streaming.run import Progress
 from checkpoint_convert.verify.release_code import ReleaseCode, classes_of, read_code
 from checkpoint_convert.verify.streamed_weights import find_weights, load, stream_weights
 
-# Text of both languages, digits, tashkeel and code, of different lengths; short enough for the smallest context.
+# Arabic and English text, digits, tashkeel and code, of different lengths, within the smallest context.
 PROMPTS = (
     "ما هي عاصمة الإمارات العربية المتحدة؟",
     "The highest mountain in the Emirates is",
@@ -45,17 +45,18 @@ PROMPTS = (
 
 # How many unit roundoffs, times sqrt(1 + depth), the largest difference may be of the largest magnitude.
 #
-# A layer computed from rounded weights is off by some roundings' worth of what it adds to the stream, at random, and it
-# passes on the error of its input: a norm keeps its share, the product in SwiGLU adds the shares of its two factors. So
-# the energy of the error after n layers, each adding alike, is E(n) = E(n - 1) * (n + 1) / (n - 1) + const: it grows as
-# n^2, that of the stream as n, and the error's share of the stream as sqrt(n).
+# A layer with rounded weights adds a random error of a few roundings, relative to what it adds to the residual stream.
+# It also propagates the error of its input: a norm keeps the relative error, the product in SwiGLU adds the relative
+# errors of its two factors. If all layers add alike, the energy of the error after n layers is
+# E(n) = E(n - 1) * (n + 1) / (n - 1) + const. It grows as n^2 and the energy of the stream as n, so the relative error
+# grows as sqrt(n).
 #
 # Measured on random models of both families, 2, 8 and 24 layers, hidden sizes 48 and 256, in units of
-# roundoff * sqrt(1 + depth): where matrices keep the size of what they multiply, at most 2.4 for bfloat16 and float16,
-# and 7.3 for float32, where nothing is rounded and only the order of summing differs (which takes more roundings the
-# wider a matrix is). Where they double it, so that softmax saturates and 24 layers are chaotic: 29, 26 and 65.
+# roundoff * sqrt(1 + depth). With matrices that keep the size of their input: at most 2.4 for bfloat16 and float16, and
+# 7.3 for float32, where only the order of summation differs (its error grows with the width of a matrix). With matrices
+# that double it, so that softmax saturates and 24 layers are chaotic: 29, 26 and 65.
 _ROUNDINGS = {"float32": 64.0, "float16": 6.0, "bfloat16": 6.0}
-_SPREAD_IDS = 64  # ids in a row that no tokenizer makes
+_SPREAD_IDS = 64  # ids of a prompt for a release without a tokenizer
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class _ComparedModules:
     layers: str
     norm: str
     ignored: Callable[[str], object] = lambda name: False
-    """Tensors of a file that the model does not read."""
+    """Whether a release may have a tensor of this name that the model does not read."""
 
 
 _REFERENCE = _ComparedModules("model.drop_embd", "model.transformer_decoder.layers", "model.ln_f")
@@ -78,40 +79,40 @@ _RELEASE = {
 
 @dataclass(frozen=True)
 class LayerDifference:
-    """How far two models lie apart at one place."""
+    """How much two models differ after one module."""
 
     name: str
-    """ "embedding" (scaled), "layer 0" and so on, as tensor names count them, "final norm", "logits"."""
+    """ "embedding" (scaled), "layer 0" and so on, numbered as in tensor names, "final norm", "logits"."""
     largest_difference: float
-    """Largest absolute difference of any value there."""
+    """Largest absolute difference of any value."""
     largest_magnitude: float
-    """Largest absolute value of the reference path there."""
+    """Largest absolute value of the reference path."""
     tolerance: float
-    """Largest absolute difference that is no departure."""
+    """Largest absolute difference that rounding can explain."""
 
     @property
     def departs(self) -> bool:
-        """Whether the difference is more than the tolerance, or no number."""
+        """Whether the difference is larger than the tolerance, or not a number."""
         return not self.largest_difference <= self.tolerance
 
 
 @dataclass(frozen=True)
 class LogitsReport:
-    """How far a checkpoint and a release lie apart, place by place, in the order in which they are computed."""
+    """How much a checkpoint and a release differ, layer by layer, in the order of computation."""
 
     prompts: int
     positions: int
-    """Tokens at which everything was compared."""
+    """Number of tokens whose values were compared."""
     rounded_to: str
-    """Element type whose rounding the tolerances allow for: the coarsest among the weights that the two sides store in
-    different types; "float32" where they store all in the same."""
+    """Element type whose rounding the tolerances allow: the coarsest one among the weights that the two sides store in
+    different types; "float32" where all types are the same."""
     layers: tuple[LayerDifference, ...]
     same_choice: int
-    """Positions at which both put the same token first."""
+    """Positions at which both models have the same most likely token."""
 
     @property
     def first_departure(self) -> str | None:
-        """Name of the first place that differs by more than its tolerance; None when none does."""
+        """Name of the first layer that differs by more than its tolerance, or None."""
         return next((layer.name for layer in self.layers if layer.departs), None)
 
     @property
@@ -126,11 +127,11 @@ class LogitsReport:
 
 
 def relative_tolerance(rounded_to: str, depth: int) -> float:
-    """Largest difference that is no departure, as a share of the largest magnitude at that place.
+    """Largest difference that rounding can explain, relative to the largest magnitude in the same layer.
 
     Args:
         rounded_to: "float32", "float16" or "bfloat16", as in LogitsReport.
-        depth: places before this one, which is the layers behind it, give or take the head.
+        depth: number of comparisons before this one: about the number of layers already computed.
     """
     return _ROUNDINGS[rounded_to] * UNIT_ROUNDOFF[rounded_to] * math.sqrt(1 + depth)
 
@@ -146,24 +147,24 @@ def compare_logits(
     progress: Progress = lambda done, total: None,
     descriptions: Descriptions | None = None,
 ) -> LogitsReport:
-    """Run prompts through the reference path and through transformers, both in float32, and compare place by place.
+    """Run prompts through the reference path and through transformers, both in float32, and compare layer by layer.
 
-    Rows of the embedding that no prompt uses are not seen.
+    Rows of the embedding that no prompt uses are not compared.
 
     Args:
         checkpoint: the .mdl file.
-        release: the Hugging Face directory; its tokenizer turns the prompts into ids (a release without one is given
-            evenly spread ids instead).
-        config: a trainer YAML, or a `model:` section; None takes what the checkpoint says of itself.
+        release: the Hugging Face directory; its tokenizer encodes the prompts. A release without one gets evenly spaced
+            ids instead.
+        config: a trainer YAML, or a `model:` section; None takes the config stored in the checkpoint.
         prompts: texts; each is cut to the context of the model.
         trust_release_code: run the code in the release even if it is not a version of this package's.
-        allow_pickle: whether the release's weights in pickle files may be read; nothing in them is run.
+        allow_pickle: whether the release's weights in pickle files may be read; no code in them is run.
         progress: called as weights are read.
         descriptions: a child that was started with the .mdl file among others; None starts one where it is needed.
 
     Raises:
-        UserError: a file that cannot be read, code that is not trusted, models that cannot be compared (tensors
-            missing, other sizes), or values that are not finite: a difference from NaN says nothing.
+        UserError: a file cannot be read, code is not trusted, the models cannot be compared (missing tensors, other
+            sizes), or values are not finite, because a difference from NaN means nothing.
     """
     checkpoint, release = Path(checkpoint), Path(release)
     section = Path(config) if isinstance(config, str) else config
@@ -196,7 +197,7 @@ def compare_logits(
         stream_weights(ours, our_weights, report)
         stream_weights(theirs, their_weights, report)
         if architecture_of(ours.config) is JAIS:
-            # The one weight that is read without its module being called: a number per head, kept.
+            # The only weight that is used without a call of its module: one number per head, which stays in memory.
             helper = "model.embedding_layer.position_embed_helper"
             load(ours.get_submodule(helper), {"slopes": our_weights[f"{helper}.slopes"]}, report)
 
@@ -219,7 +220,7 @@ def compare_logits(
             magnitude = ours_PE.abs().max().item()
             bound = relative_tolerance(rounded_to, len(layers)) * magnitude
             layers.append(LayerDifference(name, (ours_PE - theirs_PE).abs().max().item(), magnitude, bound))
-            same_choice = int((ours_PE.argmax(-1) == theirs_PE.argmax(-1)).sum())  # that of the logits, the last place
+            same_choice = int((ours_PE.argmax(-1) == theirs_PE.argmax(-1)).sum())  # the last call is for the logits
 
         _observe(theirs, modules, compare)
         with _transformers_errors(release):
@@ -233,7 +234,7 @@ def compare_logits(
 
 @contextmanager
 def _release_model(code: ReleaseCode, trust: bool) -> Iterator[tuple[Any, _ComparedModules]]:
-    """The model of a release on the meta device, but for buffers, which no file holds; and its modules."""
+    """The model of a release, its weights on the meta device; and the names of its compared modules."""
     from accelerate import init_empty_weights
     from transformers.utils import logging
 
@@ -241,9 +242,9 @@ def _release_model(code: ReleaseCode, trust: bool) -> Iterator[tuple[Any, _Compa
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     kind = code.config.get("model_type")
     if kind not in _RELEASE:
-        raise ConversionError(f"{code.release / CONFIG}: model_type is {kind!r}; only 'jais' and 'llama' are known")
-    # The classes are called directly: transformers' Auto classes follow a config to any code. Keys that choose an
-    # implementation are dropped, because one may name a kernel that transformers fetches and runs.
+        raise ConversionError(f"{code.release / CONFIG}: model_type is {kind!r}; only 'jais' and 'llama' are supported")
+    # The classes are called directly, because transformers' Auto classes run any code that a config names. Keys that
+    # choose an implementation are removed, because one may name a kernel that transformers downloads and runs.
     keys = {key: value for key, value in code.config.items() if "_implementation" not in key}
     with ExitStack() as stack:
         with _transformers_errors(code.release):
@@ -255,7 +256,7 @@ def _release_model(code: ReleaseCode, trust: bool) -> Iterator[tuple[Any, _Compa
 
 
 def _release_ties(model: Any) -> dict[str, str]:
-    """Second names of tensors in a release: the head's, where it is the embedding."""
+    """Second names of tensors in a release: the output head's, where it is tied to the embedding."""
     if not model.config.tie_word_embeddings:
         return {}
     names = {id(module): f"{name}.weight" for name, module in model.named_modules()}
@@ -264,7 +265,7 @@ def _release_ties(model: Any) -> dict[str, str]:
 
 @contextmanager
 def _transformers_errors(release: Path) -> Iterator[None]:
-    """What goes wrong in transformers, or in the release's own code, as one line that names the release."""
+    """Turn an error in transformers, or in the release's code, into one line that names the release."""
     try:
         yield
     except UserError:
@@ -275,9 +276,11 @@ def _transformers_errors(release: Path) -> Iterator[None]:
 
 
 def _check_sizes(release: Path, ours: DecoderConfig, theirs: Any) -> None:
-    """Raise ConversionError for two models whose values cannot be laid side by side."""
+    """Raise ConversionError for two models whose values cannot be compared."""
     if architecture_of(ours).name != theirs.model_type:
-        raise ConversionError(f"{release}: is a {theirs.model_type} model, and the checkpoint is not")
+        raise ConversionError(
+            f"{release}: is a {theirs.model_type} model and the checkpoint is not; they are not the same model"
+        )
     for key in ("num_hidden_layers", "hidden_size", "vocab_size"):
         if getattr(ours, key) != getattr(theirs, key):
             raise ConversionError(
@@ -286,11 +289,11 @@ def _check_sizes(release: Path, ours: DecoderConfig, theirs: Any) -> None:
             )
 
 
-# ---- values, place by place -----------------------------------------------------------------------------------------
+# ---- values, layer by layer -----------------------------------------------------------------------------------------
 
 
 def _prompt_ids(release: Path, prompts: Sequence[str], vocab_size: int, longest: int) -> list[list[int]]:
-    """Ids of the prompts, at most `longest` of each, from the release's tokenizer; evenly spread where it has none."""
+    """Ids of the prompts, at most `longest` of each, from the release's tokenizer; evenly spaced where it has none."""
     path = release / TOKENIZER
     if not path.exists():
         step = max(1, vocab_size // _SPREAD_IDS)
@@ -300,19 +303,19 @@ def _prompt_ids(release: Path, prompts: Sequence[str], vocab_size: int, longest:
 
     try:
         tokenizer = reading_text_as_data(Tokenizer.from_file(str(path)))
-    except Exception as error:  # the library raises nothing narrower
-        raise ConversionError(f"{path}: is not a tokenizer: {' '.join(str(error).split())}") from error
+    except Exception as error:  # the library has no narrower exception
+        raise ConversionError(f"{path}: cannot be read as a tokenizer: {' '.join(str(error).split())}") from error
     rows = [ids[:longest] for ids in encode_texts(tokenizer, prompts) if ids]
     if not rows:
-        raise ConversionError(f"{path}: makes no token of any prompt")
+        raise ConversionError(f"{path}: gives no token for any prompt")
     return rows
 
 
 def _batch(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of ids as one batch [B, L], and where it is no padding, bool [B, L].
+    """Rows of ids as one batch [B, L], and a bool [B, L] that is false at padding.
 
-    Padding stands on the right, where causal attention never looks from a real token; so neither model needs a mask.
-    It repeats a row's last token, because a row of the embedding that no prompt uses may hold anything.
+    Padding is on the right, where causal attention from a real token never reads, so neither model needs a mask. It
+    repeats the last token of a row, because unused rows of the embedding may have any values.
     """
     length = max(len(ids) for ids in rows)
     ids_BL = torch.tensor([[*ids, *[ids[-1]] * (length - len(ids))] for ids in rows])
@@ -321,7 +324,7 @@ def _batch(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _observe(model: nn.Module, modules: _ComparedModules, see: Callable[[str, torch.Tensor], None]) -> None:
-    """Have what comes out of each landmark shown to `see` with the name of its place."""
+    """Call `see` with the name and the output of each compared module."""
 
     def watch(module: nn.Module, name: str) -> None:
         module.register_forward_hook(lambda _, __, out: see(name, out[0] if isinstance(out, tuple) else out))
@@ -346,18 +349,18 @@ def _scratch_file() -> Iterator[BinaryIO]:
     except OSError as error:
         what = error.strerror or error
         raise ConversionError(
-            f"{tempfile.gettempdir()}: cannot hold the values to compare: {what}; set TMPDIR"
+            f"{tempfile.gettempdir()}: cannot store the values to compare: {what}; set TMPDIR to a directory with space"
         ) from error
 
 
 def _rounded_to(config: DecoderConfig, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
-    """The coarsest element type that only one side stores a weight in; "float32" where there is none."""
+    """The coarsest element type among weights with different types on the two sides; "float32" where none differ."""
     found = {"float32"}
     for rule in rules(config):
         our_types = {ours[f"model.{name}"].dtype for name in rule.cerebras if f"model.{name}" in ours}
         their_types = {theirs[name].dtype for name in rule.hugging_face if name in theirs}
         if rule.cerebras[0].endswith(".slopes"):
-            found |= our_types  # a release puts exact slopes in the place of rounded ones, the reference path does not
+            found |= our_types  # a release computes with exact slopes, the reference path with rounded ones
         elif our_types != their_types:
             found |= our_types | their_types
     return max(found, key=lambda dtype: UNIT_ROUNDOFF[dtype])

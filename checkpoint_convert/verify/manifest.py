@@ -1,12 +1,12 @@
-"""The manifest of a model: one digest for each of its tensors, the same number on both sides.
+"""The manifest of a model, which conversions write and checks read: a digest of each tensor, equal on both sides.
 
 A release has it as `manifest.json`, a checkpoint as `<stem>.manifest.json` beside it. Tensors have their Cerebras names
-without the leading `model.`, and their digests are of the Cerebras layout (digest.py), so the two manifests of one
-model say the same of its tensors, whichever side they were made on. A tensor with two names stands there once, under
+without the leading `model.`, and digests are of the Cerebras layout (streaming/digest.py). The manifests of a
+checkpoint and of its release therefore list the same names and digests. A tensor with two names is listed once, under
 the first.
 
-The manifest of a release also lists its files (release_files.py): `shards` has the names of the weight files, whose
-content the tensors cover, and `files` a digest of every other file but the manifest.
+The manifest of a release also lists its files: `shards` has the names of the weight files, whose content the digests of
+the tensors cover, and `files` has a digest of every other file except the manifest.
 """
 
 from __future__ import annotations
@@ -28,24 +28,23 @@ from checkpoint_convert.streaming.digest import SCHEME, file_digest
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a manifest says."""
+    """The content of a manifest."""
 
     tensors: Mapping[str, str]
     """Cerebras name -> digest."""
     files: Mapping[str, str] | None
-    """Name of a file of a release -> digest; None in the manifest of a checkpoint, and in one made before files were
-    listed."""
+    """Name of a file of a release -> digest; None in the manifest of a checkpoint, and in older ones without files."""
     shards: tuple[str, ...]
-    """Names of the weight files, where files are listed."""
+    """Names of the weight files; empty where files is None."""
 
 
 def manifest_path(model: Path) -> Path:
-    """Where the manifest of a release directory or of a .mdl file lies."""
+    """Path of the manifest of a release directory or of a .mdl file."""
     return model / MANIFEST if model.is_dir() else model.with_name(f"{model.stem}.manifest.json")
 
 
 def manifest_of(plan: Plan, digests: Mapping[int, tuple[str, ...]]) -> dict[str, Any]:
-    """The manifest, as JSON values, of what a plan converts, from the digests of its steps."""
+    """The manifest of a converted model as JSON values, from its plan and the digests of the steps."""
     second = ties(plan.config, "cerebras")
     tensors: dict[str, Any] = {}
     for number, step in enumerate(plan.steps):
@@ -58,23 +57,23 @@ def manifest_of(plan: Plan, digests: Mapping[int, tuple[str, ...]]) -> dict[str,
 
 
 def list_files(release: Path, shards: Sequence[str]) -> dict[str, Any]:
-    """What the manifest of a release says of its files: the names of its shards, and a digest of every other file."""
+    """The part of a release's manifest about its files: the names of its shards, and a digest of every other file."""
     others = [name for name in names_in(release) if name not in {MANIFEST, *shards}]
     return {"shards": list(shards), "files": {name: file_digest(release / name) for name in others}}
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """The manifest in a file; None where there is none.
+    """Read a manifest; None where the file does not exist.
 
     Raises:
-        ConversionError: the file is damaged, or its digests are of another kind.
+        ConversionError: the file is damaged, or its digests have another scheme.
     """
     if not path.is_file():
         return None
     content = read_json(path)
     if content.get("digests") != SCHEME:
         raise ConversionError(
-            f"{path}: its digests are of the kind {content.get('digests')!r}; only {SCHEME!r} is known"
+            f"{path}: its digests have the scheme {content.get('digests')!r}; only {SCHEME!r} is supported"
         )
     about = content.get("tensors")
     tensors = {
@@ -82,16 +81,16 @@ def read_manifest(path: Path) -> Manifest | None:
         for name, entry in (about.items() if isinstance(about, dict) else ())
     }
     if not tensors:
-        raise ConversionError(f"{path}: names no tensor; the file is damaged")
+        raise ConversionError(f"{path}: lists no tensor; the file is damaged")
     if "files" not in content:
         return Manifest(tensors, None, ())
     files, shards = content["files"], content.get("shards")
     if not isinstance(files, dict) or not isinstance(shards, list) or not all(isinstance(n, str) for n in shards):
-        raise ConversionError(f"{path}: its list of files is none; the file is damaged")
+        raise ConversionError(f"{path}: has an invalid list of files; the file is damaged")
     return Manifest(tensors, {name: _digest(path, name, digest) for name, digest in files.items()}, tuple(shards))
 
 
 def _digest(path: Path, name: str, digest: Any) -> str:
     if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
-        raise ConversionError(f"{path}: the digest of {name!r} is none; the file is damaged")
+        raise ConversionError(f"{path}: has an invalid digest for {name!r}; the file is damaged")
     return digest

@@ -1,7 +1,8 @@
-"""The code that comes with a release: told apart from this package's, and run from the bytes that were looked at.
+"""The code in a release: compared with this package's code, and run from the bytes that were compared.
 
-Whoever loads a release runs the Python files in it and whatever its configs name. So all of it must be a version of
-this package's code (code_versions.py), or none of it is run unless the user says so. Nothing is ever fetched.
+Loading a release runs the Python files in it and the code that its configs name. All of it must therefore be a version
+of this package's code (code_versions.py). Otherwise none of it is run, unless the user asks for it. Nothing is ever
+downloaded.
 """
 
 from __future__ import annotations
@@ -25,26 +26,26 @@ from checkpoint_convert.formats.release_directory import CODE_SUFFIXES, CONFIG, 
 from checkpoint_convert.streaming.digest import digest_of
 from checkpoint_convert.verify.code_versions import current_version, known_versions
 
-_LARGEST_FILE = 1 << 20  # bytes of a Python file that are read; this package's have a few ten thousand
+_LARGEST_FILE = 1 << 20  # bytes of a Python file; this package's have a few tens of thousands
 
 
 @dataclass(frozen=True)
 class ReleaseCode:
-    """The code of a release, read once, so that what is run is what was looked at."""
+    """The code of a release, read once, so that the code that is run is the code that was compared."""
 
     release: Path
     config: Mapping[str, Any]
-    """What config.json says."""
+    """The content of config.json."""
     files: Mapping[str, bytes]
     """Name of a Python file -> its content."""
     problems: Mapping[str, str]
-    """Name of a file -> what makes it not this package's; empty when all code of the release is."""
+    """Name of a file -> how it differs from this package's code; empty when the release has no other code."""
     elsewhere: Mapping[str, str]
     """Name of a config -> a reference to code that is not in the release."""
 
     @property
     def is_earlier(self) -> bool:
-        """Whether the code is this package's, of an earlier version."""
+        """Whether the code is an earlier version of this package's."""
         return bool(self.files) and not self.problems and _digests(self.files) != current_version()
 
 
@@ -67,7 +68,7 @@ def read_code(release: Path) -> ReleaseCode:
         elif path.suffix.lower() == ".py" and path.is_file():
             files[name] = _content(path)
         elif path.suffix.lower() in CODE_SUFFIXES:
-            problems[name] = "code that no version of this package's has"
+            problems[name] = "code that no version of this package has"
     problems |= _unknown(files) if is_jais else dict.fromkeys(files, "code, which a Llama release does not have")
     for name in names:
         if not name.endswith(CONFIG) or "/" in name or not (release / name).is_file():
@@ -76,7 +77,7 @@ def read_code(release: Path) -> ReleaseCode:
         try:
             about = config if name == CONFIG else read_json(release / name)
         except ConversionError:
-            problems.setdefault(name, "no JSON object that can be read; it may name code")
+            problems.setdefault(name, "not a readable JSON object; it may name code")
             continue
         for key, reference, is_elsewhere in _references(about, allowed):
             problems.setdefault(name, f"{key} names {reference}, which is not this package's code")
@@ -87,16 +88,16 @@ def read_code(release: Path) -> ReleaseCode:
 
 @contextmanager
 def classes_of(code: ReleaseCode, *, trust: bool) -> Iterator[tuple[Any, Any]]:
-    """The (configuration, model) classes that compute a release; its code is importable within the block.
+    """The (configuration, model) classes of a release; its code can be imported within the block.
 
-    A Llama release has those of transformers. A Jais release has those in its own files, a version of this package's.
+    A Llama release uses the classes of transformers. A Jais release uses those in its own files.
 
     Args:
         code: from `read_code`.
-        trust: run code that is not this package's, if it lies in the release.
+        trust: also run code in the release that is not this package's.
 
     Raises:
-        ConversionError: the code is not this package's and not trusted, or lies elsewhere, or is not there.
+        ConversionError: the code is not this package's and not trusted, is outside the release, or is missing.
     """
     if code.problems and not trust:
         raise ConversionError(
@@ -105,7 +106,7 @@ def classes_of(code: ReleaseCode, *, trust: bool) -> Iterator[tuple[Any, Any]]:
         )
     for name, what in code.elsewhere.items():
         raise ConversionError(
-            f"{code.release / name}: {what}, which is not in the release; code is never fetched: "
+            f"{code.release / name}: {what}, which is not in the release; code is never downloaded: "
             "put it into the release and name it there, or remove the entry"
         )
     named = AUTO_MAP if code.config.get("model_type") == "jais" else {}
@@ -122,7 +123,7 @@ def _digests(files: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def _unknown(files: Mapping[str, bytes]) -> dict[str, str]:
-    """Name of a file -> why the files are no version of this package's; against the version most like them."""
+    """Name of a file -> how it differs from this package's code, in the version that has most of these files."""
     found = _digests(files)
     versions = known_versions()
     nearest = max(versions, key=lambda version: len(version.items() & found.items()))
@@ -135,7 +136,7 @@ def _unknown(files: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def _references(config: Mapping[str, Any], allowed: Mapping[str, str]) -> Iterator[tuple[str, str, bool]]:
-    """(key, reference, whether it leads out of the release) of all code that a config names, but what is allowed."""
+    """(key, reference, whether it is outside the release) of all code that a config names, except the allowed."""
     for key, value in config.items():
         if not value:
             continue
@@ -145,7 +146,7 @@ def _references(config: Mapping[str, Any], allowed: Mapping[str, str]) -> Iterat
                     yield f"{key}.{kind}", _shown(reference), "--" in str(reference)
         elif key in ("auto_map", "custom_pipelines"):
             yield key, _shown(value), "--" in str(value)
-        elif key.endswith("_implementation") and "/" in str(value):  # transformers fetches such a kernel from its hub
+        elif key.endswith("_implementation") and "/" in str(value):  # transformers downloads such a kernel from its hub
             yield key, _shown(value), True
 
 
@@ -165,7 +166,7 @@ def _content(path: Path) -> bytes:
 
 @contextmanager
 def _importable(code: ReleaseCode) -> Iterator[str]:
-    """Write the content that was read to a private directory; yields the name of the package that it is there."""
+    """Write the files to a private directory as a package; yields its name."""
     with tempfile.TemporaryDirectory(prefix="release_code_") as directory:
         for name, content in code.files.items():
             if len(content) > _LARGEST_FILE:
@@ -184,7 +185,7 @@ def _importable(code: ReleaseCode) -> Iterator[str]:
 
 
 def _class(code: ReleaseCode, package: str, named: Mapping[str, Any], kind: str) -> Any:
-    """The class that a config names, in the package; that of transformers where it names none."""
+    """The class that a config names, from the package; for Llama without a name, the class of transformers."""
     reference = named.get(kind)
     if reference is None and code.config.get("model_type") == "llama":
         import transformers

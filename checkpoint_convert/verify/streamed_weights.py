@@ -1,7 +1,7 @@
-"""A torch model larger than memory: a module's weights are read just before it is called and dropped just after.
+"""Running a torch model larger than memory: each module's weights are read just before it is called and freed after.
 
-The model is built on the meta device and its code runs unchanged; memory is that of the largest module with weights of
-its own, one matrix, whatever the number of layers.
+The model is built on the meta device and its code runs unchanged. The memory is that of the largest module with weights
+of its own, which is one matrix, for any number of layers.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ def find_weights(
     ties: Mapping[str, str],
     ignored: Callable[[str], object] = lambda name: False,
 ) -> dict[str, Tensor]:
-    """Where each parameter of a model is stored, by its name in the model; nothing is read but what may be tied.
+    """The stored tensor of each parameter of a model, by its name in the model; only possibly tied tensors are read.
 
     Args:
         path: the file or directory, for errors.
         model: on the meta device.
-        stored: all tensors that the file has for the model.
-        ties: second names -> first names; either may be the only one that is stored.
-        ignored: whether a tensor that is no parameter of the model may be in the file all the same.
+        stored: all tensors of the model in the file.
+        ties: second names -> first names; one of the two may be missing.
+        ignored: whether the file may have a tensor of this name that is not a parameter of the model.
 
     Raises:
-        ConversionError: names the tensors that are missing, left over, of another shape, or no floating-point numbers;
-            or a tied pair with different values, of which a loader would take now one and now the other.
+        ConversionError: tensors are missing, not part of the model, of another shape or not floating-point numbers; or
+            two names of a tied tensor have different values, so that loaders could disagree on which to use.
     """
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
     found = under_both_names(stored, ties)
@@ -51,7 +51,7 @@ def find_weights(
         "missing": shapes.keys() - found.keys(),
         "not part of the model": {name for name in found.keys() - shapes.keys() if not ignored(name)},
         "of another shape than the config demands": {name for name in both if tuple(found[name].shape) != shapes[name]},
-        "no floating-point numbers": {name for name in both if found[name].dtype not in WEIGHT_TYPES},
+        "not floating-point numbers": {name for name in both if found[name].dtype not in WEIGHT_TYPES},
     }
     texts = []
     for what, names in problems.items():
@@ -65,10 +65,10 @@ def find_weights(
 def stream_weights(
     model: nn.Module, weights: Mapping[str, Tensor], report: Callable[[int], object] = lambda nbytes: None
 ) -> None:
-    """Make every module of a model read its own weights when it is called, and drop them when it is done.
+    """Make every module of a model read its own weights when it is called, and free them afterwards.
 
     Args:
-        model: on the meta device; what it reads of a module that it does not call stays without weights.
+        model: on the meta device; a module that is used but never called gets no weights.
         weights: from `find_weights`.
         report: called with the bytes of each tensor read.
     """
@@ -92,7 +92,7 @@ def _drop(module: nn.Module, own: Mapping[str, Tensor]) -> None:
 
 
 def _in_float32(source: Tensor) -> torch.Tensor:
-    """A stored tensor as float32; what is stored in another type is widened in blocks of rows."""
+    """A stored tensor as float32; other element types are converted in blocks of rows."""
     if source.dtype == "float32":
         return torch.from_numpy(source.read())
     values = torch.empty(source.shape, dtype=torch.float32)
@@ -100,7 +100,7 @@ def _in_float32(source: Tensor) -> torch.Tensor:
     for start in range(0, source.shape[0], rows):
         stop = min(start + rows, source.shape[0])
         block = source.read_rows(start, stop)
-        if source.dtype == "bfloat16":  # ml_dtypes' type, which torch does not know
+        if source.dtype == "bfloat16":  # torch cannot read ml_dtypes' type
             values[start:stop] = torch.from_numpy(block.view("int16")).view(torch.bfloat16)
         else:
             values[start:stop] = torch.from_numpy(block)

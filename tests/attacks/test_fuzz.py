@@ -17,7 +17,9 @@ from tests.marks import slow_except
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("program", slow_except(["safetensors"], ["bin", "safetensors", "mdl", "conversion"]))
+@pytest.mark.parametrize(
+    "program", slow_except(["safetensors"], ["bin", "safetensors", "mdl", "data_files", "conversion"])
+)
 def test_damaged_files_are_refused_or_read_as_libraries_read_them(program):
     command = [sys.executable, str(HERE / f"{program}.py"), "--count", "100", "--seed", "0"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -61,7 +61,6 @@ def test_ranges_that_do_not_rise_within_0_to_1_are_refused(text):
 
 
 GENERATE = ("generate", "absent.mdl", "--tokenizer", "absent", "--prompt", "a")
-SCORE = ("score", "absent.mdl", "--tokenizer", "absent")
 TOKENIZER = ("data", "tokenizer", "--output", "made", "--vocab-size", "300")
 PACK = ("data", "pack", "--tokenizer", "absent", "--output", "made", "--max-sequence-length", "32")
 FIT = ("fit", "absent.yaml")
@@ -74,7 +73,6 @@ FIT = ("fit", "absent.yaml")
         (GENERATE, "--temperature", ("-1", "nan", "inf", "1e9")),
         (GENERATE, "--max-new-tokens", ("-3", "0", "1e3", "100000000", "9" * 5000)),
         (GENERATE, "--seed", ("-1", "1" + "0" * 30)),
-        (SCORE, "--held-out", ("-1", "99999999999", "2.5")),
         (TOKENIZER, "--vocab-size", ("-1", "0", "1000000000")),
         (TOKENIZER, "--model-max-length", ("0", "100000000")),
         (TOKENIZER, "--held-out", ("-1",)),

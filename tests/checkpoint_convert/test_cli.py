@@ -43,7 +43,7 @@ def test_a_release_is_made_taken_back_and_compared(checkpoint, tmp_path):
     compared = program("diff", checkpoint, tmp_path / "back.mdl")
     assert compared.returncode == 0
     assert compared.stdout.startswith("40 of 40 tensors identical\n")
-    assert "back.manifest.json: 40 digests right" in compared.stdout
+    assert "back.manifest.json: 40 digests match" in compared.stdout
     as_json = program("verify", checkpoint, tmp_path / "back.mdl", "--json")
     found = json.loads(as_json.stdout)
     assert (found["same"], found["identical"], found["tensors"], found["differences"]) == (True, 40, 40, {})
@@ -63,7 +63,7 @@ def test_verify_compares_logits_and_fails_on_other_weights(checkpoint, tmp_path)
     different = program("verify", other, tmp_path / "release", "--logits")
     assert different.returncode == 1
     assert "largest difference" in different.stdout
-    assert "first departure: embedding" in different.stdout
+    assert "first layer that differs: embedding" in different.stdout
 
 
 def test_verify_wants_a_pair_for_logits_before_it_reads(checkpoint, monkeypatch):

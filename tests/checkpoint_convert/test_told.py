@@ -143,7 +143,7 @@ def test_special_tokens_of_a_release_come_back(tmp_path):
     release = released(tmp_path, bos_token_id=5, eos_token_id=[6, 7], pad_token_id=3)
     report = convert_to_cerebras(release, tmp_path / "back.mdl")
     (note,) = [note for note in report.notes if "eos_token_id" in note]
-    assert "bos_token_id 5, eos_token_id [6, 7], pad_token_id 3: kept in the checkpoint" in note
+    assert "bos_token_id 5, eos_token_id [6, 7], pad_token_id 3: stored in the checkpoint" in note
     assert note in (tmp_path / "back.yaml").read_text()
     convert_to_hf(tmp_path / "back.mdl", tmp_path / "again")
     assert keys_of(tmp_path / "again") == (5, [6, 7], 3)
@@ -166,7 +166,7 @@ def test_a_tokenizer_counts_before_what_the_checkpoint_keeps(tmp_path):
     tokenizer = write_tokenizer(tmp_path / "t", TOKENS, bos_token="<s>", eos_token=EOS)
     report = convert_to_hf(tmp_path / "back.mdl", tmp_path / "again", tokenizer=tokenizer)
     assert keys_of(tmp_path / "again") == (1, [2, 7], 3)
-    assert "bos_token_id is 1, which the tokenizer declares; the checkpoint keeps 5" in report.notes
+    assert "bos_token_id is 1, as the tokenizer declares; the checkpoint has 5" in report.notes
 
 
 @pytest.mark.parametrize("wrong", ["5", [5, None], True, 5.5])
@@ -200,11 +200,11 @@ def test_what_is_no_file_of_a_tokenizer_is_named(tmp_path):
     (tokenizer / "prompts").mkdir()
     (tokenizer / "model.safetensors").write_bytes(b"weights of a release")
     report = convert_to_hf(jais_checkpoint(tmp_path), tmp_path / "release", tokenizer=tokenizer)
-    (note,) = [note for note in report.notes if note.startswith("left out, as no file of a tokenizer")]
+    (note,) = [note for note in report.notes if note.startswith("left out, because they are not tokenizer files")]
     assert "notes.txt, prompts/ (in " in note
     assert (tmp_path / "release" / "chat_template.json").is_file()
     again = convert_to_hf(tmp_path / "c.mdl", tmp_path / "again", tokenizer=tmp_path / "release")
-    assert not [note for note in again.notes if note.startswith("left out, as no file")]
+    assert not [note for note in again.notes if note.startswith("left out, because")]
 
 
 # ---- numbers of tensors ---------------------------------------------------------------------------------------------

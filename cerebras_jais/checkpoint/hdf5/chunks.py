@@ -109,6 +109,18 @@ def read_rows(
     the memory of two chunks beside `out`.
     """
     chunks = table.chunks
+    if out.ndim > 1 and chunks == (
+        1,
+        *out.shape[1:],
+    ):  # as the Model Zoo packs data; nothing is left of a chunk that could be kept
+        for number, row in enumerate(out, start):
+            if table.packing.filters:
+                row[...] = _read_chunk(descriptor, table, number, out.dtype)[0]
+            elif table.sizes[number] != row.nbytes:
+                raise ValueError(f"it holds {table.sizes[number]} bytes instead of {row.nbytes}")
+            else:
+                read_at(descriptor, row.reshape(-1).view(np.uint8).data, int(table.offsets[number]))
+        return
     first, last = start // chunks[0], -(-(start + len(out)) // chunks[0])
     places = itertools.product(range(first, last), *(range(count) for count in table.grid[1:]))
     for number, place in enumerate(places, first * math.prod(table.grid[1:])):

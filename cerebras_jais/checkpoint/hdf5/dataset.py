@@ -49,7 +49,7 @@ def headers_of(description: Description) -> dict[str, DatasetHeader | ValueError
     for name, facts in description.datasets.items():
         size = facts.get("chunk_count", 0) * _CHUNK_BYTES
         try:
-            found[name] = _header_of(name, facts, description.tables[at : at + size], description.identity[2])
+            found[name] = _header_of(name, facts, description.tables[at : at + size], description.identity[0])
         except ValueError as error:
             found[name] = error
         at += size

@@ -300,7 +300,7 @@ def describe_path(
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             return {"error": "it is not a regular file"}, []
-        identity = [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns]
+        identity = [found.st_size, found.st_mtime_ns]
         least, per_byte, most = processor_seconds
         _limit_time(int(min(least + found.st_size * per_byte, most)), seconds)
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -124,7 +124,7 @@ class GuardedFile:
 
     def _has_signature(self) -> bool:
         place = 0
-        while place < self._identity[2]:
+        while place < self._identity[0]:
             if os.pread(self._file.fileno(), len(_SIGNATURE), place) == _SIGNATURE:
                 return True
             place = 2 * place or _FIRST_PLACE

@@ -41,8 +41,8 @@ class _EndedError(ValueError):
 class Description:
     """What the child says of a file; `dataset.header_of` judges it."""
 
-    identity: tuple[int, ...]
-    """Device, inode, bytes and time of modification (ns) of the file that was described."""
+    identity: tuple[int, int]
+    """Bytes and time of modification (ns) of the file that was described."""
     attributes: Mapping[str, Any]
     """Of the root: name -> [value] or {"error": reason}."""
     datasets: Mapping[str, Mapping[str, Any]]
@@ -51,10 +51,10 @@ class Description:
     """The chunk tables of the datasets, one after another."""
 
 
-def identity_of(descriptor: int) -> tuple[int, ...]:
+def identity_of(descriptor: int) -> tuple[int, int]:
     """What `Description.identity` is of an open file that was not changed since it was described."""
-    found = os.fstat(descriptor)
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    found = os.fstat(descriptor)  # not its inode, which some network file systems number anew at each look
+    return found.st_size, found.st_mtime_ns
 
 
 class Descriptions:
@@ -70,11 +70,11 @@ class Descriptions:
             files: what to describe.
             datasets: the datasets to look at; None for those of a checkpoint, and its attributes.
         """
+        self._child: subprocess.Popen[bytes] | None = None
         self._waiting = list(dict.fromkeys(os.path.abspath(file) for file in files))
         self._datasets = datasets
         self._known: dict[str, Description | ValueError] = {}
         self._lock = threading.Lock()
-        self._child: subprocess.Popen[bytes] | None = None
         self._is_ready = False
         self._start()
 
@@ -144,7 +144,8 @@ class Descriptions:
             facts = json.loads(text)
             if "error" in facts:
                 return ValueError(f"HDF5 cannot read it (a damaged or incomplete copy?): {facts['error']}")
-            return Description(tuple(facts["identity"]), facts["attributes"], facts["datasets"], tables)
+            size, modified = facts["identity"]
+            return Description((size, modified), facts["attributes"], facts["datasets"], tables)
         except (LookupError, TypeError, json.JSONDecodeError):
             return ValueError("reading it crashed or timed out; the file is damaged")
         except _EndedError as error:

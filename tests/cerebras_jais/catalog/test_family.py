@@ -68,7 +68,11 @@ BROKEN = {
     ),
     "rotary-dim": (jais_section, {"rotary_dim": 4}, "rotary_dim: ALiBi has no rotary positions; remove the key"),
     "rope-theta": (jais_section, {"rope_theta": 5e5}, "rope_theta: ALiBi has no rotary positions"),
-    "not-alibi": (jais_section, {"position_embedding_type": "rotary", "rotary_dim": 4}, "jais_family has alibi"),
+    "not-alibi": (
+        jais_section,
+        {"position_embedding_type": "rotary", "rotary_dim": 4},
+        "jais_family uses alibi; set it to alibi",
+    ),
     "vocabulary": (jais_section, {**SMALLEST, "vocab_size": 50257}, "vocab_size: .*84992"),
     "adapted-vocabulary": (llama_section, {**ADAPTED, "vocab_size": 32000}, "vocab_size: .*64000"),
     "loss-weight": (
@@ -83,7 +87,11 @@ BROKEN = {
         {"mup_base_hidden_size": 16, "mup_base_filter_size": 42.0},
         "mup_base_hidden_size: jais_adapted is not parametrised by muP",
     ),
-    "adapted-alibi": (llama_section, {"position_embedding_type": "alibi", "rotary_dim": None}, "has rotary"),
+    "adapted-alibi": (
+        llama_section,
+        {"position_embedding_type": "alibi", "rotary_dim": None},
+        "jais_adapted uses rotary; set it to rotary",
+    ),
 }
 
 

@@ -76,7 +76,7 @@ def test_a_constant_is_filled_without_data(theirs: Path) -> None:
     with open_checkpoint(theirs) as checkpoint:
         constant = checkpoint.tensors["constant"]
         assert constant.is_constant
-        assert constant.file_offset is None
+        assert constant.header is None
         assert constant.read_rows(1, 2).tolist() == [1.5]
 
 
@@ -92,7 +92,7 @@ def test_rows_equal_slices(tmp_path: Path) -> None:
         with open_checkpoint(handmade.write(tmp_path / "x.mdl", {"w": wide, "f": flat}, lz4=lz4)) as checkpoint:
             for array, tensor in ((wide, checkpoint.tensors["w"]), (flat, checkpoint.tensors["f"])):
                 assert (tensor.chunk_rows is not None) is lz4
-                assert (tensor.file_offset is None) is lz4
+                assert (tensor.header.offset is None) is lz4
                 for start, stop in [(0, 0), (0, 1), (3, 90), (149, 150), (0, len(array))]:
                     np.testing.assert_array_equal(tensor.read_rows(start, stop), array[start:stop])
                 for start, stop in [(-1, 1), (2, 1), (0, len(array) + 1)]:
@@ -125,7 +125,7 @@ def test_columns_beyond_the_end_of_the_file_are_an_error(tmp_path: Path) -> None
     path = handmade.write(tmp_path / "x.mdl", {"a": RNG.standard_normal((40, 50))}, lz4=False)
     with open_checkpoint(path) as checkpoint:
         tensor = checkpoint.tensors["a"]
-        os.truncate(path, tensor.file_offset + tensor.nbytes - 1)
+        os.truncate(path, tensor.header.offset + tensor.nbytes - 1)
         tensor.read_columns(0, 49)
         with pytest.raises(CheckpointError, match="ends inside tensor 'a'"):
             tensor.read_columns(48, 50)
@@ -174,8 +174,8 @@ def test_the_offset_of_a_contiguous_tensor_is_where_its_bytes_are(tmp_path: Path
     path = handmade.write(tmp_path / "x.mdl", {"a": array}, lz4=False)
     with open_checkpoint(path) as checkpoint:
         tensor = checkpoint.tensors["a"]
-        assert tensor.file_offset is not None
-        assert path.read_bytes()[tensor.file_offset :][: tensor.nbytes] == array.tobytes()
+        assert tensor.header.offset is not None
+        assert path.read_bytes()[tensor.header.offset :][: tensor.nbytes] == array.tobytes()
 
 
 def test_a_name_with_a_slash_is_followed_into_its_group(tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def test_laying_out_then_filling_the_ranges_equals_saving(tmp_path: Path) -> Non
         mark_complete(temporary)
     assert (tmp_path / "filled.mdl").read_bytes() == (tmp_path / "saved.mdl").read_bytes()
     with open_checkpoint(tmp_path / "filled.mdl") as checkpoint:
-        assert {k: t.file_offset for k, t in checkpoint.tensors.items() if t.nbytes and not t.linked_to} == offsets
+        assert {k: t.header.offset for k, t in checkpoint.tensors.items() if t.nbytes and not t.linked_to} == offsets
         assert_same(checkpoint.tree, state)
 
 

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from cerebras_jais.cli import cli
 from cerebras_jais.config import yaml_file
 from cerebras_jais.launch import checks
-from cerebras_jais.modelzoo.launch import Launch, launch
+from cerebras_jais.modelzoo.launch import LaunchOptions, launch
 from checkpoint_convert.cli import cli as converter
 from tests.cerebras_jais.train.examples import JAIS, trainer_section, write_data, write_yaml
 from tests.checkpoint_convert.examples import random_model, state_of, write_checkpoint
@@ -91,7 +91,7 @@ def test_a_launch_on_cs_systems_parses_once_and_checks_once_in_the_process_that_
     monkeypatch.setattr(os, "execv", lambda file, words: options.append(words[-1]) or sys.exit(0))
     CliRunner().invoke(cli, ["fit", "a.yaml", "--backend", "csx", "--num-csx", "2", "--dry-run"])
     assert not counted
-    launch(Launch(**json.loads(options[0])))
+    launch(LaunchOptions(**json.loads(options[0])))
     assert counted["a.yaml"] == 1
     assert {name: counted[name] for name in CHECKS} == dict.fromkeys(CHECKS, 1)
 

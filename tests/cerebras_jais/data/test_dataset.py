@@ -23,6 +23,11 @@ def numbered_rows(count, length=4, features=3):
     return rows
 
 
+def epoch_of(samples):
+    """The batches of the first epoch."""
+    return [samples.batch(index) for index in range(samples.batches_per_epoch)]
+
+
 @pytest.fixture
 def data_dir(tmp_path):
     write_hdf5(tmp_path / "d", numbered_rows(23), samples_per_file=7, metadata=METADATA)
@@ -68,7 +73,7 @@ def test_reading_returns_what_was_written(tmp_path):
     rows = np.stack(list(pack_stream([list(range(1, 100))], 8, 0)))
     write_hdf5(tmp_path / "d", rows, samples_per_file=5, metadata=METADATA)
     samples = HDF5Samples(tmp_path / "d", batch_size=3)
-    assert (len(samples), samples.sequence_length, samples.max_token_id()) == (len(rows), 8, 99)
+    assert (len(samples), samples.sequence_length) == (len(rows), 8)
     read = samples.read(np.array([12, 0, 4, 5, 6, 0]))
     for i, name in enumerate(("input_ids", "attention_mask", "labels")):
         assert read[name].dtype == np.int32
@@ -123,20 +128,20 @@ def test_ranks_share_the_global_batch_in_order(data_dir):
 
 
 def test_short_last_batch_is_kept_or_padded(data_dir):
-    kept = list(HDF5Samples(data_dir, 5, drop_last=False).epoch_batches())
+    kept = epoch_of(HDF5Samples(data_dir, 5, drop_last=False))
     assert [len(b["labels"]) for b in kept] == [5, 5, 5, 5, 3]
-    padded = list(HDF5Samples(data_dir, 5, drop_last=False, pad_last=True).epoch_batches())
+    padded = epoch_of(HDF5Samples(data_dir, 5, drop_last=False, pad_last=True))
     assert [len(b["labels"]) for b in padded] == [5] * 5
     assert numbers(padded[-1]) == [20, 21, 22, 0, 0]
     assert padded[-1]["attention_mask"][3:].sum() == 0
     ranks = [HDF5Samples(data_dir, 6, drop_last=False, pad_last=True).batch(3, rank=r, world_size=3) for r in range(3)]
     assert [numbers(part) for part in ranks] == [[18, 19], [20, 21], [22, 0]]
-    assert len(list(HDF5Samples(data_dir, 5).epoch_batches())) == 4
+    assert len(epoch_of(HDF5Samples(data_dir, 5))) == 4
 
 
 def test_subset_takes_its_ranges(data_dir):
     samples = HDF5Samples(data_dir, 1, data_subset="0.1-0.3,0.7-1.0")
-    assert [numbers(b)[0] for b in samples.epoch_batches()] == [*range(2, 6), *range(16, 23)]
+    assert [numbers(b)[0] for b in epoch_of(samples)] == [*range(2, 6), *range(16, 23)]
     for wrong in ("0.5-0.1", "0-2", "a-b", "0.5", "0.0-0.5,0.4-1.0"):
         with pytest.raises(DataError, match="data_subset"):
             HDF5Samples(data_dir, 1, data_subset=wrong)
@@ -259,7 +264,7 @@ def test_mixture_repeats_the_small_source_and_keeps_each_in_order(tmp_path, data
     write_hdf5(tmp_path / "small", rows, metadata=METADATA)
     mixture = [{"data_dir": str(data_dir), "weight": 1}, {"data_dir": str(tmp_path / "small"), "weight": 1}]
     samples = HDF5Samples(batch_size=1, mixture=mixture)
-    read = [numbers(b)[0] for b in samples.epoch_batches()]
+    read = [numbers(b)[0] for b in epoch_of(samples)]
     assert [n for n in read if n < 1000] == list(range(23))
     assert [n for n in read if n >= 1000] == [1000 + i % 5 for i in range(23)]
     assert sorted(read) != read

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from cerebras_jais.commands.data import data
 from cerebras_jais.data.dataset import HDF5Samples
 from cerebras_jais.data.documents import DataError, Document, read_documents, sample_corpus_path, split_held_out
-from cerebras_jais.data.pipeline import pack_documents
+from cerebras_jais.data.pipeline import held_out_documents, pack_documents
 from cerebras_jais.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 
 
@@ -153,3 +153,25 @@ def test_help_teaches():
     for verb in ((), ("tokenizer",), ("pack",)):
         assert run(*verb, "--help").exit_code == 0
     assert "--held-out" in run("pack", "--help").output
+
+
+@pytest.mark.parametrize("vsl", [False, True])
+def test_the_text_of_held_out_documents_is_left_beside_the_packed_data(tokenizer_dir, tmp_path, vsl):
+    awkward = 'first\u2028line\nsecond\ttab "quoted" \\ نصٌّ\r\n \x00 end\n\n'
+    documents = [Document(f"{number} {awkward}", "ar" if number % 3 else "code", "here") for number in range(40)]
+    pack_documents(documents, tokenizer_dir, 64, tmp_path / "p", vsl=vsl, held_out=10)
+    left = held_out_documents(tmp_path / "p")
+    training, held_out = split_held_out(documents, 10)
+    assert [(d.text, d.language) for d in left] == [(d.text, d.language) for d in held_out]
+    assert {d.language for d in left} == {"ar", "code"}
+    assert not {d.text for d in left} & {d.text for d in training}
+    tokenizer = load_tokenizer(tokenizer_dir)
+    packed = [text for lang in ("ar", "code") for text in texts_of(tmp_path / f"p/held_out/{lang}", tokenizer, vsl)]
+    assert sorted(packed) == sorted(d.text for d in left)
+
+
+def test_a_folder_without_held_out_documents_is_refused(tokenizer_dir, tmp_path):
+    pack_documents([Document("one text", "en", "here")] * 12, tokenizer_dir, 8, tmp_path / "p", held_out=0)
+    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["train"]
+    with pytest.raises(DataError, match=r"p: has no held_out\.jsonl, .*without --held-out 0"):
+        held_out_documents(tmp_path / "p")

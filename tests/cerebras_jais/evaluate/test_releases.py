@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 from cerebras_jais.cli import cli
-from cerebras_jais.data.documents import read_documents, sample_corpus_path
+from cerebras_jais.data.documents import read_documents, sample_corpus_path, split_held_out
 from cerebras_jais.data.tokenizer import save_tokenizer, train_tokenizer
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.load import load_model
@@ -87,6 +87,27 @@ def test_score_of_a_release_is_that_of_its_checkpoint(released):
     text = ["--text", released / "t.jsonl", "--json"]
     of_checkpoint = said("score", released / "c.mdl", "--tokenizer", released / "tokenizer", *text)
     assert json.loads(said("score", released / "release", *text)) == json.loads(of_checkpoint)
+
+
+def test_score_of_packed_data_is_that_of_the_documents_held_out_and_of_no_others(released):
+    documents = list(read_documents(sample_corpus_path()))
+    pack = ["--tokenizer", released / "tokenizer", "--max-sequence-length", 24, "--output", released / "data"]
+    said("data", "pack", *pack)
+    held_out = released / "held_out.jsonl"
+    lines = [{"text": d.text, "language": d.language} for d in split_held_out(documents, 10)[1]]
+    held_out.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    model = ["score", released / "release", "--json"]
+    of_data = json.loads(said(*model, "--data", released / "data"))
+    assert of_data == json.loads(said(*model, "--text", held_out))
+    assert sum(score["documents"] for score in of_data.values()) == len(lines) < len(documents)
+    said("data", "pack", *pack[:-1], released / "whole", "--held-out", 0)
+    assert "no document is known to be held out" in refusal(*model, "--data", released / "whole")
+
+
+def test_score_asks_for_what_it_scores(released):
+    both = ["--data", released / "data", "--text", released / "t.jsonl"]
+    for words in ([], both):
+        assert "Give either --data, " in refusal("score", released / "release", *words)
 
 
 def test_the_code_of_a_release_is_not_run(released):

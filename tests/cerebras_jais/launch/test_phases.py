@@ -14,14 +14,16 @@ from cerebras_jais.checkpoint import save_checkpoint
 from cerebras_jais.config.trainer import parse_trainer
 from cerebras_jais.errors import UserError
 from cerebras_jais.launch.estimate import describe_launch
-from cerebras_jais.launch.phases import EVERYTHING, Start, next_phase, plan_phases, remaining_phases, start_of
+from cerebras_jais.launch.phases import plan_phases
+from cerebras_jais.launch.saved import EVERYTHING
+from cerebras_jais.launch.start import Start, next_phase, plan_launch, remaining_phases, start_of
 from tests.cerebras_jais.model.examples import llama_section
 from tests.cerebras_jais.train.examples import trainer_section
 
 CHECKPOINT_KEYS = ("dataloader", "global_step", "model", "optimizer", "schedulers")
 
 
-def config(folder, *, model_dir="run", loop=None, states=None, frozen=(), checkpoint=None, **fit):
+def config(folder, *, model_dir="run", loop=None, states=None, frozen=(), checkpoint=None, at=("trainer",), **fit):
     section = trainer_section(folder)
     init = section["init"]
     init["model"] = llama_section(name="jais_adapted", **({"frozen_parameters": list(frozen)} if frozen else {}))
@@ -31,7 +33,7 @@ def config(folder, *, model_dir="run", loop=None, states=None, frozen=(), checkp
     if states:
         init["callbacks"] = [{"LoadCheckpointStates": {"load_checkpoint_states": states}}]
     section["fit"].update(fit)
-    return parse_trainer(section)
+    return parse_trainer(section, at=at)
 
 
 def save(path, step, states=CHECKPOINT_KEYS):
@@ -45,11 +47,11 @@ def save(path, step, states=CHECKPOINT_KEYS):
 
 @pytest.fixture
 def counted(tmp_path):
-    """Three phases in one folder, steps counted through."""
+    """Three phases in one folder, whose steps continue."""
     return [config(tmp_path, loop=loop) for loop in ({"max_steps": 4}, {"num_steps": 4}, {"max_steps": 12})]
 
 
-def test_steps_are_counted_through(counted):
+def test_steps_continue_from_the_previous_phase(counted):
     assert [(phase.begins, phase.ends) for phase in plan_phases(counted)] == [(0, 4), (4, 8), (8, 12)]
 
 
@@ -80,7 +82,7 @@ def test_a_launch_begins_where_the_checkpoints_stop(tmp_path, counted, on_disk, 
 def test_a_finished_list_says_so_and_has_no_work(tmp_path, counted):
     save(tmp_path / "run" / "checkpoint_12.mdl", 12)
     said = []
-    assert list(remaining_phases(plan_phases(counted), None, said.append)) == []
+    assert list(remaining_phases(plan_launch(counted), said.append)) == []
     assert [line.split(":")[0] for line in said[:3]] == ["phase 1 of 3", "phase 2 of 3", "phase 3 of 3"]
     assert said[3].startswith("nothing is left to train: ")
 
@@ -89,7 +91,7 @@ def test_a_list_capped_by_max_steps_leaves_the_rest_for_later(tmp_path, counted)
     phases = plan_phases(counted, max_steps=6)
     assert [(phase.begins, phase.ends) for phase in phases] == [(0, 4), (4, 6), (6, 6)]
     save(tmp_path / "run" / "checkpoint_6.mdl", 6)
-    assert list(remaining_phases(phases, None, lambda line: None)) == []
+    assert list(remaining_phases(plan_launch(counted, max_steps=6), lambda line: None)) == []
     assert next_phase(plan_phases(counted))[0] == 1
 
 
@@ -135,7 +137,7 @@ def test_the_optimizer_of_a_frozen_phase_stays_behind(tmp_path):
     save(tmp_path / "run" / "checkpoint_4.mdl", 4)
     _, start = next_phase(plan_phases(configs))
     assert start.states == ("global_step", "model")
-    assert "the optimizer begins anew" in str(start)
+    assert "the optimizer state is not loaded" in str(start)
 
 
 def test_a_checkpoint_on_the_command_line_counts_for_more_than_the_folders(tmp_path, counted):
@@ -176,11 +178,11 @@ def test_a_list_that_cannot_be_continued_is_refused(tmp_path, change, words):
 
 
 def test_phases_whose_checkpoints_could_not_be_told_apart_are_refused(tmp_path):
-    first = config(tmp_path, loop={"max_steps": 4})
-    with pytest.raises(UserError, match=r"trainer\[1\].*max_steps: steps are counted through.*begins at step 4"):
-        plan_phases([first, config(tmp_path, loop={"max_steps": 4})])
-    with pytest.raises(UserError, match=r"trainer\[1\].*model_dir: phase 1 writes there too"):
-        plan_phases([first, config(tmp_path, loop={"max_steps": 4}, states="model")])
+    first, second = config(tmp_path, loop={"max_steps": 4}), ("trainer", 1, "trainer")
+    with pytest.raises(UserError, match=r"trainer\[1\].*max_steps: must be larger than 4 \(steps continue"):
+        plan_phases([first, config(tmp_path, loop={"max_steps": 4}, at=second)])
+    with pytest.raises(UserError, match=r"trainer\[1\].*model_dir: phase 1 writes to the same folder"):
+        plan_phases([first, config(tmp_path, loop={"max_steps": 4}, states="model", at=second)])
 
 
 def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
@@ -190,11 +192,12 @@ def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
 
 def test_a_stage_cut_short_is_gone_on_with_and_the_next_not_begun(tmp_path):
     save(tmp_path / "base.mdl", 0, ("model",))
-    cut = plan_phases(staged(tmp_path), max_steps=2)
-    assert [(phase.begins, phase.ends) for phase in cut] == [(0, 2), (0, 0)]
-    assert [phase.number for phase, _ in remaining_phases(cut, None, lambda line: None)] == [1]
+    cut = plan_launch(staged(tmp_path), max_steps=2)
+    assert [(phase.begins, phase.ends) for phase in cut.phases] == [(0, 2), (0, 0)]
+    assert [phase.number for phase, _ in remaining_phases(cut, lambda line: None)] == [1]
     save(tmp_path / "s" / "1" / "checkpoint_2.mdl", 2)
-    assert list(remaining_phases(cut, None, lambda line: None)) == []
+    cut = plan_launch(staged(tmp_path), max_steps=2)
+    assert list(remaining_phases(cut, lambda line: None)) == []
     assert "  not reached: the launch ends before it" in describe_launch(cut)
     index, start = next_phase(plan_phases(staged(tmp_path)))
     assert (index, start.checkpoint.name) == (0, "checkpoint_2.mdl")

@@ -11,6 +11,7 @@ import pytest
 from cerebras_jais.catalog.models import MODELS
 from cerebras_jais.catalog.reader import read_trainer_yaml
 from cerebras_jais.catalog.yaml_files import find_preset, preset_yaml, presets
+from cerebras_jais.launch.phases import plan_phases
 from cerebras_jais.launch.token_budget import token_notes
 
 PRETRAIN = "jais-family-590m/pretrain"
@@ -18,7 +19,7 @@ PRETRAIN = "jais-family-590m/pretrain"
 
 def notes_of(text, folder):
     (folder / "run.yaml").write_text(text, encoding="utf-8")
-    return list(token_notes(read_trainer_yaml(folder / "run.yaml")))
+    return list(token_notes(plan_phases(read_trainer_yaml(folder / "run.yaml"))))
 
 
 def test_every_config_of_ours_sees_the_tokens_of_the_catalog(tmp_path):

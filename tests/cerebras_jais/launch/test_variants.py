@@ -17,6 +17,7 @@ from cerebras_jais.errors import UserError
 from cerebras_jais.launch.checks import notes_of
 from tests.cerebras_jais.launch.test_checks import rows_under
 from tests.cerebras_jais.launch.variants import GOOD, NOTED, REFUSED, ROOT, VARIANTS, base, judge, same_model
+from tests.cerebras_jais.train.examples import train
 from tests.marks import slow_except
 
 WRITTEN = ROOT / "tests" / "cerebras_jais" / "launch" / "trainer_params"
@@ -93,12 +94,10 @@ def test_a_note_names_the_key_and_the_phase():
 
 
 def test_the_python_interface_refuses_it_too(tmp_path):
-    from cerebras_jais.train.loop import fit
-
     section = base()["trainer"]
     section["init"]["callbacks"].append({"Lora": {"lora_params": {"r": 4}}})
     with pytest.raises(UserError, match="the callback Lora is not supported on a CPU or GPU"):
-        fit(parse_trainer(section), backend="cpu", model_dir=tmp_path)
+        train(parse_trainer(section), model_dir=tmp_path)
 
 
 # ---- hints -----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ constructors of its trainer, take it.
 """
 
 import copy
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,8 @@ def judge(path) -> str:
 
 def same_model(one, other) -> bool:
     """Whether two trainers have one model; the Model Zoo writes the dropout of the embeddings where it was left out."""
-    a, b = (dataclasses.replace(c.init.model, embd_pdrop=c.init.model.embedding_dropout) for c in (one, other))
+    models = (one.init.model, other.init.model)
+    a, b = (model.model_copy(update={"embd_pdrop": model.embedding_dropout}) for model in models)
     return a == b
 
 

@@ -35,7 +35,7 @@ def test_a_prompt_fed_in_pieces_has_the_logits_of_one_fed_whole(section, piece, 
     torch.manual_seed(0)
     model = LanguageModel(DecoderConfig.from_section(section)).eval()
     ids = torch.randint(97, (2, 40))
-    monkeypatch.setattr(module, "_PIECE", piece)
+    monkeypatch.setattr(module, "_PREFILL", piece)
     said = []
     real = model.logits
     monkeypatch.setattr(model, "logits", lambda *a, **o: said.append(real(*a, **o)) or said[-1])

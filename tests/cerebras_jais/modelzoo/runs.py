@@ -17,12 +17,12 @@ import yaml
 
 from cerebras_jais.catalog.reader import read_trainer_yaml
 from cerebras_jais.checkpoint import open_checkpoint, save_checkpoint
-from cerebras_jais.launch.phases import plan_phases, remaining_phases, with_absolute_end
+from cerebras_jais.launch.start import plan_launch, remaining_phases
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.stored import stored_weights
 from cerebras_jais.optimizer.groups import parameter_groups
 from cerebras_jais.optimizer.schedule import learning_rates
-from cerebras_jais.train.loop import fit
+from cerebras_jais.train.loop import FitOptions, fit
 
 ROOT = Path(__file__).parents[3]
 TINY = ROOT / "configs" / "tiny"
@@ -187,14 +187,9 @@ def zoo_scalars(model_dir):
 def reference(folder, path, model_dir):
     """Run all phases of a YAML on the reference path; (phase, result) of each."""
     with contextlib.chdir(folder):
-        phases = plan_phases(read_trainer_yaml(path), model_dir=model_dir)
-        return [
-            (
-                phase,
-                fit(with_absolute_end(phase), model_dir=phase.model_dir, start=start, progress=False),
-            )
-            for phase, start in remaining_phases(phases, None, lambda line: None)
-        ]
+        launch = plan_launch(read_trainer_yaml(path), model_dir=model_dir)
+        options = FitOptions(progress=False)
+        return [(phase, fit(phase, start, options)) for phase, start in remaining_phases(launch, lambda line: None)]
 
 
 def group_rates(config, steps):

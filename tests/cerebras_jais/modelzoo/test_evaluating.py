@@ -13,7 +13,6 @@ import pytest
 import yaml
 
 from cerebras_jais.catalog.reader import read_trainer_yaml
-from cerebras_jais.train.loop import fit
 from tests import tolerances
 from tests.cerebras_jais.modelzoo.runs import (
     last_checkpoint,
@@ -24,6 +23,7 @@ from tests.cerebras_jais.modelzoo.runs import (
     zoo,
     zoo_scalars,
 )
+from tests.cerebras_jais.train.examples import train
 
 pytestmark = [pytest.mark.modelzoo, pytest.mark.slow]
 
@@ -75,7 +75,7 @@ class Run:
     def ours(self, name, **changes):
         """The result of the reference trainer."""
         (config,) = read_trainer_yaml(self.write(name, **changes))
-        return fit(config, model_dir=self.folder / name, backend="cpu", progress=False)
+        return train(config, model_dir=self.folder / name)
 
 
 def test_evaluation_starts_the_data_over_in_the_model_zoo_on_a_cpu_and_changes_nothing_here(tmp_path, monkeypatch):

@@ -19,9 +19,10 @@ from cerebras_jais import params
 from cerebras_jais.commands.fit import fit as fit_command
 from cerebras_jais.config.trainer import parse_trainer
 from cerebras_jais.config.yaml_file import read_yaml
-from cerebras_jais.launch.phases import EVERYTHING, Start, plan_phases
+from cerebras_jais.launch.saved import EVERYTHING
+from cerebras_jais.launch.start import Start, plan_launch
 from cerebras_jais.modelzoo import preflight
-from cerebras_jais.modelzoo.launch import Launch, with_cluster
+from cerebras_jais.modelzoo.launch import LaunchOptions, with_cluster
 from cerebras_jais.modelzoo.phases import trainer_of
 from cerebras_jais.modelzoo.preflight import NotReady, inspect_launch
 from tests import tolerances
@@ -49,9 +50,9 @@ def ready(tmp_path_factory):
     return path
 
 
-def phases_of(path, **cluster):
-    merged = with_cluster(yaml.safe_load(path.read_text()), Launch(str(path), cluster=cluster))
-    return plan_phases([parse_trainer(trainer, at=at) for at, trainer in params.trainers_of(merged)])
+def launch_of(path, **cluster):
+    merged = with_cluster(yaml.safe_load(path.read_text()), LaunchOptions(str(path), cluster=cluster))
+    return plan_launch([parse_trainer(trainer, at=at) for at, trainer in params.trainers_of(merged)])
 
 
 def findings(path, monkeypatch, **cluster):
@@ -61,7 +62,7 @@ def findings(path, monkeypatch, **cluster):
     cluster = {"mgmt_address": "there:443", "credentials_path": "x.crt", **cluster}
     said = []
     try:
-        inspect_launch(read_yaml(path), phases_of(path, **cluster), say=said.append)
+        inspect_launch(read_yaml(path), launch_of(path, **cluster), log=said.append)
     except NotReady as error:
         return said, str(error)
     return said, None
@@ -71,7 +72,9 @@ def findings(path, monkeypatch, **cluster):
 
 
 def test_options_of_a_cluster_land_in_every_phase(ready):
-    merged = with_cluster(yaml.safe_load(ready.read_text()), Launch(str(ready), cluster=CLUSTER, only="compile_only"))
+    merged = with_cluster(
+        yaml.safe_load(ready.read_text()), LaunchOptions(str(ready), cluster=CLUSTER, only="compile_only")
+    )
     for trainer in trainers_of(merged):
         assert trainer["init"]["backend"] == {
             "backend_type": "CSX",
@@ -88,7 +91,7 @@ def test_fit_hands_its_options_to_the_launching_process(ready, monkeypatch):
     arguments = [str(ready), "--backend", "csx", *options.split(), "--job-priority", "p3", "--validate-only"]
     CliRunner().invoke(fit_command, arguments)
     assert seen["words"][1:3] == ["-m", "cerebras_jais.modelzoo.launch"]
-    assert Launch(**json.loads(seen["words"][3])) == Launch(
+    assert LaunchOptions(**json.loads(seen["words"][3])) == LaunchOptions(
         str(ready),
         cluster={
             "num_csx": 2,
@@ -126,7 +129,10 @@ def test_a_dry_run_says_per_phase_what_would_run(ready, monkeypatch):
     # 6 per matrix weight and token, and attention: 12 x length x width x layers.
     matrices = 2048 * 192 + 4 * (4 * 192**2 + 3 * 192 * 512)
     assert f"FLOPs       {1024 * (6 * matrices + 12 * 64 * 192 * 4):.3g}\n" in second
-    assert "context/32/checkpoint_4.mdl (what phase 1 left); loading global_step, model, optimizer, not there" in second
+    assert (
+        "context/32/checkpoint_4.mdl (the end of phase 1), loading global_step, model, optimizer; the file is not"
+        in second
+    )
     assert not (ready.parent / "context").exists()
 
 
@@ -158,7 +164,7 @@ def test_a_launch_with_nothing_wrong_passes(ready, monkeypatch):
         (lambda t: t["fit"]["train_dataloader"].update(data_dir="data/context/64/train"), "its samples have 64 tokens"),
         (lambda t: t["fit"]["train_dataloader"].update(data_dir="nowhere"), "nowhere"),
         (lambda t: t["fit"]["train_dataloader"].update(batch_size=1000), "fewer than one batch of 1000"),
-        (lambda t: t["init"]["model"].update(frozen_parameters=["backbone"]), "is found in no tensor's name"),
+        (lambda t: t["init"]["model"].update(frozen_parameters=["backbone"]), "matches no tensor name"),
         (lambda t: t["fit"].update(ckpt_path="gone.mdl"), "no such checkpoint"),
     ],
 )
@@ -199,7 +205,7 @@ def test_a_machine_without_a_cluster_is_told_what_is_missing(ready, monkeypatch)
 
 
 def test_the_trainer_is_told_its_end_its_beginning_and_what_to_load(ready):
-    phase = phases_of(ready)[1]
+    phase = launch_of(ready).phases[1]
     raw = trainers_of(yaml.safe_load(ready.read_text()))[1]
     raw["init"]["loop"] = {"num_steps": 4, "eval_frequency": None}
     trainer = trainer_of(phase, Start(ready, ("model", "global_step"), "x"), raw)

@@ -11,7 +11,7 @@ import yaml
 from cerebras_jais.config.yaml_file import read_yaml
 from cerebras_jais.errors import UserError
 from cerebras_jais.modelzoo import launch as launching
-from cerebras_jais.modelzoo.launch import Launch, launch
+from cerebras_jais.modelzoo.launch import LaunchOptions, launch
 from cerebras_jais.modelzoo.reading import read_unless_alone
 from tests.cerebras_jais.launch.variants import NOTED, VARIANTS, base
 from tests.cerebras_jais.modelzoo.runs import prepare, require_modelzoo, zoo
@@ -31,7 +31,7 @@ def with_model(**keys):
 
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v.check == NOTED], ids=lambda v: v.name)
 def test_a_launch_says_what_was_left_to_the_model_zoo_and_finds_nothing_wrong_in_it(variant, tmp_path, capsys):
-    launch(Launch(str(write(tmp_path, variant.document())), dry_run=True))
+    launch(LaunchOptions(str(write(tmp_path, variant.document())), dry_run=True))
     said = capsys.readouterr().out.splitlines()
     assert [line for line in said if line.startswith("note  trainer")]
     assert not [line for line in said if line.startswith(f"wrong {tmp_path}")]
@@ -40,7 +40,7 @@ def test_a_launch_says_what_was_left_to_the_model_zoo_and_finds_nothing_wrong_in
 def test_a_dry_run_counts_no_accumulated_batches_on_cs_systems(tmp_path, capsys):
     document = base()
     document["trainer"]["init"]["loop"]["grad_accum_steps"] = 4
-    launch(Launch(str(write(tmp_path, document)), dry_run=True))
+    launch(LaunchOptions(str(write(tmp_path, document)), dry_run=True))
     out = capsys.readouterr().out
     assert "8 sequences of 128 tokens each" in out
     assert "grad_accum_steps: has no effect on CS systems" in out
@@ -58,7 +58,7 @@ def became(monkeypatch):
 def test_a_model_outside_the_family_is_left_to_zoo_fit_with_the_options_of_the_command_line(tmp_path, became, capsys):
     path = write(tmp_path, with_model(attention_sliding_window_length=64))
     cluster = {"num_csx": 2, "mount_dirs": ["/a", "/b"], "job_labels": ["k=v"]}
-    launch(Launch(str(path), model_dir="d", checkpoint="c.mdl", cluster=cluster, only="compile_only"))
+    launch(LaunchOptions(str(path), model_dir="d", checkpoint="c.mdl", cluster=cluster, only="compile_only"))
     said = "fit FILE --target_device CSX --compile_only --model_dir d --checkpoint_path c.mdl --num_csx 2"
     (words,) = became
     assert words == (*said.replace("FILE", str(path)).split(), "--mount_dirs", "/a", "/b", "--job_labels", "k=v")
@@ -66,16 +66,16 @@ def test_a_model_outside_the_family_is_left_to_zoo_fit_with_the_options_of_the_c
 
 
 def test_a_dry_run_of_it_starts_nothing(tmp_path, became):
-    launch(Launch(str(write(tmp_path, with_model(final_logit_softcapping=30.0))), dry_run=True))
+    launch(LaunchOptions(str(write(tmp_path, with_model(final_logit_softcapping=30.0))), dry_run=True))
     assert became == []
 
 
 def test_an_option_that_cszoo_does_not_have_is_refused_with_the_key_to_write(tmp_path, became):
     path = write(tmp_path, with_model(attention_sliding_window_length=64))
     with pytest.raises(UserError, match=r"no option for max_steps; give trainer\.init\.loop\.max_steps in the file"):
-        launch(Launch(str(path), max_steps=3))
+        launch(LaunchOptions(str(path), max_steps=3))
     with pytest.raises(UserError, match=r"give trainer\.init\.backend\.cluster_config\.num_workers_per_csx"):
-        launch(Launch(str(path), cluster={"num_workers_per_csx": 1}))
+        launch(LaunchOptions(str(path), cluster={"num_workers_per_csx": 1}))
     assert became == []
 
 
@@ -94,7 +94,7 @@ def test_what_the_model_zoo_does_not_have_and_other_models_under_the_plugins_nam
     with pytest.raises(UserError, match=words):
         read_unless_alone(read_yaml(path))
     with pytest.raises(UserError, match=words):
-        launch(Launch(str(path)))
+        launch(LaunchOptions(str(path)))
     assert became == []
 
 
@@ -104,7 +104,7 @@ def test_what_was_set_aside_is_judged_by_the_model_zoo_before_a_cluster_is_asked
     document = base()
     document["trainer"]["init"]["callbacks"].append({"SaveCheckpointState": {"kk": 2}})
     path = write(tmp_path, document)
-    launch(Launch(str(path), dry_run=True))
+    launch(LaunchOptions(str(path), dry_run=True))
     wrong = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"wrong {path}")]
     assert wrong
     assert all("trainer.init.callbacks[1].SaveCheckpointState" in line for line in wrong)

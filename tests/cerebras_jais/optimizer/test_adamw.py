@@ -53,7 +53,7 @@ def state_of(optimizer):
 
 def load(optimizer, state, step):
     load_optimizer_state(
-        optimizer, GROUPS, state, step, source="x.mdl", place=lambda leaf, p: torch.from_numpy(np.array(leaf))
+        optimizer, GROUPS, state, step, source="x.mdl", load=lambda leaf, p: torch.from_numpy(np.array(leaf))
     )
 
 

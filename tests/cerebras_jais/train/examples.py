@@ -7,6 +7,8 @@ import numpy as np
 import yaml
 
 from cerebras_jais.config.trainer import parse_trainer
+from cerebras_jais.launch.start import plan_single
+from cerebras_jais.train.loop import FitOptions, fit
 from tests.cerebras_jais.model.examples import jais_section, llama_section
 
 LENGTH, VOCABULARY = 32, 64
@@ -19,6 +21,12 @@ SIZES = {
 }
 JAIS = jais_section(**SIZES)
 LLAMA = llama_section(kv_groups=2, **SIZES)
+
+
+def train(config, *, model_dir=None, max_steps=None, checkpoint=None, **options):
+    """Run a config of one trainer; what is not of its plan is of `FitOptions`."""
+    phase, start = plan_single(config, model_dir=model_dir, max_steps=max_steps, checkpoint=checkpoint)
+    return fit(phase, start, FitOptions(**{"progress": False, **options}))
 
 
 def write_data(directory, samples=64, seed=0, length=LENGTH, vocabulary=VOCABULARY, packed=False):

@@ -20,13 +20,12 @@ from cerebras_jais.checkpoint import open_checkpoint, save_checkpoint
 from cerebras_jais.commands.fit import fit as fit_command
 from cerebras_jais.config.trainer import parse_trainer
 from cerebras_jais.errors import UserError
-from cerebras_jais.launch.phases import saved_steps
+from cerebras_jais.launch.saved import saved_steps
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.load import load_model
-from cerebras_jais.train.loop import fit
 from cerebras_jais.train.steps import Steps
 from tests import tolerances
-from tests.cerebras_jais.train.examples import JAIS, LLAMA, config_of, trainer_section, write_data, write_yaml
+from tests.cerebras_jais.train.examples import JAIS, LLAMA, config_of, train, trainer_section, write_data, write_yaml
 
 
 @pytest.fixture
@@ -41,10 +40,6 @@ def no_curve(request, monkeypatch):
     """Drawing takes longer than these runs do; the test that looks at the picture draws it."""
     if "left_where" not in request.node.name:
         monkeypatch.setattr("cerebras_jais.train.progress.draw_curve", lambda rows, path: None)
-
-
-def train(config, **options):
-    return fit(config, progress=False, **options)
 
 
 @pytest.mark.parametrize("model", [JAIS, LLAMA], ids=["jais", "llama"])
@@ -169,7 +164,7 @@ def test_activation_checkpointing_changes_no_loss(folder):
 @pytest.mark.parametrize("fp16_type", ["bfloat16", "float16", "cbfloat16"])
 def test_half_precision_on_a_cpu_is_bfloat16_and_trains(folder, fp16_type, capsys):
     config = config_of(folder, precision={"fp16_type": fp16_type}, loop={"max_steps": 20, "eval_frequency": None})
-    result = fit(config)
+    result = train(config, progress=True)
     assert result.last_loss < 0.8 * result.first_loss
     said = capsys.readouterr().err
     assert "in bfloat16" in said
@@ -359,7 +354,7 @@ def test_a_list_of_phases_started_again_goes_on_where_it_stopped(folder):
     stopped = fit("--max-steps", "4", "--model-dir", str(folder / "again"))
     assert "steps 4  loss" in stopped
     again = fit("--model-dir", str(folder / "again"))
-    assert "phase 1 of 2: finished at step 3, nothing to do" in again
+    assert "phase 1 of 2: finished at step 3" in again
     last_loss = [line.split()[5] for line in (again + whole).splitlines() if line.startswith("steps 6  loss")]
     assert len(last_loss) == 2
     assert last_loss[0] == last_loss[1]

@@ -11,9 +11,8 @@ import pytest
 
 from cerebras_jais.checkpoint import open_checkpoint
 from cerebras_jais.config.trainer import parse_trainer
-from cerebras_jais.train.loop import fit
 from tests import tolerances
-from tests.cerebras_jais.train.examples import JAIS, LLAMA, trainer_section, write_data
+from tests.cerebras_jais.train.examples import JAIS, LLAMA, train, trainer_section, write_data
 from tests.cerebras_jais.train.modelzoo_fit import modelzoo_fit
 
 pytestmark = [pytest.mark.modelzoo, pytest.mark.slow]
@@ -35,7 +34,7 @@ def test_each_trainer_continues_what_the_other_wrote(tmp_path, model):
     theirs = modelzoo_fit(tmp_path, section, "theirs")
     assert sorted(theirs) == [1, 2, 3, 4, 5, 6]
     config = parse_trainer(copy.deepcopy(section))
-    ours = fit(config, model_dir=tmp_path / "ours", checkpoint=tmp_path / "run" / "checkpoint_3.mdl", progress=False)
+    ours = train(config, model_dir=tmp_path / "ours", checkpoint=tmp_path / "run" / "checkpoint_3.mdl")
     assert ours.start_step == 3
     expected = [theirs[step] for step in (4, 5, 6)]
     np.testing.assert_allclose(ours.losses, expected, atol=tolerances.EXCHANGED_FIRST_LOSS, rtol=0)
@@ -45,7 +44,7 @@ def test_each_trainer_continues_what_the_other_wrote(tmp_path, model):
         rtol=tolerances.LEARNING_RATE_RELATIVE,
     )
 
-    whole = fit(config, model_dir=tmp_path / "there", checkpoint=tmp_path / "run" / "checkpoint_0.mdl", progress=False)
+    whole = train(config, model_dir=tmp_path / "there", checkpoint=tmp_path / "run" / "checkpoint_0.mdl")
     for file in (tmp_path / "there").glob("checkpoint_6*.mdl"):
         file.unlink()
     # The Model Zoo's trainer takes up our last checkpoint by itself.

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cerebras_jais.checkpoint import open_checkpoint, save_checkpoint
-from cerebras_jais.config.sections import CheckpointSection, Loop, Precision
+from cerebras_jais.config.sections import Precision
 from cerebras_jais.data.dataset import HDF5Samples
 from cerebras_jais.errors import UserError
 from cerebras_jais.launch import plan as plan_module
@@ -23,8 +23,7 @@ from cerebras_jais.model.load import load_model
 from cerebras_jais.optimizer.groups import ParameterGroup
 from cerebras_jais.optimizer.schedule import learning_rates
 from cerebras_jais.train import state as state_module
-from cerebras_jais.train.loop import fit
-from tests.cerebras_jais.train.examples import JAIS, LLAMA, config_of, write_data
+from tests.cerebras_jais.train.examples import JAIS, LLAMA, config_of, train, write_data
 from tests.marks import slow_except
 
 NAN = float("nan")
@@ -37,10 +36,6 @@ def folder(tmp_path, monkeypatch):
     write_data(tmp_path / "train")
     write_data(tmp_path / "held_out", samples=10, seed=1)
     return tmp_path
-
-
-def train(config, **options):
-    return fit(config, progress=False, **options)
 
 
 def poison_gradients(monkeypatch, step, value):
@@ -234,9 +229,9 @@ class Data:
     batches_per_epoch = 10
 
 
-def test_a_run_of_2_billion_steps_is_planned_at_once():
-    loop = Loop(max_steps=2**31 - 1, eval_frequency=7)
-    plan = plan_training(loop, CheckpointSection(steps=1), Data(), 0, None, "a.yaml")
+def test_a_run_of_2_billion_steps_is_planned_at_once(tmp_path):
+    config = config_of(tmp_path, loop={"max_steps": 2**31 - 1, "eval_frequency": 7}, checkpoint={"steps": 1})
+    plan = plan_training(config, Data(), 0)
     assert plan.end == 2**31 - 1
     assert {7, 14, 2**31 - 1} <= {step for step in (0, 6, 7, 13, 14, 2**31 - 1, 2**31) if step in plan.evaluation_steps}
     assert 2**31 not in plan.checkpoint_steps

@@ -17,9 +17,8 @@ import torch
 from cerebras_jais.catalog.reader import read_trainer_yaml
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.load import load_model
-from cerebras_jais.train.loop import fit
 from tests import tolerances
-from tests.cerebras_jais.train.examples import JAIS, LLAMA, trainer_section, write_data, write_yaml
+from tests.cerebras_jais.train.examples import JAIS, LLAMA, train, trainer_section, write_data, write_yaml
 
 has_fsdp = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 6)
 
@@ -53,13 +52,11 @@ def test_two_processes_train_what_one_trains(tmp_path, sharding, model):
     section = trainer_section(tmp_path, model, loop={"max_steps": 6, "eval_frequency": 6, "grad_accum_steps": 2})
     path = write_yaml(tmp_path / "a.yaml", section)
     (config,) = read_trainer_yaml(path)
-    alone = fit(config, model_dir=tmp_path / "alone", progress=False)
+    alone = train(config, model_dir=tmp_path / "alone")
     together = torchrun(path, tmp_path / "together", "--sharding", sharding)
     np.testing.assert_allclose(together, alone.losses, atol=tolerances.LOSS_ACROSS_PROCESSES, rtol=0)
     # What two wrote one continues, and what one wrote two continue.
-    continued = fit(
-        config, model_dir=tmp_path / "a", checkpoint=tmp_path / "together" / "checkpoint_3.mdl", progress=False
-    )
+    continued = train(config, model_dir=tmp_path / "a", checkpoint=tmp_path / "together" / "checkpoint_3.mdl")
     np.testing.assert_allclose(continued.losses, alone.losses[3:], atol=tolerances.LOSS_ACROSS_PROCESSES, rtol=0)
     checkpoint = tmp_path / "alone" / "checkpoint_3.mdl"
     continued = torchrun(path, tmp_path / "b", "--sharding", sharding, "--checkpoint", str(checkpoint))
@@ -72,8 +69,8 @@ def test_sharding_among_one_process_and_an_absent_gpu_are_refused(tmp_path, monk
     write_data(tmp_path / "held_out", samples=10, seed=1)
     (config,) = read_trainer_yaml(write_yaml(tmp_path / "a.yaml", trainer_section(tmp_path)))
     with pytest.raises(UserError, match="torchrun"):
-        fit(config, sharding="fsdp")
+        train(config, sharding="fsdp")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="no GPU"):
-        fit(config, backend="gpu")
+        train(config, backend="gpu")
     assert not (tmp_path / "run").exists()

@@ -32,11 +32,10 @@ from cerebras_jais.launch.plan import NothingLeft
 from cerebras_jais.train import folder as folder_module
 from cerebras_jais.train import loop as loop_module
 from cerebras_jais.train import progress as progress_module
-from cerebras_jais.train.loop import fit
 from cerebras_jais.train.signals import Stopped
 from cerebras_jais.train.steps import Steps
 from tests.cerebras_jais.train import examples
-from tests.cerebras_jais.train.examples import JAIS, write_data, write_yaml
+from tests.cerebras_jais.train.examples import JAIS, train, write_data, write_yaml
 
 pytestmark = pytest.mark.slow  # nearly every test trains two or three runs
 
@@ -62,11 +61,7 @@ def no_curve(request, monkeypatch):
     """Drawing takes longer than these runs do; tests that look at the picture draw it."""
     if "curve" not in request.node.name:
         monkeypatch.setattr("cerebras_jais.train.progress.draw_curve", lambda rows, path: None)
-        monkeypatch.setattr("cerebras_jais.train.loop.draw_curve", lambda rows, path: None)
-
-
-def train(config, **options):
-    return fit(config, progress=False, **options)
+        monkeypatch.setattr("cerebras_jais.train.setup.draw_curve", lambda rows, path: None)
 
 
 class Killed(BaseException):
@@ -453,7 +448,7 @@ def test_the_way_to_go_on_is_the_one_that_works(folder, monkeypatch):
     train(config, model_dir=folder / "whole")
     stopped = signalled(config, monkeypatch, signal.SIGTERM, 4, model_dir=folder / "again")
     kept = folder / "again" / "checkpoint_4_interrupted.mdl"
-    assert str(stopped).endswith(f"to go on give --checkpoint {kept}")
+    assert str(stopped).endswith(f"to continue give --checkpoint {kept}")
     train(config, model_dir=folder / "again", checkpoint=kept)
     assert_same_run(folder / "again", folder / "whole")
 
@@ -538,7 +533,7 @@ def test_training_data_of_another_size_or_content_are_refused_by_their_file(fold
         train(config)
     shutil.rmtree(folder / "train")
     write_data(folder / "train", samples=28, seed=5)
-    with pytest.raises(UserError, match=r"a\.h5 has other contents; restore them, or leave `dataloader` out"):
+    with pytest.raises(UserError, match=r"a\.h5 has other content; restore them, or leave `dataloader` out"):
         train(config)
     shutil.rmtree(folder / "train")
     write_data(folder / "train", samples=28)
@@ -553,8 +548,8 @@ def test_training_data_of_another_size_or_content_are_refused_by_their_file(fold
 def test_a_copy_of_the_data_is_said_and_trained_on(folder, capsys):
     config = stopped_run(folder)
     os.utime(folder / "train" / "a.h5", (1, 1))
-    fit(config)
-    assert f"data: {folder / 'train' / 'a.h5'} were written anew, with the same size" in capsys.readouterr().err
+    train(config, progress=True)
+    assert f"data: {folder / 'train' / 'a.h5'} have new times with the same size" in capsys.readouterr().err
 
 
 def test_changed_data_are_trained_on_where_their_position_is_not_loaded_and_other_held_out_data_are_said(
@@ -568,8 +563,8 @@ def test_changed_data_are_trained_on_where_their_position_is_not_loaded_and_othe
     shutil.rmtree(folder / "run")
     config = stopped_run(folder)
     rewrite(folder / "held_out", lambda data: data.write_direct(data[()][::-1].copy()))
-    fit(config)
-    assert "the held-out data changed since" in capsys.readouterr().err
+    train(config, progress=True)
+    assert "the held-out data changed: " in capsys.readouterr().err
 
 
 def test_the_record_of_the_data_reads_64_blocks_at_most(folder, monkeypatch):
@@ -605,7 +600,7 @@ def test_a_file_system_without_locks_is_said_and_the_run_goes_on(folder, monkeyp
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    fit(config_of(folder, loop={"max_steps": 1, "eval_frequency": None}))
+    train(config_of(folder, loop={"max_steps": 1, "eval_frequency": None}), progress=True)
     said = capsys.readouterr().err
     assert f"{folder / 'run'}: its file system has no locks (No locks available)" in said
 
@@ -614,16 +609,16 @@ def test_a_file_system_without_locks_is_said_and_the_run_goes_on(folder, monkeyp
 
 
 def test_steps_beyond_the_schedule_are_said(folder, capsys):
-    fit(config_of(folder), max_steps=6)
+    train(config_of(folder), max_steps=6, progress=True)
     assert "the schedule ends" not in capsys.readouterr().err
-    fit(config_of(folder), max_steps=15)
+    train(config_of(folder), max_steps=15, progress=True)
     assert "the schedule ends after 13 steps, the run goes on for 15: the last 2 train at its last rate, 0.002" in (
         capsys.readouterr().err
     )
 
 
 def test_the_progress_line_says_how_long_the_rest_takes(folder, monkeypatch, capsys):
-    fit(config_of(folder, JAIS, loop={"max_steps": 3, "eval_frequency": None}))
+    train(config_of(folder, JAIS, loop={"max_steps": 3, "eval_frequency": None}), progress=True)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
     assert len(lines) == 3
     assert lines[-1].endswith("  0:00:00 left")

@@ -123,6 +123,8 @@ ENTRY = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
         {"x": ENTRY | {"dtype": 3}},
         {"x": ENTRY, "y": ENTRY},
         {"x": ENTRY, "y": ENTRY | {"shape": [0, 1 << 63], "data_offsets": [16, 16]}},
+        {"x": ENTRY, "__metadata__": {"format": 1}},  # the library takes a mapping of texts
+        {"x": ENTRY, "__metadata__": []},
         {"x": 3},
         {},
         json.dumps({"x": ENTRY}).encode("utf-16"),

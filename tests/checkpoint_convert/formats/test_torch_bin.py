@@ -281,4 +281,4 @@ def test_a_truncated_file_is_refused(tmp_path, share):
     path = save(tmp_path, {"x": torch.arange(60.0)})
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
-    assert "fetch it again" in refused(tmp_path, "pytorch_model.bin")
+    assert "download it again" in refused(tmp_path, "pytorch_model.bin")

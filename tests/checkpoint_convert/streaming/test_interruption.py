@@ -133,7 +133,7 @@ def test_an_input_that_changes_while_it_is_read_is_one_error(tmp_path):
 
 def test_the_second_of_two_at_once_is_refused(tmp_path):
     checkpoint = checkpoint_in(tmp_path)
-    with working_beside(tmp_path / "release"), pytest.raises(UserError, match="another conversion is making it"):
+    with working_beside(tmp_path / "release"), pytest.raises(UserError, match="another conversion is writing it"):
         convert_to_hf(checkpoint, tmp_path / "release")
     convert_to_hf(checkpoint, tmp_path / "release")
 

@@ -70,7 +70,7 @@ def test_a_flipped_bit_is_found_on_either_side(tmp_path):
     place = open_model(tmp_path / "release")["transformer.h.0.mlp.c_fc.weight"]
     flip(place.path, place.offset + 9)
     with open_checkpoint(tmp_path / "back.mdl") as opened:
-        offset = opened.tensors[f"model.{QUERY}"].file_offset
+        offset = opened.tensors[f"model.{QUERY}"].header.offset
     flip(tmp_path / "back.mdl", offset + 5)
     up = "transformer_decoder.layers.0.ffn.ffn.0.linear_layer.weight"
     assert list(check_manifest(tmp_path / "release").differences) == [up]

@@ -157,9 +157,9 @@ def compiled_code(release, mark):
 TAMPERED = {
     marked_code: ("jais", "modeling_jais.py: not a version of this package's code"),
     marked_extra_file: ("jais", "more_jais.py: not a version of this package's code"),
-    compiled_code: ("jais", "gnu.so: code that no version of this package's has"),
+    compiled_code: ("jais", "gnu.so: code that no version of this package has"),
     code_of_the_tokenizer: ("llama", "tokenizer_config.json: auto_map.AutoTokenizer names ['tokenization_other.Other'"),
-    config_named_twice: ("jais", "tokenizer_config.json: no JSON object that can be read; it may name code"),
+    config_named_twice: ("jais", "tokenizer_config.json: not a readable JSON object; it may name code"),
     code_of_the_generation: ("jais", "custom_generate/generate.py: not a version of this package's code"),
     linked_directory: ("jais", "custom_generate: a link to a directory"),
     marked_llama_code: ("llama", "config.json: auto_map.AutoConfig names 'modeling_other.OtherConfig', which is not"),
@@ -203,7 +203,7 @@ def test_code_that_is_trusted_runs_and_is_a_note(pair, tmp_path, tamper):
     result = run("verify", checkpoint, release, "--logits", "--trust-release-code")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "mark").exists()
-    assert "logits: largest difference" in result.output and "first departure" not in result.output
+    assert "logits: largest difference" in result.output and "first layer that differs" not in result.output
     assert "it is trusted (--trust-release-code)" in result.output
 
 
@@ -215,7 +215,7 @@ def test_code_elsewhere_is_not_fetched_even_when_code_is_trusted(pair, tmp_path,
     tamper(release, tmp_path / "mark")
     result = run("verify", checkpoint, release, "--logits", "--trust-release-code")
     assert isinstance(result.exception, ConversionError)
-    assert "config.json: " in str(result.exception) and "code is never fetched" in str(result.exception)
+    assert "config.json: " in str(result.exception) and "code is never downloaded" in str(result.exception)
     assert "\n" not in str(result.exception)
     assert not (tmp_path / "mark").exists()
 
@@ -320,7 +320,7 @@ def test_the_manifest_lists_every_file_and_a_good_release_is_the_same(pair, fami
     assert result.exit_code == 0, result.output
     first, second, third = result.output.splitlines()
     assert first.endswith("tensors identical") and third.startswith("logits: largest difference 0 of logits up to ")
-    assert second == f"manifest {release}/manifest.json: {count} digests right"
+    assert second == f"manifest {release}/manifest.json: {count} digests match"
 
 
 @pytest.mark.parametrize("how", ["changed", "removed"])
@@ -414,7 +414,7 @@ def test_a_file_cannot_hide_among_the_shards(pair):
     change_json(release / "manifest.json", files=files, shards=[*shards, "tokenizer.json"])
     result = run("verify", checkpoint, release)
     assert result.exit_code == 1
-    assert "tokenizer.json: listed as weights in manifest.json, and is not" in result.output
+    assert "tokenizer.json: listed as weights in manifest.json, but is not one of the weight files" in result.output
 
 
 def test_a_listed_name_leads_to_no_file_outside_the_release(pair, tmp_path):

@@ -39,7 +39,7 @@ def test_two_releases_of_a_checkpoint_are_the_same_and_both_manifests_are_checke
     status, said = run(verb, *pair)
     assert status == 0
     assert [line for line in said.splitlines() if "manifest" in line] == [
-        f"manifest {release}/manifest.json: {count} digests right"
+        f"manifest {release}/manifest.json: {count} digests match"
         for release in pair
         for count in [len(json.loads((release / "manifest.json").read_text())["tensors"])]
     ]
