@@ -1,6 +1,6 @@
-"""A conversion that survives being killed: a hidden directory beside the target, with a journal of what is done.
+"""A conversion that can be resumed after a kill: a hidden directory beside the target, with a journal of what is done.
 
-The directory `.NAME.partial` holds the output files, laid out and being filled, and `journal`: a first line that says
+The directory `.NAME.partial` holds the output files, created and being filled, and `journal`: a first line that says
 of which conversion it is, then a line for every step that is finished, with the digests of its tensors. The same
 conversion, started again, checks what the journal says by reading it back, and goes on; any other one starts anew.
 Nothing appears under the target's name before all of it is on the disk.
@@ -54,12 +54,12 @@ class Work:
         sync(self._directory)
 
     def begin(self, identity: str, create_files: Callable[[Path], None], can_continue: bool = True) -> bool:
-        """Go on with the conversion of that identity, or lay out its files anew; return whether it goes on.
+        """Resume the conversion of that identity, or create its files again; return whether it is resumed.
 
         Args:
             identity: from `fingerprint`, of everything that the output depends on.
-            lay_out: makes the output files, still to be filled, in the directory given.
-            can_continue: False to begin anew whatever there is.
+            create_files: creates the output files, still to be filled, in the directory given.
+            can_continue: False to start again whatever there is.
         """
         lines = self._lines()
         if can_continue and self.files.is_dir() and lines and lines[0] == {"conversion": identity}:
