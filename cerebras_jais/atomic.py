@@ -174,7 +174,7 @@ def whole_folder(target: StrPath, *, replaces: bool = False) -> Iterator[Path]:
 def locked(folder: Path, otherwise: UserError) -> Iterator[None]:
     """Hold the lock of a folder for the block; it ends with the process, however that ends.
 
-    A file system without locks gives none: a note says so, and the block goes on.
+    On a file system without locks a note is printed and the block runs without one.
 
     Raises:
         UserError: `otherwise`, where another process holds it.

@@ -67,7 +67,7 @@ class PackedTensorWriter:
             dataset = self._datasets[key]
             chunks = dataset.chunks
         if chunks is None:
-            raise CheckpointError(f"{self._path}: '{key}' is not packed; write its bytes where it was laid out")
+            raise CheckpointError(f"{self._path}: '{key}' is not packed; write its bytes at its offset")
         return dataset, chunks
 
     def _checked(

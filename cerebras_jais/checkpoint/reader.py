@@ -77,11 +77,17 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Open a .mdl checkpoint lazily: structure and headers are read and checked, tensor data is not.
 
-    A leaf that is not read (a pickled object, a tensor in another file, a compiled graph) never hinders the others.
-    With `on_object="refuse"` it is a UnreadableLeaf in the tree whose `read()` raises; with "skip" it is left out (None
-    inside a list or tuple) and named in `skipped_objects`. `descriptions` is a child that a command started with all of
-    its files; without it one is started for this file. Raises CheckpointError for a file that is missing,
-    incomplete, damaged, of another format, or whose tensors do not fit what it says of them.
+    A leaf that is not read (a pickled object, a tensor in another file, a compiled graph) does not prevent reading the
+    others.
+
+    Args:
+        path: the file.
+        on_object: what is done with such a leaf. "refuse": it is an UnreadableLeaf in the tree whose `read()` raises;
+            "skip": it is left out (None inside a list or tuple) and named in `skipped_objects`.
+        descriptions: a child that a command started with all of its files; None starts one for this file.
+
+    Raises CheckpointError for a file that is missing, incomplete, damaged, of another format, or whose tensors do not
+    fit what it says of them.
     """
     file = GuardedFile(path, descriptions)
     try:

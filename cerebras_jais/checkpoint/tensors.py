@@ -30,7 +30,7 @@ class StoredTensor:
     """A name such as "float32" or "bfloat16"."""
     kind: Kind = "torch"
     linked_to: str | None = None
-    """The flat name under which the data lies, when this tensor is another name for it (tied weights)."""
+    """The flat name under which the data is stored, when this tensor is another name for it (tied weights)."""
     fill_value: bool | int | float | None = None
     """The one value of a tensor that is stored as a constant, without data (`is_constant`)."""
     header: DatasetHeader | None = field(default=None, repr=False)
@@ -96,7 +96,7 @@ class StoredTensor:
             )
         with as_checkpoint_error(self.path, f"reading tensor '{self.key}'"):
             if self.header is None:
-                # A constant without a value is one that its writer left uninitialised: zeros are as good as any.
+                # A constant without a value was left uninitialised by its writer; zeros are as right as any values.
                 return np.full(shape, self.fill_value or 0, dtype=element.memory)
             values = aligned_empty(shape, element.memory)
             self.file.read_into(self.header, values.view(element.disk), start)

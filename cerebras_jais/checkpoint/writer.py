@@ -31,7 +31,7 @@ from cerebras_jais.modelzoo_version import VERSION
 _COPY_BYTES = 64 << 20
 # Threads that pack beside the one that reads and writes.
 _PACKING_THREADS = min(4, os.cpu_count() or 1)
-# Room on the disk for the structure: the texts about one leaf, its header and their indices.
+# Bytes on the disk for the structure: the texts about one leaf, its header and their indices.
 _STRUCTURE_BYTES = 4096
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def save_checkpoint(
     as Cerebras does. The file appears at `path` complete and flushed to the disk, or not at all.
 
     Raises CheckpointError, before anything is written, for a leaf or key that the format cannot hold, for an existing
-    path unless `overwrite`, and for a disk without room; an exception of a LazyTensor passes through unchanged.
+    path unless `overwrite`, and for a disk without enough space; an exception of a LazyTensor passes through unchanged.
     """
     plan = _plan(path, state)
     for tensor in plan.tensors:

@@ -81,7 +81,7 @@ class HDF5Samples:
     row of tokens, which needs `max_sequence_length`. Nothing but the headers is read until a batch is asked for.
 
     One difference by intent: a Model Zoo run that is resumed forgets `num_samples` and `pad_last` (its sampler is made
-    anew without them); here a resumed run goes on as if never stopped.
+    anew without them); here a resumed run continues as if it had not stopped.
 
     Raises DataError, naming the path, for missing directories, directories without *.h5 files, files that differ in
     dtype or shape, and features that do not fit `use_vsl`.
@@ -348,7 +348,7 @@ def _write_file(file: Path, rows: list[np.ndarray], metadata: DataParameters, st
                 f"{metadata.source or 'rows to write'}: token id {offender} is outside the vocabulary of "
                 f"{metadata.vocab_size}; pack with the tokenizer that belongs to it"
             )
-    # Made in memory: HDF5 does not survive a full disk, and its locks are not had on every file system.
+    # Made in memory: HDF5 can abort the process on a full disk, and not every file system has the locks that it takes.
     with h5py.File(file, "w", driver="core", backing_store=False) as out:
         out.create_dataset("data", data=data, dtype="i4", chunks=(1, *data.shape[1:]), compression="gzip")
         out.attrs["n_examples"] = len(data)

@@ -1,4 +1,4 @@
-"""HDF5 files of strangers and of ours: inspected in a process of its own, laid out, read and written past the library.
+"""HDF5 files: described by a child process, read without the HDF5 library, created and written.
 
-Nothing here knows what the datasets of a file mean.
+Nothing here knows what the datasets of a file mean; that is in `checkpoint` and in `data`.
 """

@@ -21,7 +21,7 @@ from cerebras_jais.checkpoint.hdf5.lz4 import LARGEST_EXPANSION, LZ4_FILTER, unp
 from cerebras_jais.checkpoint.io import read_at
 
 _DEFLATE, _SHUFFLE, _FLETCHER32 = 1, 2, 3
-# What one byte in the file can stand for at most: a shape beyond that is a lie.
+# What one byte in the file can stand for at most: a larger shape is false.
 _EXPANSION = {_DEFLATE: 1032, LZ4_FILTER: LARGEST_EXPANSION, _SHUFFLE: 1, _FLETCHER32: 1}
 _CHECKSUM_BYTES = 4
 _CACHE_BYTES = 32 << 20

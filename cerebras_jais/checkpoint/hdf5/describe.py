@@ -125,14 +125,14 @@ def describe(file: h5py.File, size: int, datasets: Sequence[str] | None) -> tupl
 
 def _attributes(file: h5py.File) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    room = _LONGEST_TEXTS
+    characters_left = _LONGEST_TEXTS
     for name in file.attrs:
         if name not in _ROOT_NAMES and not name.endswith(ABOUT):
             continue
         try:
             value = attribute(file, name)
-            room -= len(value) if isinstance(value, str) else 0
-            if room < 0:
+            characters_left -= len(value) if isinstance(value, str) else 0
+            if characters_left < 0:
                 raise ValueError("the file's texts together are longer than can be")
             found[name] = [value]
         except Exception as error:
@@ -330,7 +330,7 @@ def _confine(memory: int) -> None:
 
 
 def _limit_time(processor_seconds: int | None, seconds: int) -> None:
-    """Let the system end this process when it computes, or just goes on, for so long from now; None and 0: not."""
+    """Let the system end this process after so much processor time, or so many seconds, from now; None and 0: never."""
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     soft = hard
     if processor_seconds is not None:

@@ -1,4 +1,4 @@
-"""A checkpoint's HDF5 file open for reading: nothing is followed out of it, and no size in it is believed.
+"""A checkpoint's HDF5 file open for reading: no link out of it is followed, and every size in it is checked.
 
 HDF5 can point outside its file, compute data from other datasets and call any filter installed; a checkpoint needs none
 of that, so all of it is refused. The library itself looks at the file only in a child process (`isolate`), which says

@@ -1,7 +1,7 @@
 """Ask what stands in HDF5 files without letting the HDF5 library into this process.
 
 The library parses files in C and trusts them, so `describe` runs in one child process for all files of a command, with
-limits on its memory and time: damage cannot crash this process, hold it up or make it grow.
+limits on its memory and time: damage cannot crash, block or bloat this process.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ class Descriptions:
         return bytes(pieces)
 
     def close(self) -> None:
-        """End the child, which has nothing to lose."""
+        """End the child, if it still runs."""
         if self._child is not None:
             self._child.kill()
             assert self._child.stdout is not None

@@ -1,4 +1,4 @@
-"""Writing with HDF5 that survives a full disk.
+"""Writing with HDF5 so that a full disk is an error and not the end of the process.
 
 HDF5 can abort the process if a write fails while it closes a file, so `writing` keeps the failure from it. h5py is
 imported where a file is written: programs that read do without it.
@@ -55,7 +55,7 @@ def _create(disk: _Disk) -> h5py.File:
 
 
 class _Disk(io.RawIOBase):
-    """A file that remembers its first failed write and swallows the later ones, because HDF5 can abort if one fails."""
+    """A file that keeps its first failed write and ignores later ones, because HDF5 can abort if one fails."""
 
     def __init__(self, descriptor: int) -> None:
         self.failure: OSError | None = None
