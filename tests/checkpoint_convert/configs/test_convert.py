@@ -203,7 +203,7 @@ def test_a_llama_config_outside_the_family_is_refused_by_name(changes, named):
         (jais_section(pos_scaling_factor=0.5), "pos_scaling_factor"),
         (
             jais_section(attention_module="multiquery_attention", extra_attention_params={"num_kv_groups": 4}),
-            "grouped queries",
+            "grouped-query attention",
         ),
         (llama_section(embeddings_scale=14.6), "embeddings_scale"),
         (llama_section(output_logits_scale=0.3), "logits"),

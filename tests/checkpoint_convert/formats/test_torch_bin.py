@@ -214,7 +214,7 @@ def test_other_forms_of_torch_files_are_refused(tmp_path):
     save(tmp_path, {"x": torch.ones(2)}, pickle_protocol=4)
     refused(tmp_path, "protocol 2")
     torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), str(tmp_path / SINGLE))
-    refused(tmp_path, "TorchScript|packed")
+    refused(tmp_path, "TorchScript|compressed")
 
 
 def test_archives_that_torch_would_not_write_are_refused(tmp_path):
@@ -251,7 +251,7 @@ def test_archives_that_torch_would_not_write_are_refused(tmp_path):
     refused(tmp_path, "one folder")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"x" * 1000)
-    refused(tmp_path, "packed or encrypted")
+    refused(tmp_path, "compressed or encrypted")
     path.write_bytes(whole)
     with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(path, "a") as archive:
         archive.writestr(archive.namelist()[0], b"")
