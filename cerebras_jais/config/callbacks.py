@@ -66,7 +66,8 @@ LOGGERS_WITHOUT_EFFECT: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def _is_count(value: Any) -> bool:
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number above 0, written as one."""
     return isinstance(value, int) and COUNT.holds(value)
 
 
@@ -113,7 +114,7 @@ def named_states(value: Any) -> frozenset[str] | None:
 
 # What the arguments that have an effect here may be, if they are given: a test of the value, and its name in words.
 ARGUMENT_KINDS: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = {
-    "KeepNCheckpoints": {"n": (_or_null(_is_count), f"{COUNT}, or null")},
+    "KeepNCheckpoints": {"n": (_or_null(is_count), f"{COUNT}, or null")},
     "TensorBoardLogger": {"summary_dir": (_or_null(_is_path), "the path of a folder, or null")},
 }
 

@@ -13,8 +13,9 @@ from typing import Any, Literal
 from pydantic import field_validator
 
 from cerebras_jais.config.base import Count, CountOrNone, Section, refuse
+from cerebras_jais.config.callbacks import is_count
 from cerebras_jais.config.yaml_file import suggestion
-from cerebras_jais.ranges import COUNT, shown
+from cerebras_jais.ranges import shown
 
 _LABEL_PART = re.compile(r"([A-Za-z0-9][-A-Za-z0-9_.]{0,61})?[A-Za-z0-9]")
 
@@ -52,16 +53,12 @@ class ClusterConfig(Section):
         return labels
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and COUNT.holds(value)
-
-
 def _is_micro_batch(value: Any) -> bool:
     if isinstance(value, dict):
         bounds = value.get("explore")
         within = bounds is None or (isinstance(bounds, dict) and set(bounds) <= {"min", "max"})
-        return set(value) == {"explore"} and within and all(map(_is_count, (bounds or {}).values()))
-    return value is None or value in ("auto", "explore") or _is_count(value)
+        return set(value) == {"explore"} and within and all(map(is_count, (bounds or {}).values()))
+    return value is None or value in ("auto", "explore") or is_count(value)
 
 
 def _is_switch(value: Any) -> bool:
@@ -74,8 +71,8 @@ def _is_anything(value: Any) -> bool:
 
 _Kind = tuple[Callable[[Any], bool], str]
 _SWITCH: _Kind = (_is_switch, "true or false")
-_COUNT: _Kind = (_is_count, "a whole number above 0")
-_MEMORY: _Kind = (lambda v: v is None or _is_count(v), "a whole number of GiB above 0, or null")
+_COUNT: _Kind = (is_count, "a whole number above 0")
+_MEMORY: _Kind = (lambda v: v is None or is_count(v), "a whole number of GiB above 0, or null")
 _ANY: _Kind = (_is_anything, "")
 
 FLAGS: Mapping[str, _Kind] = {

@@ -45,6 +45,7 @@ from cerebras_jais.config.modelzoo_only import DATA_PROCESSORS, OTHER_DATA_PROCE
 from cerebras_jais.config.yaml_file import suggestion
 from cerebras_jais.ranges import COUNT_OR_NONE, SHARE, shown
 
+BACKENDS = ("CSX", "CPU", "GPU")
 Paths = Annotated[list[PathText], Field(min_length=1)]
 
 
@@ -193,7 +194,7 @@ class Backend(Section):
     def _any_case(cls, value: Any) -> Any:
         if isinstance(value, dict) and isinstance(value.get("backend_type"), str):
             named = value["backend_type"].upper()
-            if named not in ("CSX", "CPU", "GPU"):
+            if named not in BACKENDS:
                 raise refuse(f"unknown backend {value['backend_type']!r}; use CSX, CPU or GPU", "backend_type")
             value = {**value, "backend_type": named}
         return value

@@ -13,6 +13,7 @@ from typing import Any
 
 from cerebras_jais.catalog.family import loss_weight_problem, mup_problems
 from cerebras_jais.config.schedules import ConstantLR, CosineDecayLR, LinearLR, ScalePerParamLR, Schedule, SequentialLR
+from cerebras_jais.config.sections import BACKENDS
 from cerebras_jais.config.trainer import TrainerConfig
 from cerebras_jais.errors import Keys, Problem, dotted
 from cerebras_jais.launch.phases import Phase
@@ -51,7 +52,7 @@ def _backend_problems(config: TrainerConfig) -> Iterator[Problem]:
         yield Problem(
             ("init", "device"), f"is {init.device}, backend_type is {backend.backend_type}; remove one of them"
         )
-    elif init.device and init.device.upper() not in ("CSX", "CPU", "GPU"):
+    elif init.device and init.device.upper() not in BACKENDS:
         yield Problem(("init", "device"), f"unknown backend {init.device!r}; use CSX, CPU or GPU")
     if backend.compile_only and backend.validate_only:
         yield Problem(
