@@ -153,7 +153,7 @@ def test_a_damaged_release_is_refused_by_the_name_of_its_tensor(released):
     damaged(released / "nan", lambda t: t["transformer.h.1.ln_1.bias"].fill(np.nan))
     assert "transformer.h.1.ln_1.bias holds NaN" in refusal("generate", released / "nan", *WORDS)
     damaged(release, lambda t: t["lm_head.weight"].__setitem__((0, 0), 7.0))
-    assert "lm_head.weight is another tensor than the embedding" in refusal("generate", release, *WORDS)
+    assert "lm_head.weight differs from the embedding" in refusal("generate", release, *WORDS)
 
 
 def test_no_message_sends_to_a_file_that_a_release_does_not_have(released):
