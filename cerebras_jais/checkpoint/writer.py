@@ -20,6 +20,7 @@ from cerebras_jais.atomic import replacing
 from cerebras_jais.checkpoint import tree as treespec
 from cerebras_jais.checkpoint.dtypes import ELEMENT_TYPES, ElementType, element_type_of
 from cerebras_jais.checkpoint.errors import CheckpointError, as_checkpoint_error
+from cerebras_jais.checkpoint.hdf5.isolate import note_own
 from cerebras_jais.checkpoint.hdf5.write import writing
 from cerebras_jais.checkpoint.packed_writer import chunk_shape, filling
 from cerebras_jais.checkpoint.reader import FORMAT_VERSION
@@ -65,6 +66,7 @@ def save_checkpoint(
         if compression is not None:
             _write_chunks(temporary, plan, offsets)
         mark_complete(temporary)
+    note_own(path)
 
 
 def create_empty_checkpoint(

@@ -15,7 +15,7 @@ import numpy as np
 
 from cerebras_jais.checkpoint.errors import CheckpointError, as_checkpoint_error
 from cerebras_jais.checkpoint.hdf5.dataset import DatasetHeader, headers_of, read_rows
-from cerebras_jais.checkpoint.hdf5.isolate import Descriptions, identity_of
+from cerebras_jais.checkpoint.hdf5.isolate import Descriptions, describe_own, identity_of
 from cerebras_jais.checkpoint.io import read_columns_at
 from cerebras_jais.files import check_regular
 
@@ -56,9 +56,12 @@ class GuardedFile:
 
     def _describe(self, descriptions: Descriptions | None) -> None:
         try:
-            if descriptions is None or self.path not in descriptions:
-                with Descriptions([self.path]) as own:
-                    description = own.of(self.path)
+            own = describe_own(self.path, self._file.fileno())
+            if own is not None:
+                description = own
+            elif descriptions is None or self.path not in descriptions:
+                with Descriptions([self.path]) as child:
+                    description = child.of(self.path)
             else:
                 description = descriptions.of(self.path)
         except ValueError as error:

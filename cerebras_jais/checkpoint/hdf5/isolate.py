@@ -6,6 +6,7 @@ limits on its memory and time: damage cannot crash, block or bloat this process.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -55,6 +56,36 @@ def identity_of(descriptor: int) -> tuple[int, int]:
     """What `Description.identity` is of an open file that was not changed since it was described."""
     found = os.fstat(descriptor)  # not its inode, which some network file systems number anew at each look
     return found.st_size, found.st_mtime_ns
+
+
+_CLOCK_STEP = 50_000_000  # ns; Linux has steps of 1 to 10 ms
+_own: dict[str, tuple[int, int]] = {}
+
+
+def note_own(path: StrPath) -> None:
+    """Note that this process has written a whole file: while that is unchanged, it is described without a child.
+
+    The file's time goes back by a moment, because clocks of file systems move in steps: a change within the same step
+    would not show.
+    """
+    found = os.stat(path)
+    earlier = found.st_mtime_ns - _CLOCK_STEP
+    with contextlib.suppress(OSError):  # a file system without such times: the file is like any other
+        os.utime(path, ns=(found.st_atime_ns, earlier))
+    _own[os.path.abspath(path)] = (found.st_size, earlier)
+
+
+def describe_own(path: StrPath, descriptor: int) -> Description | None:
+    """Describe a file that this process itself has written, open for reading; None for any other."""
+    identity = identity_of(descriptor)
+    if _own.get(os.path.abspath(path)) != identity:
+        return None
+    from cerebras_jais.checkpoint.hdf5.describe import OpenFile, describe, h5py
+
+    with h5py.File(OpenFile(descriptor), "r") as file:
+        facts, tables = describe(file, identity[0], None)
+    facts = json.loads(json.dumps(facts))
+    return Description(identity, facts["attributes"], facts["datasets"], b"".join(tables))
 
 
 class Descriptions:

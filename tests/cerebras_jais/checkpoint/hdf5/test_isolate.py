@@ -27,6 +27,7 @@ ARRAYS = {name: np.arange(90_000, dtype=np.float32).reshape(300, 300) * i for i,
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     save_checkpoint(tmp_path / "x.mdl", ARRAYS, compression="lz4")
+    os.utime(tmp_path / "x.mdl")  # as if another process had written it
     return tmp_path / "x.mdl"
 
 
@@ -230,3 +231,16 @@ def test_no_child_is_left(path: Path) -> None:
         assert children.read_text() == before
     Descriptions([path] * 3).close()
     assert children.read_text() == before
+
+
+def test_a_file_that_this_process_has_written_needs_no_child_until_it_changes(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "own.mdl"
+    save_checkpoint(path, ARRAYS, compression="lz4")
+    started: list[object] = []
+    monkeypatch.setattr(isolate.Descriptions, "_start", lambda self: started.append(self))
+    assert_readable(path)
+    assert not started
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(AssertionError), open_checkpoint(path):  # no child answers
+        pass
+    assert len(started) == 1
