@@ -80,7 +80,9 @@ def describe_own(path: StrPath, descriptor: int) -> Description | None:
     identity = identity_of(descriptor)
     if _own.get(os.path.abspath(path)) != identity:
         return None
-    from cerebras_jais.checkpoint.hdf5.describe import OpenFile, describe, h5py
+    import h5py
+
+    from cerebras_jais.checkpoint.hdf5.describe import OpenFile, describe
 
     with h5py.File(OpenFile(descriptor), "r") as file:
         facts, tables = describe(file, identity[0], None)
