@@ -51,7 +51,7 @@ test: .venv/.ready
 test-newest: .venv-newest/.ready
 test-cerebras: .venv-cerebras/.ready
 test test-newest test-cerebras:
-	OMP_NUM_THREADS=1 $(<D)/bin/python -m pytest -q -n $(PYTEST_JOBS)
+	OMP_NUM_THREADS=1 $(<D)/bin/python -m pytest -q -n $(PYTEST_JOBS) --dist worksteal
 
 test-marked:
 	OMP_NUM_THREADS=1 $(PYTHON) -m tests.marked --jobs $(MARKED_JOBS) $(MARKS)
@@ -66,7 +66,7 @@ lint: $(CURRENT)/.ready
 	$(CURRENT)/bin/mypy
 
 check: lint
-	OMP_NUM_THREADS=1 $(CURRENT)/bin/python -m pytest -q -n $(PYTEST_JOBS) -m "not slow"
+	OMP_NUM_THREADS=1 $(CURRENT)/bin/python -m pytest -q -n $(PYTEST_JOBS) --dist worksteal -m "not slow"
 
 bench: $(CURRENT)/.ready
 	$(CURRENT)/bin/python benchmarks/training_speed.py

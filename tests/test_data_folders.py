@@ -38,6 +38,7 @@ def run(*words):
     assert result.exception is None, result.exception
 
 
+@pytest.mark.slow
 def test_a_yaml_of_a_release_trains_on_what_data_pack_leaves(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     section = jais_section(vocab_size=512)

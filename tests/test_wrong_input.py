@@ -127,6 +127,7 @@ def test_a_yaml_file_that_is_not_there(folder, monkeypatch, capsys):
     assert "absent.yaml" in refused(monkeypatch, capsys, "cerebras-jais", "fit", "absent.yaml")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [0, 100, 5000, -100])
 def test_a_truncated_checkpoint(folder, monkeypatch, capsys, kept):
     whole = Path("m.mdl").read_bytes()

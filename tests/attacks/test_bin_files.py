@@ -183,6 +183,7 @@ def test_the_largest_pickle_is_followed_in_little_memory(tmp_path):
 # ---- damage ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fuzz", [bin_fuzz, safetensors_fuzz], ids=["bin", "safetensors"])
 def test_damaged_files_are_refused_or_read_as_the_library_reads_them(tmp_path, fuzz):
     verdicts = attack(fuzz.make_subject(tmp_path), count=150, seed=7)

@@ -17,6 +17,7 @@ from tests.marks import slow_except
 HERE = Path(__file__).parent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "program", slow_except(["safetensors"], ["bin", "safetensors", "mdl", "data_files", "conversion"])
 )

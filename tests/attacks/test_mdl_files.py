@@ -18,6 +18,8 @@ from cerebras_jais.checkpoint.hdf5 import isolate
 from cerebras_jais.checkpoint.hdf5.isolate import Descriptions
 from tests.cerebras_jais.checkpoint import handmade, written_by_cerebras
 
+pytestmark = pytest.mark.slow
+
 GOOD = np.arange(6, dtype=np.float32).reshape(2, 3)
 ABOUT = handmade.tensor_metadata(GOOD)
 
@@ -73,6 +75,7 @@ def test_a_file_cut_anywhere_is_refused(path: Path, origin: str) -> None:
             refusal(shorter, descriptions)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_flipped_bytes_are_refused_or_read_but_never_another_error(tmp_path: Path, data: st.DataObject) -> None:
@@ -91,6 +94,7 @@ def test_flipped_bytes_are_refused_or_read_but_never_another_error(tmp_path: Pat
                 read_all(path, descriptions)
 
 
+@pytest.mark.slow
 def test_a_heap_of_texts_in_which_hdf5_never_comes_to_an_end_is_refused(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +132,7 @@ def test_a_damaged_description_is_refused(path: Path, attributes: dict, message:
     assert message in refusal(handmade.write(path, {"a": GOOD}, **attributes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("about", "message"),
     [
@@ -229,6 +234,7 @@ def _nothing(file: h5py.File) -> None:
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("create", "message"),
     [

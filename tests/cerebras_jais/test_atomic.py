@@ -155,6 +155,7 @@ def tokenizer_in(folder):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [100, 5000, 60_000])
 def test_a_full_disk_leaves_no_packed_data(room, tmp_path):
     tokenizer = tokenizer_in(tmp_path)

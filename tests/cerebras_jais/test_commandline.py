@@ -59,6 +59,7 @@ def test_the_statuses_are_one_table_in_readme_and_in_both_helps():
         assert all(f"{status} {meaning}" in said for status, meaning in STATUSES.items()), said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "status"),
     [

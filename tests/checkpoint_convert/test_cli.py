@@ -85,6 +85,7 @@ def test_verify_refuses_logits_that_are_not_numbers(checkpoint, tmp_path, damage
         compare_logits(checkpoint if damaged == "release" else other, tmp_path / "release")
 
 
+@pytest.mark.slow
 def test_compare_names_what_differs_by_pattern(checkpoint, tmp_path):
     section = jais_section()
     state = state_of(random_model(section))

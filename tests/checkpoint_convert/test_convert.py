@@ -49,6 +49,7 @@ def load_release(directory):
     return model.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "class_name"),
     [
@@ -132,6 +133,7 @@ def test_transformers_computes_the_logits_of_the_reference_path(tmp_path, name):
         assert (loaded(ids).logits - model.logits(ids)).abs().max() < tolerances.RELEASE_LOGITS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["jais-12-heads", "llama-12-heads", "llama-20-heads-tied"])
 def test_what_transformers_saves_comes_back(tmp_path, name):
     """save_pretrained drops tied heads and rewrites config.json; both must still give the checkpoint."""
@@ -158,6 +160,7 @@ def test_a_converted_release_loads_into_the_reference_model(tmp_path):
     assert torch.equal(fresh.logits(ids), model.logits(ids))
 
 
+@pytest.mark.slow
 def test_the_release_is_complete_and_loads_as_other_loaders_expect(tmp_path):
     convert_to_hf(jais_checkpoint(tmp_path), tmp_path / "release", max_shard_size=30_000)
     names = listing(tmp_path / "release")

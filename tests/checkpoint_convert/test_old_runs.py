@@ -28,6 +28,7 @@ def old_checkpoint(path, name, form, version):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "version"), [(in_first_form, "2.2.1"), (in_trainer_form, "2.3.0")])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_release_gives_the_logits_of_the_run(tmp_path, name, form, version):

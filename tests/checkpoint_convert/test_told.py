@@ -30,6 +30,8 @@ from tests.checkpoint_convert.examples import (
 )
 from tests.checkpoint_convert.test_release import EOS, TOKENS, write_tokenizer
 
+pytestmark = pytest.mark.slow
+
 QUERY = "model.transformer_decoder.layers.{}.self_attn.proj_q_dense_layer"
 
 
@@ -210,6 +212,7 @@ def test_what_is_no_file_of_a_tokenizer_is_named(tmp_path):
 # ---- numbers of tensors ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["jais-12-heads", "jais-20-heads-untied", "llama-20-heads-tied", "llama-one-group"])
 def test_one_number_of_tensors_is_said_of_a_model(tmp_path, variant):
     section = VARIANTS[variant]

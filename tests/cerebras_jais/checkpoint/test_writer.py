@@ -228,6 +228,7 @@ def test_laying_out_then_filling_the_ranges_equals_saving(tmp_path: Path) -> Non
         assert_same(checkpoint.tree, state)
 
 
+@pytest.mark.slow
 def test_one_state_gives_the_same_bytes_at_any_time(tmp_path: Path) -> None:
     state = {"w": WEIGHT, "brain": np.ones((3,), ml_dtypes.bfloat16), "s": np.array(2.0), "e": np.zeros((0, 2)), "i": 1}
     layouts: list[Compression] = [None, "lz4"]

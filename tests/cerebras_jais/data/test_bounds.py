@@ -53,6 +53,7 @@ def run(*arguments):
 # ---- text -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_except(["a.txt"], ["a.txt", "a.jsonl", "a.json"]))
 def test_a_document_of_50_megabytes_is_refused_in_two_gigabytes_of_memory(name, tmp_path, tokenizer):
     text = "كلمة word " * (50_000_000 // 14)

@@ -38,6 +38,7 @@ def numbers(batch):
     return batch["input_ids"][:, 0].tolist()
 
 
+@pytest.mark.slow
 def test_files_have_the_model_zoo_layout(tmp_path):
     packed = pack_vsl([list(range(1, 20)), [5, 6, 7]], 8, 0, 0)
     assert write_hdf5(tmp_path / "new" / "d", packed, samples_per_file=2, metadata=METADATA) == 3
@@ -69,6 +70,7 @@ def test_files_have_the_model_zoo_layout(tmp_path):
     assert (stats["raw_bytes_count"], stats["average_bytes_per_sequence"]) == (77, 26)
 
 
+@pytest.mark.slow
 def test_reading_returns_what_was_written(tmp_path):
     rows = np.stack(list(pack_stream([list(range(1, 100))], 8, 0)))
     write_hdf5(tmp_path / "d", rows, samples_per_file=5, metadata=METADATA)
@@ -83,12 +85,14 @@ def test_reading_returns_what_was_written(tmp_path):
     assert np.array_equal(samples.read(np.array([1]))["labels"], rows[[1], 2])
 
 
+@pytest.mark.slow
 def test_leftovers_of_an_epoch_begin_the_next(data_dir):
     batches = HDF5Samples(data_dir, batch_size=5).batches()
     read = [n for _ in range(10) for n in numbers(next(batches))]
     assert read == [i % 23 for i in range(50)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("drop_last", "num_samples"), [(True, None), (False, None), (True, 40), (False, 9)])
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_starting_late_gives_the_same_batches(data_dir, shuffle, drop_last, num_samples):
@@ -102,6 +106,7 @@ def test_starting_late_gives_the_same_batches(data_dir, shuffle, drop_last, num_
             assert numbers(next(other.batches(start_sample=5 * start)))[:5] == whole[start]
 
 
+@pytest.mark.slow
 def test_each_shuffled_epoch_is_another_permutation(data_dir):
     samples = HDF5Samples(data_dir, 23, shuffle=True, shuffle_seed=3)
     epochs = [numbers(b) for b, _ in zip(samples.batches(), range(3), strict=False)]
@@ -109,6 +114,7 @@ def test_each_shuffled_epoch_is_another_permutation(data_dir):
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
+@pytest.mark.slow
 def test_shuffled_order_is_pinned():
     """torch.randperm seeded with seed + epoch is the Model Zoo's order; a torch that changed it would show here."""
     from cerebras_jais.data.order import SampleOrder
@@ -117,6 +123,7 @@ def test_shuffled_order_is_pinned():
     assert order.batch_indices(0).tolist() == [1, 4, 9, 6, 3, 5, 0, 2, 8, 7]
 
 
+@pytest.mark.slow
 def test_ranks_share_the_global_batch_in_order(data_dir):
     samples = HDF5Samples(data_dir, 6, shuffle=True)
     whole = samples.batch(3)
@@ -127,6 +134,7 @@ def test_ranks_share_the_global_batch_in_order(data_dir):
         samples.batch(0, world_size=4)
 
 
+@pytest.mark.slow
 def test_short_last_batch_is_kept_or_padded(data_dir):
     kept = epoch_of(HDF5Samples(data_dir, 5, drop_last=False))
     assert [len(b["labels"]) for b in kept] == [5, 5, 5, 5, 3]
@@ -139,6 +147,7 @@ def test_short_last_batch_is_kept_or_padded(data_dir):
     assert len(epoch_of(HDF5Samples(data_dir, 5))) == 4
 
 
+@pytest.mark.slow
 def test_subset_takes_its_ranges(data_dir):
     samples = HDF5Samples(data_dir, 1, data_subset="0.1-0.3,0.7-1.0")
     assert [numbers(b)[0] for b in epoch_of(samples)] == [*range(2, 6), *range(16, 23)]
@@ -147,6 +156,7 @@ def test_subset_takes_its_ranges(data_dir):
             HDF5Samples(data_dir, 1, data_subset=wrong)
 
 
+@pytest.mark.slow
 def test_corpus_is_cut_into_samples_across_files(tmp_path):
     tokens = np.arange(100, dtype=np.int64)
     for name, part in (("a", tokens[:37]), ("b", tokens[37:41]), ("c", tokens[41:])):
@@ -162,6 +172,7 @@ def test_corpus_is_cut_into_samples_across_files(tmp_path):
         HDF5Samples(tmp_path, 9)
 
 
+@pytest.mark.slow
 def test_wrong_vocabulary_names_file_and_token(data_dir):
     samples = HDF5Samples(data_dir, 2)
     samples.check_vocabulary(23)
@@ -169,6 +180,7 @@ def test_wrong_vocabulary_names_file_and_token(data_dir):
         samples.check_vocabulary(20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offender", [2**32 + 5, -(2**32) + 5, 2**63 - 1])
 def test_an_id_too_wide_for_int32_is_refused_before_it_is_cast(tmp_path, offender):
     rows = np.stack(list(numbered_rows(4))).astype(np.int64)
@@ -190,6 +202,7 @@ def test_an_id_too_wide_for_int32_is_refused_before_it_is_cast(tmp_path, offende
     assert not (tmp_path / "written").exists()
 
 
+@pytest.mark.slow
 def test_every_batch_is_checked_once_the_vocabulary_is_known(data_dir):
     """Data too large to be looked through beforehand is still never trained on with a wrong id."""
     samples = HDF5Samples(data_dir, 2, data_subset="0.5-1.0")
@@ -200,6 +213,7 @@ def test_every_batch_is_checked_once_the_vocabulary_is_known(data_dir):
         samples.batch(5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -237,6 +251,7 @@ def test_directories_that_do_not_fit_are_refused(tmp_path, data_dir):
         HDF5Samples(tmp_path / "empty", 1)
 
 
+@pytest.mark.slow
 def test_failed_writing_leaves_nothing(tmp_path):
     def rows():
         yield from numbered_rows(5)
@@ -251,6 +266,7 @@ def test_failed_writing_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_existing_data_is_never_overwritten(data_dir):
     before = sorted(data_dir.iterdir())
     with pytest.raises(DataError, match="not an empty folder"):
@@ -258,6 +274,7 @@ def test_existing_data_is_never_overwritten(data_dir):
     assert sorted(data_dir.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_mixture_repeats_the_small_source_and_keeps_each_in_order(tmp_path, data_dir):
     rows = numbered_rows(5)
     rows[:, 0, 0] += 1000

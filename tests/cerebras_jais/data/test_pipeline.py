@@ -44,6 +44,7 @@ def texts_of(directory, tokenizer, use_vsl):
     return texts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vsl", [False, True])
 def test_packed_data_holds_every_document(documents, tokenizer_dir, tmp_path, vsl):
     splits = pack_documents(documents, tokenizer_dir, 2048, tmp_path / "packed", vsl=vsl, held_out=10)

@@ -36,6 +36,7 @@ def read_all(folder: Path) -> np.ndarray:
     return rows[np.argsort(np.random.default_rng(0).permutation(len(samples)))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("libver", ["earliest", "v108", "latest"])
 @pytest.mark.parametrize(
     "options",

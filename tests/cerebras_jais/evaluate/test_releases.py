@@ -23,6 +23,8 @@ from checkpoint_convert.load import load_release
 from tests import tolerances
 from tests.checkpoint_convert.examples import VARIANTS, random_model, state_of, write_checkpoint
 
+pytestmark = pytest.mark.slow
+
 CHOSEN = ["jais-12-heads", "jais-20-heads-untied", "llama-20-heads-tied", "llama-40-heads-grouped", "llama-biases"]
 WORDS = ["--prompt", "الشمس", "--max-new-tokens", "5"]
 

@@ -136,6 +136,7 @@ def test_a_dry_run_says_per_phase_what_would_run(ready, monkeypatch):
     assert not (ready.parent / "context").exists()
 
 
+@pytest.mark.slow
 def test_what_a_dry_run_says_of_checkpoint_bytes_is_what_the_trainer_writes(ready, monkeypatch):
     monkeypatch.chdir(ready.parent)
     said = CliRunner().invoke(fit_command, [str(ready), "--dry-run", "--max-steps", "1"]).output
@@ -156,6 +157,7 @@ def test_a_launch_with_nothing_wrong_passes(ready, monkeypatch):
     assert all(line.startswith("ok    ") for line in said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -188,6 +190,7 @@ def test_data_of_a_larger_tokenizer_is_refused(ready, monkeypatch):
     assert "2048 is smaller than the tokenizer of 84992 entries that made data/context/32/train" in error
 
 
+@pytest.mark.slow
 def test_data_outside_the_mounts_is_refused(ready, monkeypatch, tmp_path):
     _, error = findings(ready, monkeypatch, mount_dirs=[str(tmp_path)])
     assert "lies under none of the mounted directories" in error

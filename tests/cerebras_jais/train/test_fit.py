@@ -63,6 +63,7 @@ def test_the_loss_falls_and_everything_is_left_where_it_says(folder, model):
     assert [row["step"] for row in rows if row["eval_loss"]] == ["15", "30"]
 
 
+@pytest.mark.slow
 def test_the_checkpoint_holds_the_trained_model_and_says_what_it_is(folder):
     config = config_of(folder)
     result = train(config)
@@ -144,6 +145,7 @@ def test_a_run_killed_and_started_again_has_the_losses_of_one_never_killed(tmp_p
     assert losses == whole.losses
 
 
+@pytest.mark.slow
 def test_accumulated_batches_count_like_one_large_batch(folder):
     # With loss_scaling batch_size every row weighs the same, so two batches of 2 are one of 4.
     model = {**JAIS, "loss_scaling": "batch_size", "loss_weight": 1 / 32}
@@ -154,6 +156,7 @@ def test_accumulated_batches_count_like_one_large_batch(folder):
     np.testing.assert_allclose(one.losses, two.losses, atol=tolerances.SAME_IN_FLOAT32)
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_changes_no_loss(folder):
     plain = train(config_of(folder), model_dir=folder / "a")
     saving = train(config_of(folder), model_dir=folder / "b", activation_checkpointing=True)
@@ -171,6 +174,7 @@ def test_half_precision_on_a_cpu_is_bfloat16_and_trains(folder, fp16_type, capsy
     assert (f"precision: {fp16_type}" in said) == (fp16_type != "bfloat16")
 
 
+@pytest.mark.slow
 def test_evaluation_weighs_every_token_alike(folder):
     config = config_of(folder, loop={"max_steps": 1, "eval_frequency": 1})
     result = train(config)
@@ -212,6 +216,7 @@ def test_only_the_last_checkpoints_are_kept_where_the_yaml_says_so(folder):
     assert sorted(p.name for p in (folder / "run").glob("*.mdl")) == ["checkpoint_5.mdl", "checkpoint_6.mdl"]
 
 
+@pytest.mark.slow
 def test_the_latest_checkpoint_is_the_one_of_the_highest_step_then_time(folder):
     config, run = config_of(folder), folder / "run"
     run.mkdir()
@@ -220,6 +225,7 @@ def test_the_latest_checkpoint_is_the_one_of_the_highest_step_then_time(folder):
     assert saved_steps(config, run)[-1].path.name == "checkpoint_10_20250101_000000.mdl"
 
 
+@pytest.mark.slow
 def test_weights_alone_begin_a_new_run(folder):
     first = train(config_of(folder))
     section = trainer_section(folder, callbacks=[{"LoadCheckpointStates": {"load_checkpoint_states": "model"}}])
@@ -229,6 +235,7 @@ def test_weights_alone_begin_a_new_run(folder):
     assert again.first_loss < first.first_loss
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_weights_alone_begins_a_new_run(folder):
     config = config_of(folder)
     torch.manual_seed(5)
@@ -241,6 +248,7 @@ def test_a_checkpoint_of_weights_alone_begins_a_new_run(folder):
 # ---- wrong input ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(folder, monkeypatch):
     real = LanguageModel.forward
     monkeypatch.setattr(LanguageModel, "forward", lambda self, batch: real(self, batch) * float("nan"))
@@ -292,6 +300,7 @@ def test_wrong_input_is_one_line_and_leaves_nothing(folder, case):
     assert not (folder / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_model_is_refused_by_what_differs(folder):
     path = train(config_of(folder)).checkpoint_path
     for change, words in (
@@ -304,6 +313,7 @@ def test_a_checkpoint_of_another_model_is_refused_by_what_differs(folder):
         assert not (folder / "other").exists()
 
 
+@pytest.mark.slow
 def test_a_truncated_checkpoint_is_refused(folder):
     path = train(config_of(folder)).checkpoint_path
     cut = folder / "cut.mdl"
@@ -375,6 +385,7 @@ def list_of_phases(folder, *phases):
     return result.output
 
 
+@pytest.mark.slow
 def test_frozen_tensors_keep_their_bits_and_have_no_optimizer_state(folder):
     def stage_1(section):
         section["init"]["model"]["frozen_parameters"] = [r"transformer_decoder\.", r"ln_f\."]
@@ -403,6 +414,7 @@ def test_frozen_tensors_keep_their_bits_and_have_no_optimizer_state(folder):
         assert len(checkpoint.tree["optimizer"]["state"]) == len(after)
 
 
+@pytest.mark.slow
 def test_a_phase_begins_its_schedule_and_its_data_anew_and_goes_on_with_the_optimizer(folder):
     def ending(step):
         return lambda section: section["init"].update(loop={"max_steps": step, "eval_frequency": None})
@@ -422,12 +434,14 @@ def test_a_phase_begins_its_schedule_and_its_data_anew_and_goes_on_with_the_opti
         assert power == pytest.approx(0.9**7, rel=1e-6)  # Adam has made six steps
 
 
+@pytest.mark.slow
 def test_a_held_out_set_smaller_than_a_batch_is_refused(folder):
     with pytest.raises(UserError, match="fewer than one batch of 400; set drop_last: false") as caught:
         train(broken(folder, lambda s: s["fit"]["val_dataloader"].update(batch_size=400)))
     assert str(folder / "held_out") in str(caught.value)
 
 
+@pytest.mark.slow
 def test_an_empty_loss_mask_is_named(folder):
     with h5py.File(folder / "train" / "a.h5", "r+") as file:
         file["data"][:, 1] = 0
@@ -435,6 +449,7 @@ def test_an_empty_loss_mask_is_named(folder):
         train(config_of(folder))
 
 
+@pytest.mark.slow
 def test_rows_of_padding_are_neither_samples_nor_tokens(folder):
     section = trainer_section(folder, loop={"num_epochs": 1, "eval_frequency": None})
     section["fit"]["train_dataloader"].update(batch_size=40, drop_last=False, pad_last=True)  # 64 are 40 and 24
@@ -444,6 +459,7 @@ def test_rows_of_padding_are_neither_samples_nor_tokens(folder):
         assert checkpoint.tree["dataloader"]["samples_streamed"] == 64
 
 
+@pytest.mark.slow
 def test_checkpoints_and_events_go_where_the_yaml_says(folder):
     # Nothing but losses.csv and the index is left for the model directory, which must be made for them.
     elsewhere = {"steps": 1, "checkpoint_root": str(folder / "kept")}
@@ -456,6 +472,7 @@ def test_checkpoints_and_events_go_where_the_yaml_says(folder):
     assert not (folder / "b" / "events").exists()
 
 
+@pytest.mark.slow
 def test_a_list_of_phases_ends_at_max_steps_whatever_their_lengths_are(folder):
     def phase(**length):
         return {"trainer": trainer_section(folder, loop={"eval_frequency": None, **length})}
@@ -474,6 +491,7 @@ def test_a_list_of_phases_ends_at_max_steps_whatever_their_lengths_are(folder):
     assert {p.name for p in (folder / "other").glob("*.mdl")} == {"checkpoint_4.mdl", "checkpoint_6.mdl"}
 
 
+@pytest.mark.slow
 def test_the_command_trains_and_prints_what_came_of_it(folder, monkeypatch):
     path = write_yaml(folder / "a.yaml", trainer_section(folder))
     result = CliRunner().invoke(fit_command, [str(path), "--model-dir", str(folder / "out"), "--max-steps", "3"])

@@ -51,6 +51,7 @@ def poison_gradients(monkeypatch, step, value):
     monkeypatch.setattr(LanguageModel, "forward", forward)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", slow_except([3e38], [NAN, math.inf, 3e38]))  # the last overflows in the norm alone
 @pytest.mark.parametrize("clipping", [{}, {"max_gradient_norm": 1.0}, {"max_gradient_value": 1.0}], ids=str)
 def test_a_gradient_that_is_not_finite_ends_the_run_before_the_update(folder, monkeypatch, clipping, value):
@@ -65,6 +66,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_the_update(folder, mo
     assert all(map(math.isfinite, again.losses))
 
 
+@pytest.mark.slow
 def test_every_step_reports_the_norm_of_its_gradients_clipped_or_not(folder):
     """Of the first step, against the gradient of the model itself."""
     norms = [train(config_of(folder, precision=p), model_dir=folder / name).gradient_norms for name, p in PRECISIONS]
@@ -141,6 +143,7 @@ def at(tree, path, value):
     tree[last] = value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "value",
     [*slow_except([2**62], ["three", NAN, -(2**63), 2**62, 1.5, None, True]), *ARRAYS],
@@ -168,6 +171,7 @@ def test_a_number_of_a_checkpoint_that_cannot_be_is_named(
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", slow_except([NAN], [NAN, -0.5, 2.0, "text", math.inf]), ids=str)
 def test_a_power_of_beta_that_cannot_be_is_named(changed_checkpoint, continue_from, value):
     changed = changed_checkpoint(lambda tree: at(tree, ("optimizer", "state", 0, "beta2_power"), value))
@@ -175,6 +179,7 @@ def test_a_power_of_beta_that_cannot_be_is_named(changed_checkpoint, continue_fr
         continue_from(changed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [2.0**-126, 1.0, 2.0**31, 2.0**127])
 def test_a_loss_scale_that_doubled_for_long_is_taken(scale):
     taken = state_module._scaler_state({"scale": scale, "_growth_tracker": 7, "growth_factor": 2.0}, "a.mdl")
@@ -182,6 +187,7 @@ def test_a_loss_scale_that_doubled_for_long_is_taken(scale):
     Precision(loss_scaling_factor="dynamic", initial_loss_scale=scale, max_loss_scale=scale)
 
 
+@pytest.mark.slow
 def test_a_loss_scale_that_cannot_be_or_is_of_a_cs_system_is_named():
     for scale in (0.0, -1.0, NAN, math.inf, None, "text"):
         with pytest.raises(UserError, match=r"a\.mdl: grad_scaler\.scale must be a number from"):
@@ -191,6 +197,7 @@ def test_a_loss_scale_that_cannot_be_or_is_of_a_cs_system_is_named():
             state_module._scaler_state(other, "a.mdl")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", slow_except([math.inf], [NAN, math.inf, -math.inf]))
 def test_weights_and_moments_that_are_not_finite_are_named(changed_checkpoint, continue_from, value):
     embedding = "model.embedding_layer.word_embeddings.weight"
@@ -229,6 +236,7 @@ class Data:
     batches_per_epoch = 10
 
 
+@pytest.mark.slow
 def test_a_run_of_2_billion_steps_is_planned_at_once(tmp_path):
     config = config_of(tmp_path, loop={"max_steps": 2**31 - 1, "eval_frequency": 7}, checkpoint={"steps": 1})
     plan = plan_training(config, Data(), 0)
@@ -237,6 +245,7 @@ def test_a_run_of_2_billion_steps_is_planned_at_once(tmp_path):
     assert 2**31 not in plan.checkpoint_steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [0, 1, 3, 7, 10, 50])
 @pytest.mark.parametrize(("start", "end"), [(0, 10), (4, 11), (9, 10)])
 def test_steps_are_those_counted_out(every, start, end):
@@ -246,12 +255,14 @@ def test_steps_are_those_counted_out(every, start, end):
     assert {step for step in range(-1, 60) if step in marks} == counted
 
 
+@pytest.mark.slow
 def test_a_scale_of_0_holds_a_group_still(tmp_path):
     config = config_of(tmp_path, LLAMA)
     groups = [ParameterGroup(("a",), 0.0, 0.0), ParameterGroup(("b",), 0.0, 2.0), ParameterGroup(("c",), 0.0, None)]
     assert learning_rates(config.init.schedulers, groups, None, 3) == pytest.approx([0.0, 0.04, 0.02])
 
 
+@pytest.mark.slow
 def test_a_model_larger_than_the_machine_is_refused_before_it_is_built(folder, monkeypatch):
     """Sixteen bytes a parameter: weights, gradients and two moments in float32."""
     config = config_of(folder, {**JAIS, "vocab_size": 500_000, "hidden_size": 2**17, "mup_base_hidden_size": 2**16})

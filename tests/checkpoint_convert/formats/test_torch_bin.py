@@ -78,6 +78,7 @@ def test_a_module_s_state_dict_is_read_past_the_versions_of_its_modules(tmp_path
     assert from_reader(open_bin_model(tmp_path)) == from_torch(model.state_dict())
 
 
+@pytest.mark.slow
 def test_a_dict_of_thousands_of_tensors_is_read_in_order(tmp_path):
     state = {f"layer.{number}.weight": torch.tensor([number]) for number in range(2500)}  # picklers go by 1,000
     save(tmp_path, state)

@@ -8,6 +8,8 @@ from tests import tolerances
 from tests.checkpoint_convert.hf_code.examples import CACHE, random_ids, talkative_jais, talkative_llama, tiny_model
 from tests.checkpoint_convert.hf_code.test_modeling_jais import KERNELS, assert_same, left_padded
 
+pytestmark = pytest.mark.slow
+
 NEW = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
 
 

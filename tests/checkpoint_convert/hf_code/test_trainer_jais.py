@@ -14,6 +14,8 @@ from tests.checkpoint_convert.hf_code.examples import random_ids, tiny_model, wr
 from tests.checkpoint_convert.hf_code.test_modeling_jais import assert_same
 from tests.marks import slow_except
 
+pytestmark = pytest.mark.slow
+
 BATCHES = pytest.mark.parametrize(
     ("size", "accumulated"),
     [
@@ -69,6 +71,7 @@ def assert_step_is(trainer: Trainer, loss: torch.Tensor, model) -> None:
         torch.testing.assert_close(gradients[name], gradient, atol=tolerances.HF_GRADIENT, rtol=0, msg=name)
 
 
+@pytest.mark.slow
 @BATCHES
 @pytest.mark.parametrize("kind", LABELS)
 def test_a_classifier_takes_the_step_of_the_whole_batch(tmp_path, kind, size, accumulated):
@@ -166,6 +169,7 @@ def transformers_messages():
     transformers.logging.set_verbosity(verbosity)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", slow_except(["sdpa"], ["eager", "sdpa"]))
 def test_loading_generating_and_training_give_no_warning(tmp_path, transformers_messages, attention):
     tiny_model().save_pretrained(tmp_path)

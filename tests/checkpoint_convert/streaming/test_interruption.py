@@ -18,6 +18,8 @@ from tests.attacks.kills import Moment, contents, subjects, trial
 from tests.checkpoint_convert.examples import jais_section, random_model, state_of, write_checkpoint
 from tests.marks import slow_except
 
+pytestmark = pytest.mark.slow
+
 DIRECTIONS = ("to-hf", "to-cerebras")
 
 
@@ -34,6 +36,7 @@ def test_a_kill_before_a_system_call_is_gone_on_from(both, direction):
         assert trial(name, source, expected, output, [Moment("before", number)]) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("share", slow_except([0.6], [0.01, 0.3, 0.6, 0.99]))
 def test_a_kill_while_tensors_move_is_gone_on_from(both, direction, share):
@@ -97,6 +100,7 @@ def test_a_finished_tensor_that_is_damaged_meanwhile_is_done_again(tmp_path):
     assert contents(tmp_path / "release") == contents(tmp_path / "undisturbed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["option", "input"])
 def test_another_command_does_not_go_on_with_what_it_finds(tmp_path, change):
     checkpoint = checkpoint_in(tmp_path)

@@ -42,6 +42,7 @@ def digests(path):
     return {name: about["digest"] for name, about in json.loads(path.read_text())["tensors"].items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["jais-40-heads", "llama-40-heads-grouped", "llama-20-heads-tied"])
 def test_both_sides_have_one_manifest(tmp_path, name):
     checkpoint = checkpoint_of(tmp_path, name)
@@ -80,11 +81,13 @@ def test_a_flipped_bit_is_found_on_either_side(tmp_path):
     assert set(both.differences) == {up, QUERY.removeprefix("model.")}
 
 
+@pytest.mark.slow
 def test_a_model_without_a_manifest_asks_for_another(tmp_path):
     with pytest.raises(UserError, match="has no manifest"):
         check_manifest(checkpoint_of(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "torch_dtype"), [("bfloat16", torch.bfloat16), ("float16", torch.float16)])
 def test_another_element_type_is_torchs_rounding_but_for_the_slopes(tmp_path, dtype, torch_dtype):
     section = jais_section()
@@ -102,6 +105,7 @@ def test_another_element_type_is_torchs_rounding_but_for_the_slopes(tmp_path, dt
     assert compare(tmp_path / "wide.mdl", tmp_path / "release").same
 
 
+@pytest.mark.slow
 def test_what_float16_cannot_hold_is_refused_by_name(tmp_path):
     section = jais_section()
     state = state_of(random_model(section))
@@ -112,6 +116,7 @@ def test_what_float16_cannot_hold_is_refused_by_name(tmp_path):
     assert listing(tmp_path) == ["c.mdl"]
 
 
+@pytest.mark.slow
 def test_a_difference_has_its_size(tmp_path):
     section = jais_section()
     state = state_of(random_model(section))
@@ -125,6 +130,7 @@ def test_a_difference_has_its_size(tmp_path):
         assert text.startswith("3 of 2,304 values differ, by 0.5")
 
 
+@pytest.mark.slow
 def test_other_muP_constants_are_a_difference(tmp_path):
     one = checkpoint_of(tmp_path, file="one.mdl", output_logits_alpha=1.0)
     other = checkpoint_of(tmp_path, file="two.mdl", output_logits_alpha=2.0)
@@ -133,6 +139,7 @@ def test_other_muP_constants_are_a_difference(tmp_path):
     assert result.config == {"mup_output_alpha": (1.0, 2.0)}
 
 
+@pytest.mark.slow
 def test_a_tied_head_that_is_not_the_embedding_is_a_difference(tmp_path):
     section = jais_section()
     state = state_of(random_model(section))
@@ -145,6 +152,7 @@ def test_a_tied_head_that_is_not_the_embedding_is_a_difference(tmp_path):
         convert_to_hf(other, tmp_path / "release", dry_run=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["jais-12-heads", "llama-40-heads-grouped"])
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, name):
     checkpoint = checkpoint_of(tmp_path, name)
@@ -158,6 +166,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, name):
     assert listing(tmp_path) == ["c.mdl", "release"]
 
 
+@pytest.mark.slow
 def test_the_slopes_key_of_release_2_0_is_read(tmp_path):
     section = jais_section()
     state = state_of(random_model(section))
@@ -170,6 +179,7 @@ def test_the_slopes_key_of_release_2_0_is_read(tmp_path):
         convert_to_hf(both, tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_pickled_weights_are_read_only_where_that_is_allowed(tmp_path):
     convert_to_hf(checkpoint_of(tmp_path), tmp_path / "release")
     tensors = {name: torch.from_numpy(tensor.read()) for name, tensor in open_model(tmp_path / "release").items()}
@@ -183,6 +193,7 @@ def test_pickled_weights_are_read_only_where_that_is_allowed(tmp_path):
     assert compare(tmp_path / "c.mdl", tmp_path / "back.mdl").same
 
 
+@pytest.mark.slow
 def test_inspection_says_what_a_file_is(tmp_path):
     checkpoint = checkpoint_of(tmp_path)
     convert_to_hf(checkpoint, tmp_path / "release")
@@ -197,6 +208,7 @@ def test_inspection_says_what_a_file_is(tmp_path):
     assert (of_checkpoint["manifest"], of_release["manifest"]) == ("none", "40 tensors")
 
 
+@pytest.mark.slow
 def test_inspection_says_why_a_file_does_not_convert(tmp_path):
     section = jais_section()
     state = state_of(random_model(section))

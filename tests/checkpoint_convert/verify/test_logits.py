@@ -44,6 +44,7 @@ def change_config(release, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_an_untouched_pair_departs_nowhere(tmp_path, name):
     section = VARIANTS[name]
@@ -66,6 +67,7 @@ def test_a_changed_weight_is_found_at_its_layer_and_not_before(pair):
     assert [layer.departs for layer in report.layers[:2]] == [False, False]
 
 
+@pytest.mark.slow
 def test_a_lost_logit_scale_departs_at_the_logits(tmp_path):
     section = VARIANTS["jais-12-heads"]
     checkpoint = write_checkpoint(tmp_path / "c.mdl", section, state_of(random_model(section)))
@@ -77,6 +79,7 @@ def test_a_lost_logit_scale_departs_at_the_logits(tmp_path):
     assert report.same_choice == report.positions
 
 
+@pytest.mark.slow
 def test_a_lost_embedding_scale_departs_at_the_embedding(tmp_path):
     section = VARIANTS["jais-12-heads"]
     checkpoint = write_checkpoint(tmp_path / "c.mdl", section, state_of(random_model(section)))
@@ -85,6 +88,7 @@ def test_a_lost_embedding_scale_departs_at_the_embedding(tmp_path):
     assert compare_logits(checkpoint, tmp_path / "release").first_departure == "embedding"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_rounded_weights_stay_within_the_tolerance_of_their_type(pair, tmp_path, dtype):
     checkpoint, _ = pair
@@ -103,6 +107,7 @@ def test_models_of_other_sizes_are_refused(pair, tmp_path):
         compare_logits(other, release)
 
 
+@pytest.mark.slow
 def test_no_more_than_one_modules_weights_are_in_memory(pair):
     checkpoint, _ = pair
     held = []

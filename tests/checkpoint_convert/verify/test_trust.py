@@ -168,6 +168,7 @@ TAMPERED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("manifest", slow_except(["rewritten"], ["as it was", "rewritten", "removed"]))
 @pytest.mark.parametrize("tamper", TAMPERED, ids=lambda tamper: tamper.__name__)
 def test_other_code_is_named_and_no_verb_runs_it(pair, tmp_path, tamper, manifest):
@@ -323,6 +324,7 @@ def test_the_manifest_lists_every_file_and_a_good_release_is_the_same(pair, fami
     assert second == f"manifest {release}/manifest.json: {count} digests match"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["changed", "removed"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_file_that_is_changed_or_missing_is_named(made, pair, tmp_path, family, how):
@@ -347,6 +349,7 @@ def test_each_file_that_is_changed_or_missing_is_named(made, pair, tmp_path, fam
             assert result.output.count(str(release / name)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "is_note"),
     [
@@ -383,6 +386,7 @@ def test_a_shard_that_the_manifest_does_not_list_is_named(pair):
     assert f"{shard}: not in manifest.json" in result.output and "other.safetensors: missing" in result.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("manifest", ["rewritten", "absent"])
 @pytest.mark.parametrize("name", ["other.safetensors", "adapter_model.safetensors", "adapter_config.json"])
 def test_weights_that_were_not_compared_are_named_whatever_the_manifest_says(pair, name, manifest):

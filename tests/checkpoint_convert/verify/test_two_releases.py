@@ -17,6 +17,8 @@ from checkpoint_convert.convert import convert_to_hf
 from tests.checkpoint_convert.examples import VARIANTS, random_model, state_of, write_checkpoint
 from tests.checkpoint_convert.test_release import TOKENS, write_tokenizer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(params=["jais-12-heads", "llama-20-heads-tied"])
 def pair(request, tmp_path):
@@ -34,6 +36,7 @@ def run(*words):
     return result.exit_code, result.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["verify", "diff"])
 def test_two_releases_of_a_checkpoint_are_the_same_and_both_manifests_are_checked(pair, verb):
     status, said = run(verb, *pair)

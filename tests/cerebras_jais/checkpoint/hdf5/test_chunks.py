@@ -35,6 +35,7 @@ def write(path: Path, **options: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("libver", ["earliest", "v108", "latest"])
 @pytest.mark.parametrize(
     "options",

@@ -69,6 +69,7 @@ def child_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
     return use
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "act",
     [
@@ -135,6 +136,7 @@ print("h5py" in sys.modules)
     assert done.stdout == "False\n"
 
 
+@pytest.mark.slow
 def test_threads_open_and_read_at_once(path: Path) -> None:
     with open_checkpoint(path) as checkpoint, ThreadPoolExecutor(8) as pool:
 
