@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# Exit statuses; 1 and 2 as diff(1) and cmp(1) have them, 130 and 143 as a shell says of a program that a signal ended.
-GOOD, DIFFERENT, REFUSED, UNFORESEEN, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
+# Exit statuses; 1 and 2 as diff(1) and cmp(1) have them, from 129 on as a shell says of a program that a signal ended.
+GOOD, DIFFERENT, REFUSED, UNFORESEEN, HUNG_UP, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 129, 130, 143
 STATUSES = {
     GOOD: "good",
     DIFFERENT: "differs, or problems found",
     REFUSED: "refused: bad input or options",
     UNFORESEEN: "unforeseen error",
+    HUNG_UP: "hung up",
     INTERRUPTED: "interrupted",
     TERMINATED: "terminated",
 }

@@ -1,6 +1,6 @@
 """The 20 models of the family and the phases they are trained in, as data; every value says where it comes from.
 
-Numbers are written once, here; `build` makes the trainer YAML of them. Sources, in words used below:
+Numbers are written once, here; `yaml_files` makes the trainer YAML of them. Sources, in words used below:
 "card" is the family's model card, "config.json" that of the model on Hugging Face, "Model Zoo" the jais configs that
 Cerebras ships with release 2.10 (they are of the older jais-13b and jais-30b).
 """

@@ -10,7 +10,7 @@ from cerebras_jais.errors import UserError
 from cerebras_jais.model.tensors import PREFIX
 
 # Names of earlier releases of the Model Zoo: 2.0 kept the slopes of ALiBi outside the embedding layer.
-_OLD_NAMES = {f"{PREFIX}relative_pe_helper.slopes": f"{PREFIX}embedding_layer.position_embed_helper.slopes"}
+_OTHER_NAMES = {f"{PREFIX}relative_pe_helper.slopes": f"{PREFIX}embedding_layer.position_embed_helper.slopes"}
 # `lora_A` and `lora_B` of the Model Zoo's common/utils/model/lora.py, `lora_A.default.weight` of peft.
 _ADAPTER = re.compile(r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)(\.|$)")
 
@@ -48,7 +48,7 @@ def stored_weights(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
         if not isinstance(leaf, StoredTensor):
             raise WeightsError(f"{checkpoint.path}: model.{key} is not a tensor; save the model's tensors alone there")
         name = f"{PREFIX}{str(key).removeprefix(PREFIX)}"
-        name = _OLD_NAMES.get(name, name)
+        name = _OTHER_NAMES.get(name, name)
         if name in found:
             raise WeightsError(f"{checkpoint.path}: has {name} twice, under two names of one tensor; remove one")
         found[name] = leaf
