@@ -57,7 +57,7 @@ def test_only_regular_files_are_read_and_nothing_is_waited_for(no_files, tmp_pat
         "data pack --tokenizer PATH --max-sequence-length 8 --output NEW",
         "generate PATH --tokenizer . --prompt x",
         "generate x.mdl --tokenizer . --prompt x --config PATH",
-        "score PATH --tokenizer . --text cerebras_jais/data/sample",
+        "score PATH --tokenizer . --text cerebras_jais/data/sample/arabic.jsonl",
         "score x.mdl --tokenizer . --text PATH",
         "score x.mdl --tokenizer . --data PATH",
         "CONVERT inspect PATH",
