@@ -49,23 +49,31 @@ def fit(phase: Phase, start: Start, options: FitOptions) -> FitResult:
     processes = DistributedContext(options.backend, options.sharding)
     log = _logger(options.progress and processes.is_first)
     try:
-        with StopRequest(processes.world_size > 1) as stop, ExitStack() as until_done:
-            locked = phase.model_dir.is_dir()
-            if locked:
-                _lock(phase, processes, until_done, log)
-            prepared = prepare(phase, start, options, processes, stop)
-            stop.wait()
-            if not locked:
-                phase.model_dir.mkdir(parents=True, exist_ok=True)
-                _lock(phase, processes, until_done, log)
-            trainer = _Trainer(prepared, stop, log)
-            result = trainer.run(options.progress)
-            if stop.signum is not None:
-                trainer.report_stopped()
+        result = _prepare_and_run(phase, start, options, processes, log)
     except BaseException:
         processes.close(after_error=True)
         raise
     processes.close()
+    return result
+
+
+def _prepare_and_run(
+    phase: Phase, start: Start, options: FitOptions, processes: DistributedContext, log: Callable[[str], None]
+) -> FitResult:
+    """Do what `fit` does; the model is gone when this returns, before the processes leave their group."""
+    with StopRequest(processes.world_size > 1) as stop, ExitStack() as until_done:
+        locked = phase.model_dir.is_dir()
+        if locked:
+            _lock(phase, processes, until_done, log)
+        prepared = prepare(phase, start, options, processes, stop)
+        stop.wait()
+        if not locked:
+            phase.model_dir.mkdir(parents=True, exist_ok=True)
+            _lock(phase, processes, until_done, log)
+        trainer = _Trainer(prepared, stop, log)
+        result = trainer.run(options.progress)
+        if stop.signum is not None:
+            trainer.report_stopped()
     return result
 
 

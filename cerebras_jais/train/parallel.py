@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -123,6 +124,10 @@ class DistributedContext:
             if torch.distributed.is_initialized():
                 if not after_error:
                     torch.distributed.barrier()  # gloo lets go of what the last sum still holds
+                    # A model that still holds the group keeps gloo's threads alive until Python ends; a thread that then
+                    # frees a tensor ends the process by SIGABRT.
+                    self._accelerator = None
+                    gc.collect()
                 torch.distributed.destroy_process_group()
             # The next phase of a YAML begins with a group of its own.
             AcceleratorState._reset_state(reset_partial_state=True)
