@@ -124,7 +124,7 @@ class DistributedContext:
             if torch.distributed.is_initialized():
                 if not after_error:
                     torch.distributed.barrier()  # gloo lets go of what the last sum still holds
-                    # A model that still holds the group keeps gloo's threads alive until Python ends; a thread that then
+                    # A model that holds the group keeps the threads of gloo alive until Python ends; one that then
                     # frees a tensor ends the process by SIGABRT.
                     self._accelerator = None
                     gc.collect()
