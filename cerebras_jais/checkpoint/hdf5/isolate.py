@@ -76,7 +76,10 @@ def note_own(path: StrPath) -> None:
 
 
 def describe_own(path: StrPath, descriptor: int) -> Description | None:
-    """Describe a file that this process itself has written, open for reading; None for any other."""
+    """Describe a file that this process itself has written, open for reading; None for any other.
+
+    None too where the library refuses the file: something else was written to it, and the child says what is wrong.
+    """
     identity = identity_of(descriptor)
     if _own.get(os.path.abspath(path)) != identity:
         return None
@@ -84,8 +87,11 @@ def describe_own(path: StrPath, descriptor: int) -> Description | None:
 
     from cerebras_jais.checkpoint.hdf5.describe import OpenFile, describe
 
-    with h5py.File(OpenFile(descriptor), "r") as file:
-        facts, tables = describe(file, identity[0], None)
+    try:
+        with h5py.File(OpenFile(descriptor), "r") as file:
+            facts, tables = describe(file, identity[0], None)
+    except (OSError, RuntimeError, KeyError, ValueError):
+        return None
     facts = json.loads(json.dumps(facts))
     return Description(identity, facts["attributes"], facts["datasets"], b"".join(tables))
 

@@ -246,3 +246,16 @@ def test_a_file_that_this_process_has_written_needs_no_child_until_it_changes(tm
     with pytest.raises(AssertionError), open_checkpoint(path):  # no child answers
         pass
     assert len(started) == 1
+
+
+@pytest.mark.parametrize("damaged", [slice(8, 96), slice(96, 800), slice(8, 4096)], ids=str)
+def test_damage_that_kept_size_and_time_of_a_file_that_this_process_has_written_is_one_error(tmp_path, damaged) -> None:
+    path = tmp_path / "own.mdl"
+    save_checkpoint(path, ARRAYS)
+    found = path.stat()
+    content = bytearray(path.read_bytes())
+    content[damaged] = bytes(damaged.stop - damaged.start)
+    path.write_bytes(content)
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+    with pytest.raises(CheckpointError, match=r"own\.mdl"), open_checkpoint(path):
+        pass
