@@ -15,7 +15,7 @@ from cerebras_jais.config.yaml_file import ConfigFile
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.stored import FOLD_THEM, stored_weights
-from cerebras_jais.model.tensors import PREFIX, under_both_names
+from cerebras_jais.model.tensors import bare_name, under_both_names
 from checkpoint_convert.configs.convert import (
     SpecialTokens,
     check_convertible,
@@ -180,7 +180,7 @@ def cerebras_tensors(opened: Checkpoint) -> dict[str, StoredTensor]:
     Raises:
         WeightsError: they cannot be read (`cerebras_jais.model.stored`).
     """
-    return {name.removeprefix(PREFIX): tensor for name, tensor in stored_weights(opened).items()}
+    return {bare_name(name): tensor for name, tensor in stored_weights(opened).items()}
 
 
 def _last_record(opened: Checkpoint) -> Mapping[str, Any]:

@@ -42,8 +42,8 @@ from cerebras_jais.config.callbacks import (
 )
 from cerebras_jais.config.cluster import ClusterConfig, flag_problem
 from cerebras_jais.config.modelzoo_only import DATA_PROCESSORS, OTHER_DATA_PROCESSORS
-from cerebras_jais.config.yaml_file import suggestion
 from cerebras_jais.ranges import COUNT_OR_NONE, SHARE, shown
+from cerebras_jais.wording import suggestion
 
 BACKENDS = ("CSX", "CPU", "GPU")
 Paths = Annotated[list[PathText], Field(min_length=1)]

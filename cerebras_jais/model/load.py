@@ -14,6 +14,7 @@ from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.stored import FOLD_THEM, WeightsError, adapters_in, stored_weights
 from cerebras_jais.model.tensors import second_names, tensors, under_both_names
 from cerebras_jais.params import section_at, trainers_of
+from cerebras_jais.wording import number_runs
 
 
 def load_model(path: str | Path, config: DecoderConfig | None = None) -> LanguageModel:
@@ -141,18 +142,12 @@ def describe(names: Iterable[str], what: str, detail: Callable[[str], str] | Non
         members.sort()
         shown = pattern
         if members[0][0] >= 0:
-            shown = pattern.replace("layers.*", f"layers.{_ranges([number for number, _ in members])}")
+            shown = pattern.replace("layers.*", f"layers.{_braced([number for number, _ in members])}")
         phrases.append(f"{shown} {what}" + (f" ({detail(members[0][1])})" if detail else ""))
     return phrases
 
 
-def _ranges(numbers: list[int]) -> str:
-    """Numbers as ranges: [0, 1, 2, 5] is "{0-2,5}"; one number stands alone."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and runs[-1][1] == number - 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    text = ",".join(f"{a}-{b}" if b > a else str(a) for a, b in runs)
+def _braced(numbers: list[int]) -> str:
+    """Numbers in a pattern: 0, 1, 2, 5 is "{0-2,5}"; one number stands alone."""
+    text = ",".join(number_runs(numbers))
     return text if len(numbers) == 1 else "{" + text + "}"

@@ -101,8 +101,7 @@ def _base_initializers(old: DecoderConfig, m_d: float, m_f: float) -> dict[str, 
 
     All are given by name, since the defaults of the two forms differ.
     """
-    deviation = old.initializer_range
-    default = Initializer("truncated_normal", 0.0, deviation, -2 * deviation, 2 * deviation)
+    default = old.default_initializer
     depth = 2 * old.num_hidden_layers
     attention = old.initializer or default
     ffn = old.ffn_initializer or attention

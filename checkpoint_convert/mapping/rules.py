@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cerebras_jais.model.config import DecoderConfig
-from cerebras_jais.model.tensors import PREFIX, second_names, tensors
+from cerebras_jais.model.tensors import bare_name, second_names, tensors
+from cerebras_jais.wording import number_runs
 from checkpoint_convert.mapping.operations import (
     Chain,
     Identity,
@@ -102,7 +103,7 @@ def ties(config: DecoderConfig, side: Side) -> dict[str, str]:
     release_names = {rule.cerebras[0]: rule.hugging_face[0] for rule in rules(config)}
     tied: dict[str, str] = {}
     for second, first in second_names(config).items():
-        pair = second.removeprefix(PREFIX), first.removeprefix(PREFIX)
+        pair = bare_name(second), bare_name(first)
         if side == "hugging_face":
             if all(name in release_names for name in pair):
                 tied[release_names[pair[0]]] = release_names[pair[1]]
@@ -129,7 +130,7 @@ def tensor_count(config: DecoderConfig) -> int:
 
 
 def _shapes(config: DecoderConfig) -> dict[str, Shape]:
-    return {tensor.name.removeprefix(PREFIX): tensor.shape for tensor in tensors(config)}
+    return {bare_name(tensor.name): tensor.shape for tensor in tensors(config)}
 
 
 @dataclass(frozen=True)
@@ -224,11 +225,5 @@ def grouped(names: Iterable[str]) -> list[str]:
 
 def layers_text(numbers: Iterable[int]) -> str:
     """Numbers of layers for a message: "layers 0-17, 20"."""
-    runs: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    text = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
-    return ("layers " if len(set(numbers)) > 1 else "layer ") + text
+    numbers = set(numbers)
+    return ("layers " if len(numbers) > 1 else "layer ") + ", ".join(number_runs(numbers))
