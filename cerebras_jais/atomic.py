@@ -14,13 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cerebras_jais.errors import UserError
-from cerebras_jais.files import check_regular, shown_path
+from cerebras_jais.files import StrPath, check_regular, shown_path
 
 # What flock says of a file system without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _LONGEST_NAME = 200  # bytes of a name of at most 255 that its temporary name keeps
-
-StrPath = str | os.PathLike[str]
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

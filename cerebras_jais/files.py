@@ -12,18 +12,36 @@ from typing import Any, BinaryIO
 
 from cerebras_jais.errors import UserError
 
+StrPath = str | os.PathLike[str]
+Identity = tuple[int, int]
+"""Bytes and time of modification (ns) of a file."""
+
 MIB = 2**20
 STANDARD_INPUT = "-"
 
 
-def shown_path(path: str | os.PathLike[str]) -> str:
+def shown_path(path: StrPath) -> str:
     """A path for a message: in one line, and cut where it is long."""
     text = os.fspath(path)
     text = text if text.isprintable() else repr(text)
     return text if len(text) <= 300 else f"{text[:150]}…{text[-100:]}"
 
 
-def check_regular(path: str | os.PathLike[str], error: type[UserError] = UserError) -> os.stat_result:
+def identity_of(file: StrPath | int) -> Identity:
+    """What tells whether a file, given by its path or open descriptor, was changed; OSError where it cannot be asked.
+
+    Its inode is no part of this: some network file systems number inodes anew at each look.
+    """
+    found = os.stat(file)
+    return found.st_size, found.st_mtime_ns
+
+
+def is_in_object_storage(path: StrPath) -> bool:
+    """Whether a path names an object of S3 and no file; pathlib folds the two slashes into one."""
+    return os.fspath(path).startswith("s3:/")
+
+
+def check_regular(path: StrPath, error: type[UserError] = UserError) -> os.stat_result:
     """The state of a regular file; raises `error` for anything else, without opening it.
 
     A pipe waits for its other end and a device never ends, so neither is opened to find out.
@@ -46,7 +64,7 @@ def check_regular(path: str | os.PathLike[str], error: type[UserError] = UserErr
 
 
 @contextmanager
-def open_regular(path: str | os.PathLike[str], error: type[UserError] = UserError) -> Iterator[BinaryIO]:
+def open_regular(path: StrPath, error: type[UserError] = UserError) -> Iterator[BinaryIO]:
     """Open a regular file for reading, or `-`, standard input; raises `error` for any other."""
     if os.fspath(path) == STANDARD_INPUT:
         yield sys.stdin.buffer
@@ -60,7 +78,7 @@ def open_regular(path: str | os.PathLike[str], error: type[UserError] = UserErro
         yield file
 
 
-def read_bytes(path: str | os.PathLike[str], most: int, error: type[UserError] = UserError) -> bytes:
+def read_bytes(path: StrPath, most: int, error: type[UserError] = UserError) -> bytes:
     """The content of a regular file of at most `most` bytes; raises `error` for any other."""
     with open_regular(path, error) as file:
         content = file.read(most + 1)
@@ -69,7 +87,7 @@ def read_bytes(path: str | os.PathLike[str], most: int, error: type[UserError] =
     return content
 
 
-def read_text(path: str | os.PathLike[str], most: int, error: type[UserError] = UserError) -> str:
+def read_text(path: StrPath, most: int, error: type[UserError] = UserError) -> str:
     """The UTF-8 text of a regular file of at most `most` bytes; raises `error` for any other."""
     content = read_bytes(path, most, error)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from cerebras_jais.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from cerebras_jais.checkpoint.hdf5.isolate import Descriptions
 from cerebras_jais.config.yaml_file import ConfigFile
 from cerebras_jais.errors import UserError
+from cerebras_jais.files import Identity, identity_of
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.stored import FOLD_THEM, stored_weights
 from cerebras_jais.model.tensors import bare_name, under_both_names
@@ -31,8 +31,9 @@ from checkpoint_convert.formats.release_directory import ADAPTER_CONFIG, CONFIG
 from checkpoint_convert.formats.tensors import FileTensor, Tensor
 from checkpoint_convert.mapping.rules import Side, ties
 
-FileStates = Mapping[str, tuple[int, int]]
-"""Path -> (bytes, time of the last change in ns)."""
+FileStates = Mapping[str, Identity]
+"""Path -> identity."""
+_ABSENT: Identity = (-1, -1)
 
 
 @dataclass(frozen=True)
@@ -212,9 +213,8 @@ def _origin(opened: Checkpoint) -> dict[str, str]:
     return origin
 
 
-def _state_of(path: Path) -> tuple[int, int]:
+def _state_of(path: Path) -> Identity:
     try:
-        found = os.stat(path)
+        return identity_of(path)
     except OSError:
-        return (-1, -1)  # the reader that opens it reports the error
-    return found.st_size, found.st_mtime_ns
+        return _ABSENT  # the reader that opens it reports the error

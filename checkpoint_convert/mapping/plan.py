@@ -172,7 +172,7 @@ def _assemble(
         if first_name is None:
             count = sum(math.prod(shape) for shape in rule.cerebras_shapes)
             bytes_of[steps[-1].dtype] += count * np_dtype(steps[-1].dtype).itemsize
-    for name in [name for name in tied if name not in step_of]:  # no rule has `ln_f` beside `transformer_decoder.norm`
+    for name in [name for name in tied if name not in step_of]:  # no rule has the second name of the last norm
         add(steps[step_of[tied[name]]].rule, (tensors[name],), tied[name], writes=False)
 
     written = [name for rule in table for name in rule.names(other_side(side))]

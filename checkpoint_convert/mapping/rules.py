@@ -109,7 +109,7 @@ def ties(config: DecoderConfig, side: Side) -> dict[str, str]:
                 tied[release_names[pair[0]]] = release_names[pair[1]]
         elif pair[1] in release_names:
             tied[pair[0]] = pair[1]
-        else:  # the table has the last norm as `transformer_decoder.norm`, not as `ln_f`
+        else:  # the table has the last norm under its second name
             tied[pair[1]] = pair[0]
     return tied
 

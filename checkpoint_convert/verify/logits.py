@@ -71,7 +71,7 @@ class _ComparedModules:
     """Whether a release may have a tensor of this name that the model does not read."""
 
 
-_REFERENCE = _ComparedModules(*map(state_key, ("drop_embd", "transformer_decoder.layers", "ln_f")))
+_REFERENCE = _ComparedModules(state_key("drop_embd"), state_key("transformer_decoder.layers"), state_key("ln_f"))
 _RELEASE = {
     JAIS.name: _ComparedModules("transformer.drop", "transformer.h", "transformer.ln_f", JAIS.ignored.fullmatch),
     LLAMA.name: _ComparedModules("model.embed_tokens", "model.layers", "model.norm", LLAMA.ignored.fullmatch),

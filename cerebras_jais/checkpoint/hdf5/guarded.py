@@ -15,9 +15,9 @@ import numpy as np
 
 from cerebras_jais.checkpoint.errors import CheckpointError, as_checkpoint_error
 from cerebras_jais.checkpoint.hdf5.dataset import DatasetHeader, headers_of, read_rows
-from cerebras_jais.checkpoint.hdf5.isolate import Descriptions, describe_own, identity_of
+from cerebras_jais.checkpoint.hdf5.isolate import Descriptions, describe_own
 from cerebras_jais.checkpoint.io import read_columns_at
-from cerebras_jais.files import check_regular
+from cerebras_jais.files import check_regular, identity_of, is_in_object_storage
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _FIRST_PLACE = 512  # of the signature when something else comes before it; then at twice that, and so on
@@ -34,7 +34,7 @@ class GuardedFile:
             descriptions: a child that was started with this file among others; None starts one for it.
         """
         self.path = Path(path)
-        if str(path).startswith("s3:/"):
+        if is_in_object_storage(path):
             raise CheckpointError(f"{path}: only local files are read; copy the checkpoint here first")
         if self.path.is_dir():
             made = "`checkpoint-convert to-cerebras` makes a .mdl file of a release"

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cerebras_jais.files import Identity, StrPath, identity_of
+
 _PROGRAM = Path(__file__).with_name("describe.py")
 _SIZES = struct.Struct("<QQ")  # describe.SIZES, whose import would bring h5py with it
 # Reading the structure of 6,000 tensors (20 MB of file) takes 3 seconds; nothing honest comes near these limits.
@@ -31,8 +33,6 @@ _SECONDS = 300
 _MEMORY = 1 << 30
 _LONGEST_ANSWER = 1 << 30
 
-StrPath = str | os.PathLike[str]
-
 
 class _EndedError(ValueError):
     """The child has no more answers to give."""
@@ -42,8 +42,8 @@ class _EndedError(ValueError):
 class Description:
     """What the child says of a file; `dataset.header_of` judges it."""
 
-    identity: tuple[int, int]
-    """Bytes and time of modification (ns) of the file that was described."""
+    identity: Identity
+    """Of the file that was described."""
     attributes: Mapping[str, Any]
     """Of the root: name -> [value] or {"error": reason}."""
     datasets: Mapping[str, Mapping[str, Any]]
@@ -52,14 +52,8 @@ class Description:
     """The chunk tables of the datasets, one after another."""
 
 
-def identity_of(descriptor: int) -> tuple[int, int]:
-    """What `Description.identity` is of an open file that was not changed since it was described."""
-    found = os.fstat(descriptor)  # not its inode, which some network file systems number anew at each look
-    return found.st_size, found.st_mtime_ns
-
-
 _CLOCK_STEP = 50_000_000  # ns; Linux has steps of 1 to 10 ms
-_own: dict[str, tuple[int, int]] = {}
+_own: dict[str, Identity] = {}
 
 
 def note_own(path: StrPath) -> None:

@@ -17,8 +17,8 @@ import h5py
 import numpy as np
 import pytest
 
-from cerebras_jais.checkpoint import CheckpointError, open_checkpoint, save_checkpoint
-from cerebras_jais.checkpoint.hdf5 import describe, isolate
+from cerebras_jais.checkpoint import CheckpointError, open_checkpoint, reader, save_checkpoint
+from cerebras_jais.checkpoint.hdf5 import dataset, describe, isolate
 from cerebras_jais.checkpoint.hdf5.isolate import Descriptions
 
 ARRAYS = {name: np.arange(90_000, dtype=np.float32).reshape(300, 300) * i for i, name in enumerate("abcd")}
@@ -259,3 +259,9 @@ def test_damage_that_kept_size_and_time_of_a_file_that_this_process_has_written_
     os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
     with pytest.raises(CheckpointError, match=r"own\.mdl"), open_checkpoint(path):
         pass
+
+
+def test_the_child_which_imports_nothing_of_the_package_has_the_same_format() -> None:
+    assert describe.SIZES.format == isolate._SIZES.format
+    assert describe.ABOUT == reader.ABOUT
+    assert (describe.CHUNK_BYTES, describe.LEAST_PER_CHUNK) == (dataset._CHUNK_BYTES, dataset._LEAST_PER_CHUNK)
