@@ -245,22 +245,6 @@ class DecoderConfig(BaseModel):
         except ValidationError as error:
             raise _refusal(error.errors(include_url=False)[0], given_as) from None
 
-    def to_section(self) -> dict[str, Any]:
-        """The `model:` section that describes this model, here and in the Model Zoo: every value but its defaults."""
-        section: dict[str, Any] = {"name": self.name}
-        for key, field in type(self).model_fields.items():
-            value = getattr(self, key)
-            # The Model Zoo's defaults of these two are no model of the family, so they are always written.
-            always = key in ("position_embedding_type", "nonlinearity")
-            if key == "name" or (value == field.default and not always):
-                continue
-            if isinstance(value, Initializer):
-                value = {k: v for k, v in dataclasses.asdict(value).items() if v is not None}
-            elif isinstance(value, tuple):
-                value = list(value)
-            section[key] = dict(value) if isinstance(value, Mapping) else value
-        return section
-
     @model_validator(mode="after")
     def _fits_together(self) -> DecoderConfig:
         """Refuse values that contradict one another."""

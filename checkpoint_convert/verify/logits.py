@@ -121,11 +121,6 @@ class LogitsReport:
         """Largest absolute difference of any logit."""
         return self.layers[-1].largest_difference
 
-    @property
-    def largest_logit(self) -> float:
-        """Largest absolute logit of the reference path."""
-        return self.layers[-1].largest_magnitude
-
 
 def relative_tolerance(rounded_to: str, depth: int) -> float:
     """Largest difference that rounding can explain, relative to the largest magnitude in the same layer.
