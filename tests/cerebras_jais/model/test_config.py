@@ -3,6 +3,7 @@
 import pytest
 
 from cerebras_jais.model.config import DecoderConfig, ModelConfigError
+from tests import published
 from tests.cerebras_jais.model.examples import jais_section, llama_section
 
 
@@ -70,6 +71,7 @@ def test_attention_scale_is_one_over_d_under_mup_and_its_root_otherwise():
 
 
 def test_logits_scale_of_jais_30b_is_the_published_product():
-    # alpha 2.22 at width multiplier 7168 / 256; HF writes it as mup_output_alpha * mup_width_scale.
-    section = jais_section(hidden_size=7168, num_heads=56, mup_base_hidden_size=256, output_logits_alpha=2.22)
-    assert DecoderConfig.from_section(section).logits_scale == pytest.approx(2.22 / 28)
+    row = published.MODELS["jais-family-30b-8k"]  # HF writes it as mup_output_alpha * mup_width_scale
+    sizes = {"hidden_size": row.hidden, "num_heads": row.heads, "mup_base_hidden_size": 256}
+    config = DecoderConfig.from_section(jais_section(**sizes, output_logits_alpha=row.mup[1]))
+    assert config.logits_scale == pytest.approx(row.mup[1] * 256 / row.hidden)
