@@ -1,4 +1,4 @@
-"""Files of a user: read only where they are regular and of a size that can be meant; `atomic` writes them."""
+"""Files of a user: only regular files of limited size are read; `atomic` writes them."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def shown_path(path: StrPath) -> str:
 
 
 def identity_of(file: StrPath | int) -> Identity:
-    """What tells whether a file, given by its path or open descriptor, was changed; OSError where it cannot be asked.
+    """What changes when a file, given by its path or open descriptor, is written to; raises OSError.
 
-    Its inode is no part of this: some network file systems number inodes anew at each look.
+    Its inode is no part of this: some network file systems renumber inodes at each call.
     """
     found = os.stat(file)
     return found.st_size, found.st_mtime_ns
@@ -59,7 +59,7 @@ def check_regular(path: StrPath, error: type[UserError] = UserError) -> os.stat_
     if stat.S_ISDIR(found.st_mode):
         raise error(f"{shown_path(path)}: is a folder; give the name of a file")
     if not stat.S_ISREG(found.st_mode):
-        raise error(f"{shown_path(path)}: is not a regular file; write what it gives to a file, and name that")
+        raise error(f"{shown_path(path)}: is not a regular file; save its output as a file and give that path")
     return found
 
 
@@ -83,7 +83,9 @@ def read_bytes(path: StrPath, most: int, error: type[UserError] = UserError) -> 
     with open_regular(path, error) as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise error(f"{shown_path(path)}: is larger than {most // MIB} MiB, which no such file is; give another")
+        raise error(
+            f"{shown_path(path)}: is larger than the limit of {most // MIB} MiB; check that it is the right file"
+        )
     return content
 
 
@@ -98,7 +100,7 @@ def read_text(path: StrPath, most: int, error: type[UserError] = UserError) -> s
 
 
 def parse_json(text: str, where: str, error: type[UserError] = UserError, *, line: int | None = None) -> Any:
-    """The value of a JSON text; raises `error` for what is none.
+    """Parse JSON; raises `error` for invalid text.
 
     Refused too are what Python's reader takes beyond the standard, NaN and Infinity, and halves of surrogate pairs,
     which are no characters and which nothing can write.

@@ -60,7 +60,9 @@ class Model:
         """Raise ConversionError when one of its files has changed since it was opened."""
         for path, state in self.files.items():
             if _state_of(Path(path)) != state:
-                raise ConversionError(f"{path}: changed while it was read; start again when its writer has finished")
+                raise ConversionError(
+                    f"{path}: changed while it was read; rerun the command when its writer has finished"
+                )
 
 
 @contextmanager

@@ -206,7 +206,7 @@ class _Packer:
 def check_absent(path: Path) -> None:
     """Raise ConversionError when the path exists."""
     if os.path.lexists(path):
-        raise ConversionError(f"{path}: exists already; choose another name or delete it")
+        raise ConversionError(f"{path}: already exists; choose another name or delete it")
 
 
 def publish(target: Target, directory: Path) -> None:

@@ -1,7 +1,7 @@
 """Open a checkpoint that Cerebras PyTorch 2.10 wrote: its structure at once, its tensors one by one when asked for.
 
 Layout (format 0.5): the root's attribute `__spec__` describes the nested structure; each leaf has an attribute
-`<flat key>.__metadata__` that says what it is, and, when it is a tensor, a dataset of that name; `__SUCCESS__` is
+`<flat key>.__metadata__` with its type, and, when it is a tensor, a dataset of that name; `__SUCCESS__` is
 written last. Source: cerebras.pytorch/storage/load.py and serializers.py, cerebras.appliance/storage.
 """
 
@@ -90,7 +90,7 @@ def open_checkpoint(
         descriptions: a child that a command started with all of its files; None starts one for this file.
 
     Raises CheckpointError for a file that is missing, incomplete, damaged, of another format, or whose tensors do not
-    fit what it says of them.
+    fit their descriptions.
     """
     file = GuardedFile(path, descriptions)
     try:
@@ -166,7 +166,7 @@ class _Link(str):
 def _read_leaf(file: GuardedFile, key: str) -> Any:
     text = file.attribute(f"{key}{ABOUT}")
     if not isinstance(text, str):
-        raise CheckpointError(f"{file.path}: says nothing about '{key}', which its structure names; it is damaged")
+        raise CheckpointError(f"{file.path}: has no metadata for '{key}'; the file is damaged")
     with as_checkpoint_error(file.path, f"reading the description of '{key}'"):
         record = json.loads(text)
         if key in record["__objects__"]:

@@ -28,7 +28,7 @@ from cerebras_jais.checkpoint.tensors import Kind, LazyTensor, StoredTensor, Unr
 from cerebras_jais.modelzoo_version import VERSION
 
 # The release whose format this is; loaders look at the version in the state's own `__metadata__`, not at this one.
-# Rows of a stored tensor are copied in pieces of about this size, so that a big one never lies in memory whole.
+# Rows of a stored tensor are copied in pieces of about this size, so that a big one is never in memory whole.
 _COPY_BYTES = 64 << 20
 # Threads that pack beside the one that reads and writes.
 _PACKING_THREADS = min(4, os.cpu_count() or 1)

@@ -164,7 +164,7 @@ class HDF5Source:
         descriptor = os.open(self.files[file], os.O_RDONLY | os.O_NONBLOCK)
         if identity_of(descriptor) != self._identities[file]:
             os.close(descriptor)
-            raise DataError(f"{self.files[file]}: was changed since its headers were read; start again")
+            raise DataError(f"{self.files[file]}: changed after its headers were read; rerun the command")
         self._open[file] = descriptor
         return descriptor
 

@@ -48,7 +48,7 @@ from cerebras_jais.wording import suggestion
 class ModelConfigError(UserError):
     """A `model:` section that does not describe a model of the family.
 
-    `key` is the dotted path of a key below `model`, None for the section as a whole; `problem` says what is wrong.
+    `key` is the dotted path of a key below `model`, None for the section as a whole; `problem` is the message alone.
     """
 
     def __init__(self, key: str | None, problem: str):
@@ -104,7 +104,7 @@ class Initializer:
                 bound[side] = sign * (0.1 if side in section else 2 * std)
         mean = float(section.get("mean", 0.0))
         if truncated and not (bound["a"] <= mean <= bound["b"] and bound["a"] < bound["b"]):
-            raise ModelConfigError(key, f"mean {mean} must lie between the bounds a {bound['a']} and b {bound['b']}")
+            raise ModelConfigError(key, f"mean {mean} must be between the bounds a {bound['a']} and b {bound['b']}")
         return cls(name, mean, std, bound["a"], bound["b"])
 
     def scaled(self, factor: float) -> Initializer:
@@ -330,7 +330,7 @@ class DecoderConfig(BaseModel):
 
     @property
     def effective_rotary_dim(self) -> int:
-        """Dimensions of each head that rotate; a quarter of the head where the YAML says nothing (Model Zoo rule)."""
+        """Dimensions of each head that rotate; a quarter of the head where not given (Model Zoo rule)."""
         return self.rotary_dim if self.rotary_dim is not None else int(self.head_dim * 0.25)
 
     @property
@@ -368,7 +368,7 @@ _WORDS = {
 
 
 def _refusal(error: Any, section: Mapping[str, Any]) -> ModelConfigError:
-    """The first of pydantic's errors of a section, as this project says it."""
+    """The first of pydantic's errors of a section, in this project's words."""
     key = str(error["loc"][0])
     value, kind = section[key], error["type"]
     if value is None:

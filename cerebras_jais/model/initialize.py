@@ -31,7 +31,7 @@ def weight_initializers(config: DecoderConfig) -> dict[Kind, Initializer]:
         ffn_output = (ffn_output or default).scaled(config.filter_multiplier**-0.5 * depth)
     elif attention_output is None and config.initializer is None:
         attention_output = default.scaled(depth)
-    # Where nothing says otherwise the output projections follow the initializer of their block.
+    # Where not given, the output projections follow the initializer of their block.
     ffn_output = ffn_output or attention_output or ffn_input
     attention_output = attention_output or attention
     return {

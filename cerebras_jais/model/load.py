@@ -56,7 +56,7 @@ def recorded_config(checkpoint: Checkpoint) -> DecoderConfig:
                 return DecoderConfig.from_section(section)
             except ModelConfigError as error:
                 raise WeightsError(f"{checkpoint.path}: its recorded config cannot be used: {error}") from error
-    raise WeightsError(f"{checkpoint.path}: does not say which model it holds; give its trainer YAML with --config")
+    raise WeightsError(f"{checkpoint.path}: records no model config; give its trainer YAML with --config")
 
 
 def fill_model(model: LanguageModel, checkpoint: Checkpoint) -> None:
@@ -148,6 +148,6 @@ def describe(names: Iterable[str], what: str, detail: Callable[[str], str] | Non
 
 
 def _braced(numbers: list[int]) -> str:
-    """Numbers in a pattern: 0, 1, 2, 5 is "{0-2,5}"; one number stands alone."""
+    """Numbers in a pattern: 0, 1, 2, 5 is "{0-2,5}"; one number has no braces."""
     text = ",".join(number_runs(numbers))
     return text if len(numbers) == 1 else "{" + text + "}"

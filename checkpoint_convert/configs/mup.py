@@ -63,7 +63,7 @@ def _nearest(guess: float, value_of: Callable[[float], float], wanted: float) ->
 def migrate_mup(section: Mapping[str, Any], adjust_learning_rate: Mapping[str, Any]) -> dict[str, Any]:
     """A section of the deprecated form in today's: the same logits, initial weights and learning-rate scales.
 
-    Any other section comes back as it is: one in today's form, one without muP, and one whose optimizer says nothing of
+    Any other section comes back as it is: one in today's form, one without muP, and one whose optimizer does not have
     `decoder_kernel` (its width is unknown, and it trained with one learning rate for all).
 
     Args:

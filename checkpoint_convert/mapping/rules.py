@@ -1,7 +1,7 @@
 """Which Cerebras tensor is which Hugging Face tensor: one table per architecture, stated once, read in both directions.
 
-Names on the Cerebras side are those under `state["model"]` without their leading `model.`. `{layer}` stands for the
-number of a layer. `cerebras_jais.model.tensors` says which tensors there are and of what shapes; the shapes of the
+Names on the Cerebras side are those under `state["model"]` without their leading `model.`. `{layer}` is the
+number of a layer. `cerebras_jais.model.tensors` lists the tensors and their shapes; the shapes of the
 other side follow from the operation. Source: the tensors of the published Jais and Llama releases.
 """
 
@@ -99,7 +99,7 @@ def rules(config: DecoderConfig) -> tuple[Rule, ...]:
 
 
 def ties(config: DecoderConfig, side: Side) -> dict[str, str]:
-    """Second names of tensors on a side: name -> the name that stands in the rules. Both hold the same values."""
+    """Second names of tensors on a side: name -> the name in the rules. Both hold the same values."""
     release_names = {rule.cerebras[0]: rule.hugging_face[0] for rule in rules(config)}
     tied: dict[str, str] = {}
     for second, first in second_names(config).items():

@@ -1,8 +1,8 @@
 """A checkpoint's HDF5 file open for reading: no link out of it is followed, and every size in it is checked.
 
 HDF5 can point outside its file, compute data from other datasets and call any filter installed; a checkpoint needs none
-of that, so all of it is refused. The library itself looks at the file only in a child process (`isolate`), which says
-where the data lies; the data is then read here.
+of that, so all of it is refused. The library itself opens the file only in a child process (`isolate`), which finds
+where the data is; the data is then read here.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class GuardedFile:
         except ValueError as error:
             raise CheckpointError(f"{self.path}: {error}") from error
         if description.identity != self._identity:
-            raise CheckpointError(f"{self.path}: was changed while it was being read; start again")
+            raise CheckpointError(f"{self.path}: changed while it was read; rerun the command")
         self._attributes = description.attributes
         self._headers = headers_of(description)
 
@@ -80,7 +80,7 @@ class GuardedFile:
         self._check_open()
         with as_checkpoint_error(self.path, "looking whether it was changed"):
             if identity_of(self._file.fileno()) != self._identity:
-                raise CheckpointError(f"{self.path}: was changed while it was being read; start again")
+                raise CheckpointError(f"{self.path}: changed while it was read; rerun the command")
 
     def attribute(self, name: str) -> Any:
         """Return a scalar attribute of the root as str, bool, int or float; None when it is not there."""

@@ -187,7 +187,7 @@ def test_a_description_of_another_file_of_that_name_is_not_taken(path: Path) -> 
         other = path.with_name("other.mdl")
         shutil.copy(path, other)
         os.replace(other, path)
-        with pytest.raises(CheckpointError, match="was changed while it was being read"):
+        with pytest.raises(CheckpointError, match="changed while it was read"):
             open_checkpoint(path, descriptions=descriptions)
     assert_readable(path)
 
