@@ -14,13 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cerebras_jais.errors import UserError
-from cerebras_jais.files import check_regular, shown_path
+from cerebras_jais.files import StrPath, check_regular, shown_path
 
-# What flock says of a file system without locks.
+# Errors of flock on a file system without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _LONGEST_NAME = 200  # bytes of a name of at most 255 that its temporary name keeps
-
-StrPath = str | os.PathLike[str]
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
@@ -110,7 +108,7 @@ def _check_target(target: Path, overwrite: bool, error: type[UserError]) -> None
     if target.is_dir():
         raise error(f"{target}: is a directory; give the name of a file")
     if not overwrite and os.path.lexists(target):
-        raise error(f"{target}: exists already; choose another name, delete it, or ask to overwrite it")
+        raise error(f"{target}: already exists; choose another name, delete it, or ask to overwrite it")
 
 
 def _publish(temporary: Path, target: Path, overwrite: bool, error: type[UserError]) -> None:
@@ -158,7 +156,7 @@ def whole_folder(target: StrPath, *, replaces: bool = False) -> Iterator[Path]:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         try:
             if target.exists() and not replaces and (not target.is_dir() or any(target.iterdir())):
-                raise UserError(f"{shown_path(target)}: is there already; choose another name, or remove it")
+                raise UserError(f"{shown_path(target)}: already exists; choose another name, or remove it")
             with _naming(target, hidden):
                 yield hidden
             if target.exists():

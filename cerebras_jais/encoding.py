@@ -48,7 +48,7 @@ def explained(where: str, refusal: type[UserError] = UserError) -> Iterator[None
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Keep off standard error what a panic of Rust prints there, past Python's streams: the error says it too."""
+    """Keep off standard error what a panic of Rust prints there, past Python's streams: the error has it too."""
     try:
         kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     except OSError:  # standard error is closed

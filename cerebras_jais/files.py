@@ -1,4 +1,4 @@
-"""Files of a user: read only where they are regular and of a size that can be meant; `atomic` writes them."""
+"""Files of a user: only regular files of limited size are read; `atomic` writes them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,36 @@ from typing import Any, BinaryIO
 
 from cerebras_jais.errors import UserError
 
+StrPath = str | os.PathLike[str]
+Identity = tuple[int, int]
+"""Bytes and time of modification (ns) of a file."""
+
 MIB = 2**20
 STANDARD_INPUT = "-"
 
 
-def shown_path(path: str | os.PathLike[str]) -> str:
+def shown_path(path: StrPath) -> str:
     """A path for a message: in one line, and cut where it is long."""
     text = os.fspath(path)
     text = text if text.isprintable() else repr(text)
     return text if len(text) <= 300 else f"{text[:150]}…{text[-100:]}"
 
 
-def check_regular(path: str | os.PathLike[str], error: type[UserError] = UserError) -> os.stat_result:
+def identity_of(file: StrPath | int) -> Identity:
+    """What changes when a file, given by its path or open descriptor, is written to; raises OSError.
+
+    Its inode is no part of this: some network file systems renumber inodes at each call.
+    """
+    found = os.stat(file)
+    return found.st_size, found.st_mtime_ns
+
+
+def is_in_object_storage(path: StrPath) -> bool:
+    """Whether a path names an object of S3 and no file; pathlib folds the two slashes into one."""
+    return os.fspath(path).startswith("s3:/")
+
+
+def check_regular(path: StrPath, error: type[UserError] = UserError) -> os.stat_result:
     """The state of a regular file; raises `error` for anything else, without opening it.
 
     A pipe waits for its other end and a device never ends, so neither is opened to find out.
@@ -41,12 +59,12 @@ def check_regular(path: str | os.PathLike[str], error: type[UserError] = UserErr
     if stat.S_ISDIR(found.st_mode):
         raise error(f"{shown_path(path)}: is a folder; give the name of a file")
     if not stat.S_ISREG(found.st_mode):
-        raise error(f"{shown_path(path)}: is not a regular file; write what it gives to a file, and name that")
+        raise error(f"{shown_path(path)}: is not a regular file; save its output as a file and give that path")
     return found
 
 
 @contextmanager
-def open_regular(path: str | os.PathLike[str], error: type[UserError] = UserError) -> Iterator[BinaryIO]:
+def open_regular(path: StrPath, error: type[UserError] = UserError) -> Iterator[BinaryIO]:
     """Open a regular file for reading, or `-`, standard input; raises `error` for any other."""
     if os.fspath(path) == STANDARD_INPUT:
         yield sys.stdin.buffer
@@ -60,16 +78,18 @@ def open_regular(path: str | os.PathLike[str], error: type[UserError] = UserErro
         yield file
 
 
-def read_bytes(path: str | os.PathLike[str], most: int, error: type[UserError] = UserError) -> bytes:
+def read_bytes(path: StrPath, most: int, error: type[UserError] = UserError) -> bytes:
     """The content of a regular file of at most `most` bytes; raises `error` for any other."""
     with open_regular(path, error) as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise error(f"{shown_path(path)}: is larger than {most // MIB} MiB, which no such file is; give another")
+        raise error(
+            f"{shown_path(path)}: is larger than the limit of {most // MIB} MiB; check that it is the right file"
+        )
     return content
 
 
-def read_text(path: str | os.PathLike[str], most: int, error: type[UserError] = UserError) -> str:
+def read_text(path: StrPath, most: int, error: type[UserError] = UserError) -> str:
     """The UTF-8 text of a regular file of at most `most` bytes; raises `error` for any other."""
     content = read_bytes(path, most, error)
     try:
@@ -80,7 +100,7 @@ def read_text(path: str | os.PathLike[str], most: int, error: type[UserError] = 
 
 
 def parse_json(text: str, where: str, error: type[UserError] = UserError, *, line: int | None = None) -> Any:
-    """The value of a JSON text; raises `error` for what is none.
+    """Parse JSON; raises `error` for invalid text.
 
     Refused too are what Python's reader takes beyond the standard, NaN and Infinity, and halves of surrogate pairs,
     which are no characters and which nothing can write.

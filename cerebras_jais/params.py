@@ -1,6 +1,6 @@
 """The parameters of a run as plain values: a trainer YAML that was read, or what a checkpoint recorded of one.
 
-Nothing is refused here. Whoever asks judges what it gets.
+No validation here; the caller validates.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def trainers_of(params: Any) -> list[tuple[Keys, Any]]:
 
 
 def section_at(value: Any, *keys: str) -> Any:
-    """What stands at a path of keys below a mapping, None where a part of the path is absent."""
+    """The value at a path of keys below a mapping, None where a part of the path is absent."""
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from cerebras_jais import __version__
 from cerebras_jais.checkpoint.hdf5.isolate import Descriptions
 from cerebras_jais.config.yaml_file import ConfigFile
+from cerebras_jais.files import identity_of
 from checkpoint_convert.configs.convert import check_convertible, default_special_tokens, to_config_json
 from checkpoint_convert.configs.trainer_yaml import trainer_params
 from checkpoint_convert.errors import ConversionError
@@ -24,7 +25,7 @@ from checkpoint_convert.formats.release_directory import CONFIG
 from checkpoint_convert.formats.safetensors import plan_shards
 from checkpoint_convert.formats.tensors import WEIGHT_TYPES
 from checkpoint_convert.mapping.plan import Plan, Step, make_plan
-from checkpoint_convert.mapping.rules import architecture_of, by_layer, layers_text, other_side, tensor_count
+from checkpoint_convert.mapping.rules import architecture_of, by_layer, layers_text, other_side, tensor_count, ties
 from checkpoint_convert.open_model import Model, opening
 from checkpoint_convert.outputs import CheckpointTarget, ReleaseTarget, Target, check_absent, publish
 from checkpoint_convert.release import Companions, read_tokenizer
@@ -265,8 +266,8 @@ def _note_digests(
 def _tie_problem(plan: Plan, first: int, second: int) -> str:
     one, other = plan.steps[first], plan.steps[second]
     names = [one.rule.names(plan.side)[0], other.rule.names(plan.side)[0]]
-    if names[0] == names[1]:  # the second name of the final norm
-        names[1] = names[0].replace("transformer_decoder.norm", "ln_f")
+    if names[0] == names[1]:  # no rule has the second name of the last norm
+        names[1] = next(second for second, name in ties(plan.config, plan.side).items() if name == names[0])
     hint = ""
     if names[1] == "lm_head.weight":
         hint = "; the config ties them: set share_embedding_weights: false (tie_word_embeddings in a release)"
@@ -311,8 +312,7 @@ def _file(checkpoint: Path_) -> Path:
 
 
 def _identity_of(path: Path) -> list[Any]:
-    found = os.stat(path)
-    return [str(path.absolute()), found.st_size, found.st_mtime_ns]
+    return [str(path.absolute()), *identity_of(path)]
 
 
 # ---- reports ---------------------------------------------------------------------------------------------------------

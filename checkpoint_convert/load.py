@@ -12,6 +12,7 @@ import torch
 
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.load import check_finite, empty_model
+from cerebras_jais.model.tensors import state_key
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.mapping.operations import forward
 from checkpoint_convert.mapping.plan import make_plan
@@ -42,7 +43,7 @@ def load_release(path: str | Path, *, allow_pickle: bool = False) -> LanguageMod
                 for name, array in zip(step.outputs, arrays, strict=True):
                     values = torch.from_numpy(array.astype(np.float32, copy=False))
                     check_finite(values, release.path, ", ".join(step.rule.names(release.side)))
-                    target = targets[f"model.{name}"]
+                    target = targets[state_key(name)]
                     if step.writes:
                         target.copy_(values)
                     elif not torch.equal(target, values):  # a second name of a tensor that is filled already

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,9 +12,10 @@ from cerebras_jais.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from cerebras_jais.checkpoint.hdf5.isolate import Descriptions
 from cerebras_jais.config.yaml_file import ConfigFile
 from cerebras_jais.errors import UserError
+from cerebras_jais.files import Identity, identity_of
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.stored import FOLD_THEM, stored_weights
-from cerebras_jais.model.tensors import PREFIX, under_both_names
+from cerebras_jais.model.tensors import bare_name, under_both_names
 from checkpoint_convert.configs.convert import (
     SpecialTokens,
     check_convertible,
@@ -31,8 +31,9 @@ from checkpoint_convert.formats.release_directory import ADAPTER_CONFIG, CONFIG
 from checkpoint_convert.formats.tensors import FileTensor, Tensor
 from checkpoint_convert.mapping.rules import Side, ties
 
-FileStates = Mapping[str, tuple[int, int]]
-"""Path -> (bytes, time of the last change in ns)."""
+FileStates = Mapping[str, Identity]
+"""Path -> identity."""
+_ABSENT: Identity = (-1, -1)
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,9 @@ class Model:
         """Raise ConversionError when one of its files has changed since it was opened."""
         for path, state in self.files.items():
             if _state_of(Path(path)) != state:
-                raise ConversionError(f"{path}: changed while it was read; start again when its writer has finished")
+                raise ConversionError(
+                    f"{path}: changed while it was read; rerun the command when its writer has finished"
+                )
 
 
 @contextmanager
@@ -180,7 +183,7 @@ def cerebras_tensors(opened: Checkpoint) -> dict[str, StoredTensor]:
     Raises:
         WeightsError: they cannot be read (`cerebras_jais.model.stored`).
     """
-    return {name.removeprefix(PREFIX): tensor for name, tensor in stored_weights(opened).items()}
+    return {bare_name(name): tensor for name, tensor in stored_weights(opened).items()}
 
 
 def _last_record(opened: Checkpoint) -> Mapping[str, Any]:
@@ -212,9 +215,8 @@ def _origin(opened: Checkpoint) -> dict[str, str]:
     return origin
 
 
-def _state_of(path: Path) -> tuple[int, int]:
+def _state_of(path: Path) -> Identity:
     try:
-        found = os.stat(path)
+        return identity_of(path)
     except OSError:
-        return (-1, -1)  # the reader that opens it reports the error
-    return found.st_size, found.st_mtime_ns
+        return _ABSENT  # the reader that opens it reports the error

@@ -35,7 +35,7 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.
 
 
 def _dtype(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
-    """The name of the element type that a short name stands for."""
+    """The name of the element type of a short name."""
     return _DTYPES[value] if value else None
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from cerebras_jais.atomic import sync, write_text
 from cerebras_jais.checkpoint import LazyTensor, create_empty_checkpoint
 from cerebras_jais.checkpoint.packed_writer import PackedTensorWriter, filling
+from cerebras_jais.model.tensors import state_key
 from cerebras_jais.modelzoo_version import VERSION, class_name
 from checkpoint_convert.configs.convert import SpecialTokens
 from checkpoint_convert.configs.trainer_yaml import yaml_text
@@ -146,7 +147,7 @@ class CheckpointTarget:
         if self.tokens is not None:
             record["special_tokens"] = self.tokens.keys()
         state = {
-            "model": OrderedDict((f"model.{name}", lazy[aliases.get(name, name)]) for name in self.plan.names),
+            "model": OrderedDict((state_key(name), lazy[aliases.get(name, name)]) for name in self.plan.names),
             "__metadata__": [record],
         }
         path = directory / self.output.name
@@ -157,9 +158,7 @@ class CheckpointTarget:
         path = directory / self.output.name
         offsets = read_json(directory / _OFFSETS)
         return {
-            header.name: FileTensor(
-                header.name, header.shape, header.dtype, path, offsets[f"model.model.{header.name}"]
-            )
+            header.name: FileTensor(header.name, header.shape, header.dtype, path, offsets[_flat_key(header.name)])
             for header in self.plan.headers
         }
 
@@ -181,6 +180,11 @@ class CheckpointTarget:
         sync(directory)
 
 
+def _flat_key(name: str) -> str:
+    """The key of a tensor in the checkpoint, below the entry `model` of the state."""
+    return f"model.{state_key(name)}"
+
+
 class _Packer:
     """The sink of a checkpoint with compressed tensors."""
 
@@ -193,7 +197,7 @@ class _Packer:
 
     def write(self, name: str, at: tuple[int, ...], values: np.ndarray) -> None:
         """Compress a piece, given as the bits of its elements."""
-        self._filler.write(f"model.model.{name}", at, values)
+        self._filler.write(_flat_key(name), at, values)
 
     def finished(self, name: str) -> None:
         """Do nothing: compressed tensors are flushed with the file."""
@@ -202,7 +206,7 @@ class _Packer:
 def check_absent(path: Path) -> None:
     """Raise ConversionError when the path exists."""
     if os.path.lexists(path):
-        raise ConversionError(f"{path}: exists already; choose another name or delete it")
+        raise ConversionError(f"{path}: already exists; choose another name or delete it")
 
 
 def publish(target: Target, directory: Path) -> None:

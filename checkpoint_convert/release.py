@@ -158,7 +158,7 @@ class Companions:
     tokenizer: Tokenizer
     plan: Plan
     origin: Mapping[str, str]
-    """What the model card says of where the weights come from: label -> text."""
+    """The origin of the weights in the model card: label -> text."""
 
 
 def write_companions(directory: Path, release: Companions) -> None:

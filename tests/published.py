@@ -41,6 +41,23 @@ BASES = {
     "jais-adapted-70b": Published(8192, 80, 64, 8, 28672, 64000, 4096, 69_500_936_192, None, (33, 334, 4, 371)),
 }
 MODELS = {f"{name}{kind}": row for name, row in BASES.items() for kind in ("", "-chat")}
+
+
+@dataclass(frozen=True)
+class Older:
+    """Sizes of a Jais model before the family, and the factor on its logits, as printed."""
+
+    hidden: int
+    layers: int
+    heads: int
+    filter_size: int
+    logits_scale: float
+
+
+OLDER = {
+    "jais-13b": Older(5120, 40, 40, 13653, 0.11100000000000002),
+    "jais-30b-v1": Older(7168, 48, 56, 19114, 0.07928571428571429),
+}
 # Files print one alpha with different last digits, and width scales as Python prints the quotient.
 _ALPHA_AS_PRINTED = {"jais-family-2p7b": 1.0951834981576898, "jais-family-13b": 1.0951834981576898}
 
@@ -94,6 +111,32 @@ def config_json(name: str) -> dict[str, Any]:
         "scale_attn_weights": True,
         "use_cache": True,
         "vocab_size": row.vocabulary,
+    }
+
+
+def older_config_json(name: str) -> dict[str, Any]:
+    """The same of a model before the family, in the old names of muP's keys."""
+    row = OLDER[name]
+    of_family = {key: value for key, value in config_json("jais-family-13b").items() if not key.startswith("mup_")}
+    return of_family | {
+        "embeddings_scale": OF_30B[0],
+        "n_embd": row.hidden,
+        "n_head": row.heads,
+        "n_inner": row.filter_size,
+        "n_layer": row.layers,
+        "scale_qk_dot_by_d": True,
+        "width_scale": row.logits_scale,
+    }
+
+
+def sibling_config_json() -> dict[str, Any]:
+    """The same of jais-family-256m, which is published and not one of the 20."""
+    return config_json("jais-family-590m") | {
+        "mup_width_scale": 0.23529411764705882,
+        "n_embd": 1088,
+        "n_head": 17,
+        "n_inner": 2912,
+        "n_layer": 14,
     }
 
 

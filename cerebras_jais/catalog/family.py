@@ -77,9 +77,9 @@ def mup_problems(config: DecoderConfig) -> Iterator[tuple[str, str]]:
     """Keys of muP that do not go together, under any name, and what is wrong with each."""
     if not config.is_mup:
         return
-    assert config.mup_base_hidden_size is not None and config.mup_base_filter_size is not None
+    assert config.mup_base_hidden_size is not None
     hidden, base = config.hidden_size, config.mup_base_hidden_size
-    widths = hidden / base, config.filter_size / config.mup_base_filter_size
+    widths = config.width_multiplier, config.filter_multiplier
     if not _close(*widths, _WIDTH_RELATIVE):
         yield (
             "mup_base_filter_size",

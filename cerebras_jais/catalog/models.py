@@ -26,8 +26,8 @@ from cerebras_jais.catalog.types import (
     derived,
     published,
 )
-from cerebras_jais.config.yaml_file import suggestion
 from cerebras_jais.errors import UserError
+from cerebras_jais.wording import suggestion
 
 # ---- constants shared by several models -------------------------------------------------------------------------
 

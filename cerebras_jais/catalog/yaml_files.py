@@ -17,7 +17,8 @@ from cerebras_jais.catalog.miniatures import MINIATURES
 from cerebras_jais.catalog.models import MODELS, last_step, lineage
 from cerebras_jais.catalog.types import Architecture, Model, Phase
 from cerebras_jais.catalog.yaml_writer import Alias, Anchor, Note, Remark, to_yaml
-from cerebras_jais.config.yaml_file import ConfigError, ConfigFile, parse_yaml, read_yaml, suggestion
+from cerebras_jais.config.yaml_file import ConfigError, ConfigFile, parse_yaml, read_yaml
+from cerebras_jais.wording import suggestion
 
 EVERY = (*MODELS, *MINIATURES)
 

@@ -1,6 +1,6 @@
-"""The element types of a checkpoint: their names here, in torch, in the appliance, and how they lie on the disk.
+"""The element types of a checkpoint: their names here, in torch, in the appliance, and on the disk.
 
-Source: cerebras.appliance/data/conversions.py (codes of RtFxProto); bfloat16 lies on the disk as its int16 bit pattern.
+Source: cerebras.appliance/data/conversions.py (codes of RtFxProto); bfloat16 is stored as its int16 bit pattern.
 """
 
 from dataclasses import dataclass

@@ -56,7 +56,7 @@ def read_at(descriptor: int, out: memoryview, offset: int) -> None:
 
 
 def read_columns_at(descriptor: int, out: np.ndarray, start: int, columns: int, offset: int) -> None:
-    """Fill the contiguous matrix `out` with columns of a matrix that lies in a file row by row.
+    """Fill the contiguous matrix `out` with columns of a matrix that a file holds row by row.
 
     With the first columns the whole matrix is asked of the disk, for the others will be wanted in turn.
 

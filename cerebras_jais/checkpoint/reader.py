@@ -1,11 +1,10 @@
 """Open a checkpoint that Cerebras PyTorch 2.10 wrote: its structure at once, its tensors one by one when asked for.
 
 Layout (format 0.5): the root's attribute `__spec__` describes the nested structure; each leaf has an attribute
-`<flat key>.__metadata__` that says what it is, and, when it is a tensor, a dataset of that name; `__SUCCESS__` is
+`<flat key>.__metadata__` with its type, and, when it is a tensor, a dataset of that name; `__SUCCESS__` is
 written last. Source: cerebras.pytorch/storage/load.py and serializers.py, cerebras.appliance/storage.
 """
 
-import difflib
 import json
 import math
 import os
@@ -22,8 +21,12 @@ from cerebras_jais.checkpoint.errors import CheckpointError, as_checkpoint_error
 from cerebras_jais.checkpoint.hdf5.guarded import GuardedFile
 from cerebras_jais.checkpoint.hdf5.isolate import Descriptions
 from cerebras_jais.checkpoint.tensors import StoredTensor, UnreadableLeaf
+from cerebras_jais.modelzoo_version import RELEASE
+from cerebras_jais.wording import suggestion
 
 FORMAT_VERSION = 0.5
+ABOUT = ".__metadata__"
+"""Ends the name of the attribute that describes a leaf, after its flat key."""
 _MAX_ELEMENTS = 1 << 62
 
 
@@ -87,7 +90,7 @@ def open_checkpoint(
         descriptions: a child that a command started with all of its files; None starts one for this file.
 
     Raises CheckpointError for a file that is missing, incomplete, damaged, of another format, or whose tensors do not
-    fit what it says of them.
+    fit their descriptions.
     """
     file = GuardedFile(path, descriptions)
     try:
@@ -111,9 +114,8 @@ class _Leaves(dict[str, Any]):
             return other.read()
         if key in self._everything:
             raise CheckpointError(f"{self._path}: '{key}' is not a tensor but the value {other!r}")
-        near = difflib.get_close_matches(str(key), list(self), n=1)
-        hint = f"; the nearest is '{near[0]}'" if near else ""
-        raise CheckpointError(f"{self._path}: has no tensor '{key}'{hint}")
+        hint = suggestion(str(key), self, otherwise="`checkpoint-convert inspect` shows what it holds")
+        raise CheckpointError(f"{self._path}: has no tensor '{key}'; {hint}")
 
 
 def _read_structure(file: GuardedFile, on_object: str) -> Checkpoint:
@@ -149,11 +151,11 @@ def _check_version(file: GuardedFile, version: Any, has_spec: bool) -> None:
     if not isinstance(version, (int, float)) or version < FORMAT_VERSION:
         raise CheckpointError(
             f"{file.path}: has the old format {version} of earlier releases, which holds pickled code; "
-            f"load and save it once with cerebras.pytorch 2.10 to bring it to format {FORMAT_VERSION}"
+            f"load and save it once with cerebras.pytorch {RELEASE} to bring it to format {FORMAT_VERSION}"
         )
     if version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{file.path}: has the format {version}; only {FORMAT_VERSION}, of cerebras.pytorch 2.10, is known"
+            f"{file.path}: has the format {version}; only {FORMAT_VERSION}, of cerebras.pytorch {RELEASE}, is known"
         )
 
 
@@ -162,14 +164,14 @@ class _Link(str):
 
 
 def _read_leaf(file: GuardedFile, key: str) -> Any:
-    text = file.attribute(f"{key}.__metadata__")
+    text = file.attribute(f"{key}{ABOUT}")
     if not isinstance(text, str):
-        raise CheckpointError(f"{file.path}: says nothing about '{key}', which its structure names; it is damaged")
+        raise CheckpointError(f"{file.path}: has no metadata for '{key}'; the file is damaged")
     with as_checkpoint_error(file.path, f"reading the description of '{key}'"):
         record = json.loads(text)
         if key in record["__objects__"]:
-            return _leaf_from(file, key, record[f"{key}.__metadata__"])
-        return _refuse_nested(file, key, record[f"{key}.1.__metadata__"]["__TYPE__"])
+            return _leaf_from(file, key, record[f"{key}{ABOUT}"])
+        return _refuse_nested(file, key, record[f"{key}.1{ABOUT}"]["__TYPE__"])
 
 
 def _leaf_from(file: GuardedFile, key: str, about: dict[str, Any]) -> Any:

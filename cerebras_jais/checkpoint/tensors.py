@@ -21,7 +21,7 @@ Kind = Literal["torch", "numpy"]
 
 @dataclass(frozen=True, eq=False)
 class StoredTensor:
-    """A tensor that lies in an open checkpoint and is read when asked for."""
+    """A tensor of an open checkpoint, read on request."""
 
     key: str
     """Flat name, for example "model.model.lm_head.weight"."""
@@ -51,7 +51,7 @@ class StoredTensor:
 
     @property
     def storage_id(self) -> tuple[str, str]:
-        """The file and the flat name under which the data lies: equal for two names of one tensor."""
+        """The file and the flat name under which the data is stored: equal for two names of one tensor."""
         return str(self.path), self.linked_to or self.key
 
     @property
@@ -73,7 +73,7 @@ class StoredTensor:
         return self._read(start, (stop - start, *self.shape[1:]))
 
     def read_columns(self, start: int, stop: int) -> np.ndarray:
-        """Read columns start to stop (exclusive) of a matrix that lies in one piece into a new array [rows, columns].
+        """Read columns start to stop (exclusive) of a contiguous matrix into a new array [rows, columns].
 
         Raises IndexError when it is no matrix, is packed (`chunk_rows`) or does not have the columns.
         """
@@ -126,7 +126,7 @@ class UnreadableLeaf:
     file: GuardedFile = field(repr=False)
 
     def read(self) -> NoReturn:
-        """Raise the CheckpointError that says why."""
+        """Raise a CheckpointError with the reason."""
         raise CheckpointError(
             f"{self.file.path}: '{self.key}' is {self.reason}; open with on_object=\"skip\" to do without it"
         )

@@ -23,12 +23,12 @@ from cerebras_jais.checkpoint.errors import CheckpointError, as_checkpoint_error
 from cerebras_jais.checkpoint.hdf5.isolate import note_own
 from cerebras_jais.checkpoint.hdf5.write import writing
 from cerebras_jais.checkpoint.packed_writer import chunk_shape, filling
-from cerebras_jais.checkpoint.reader import FORMAT_VERSION
+from cerebras_jais.checkpoint.reader import ABOUT, FORMAT_VERSION
 from cerebras_jais.checkpoint.tensors import Kind, LazyTensor, StoredTensor, UnreadableLeaf
 from cerebras_jais.modelzoo_version import VERSION
 
 # The release whose format this is; loaders look at the version in the state's own `__metadata__`, not at this one.
-# Rows of a stored tensor are copied in pieces of about this size, so that a big one never lies in memory whole.
+# Rows of a stored tensor are copied in pieces of about this size, so that a big one is never in memory whole.
 _COPY_BYTES = 64 << 20
 # Threads that pack beside the one that reads and writes.
 _PACKING_THREADS = min(4, os.cpu_count() or 1)
@@ -134,7 +134,7 @@ def _plan(path: str | os.PathLike[str], state: Any) -> _Plan:
                 tensor = _plan_tensor(key, leaf)
                 about = tensor.about
                 tensors.append(tensor)
-            attributes[f"{key}.__metadata__"] = _describe(key, about)
+            attributes[f"{key}{ABOUT}"] = _describe(key, about)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return _Plan(attributes, tensors)
@@ -145,7 +145,7 @@ def _describe(key: str, about: dict[str, Any]) -> str:
     record = {
         "__spec__": [{key: "*"}, treespec.dumps(own)],
         "__objects__": [key],
-        f"{key}.__metadata__": about,
+        f"{key}{ABOUT}": about,
     }
     try:
         text = json.dumps(record)

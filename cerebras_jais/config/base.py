@@ -8,8 +8,8 @@ from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, C
 from pydantic_core import PydanticCustomError
 
 from cerebras_jais import ranges
-from cerebras_jais.config.yaml_file import suggestion
 from cerebras_jais.ranges import Range, shown
+from cerebras_jais.wording import suggestion
 
 
 def refuse(message: str, key: str | None = None) -> PydanticCustomError:

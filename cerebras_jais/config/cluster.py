@@ -14,8 +14,8 @@ from pydantic import field_validator
 
 from cerebras_jais.config.base import Count, CountOrNone, Section, refuse
 from cerebras_jais.config.callbacks import is_count
-from cerebras_jais.config.yaml_file import suggestion
 from cerebras_jais.ranges import shown
+from cerebras_jais.wording import suggestion
 
 _LABEL_PART = re.compile(r"([A-Za-z0-9][-A-Za-z0-9_.]{0,61})?[A-Za-z0-9]")
 

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from cerebras_jais.config.base import Count, Rate, Section, refuse, unwrap
 from cerebras_jais.config.modelzoo_only import OTHER_RATE_SCHEDULES, RATE_SCHEDULES, WEIGHT_DECAY_SCHEDULES
-from cerebras_jais.config.yaml_file import suggestion
+from cerebras_jais.wording import suggestion
 
 
 class Schedule(Section):

@@ -42,8 +42,9 @@ from cerebras_jais.config.callbacks import (
 )
 from cerebras_jais.config.cluster import ClusterConfig, flag_problem
 from cerebras_jais.config.modelzoo_only import DATA_PROCESSORS, OTHER_DATA_PROCESSORS
-from cerebras_jais.config.yaml_file import suggestion
+from cerebras_jais.files import is_in_object_storage
 from cerebras_jais.ranges import COUNT_OR_NONE, SHARE, shown
+from cerebras_jais.wording import suggestion
 
 BACKENDS = ("CSX", "CPU", "GPU")
 Paths = Annotated[list[PathText], Field(min_length=1)]
@@ -146,7 +147,7 @@ class CheckpointSection(Section):
         head, found, tail = self.checkpoint_name.partition("{step}")
         if not found or set(head + tail) & set("{}"):
             raise refuse("must hold {step}, once and without a format, and no other braces", "checkpoint_name")
-        if self.checkpoint_root and self.checkpoint_root.startswith("s3://"):
+        if self.checkpoint_root and is_in_object_storage(self.checkpoint_root):
             raise refuse_beyond("object storage is neither read nor written from here", "checkpoint_root")
         return self
 

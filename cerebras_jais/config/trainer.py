@@ -24,11 +24,12 @@ from cerebras_jais.config.sections import (
     Loop,
     Precision,
 )
-from cerebras_jais.config.yaml_file import ConfigError, ConfigFile, ModelZooAloneError, suggestion
+from cerebras_jais.config.yaml_file import ConfigError, ConfigFile, ModelZooAloneError
 from cerebras_jais.errors import Keys, Problem, dotted
 from cerebras_jais.model.config import NO_EFFECT_HERE, DecoderConfig, ModelConfigError, OutsideFamilyError
 from cerebras_jais.modelzoo_version import PLUGIN_NAMES, STOCK_NAMES
 from cerebras_jais.ranges import shown
+from cerebras_jais.wording import suggestion
 
 __all__ = [
     "ConfigError",

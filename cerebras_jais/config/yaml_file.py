@@ -5,9 +5,8 @@ Duplicate keys are refused. As in YAML 1.2, `1e-5` is a number and `2024-01-01` 
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,6 @@ _DEEPEST = 50
 _LONGEST_NUMBER = 400  # characters
 _NO_CHARACTER = re.compile(r"[\x00\ud800-\udfff]")  # "\0" and "\ud800" in quotes: in no file name, and not printable
 _PLAIN = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map")}
-
-SPELLING = 0.75  # the ratio of `difflib` above which one name counts as a misspelling of another
 
 
 class ConfigError(UserError):
@@ -93,22 +90,6 @@ class ConfigFile:
     def message(self, problem: Problem) -> str:
         """The line that says a problem: file, line and key, then what is wrong there."""
         return f"{self.location(problem.keys)}: {problem.message}"
-
-
-def suggestion(key: str, known: Iterable[str], otherwise: str = "the Model Zoo 2.10 has no similar name") -> str:
-    """A phrase with the known name that an unknown one misspells, or with all known ones if they are few.
-
-    It never advises to remove a key: that would make another run.
-    """
-    known = sorted(known)
-    # Underscores and case are the usual misspellings: compare without them.
-    plain = {k.replace("_", "").lower(): k for k in known}
-    near = difflib.get_close_matches(key.replace("_", "").lower(), plain, n=1, cutoff=SPELLING)
-    if near:
-        return f"did you mean {plain[near[0]]!r}?"
-    if 0 < len(known) <= 12:
-        return f"known: {', '.join(known)}"
-    return otherwise
 
 
 def read_yaml(path: str | Path) -> ConfigFile:

@@ -27,7 +27,7 @@ _FULL_SCAN_TOKENS = 256 * 1024 * 1024
 
 @dataclass(frozen=True)
 class DataParameters:
-    """What data_params.json says beside the layout: the vocabulary and where the text came from."""
+    """What data_params.json holds beside the layout: the vocabulary and where the text came from."""
 
     vocab_size: int
     eos_id: int
@@ -81,7 +81,7 @@ class HDF5Samples:
     row of tokens, which needs `max_sequence_length`. Nothing but the headers is read until a batch is asked for.
 
     One difference by intent: a Model Zoo run that is resumed forgets `num_samples` and `pad_last` (its sampler is made
-    anew without them); here a resumed run continues as if it had not stopped.
+    again without them); here a resumed run continues as if it had not stopped.
 
     Raises DataError, naming the path, for missing directories, directories without *.h5 files, files that differ in
     dtype or shape, and features that do not fit `use_vsl`.
@@ -215,7 +215,7 @@ class HDF5Samples:
             index += 1
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Raise DataError, naming file and token id, if a token id lies outside 0..vocab_size - 1.
+        """Raise DataError, naming file and token id, if a token id is outside 0..vocab_size - 1.
 
         All data is read up to 256 M tokens; beyond that evenly spaced stretches of it, and every batch when it is
         read.

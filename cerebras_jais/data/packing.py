@@ -147,7 +147,7 @@ def pack_vsl(
 def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Return bins of indices into `lengths`, longest first, each put where it leaves the least room.
 
-    Every length must lie in 1..capacity. The open bins are kept by the room they have left, and a bit per room that
+    Every length must be in 1..capacity. The open bins are kept by the room they have left, and a bit per room that
     occurs makes finding the tightest one a few operations on an integer, however many bins there are.
     """
     bins: list[list[int]] = []

@@ -12,11 +12,11 @@ import numpy as np
 
 from cerebras_jais.checkpoint.hdf5.chunks import ChunkCache
 from cerebras_jais.checkpoint.hdf5.dataset import DatasetHeader, headers_of, read_rows
-from cerebras_jais.checkpoint.hdf5.isolate import Description, Descriptions, identity_of
+from cerebras_jais.checkpoint.hdf5.isolate import Description, Descriptions
 from cerebras_jais.data.documents import DataError
 from cerebras_jais.data.packing import STREAM_FEATURES, VSL_FEATURES, as_int32
 from cerebras_jais.errors import UserError
-from cerebras_jais.files import MIB, check_regular, parse_json, read_text
+from cerebras_jais.files import MIB, check_regular, identity_of, parse_json, read_text
 from cerebras_jais.ranges import VOCABULARY
 
 # Beyond this many open files the one that was read longest ago is closed.
@@ -164,7 +164,7 @@ class HDF5Source:
         descriptor = os.open(self.files[file], os.O_RDONLY | os.O_NONBLOCK)
         if identity_of(descriptor) != self._identities[file]:
             os.close(descriptor)
-            raise DataError(f"{self.files[file]}: was changed since its headers were read; start again")
+            raise DataError(f"{self.files[file]}: changed after its headers were read; rerun the command")
         self._open[file] = descriptor
         return descriptor
 

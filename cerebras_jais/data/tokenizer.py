@@ -163,7 +163,7 @@ def check_end_of_text(document: Document, ids: Sequence[int], eos_id: int) -> No
 def check_round_trip(tokenizer: "Tokenizer", document: Document, ids: Sequence[int]) -> None:
     """Raise DataError if the token ids of a document do not decode to its text.
 
-    What a tokenizer takes for the same counts as the same: a text and its normal form, a space and the ▁ that stands
+    What a tokenizer takes for the same counts as the same: a text and its normal form, a space and the ▁ written
     for it (SentencePiece), a text with and without the one space that may be put before it.
     """
     text, decoded = document.text, tokenizer.decode(list(ids), skip_special_tokens=False)

@@ -75,7 +75,7 @@ class SelfAttention(nn.Module):
             # The fused kernels of the oldest supported PyTorch need as many key heads as query heads.
             k_BGSD = k_BGSD.repeat_interleave(self.num_heads // self.num_groups, dim=1)
             v_BGSD = v_BGSD.repeat_interleave(self.num_heads // self.num_groups, dim=1)
-        # Autocast would cast the shared bias anew in every layer; queries, keys and values are 16-bit already.
+        # Autocast would cast the shared bias again in every layer; queries, keys and values are 16-bit already.
         with torch.autocast(x_BLM.device.type, enabled=False):
             out_BHLD = F.scaled_dot_product_attention(
                 q_BHLD,

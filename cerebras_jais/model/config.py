@@ -8,7 +8,6 @@ The fields are the keys of the Model Zoo's `jais` and `llama` models with the Mo
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from pydantic_core import PydanticCustomError
 
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.outside import ONLY_AT_DEFAULT, RATE_GROUPS, WITHOUT_EFFECT, is_default
-from cerebras_jais.modelzoo_version import MODEL_CLASSES, PLUGIN_NAMES, RELEASE, STOCK_NAMES
+from cerebras_jais.modelzoo_version import MODEL_CLASSES, PLUGIN_NAMES, STOCK_NAMES
 from cerebras_jais.ranges import (
     BASE_WIDTH,
     EPSILON,
@@ -43,12 +42,13 @@ from cerebras_jais.ranges import (
     Range,
     shown,
 )
+from cerebras_jais.wording import suggestion
 
 
 class ModelConfigError(UserError):
     """A `model:` section that does not describe a model of the family.
 
-    `key` is the dotted path of a key below `model`, None for the section as a whole; `problem` says what is wrong.
+    `key` is the dotted path of a key below `model`, None for the section as a whole; `problem` is the message alone.
     """
 
     def __init__(self, key: str | None, problem: str):
@@ -104,7 +104,7 @@ class Initializer:
                 bound[side] = sign * (0.1 if side in section else 2 * std)
         mean = float(section.get("mean", 0.0))
         if truncated and not (bound["a"] <= mean <= bound["b"] and bound["a"] < bound["b"]):
-            raise ModelConfigError(key, f"mean {mean} must lie between the bounds a {bound['a']} and b {bound['b']}")
+            raise ModelConfigError(key, f"mean {mean} must be between the bounds a {bound['a']} and b {bound['b']}")
         return cls(name, mean, std, bound["a"], bound["b"])
 
     def scaled(self, factor: float) -> Initializer:
@@ -238,32 +238,12 @@ class DecoderConfig(BaseModel):
                 if not is_default(key, value):
                     raise OutsideFamilyError(str(given), value, ONLY_AT_DEFAULT[key])
             elif key not in (*NO_EFFECT_HERE, RATE_GROUPS):
-                near = difflib.get_close_matches(str(given), [*cls.model_fields, *ONLY_AT_DEFAULT], n=1)
-                raise ModelConfigError(
-                    str(given),
-                    "unknown key; "
-                    + (f"did you mean {near[0]!r}?" if near else f"the Model Zoo {RELEASE} has no similar name"),
-                )
+                hint = suggestion(str(given), [*cls.model_fields, *ONLY_AT_DEFAULT])
+                raise ModelConfigError(str(given), f"unknown key; {hint}")
         try:
             return cls(**given_as)
         except ValidationError as error:
             raise _refusal(error.errors(include_url=False)[0], given_as) from None
-
-    def to_section(self) -> dict[str, Any]:
-        """The `model:` section that describes this model, here and in the Model Zoo: every value but its defaults."""
-        section: dict[str, Any] = {"name": self.name}
-        for key, field in type(self).model_fields.items():
-            value = getattr(self, key)
-            # The Model Zoo's defaults of these two are no model of the family, so they are always written.
-            always = key in ("position_embedding_type", "nonlinearity")
-            if key == "name" or (value == field.default and not always):
-                continue
-            if isinstance(value, Initializer):
-                value = {k: v for k, v in dataclasses.asdict(value).items() if v is not None}
-            elif isinstance(value, tuple):
-                value = list(value)
-            section[key] = dict(value) if isinstance(value, Mapping) else value
-        return section
 
     @model_validator(mode="after")
     def _fits_together(self) -> DecoderConfig:
@@ -333,8 +313,24 @@ class DecoderConfig(BaseModel):
         return self.mup_base_hidden_size is not None
 
     @property
+    def width_multiplier(self) -> float:
+        """muP's m_d: the hidden size over that of the base model; 1 without muP."""
+        return self.hidden_size / self.mup_base_hidden_size if self.mup_base_hidden_size else 1.0
+
+    @property
+    def filter_multiplier(self) -> float:
+        """muP's m_f: the filter size over that of the base model; 1 without muP."""
+        return self.filter_size / self.mup_base_filter_size if self.mup_base_filter_size else 1.0
+
+    @property
+    def default_initializer(self) -> Initializer:
+        """What a weight without an initializer of its own is drawn from: bounds of two standard deviations."""
+        std = self.initializer_range
+        return Initializer("truncated_normal", 0.0, std, -2 * std, 2 * std)
+
+    @property
     def effective_rotary_dim(self) -> int:
-        """Dimensions of each head that rotate; a quarter of the head where the YAML says nothing (Model Zoo rule)."""
+        """Dimensions of each head that rotate; a quarter of the head where not given (Model Zoo rule)."""
         return self.rotary_dim if self.rotary_dim is not None else int(self.head_dim * 0.25)
 
     @property
@@ -347,10 +343,8 @@ class DecoderConfig(BaseModel):
     def logits_scale(self) -> float:
         """Factor on the logits: `output_logits_alpha` over the width multiplier (or its root) under muP."""
         if self.is_mup:
-            assert self.mup_base_hidden_size is not None
-            multiplier = self.hidden_size / self.mup_base_hidden_size
-            if not self.scale_output_logits_by_d:
-                multiplier = math.sqrt(multiplier)
+            by_d = self.scale_output_logits_by_d
+            multiplier = self.width_multiplier if by_d else math.sqrt(self.width_multiplier)
             return (self.output_logits_alpha or 1.0) / multiplier
         return self.output_logits_scale or 1.0
 
@@ -374,7 +368,7 @@ _WORDS = {
 
 
 def _refusal(error: Any, section: Mapping[str, Any]) -> ModelConfigError:
-    """The first of pydantic's errors of a section, as this project says it."""
+    """The first of pydantic's errors of a section, in this project's words."""
     key = str(error["loc"][0])
     value, kind = section[key], error["type"]
     if value is None:

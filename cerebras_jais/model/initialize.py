@@ -15,30 +15,23 @@ from cerebras_jais.model.tensors import Kind, tensors
 def weight_initializers(config: DecoderConfig) -> dict[Kind, Initializer]:
     """The distribution of each kind of weight that is drawn.
 
-    Under muP, with m_d = hidden / base hidden, m_f = filter / base filter and n layers, the spread of attention and
+    Under muP, with m_d = `width_multiplier`, m_f = `filter_multiplier` and n layers, the spread of attention and
     ffn_input is multiplied by m_d^-1/2, of attention_output by (2 n m_d)^-1/2 and of ffn_output by (2 n m_f)^-1/2.
     """
-    default = Initializer(
-        "truncated_normal",
-        0.0,
-        config.initializer_range,
-        -2 * config.initializer_range,
-        2 * config.initializer_range,
-    )
+    default = config.default_initializer
     depth = (2 * config.num_hidden_layers) ** -0.5
     attention = config.initializer or default
     ffn_input = config.ffn_initializer or config.initializer or default
     attention_output = config.output_layer_initializer
     ffn_output = config.ffn_output_layer_initializer
-    if config.mup_base_hidden_size and config.mup_base_filter_size:
-        width = (config.hidden_size / config.mup_base_hidden_size) ** -0.5
+    if config.is_mup:
+        width = config.width_multiplier**-0.5
         attention, ffn_input = attention.scaled(width), ffn_input.scaled(width)
         attention_output = (attention_output or default).scaled(width * depth)
-        filter_width = (config.filter_size / config.mup_base_filter_size) ** -0.5
-        ffn_output = (ffn_output or default).scaled(filter_width * depth)
+        ffn_output = (ffn_output or default).scaled(config.filter_multiplier**-0.5 * depth)
     elif attention_output is None and config.initializer is None:
         attention_output = default.scaled(depth)
-    # Where nothing says otherwise the output projections follow the initializer of their block.
+    # Where not given, the output projections follow the initializer of their block.
     ffn_output = ffn_output or attention_output or ffn_input
     attention_output = attention_output or attention
     return {

@@ -14,6 +14,7 @@ from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.stored import FOLD_THEM, WeightsError, adapters_in, stored_weights
 from cerebras_jais.model.tensors import second_names, tensors, under_both_names
 from cerebras_jais.params import section_at, trainers_of
+from cerebras_jais.wording import number_runs
 
 
 def load_model(path: str | Path, config: DecoderConfig | None = None) -> LanguageModel:
@@ -55,7 +56,7 @@ def recorded_config(checkpoint: Checkpoint) -> DecoderConfig:
                 return DecoderConfig.from_section(section)
             except ModelConfigError as error:
                 raise WeightsError(f"{checkpoint.path}: its recorded config cannot be used: {error}") from error
-    raise WeightsError(f"{checkpoint.path}: does not say which model it holds; give its trainer YAML with --config")
+    raise WeightsError(f"{checkpoint.path}: records no model config; give its trainer YAML with --config")
 
 
 def fill_model(model: LanguageModel, checkpoint: Checkpoint) -> None:
@@ -141,18 +142,12 @@ def describe(names: Iterable[str], what: str, detail: Callable[[str], str] | Non
         members.sort()
         shown = pattern
         if members[0][0] >= 0:
-            shown = pattern.replace("layers.*", f"layers.{_ranges([number for number, _ in members])}")
+            shown = pattern.replace("layers.*", f"layers.{_braced([number for number, _ in members])}")
         phrases.append(f"{shown} {what}" + (f" ({detail(members[0][1])})" if detail else ""))
     return phrases
 
 
-def _ranges(numbers: list[int]) -> str:
-    """Numbers as ranges: [0, 1, 2, 5] is "{0-2,5}"; one number stands alone."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and runs[-1][1] == number - 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    text = ",".join(f"{a}-{b}" if b > a else str(a) for a, b in runs)
+def _braced(numbers: list[int]) -> str:
+    """Numbers in a pattern: 0, 1, 2, 5 is "{0-2,5}"; one number has no braces."""
+    text = ",".join(number_runs(numbers))
     return text if len(numbers) == 1 else "{" + text + "}"

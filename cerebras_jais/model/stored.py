@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 
 from cerebras_jais.checkpoint import Checkpoint, StoredTensor
 from cerebras_jais.errors import UserError
-from cerebras_jais.model.tensors import PREFIX
+from cerebras_jais.model.tensors import state_key
 
 # Names of earlier releases of the Model Zoo: 2.0 kept the slopes of ALiBi outside the embedding layer.
-_OTHER_NAMES = {f"{PREFIX}relative_pe_helper.slopes": f"{PREFIX}embedding_layer.position_embed_helper.slopes"}
+_OTHER_NAMES = {state_key("relative_pe_helper.slopes"): state_key("embedding_layer.position_embed_helper.slopes")}
 # `lora_A` and `lora_B` of the Model Zoo's common/utils/model/lora.py, `lora_A.default.weight` of peft.
 _ADAPTER = re.compile(r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)(\.|$)")
 
@@ -47,7 +47,7 @@ def stored_weights(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
     for key, leaf in model.items():
         if not isinstance(leaf, StoredTensor):
             raise WeightsError(f"{checkpoint.path}: model.{key} is not a tensor; save the model's tensors alone there")
-        name = f"{PREFIX}{str(key).removeprefix(PREFIX)}"
+        name = state_key(str(key))
         name = _OTHER_NAMES.get(name, name)
         if name in found:
             raise WeightsError(f"{checkpoint.path}: has {name} twice, under two names of one tensor; remove one")

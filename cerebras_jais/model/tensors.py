@@ -24,6 +24,16 @@ PREFIX = "model."
 _Any = TypeVar("_Any")
 
 
+def state_key(name: str) -> str:
+    """The name of a tensor or module with the prefix, as the state of the model has it; with it already, unchanged."""
+    return name if name.startswith(PREFIX) else f"{PREFIX}{name}"
+
+
+def bare_name(name: str) -> str:
+    """The name of a tensor without the prefix."""
+    return name.removeprefix(PREFIX)
+
+
 @dataclass(frozen=True)
 class ModelTensor:
     """A tensor of a model under one of its names."""

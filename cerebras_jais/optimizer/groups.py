@@ -7,7 +7,6 @@ models/nlp/gpt2/gpt2_model.py (the groups of learning-rate scales), all of 2.10.
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from cerebras_jais.config.sections import AdamW as AdamWSection
 from cerebras_jais.errors import Keys, Problem, UserError, dotted
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.decoder import RMSNorm
+from cerebras_jais.wording import suggestion
 
 # Name of each learning-rate scale, and the glob patterns of its parameters.
 LEARNING_RATE_GROUPS: Mapping[str, tuple[str, ...]] = {
@@ -58,21 +58,16 @@ class ParameterGroup:
 def learning_rate_scales(config: DecoderConfig, overrides: Mapping[str, float] = {}) -> dict[str, float]:
     """The scale of each group of `LEARNING_RATE_GROUPS`: 1/m_d, 1/m_f under muP, `overrides` from the optimizer's keys.
 
-    m_d = hidden_size / mup_base_hidden_size and m_f = filter_size / mup_base_filter_size. Raises OptimizerError for an
-    override of an unknown group.
+    m_d is the config's `width_multiplier`, m_f its `filter_multiplier`. Raises OptimizerError for an override of an
+    unknown group.
     """
     scales = dict.fromkeys(LEARNING_RATE_GROUPS, 1.0)
-    if config.mup_base_hidden_size:
-        width = config.hidden_size / config.mup_base_hidden_size
-        scales["decoder_attention"] = scales["decoder_input_ffn"] = 1 / width
-    if config.mup_base_filter_size:
-        scales["decoder_output_ffn"] = 1 / (config.filter_size / config.mup_base_filter_size)
+    scales["decoder_attention"] = scales["decoder_input_ffn"] = 1 / config.width_multiplier
+    scales["decoder_output_ffn"] = 1 / config.filter_multiplier
     for name, scale in overrides.items():
         if name not in scales:
-            near = difflib.get_close_matches(name, scales, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(scales)}"
             keys = ("optimizer", "AdamW", "adjust_learning_rate", name)
-            raise OptimizerSectionError(keys, f"no such group of parameters; {hint}")
+            raise OptimizerSectionError(keys, f"no such group of parameters; {suggestion(name, scales)}")
         scales[name] = scale
     return scales
 

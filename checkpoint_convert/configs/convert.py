@@ -23,7 +23,7 @@ from checkpoint_convert.configs.jais import AUTO_MAP as AUTO_MAP
 from checkpoint_convert.configs.jais import jais_keys, jais_section
 from checkpoint_convert.configs.llama import llama_keys, llama_section
 from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.mapping.rules import JAIS, architecture_of
+from checkpoint_convert.mapping.rules import JAIS, LLAMA, architecture_of
 
 # The keys that decide the factor on the logits.
 _LOGITS_KEYS = {
@@ -181,7 +181,7 @@ def nearly_equal(a: Any, b: Any, *, rel_tol: float) -> bool:
 def check_convertible(config: DecoderConfig) -> None:
     """Raise ConversionError when Hugging Face's Jais or Llama class cannot compute what this model computes."""
     jais = architecture_of(config) is JAIS
-    target = "a Hugging Face Jais model" if jais else "LlamaForCausalLM"
+    target = "a Hugging Face Jais model" if jais else LLAMA.transformers_class
 
     def require(holds: bool, key: str, why: str) -> None:
         if not holds:

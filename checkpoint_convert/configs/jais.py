@@ -20,7 +20,7 @@ from checkpoint_convert.mapping.rules import JAIS
 AUTO_MAP = {
     "AutoConfig": "configuration_jais.JAISConfig",
     "AutoModel": "modeling_jais.JAISModel",
-    "AutoModelForCausalLM": "modeling_jais.JAISLMHeadModel",
+    "AutoModelForCausalLM": f"modeling_jais.{JAIS.transformers_class}",
     "AutoModelForSequenceClassification": "modeling_jais.JAISForSequenceClassification",
 }
 

@@ -63,7 +63,7 @@ def _nearest(guess: float, value_of: Callable[[float], float], wanted: float) ->
 def migrate_mup(section: Mapping[str, Any], adjust_learning_rate: Mapping[str, Any]) -> dict[str, Any]:
     """A section of the deprecated form in today's: the same logits, initial weights and learning-rate scales.
 
-    Any other section comes back as it is: one in today's form, one without muP, and one whose optimizer says nothing of
+    Any other section comes back as it is: one in today's form, one without muP, and one whose optimizer does not have
     `decoder_kernel` (its width is unknown, and it trained with one learning rate for all).
 
     Args:
@@ -101,8 +101,7 @@ def _base_initializers(old: DecoderConfig, m_d: float, m_f: float) -> dict[str, 
 
     All are given by name, since the defaults of the two forms differ.
     """
-    deviation = old.initializer_range
-    default = Initializer("truncated_normal", 0.0, deviation, -2 * deviation, 2 * deviation)
+    default = old.default_initializer
     depth = 2 * old.num_hidden_layers
     attention = old.initializer or default
     ffn = old.ffn_initializer or attention

@@ -1,4 +1,4 @@
-"""The trainer YAML: the `model:` section out of one, and one that trains a converted checkpoint on."""
+"""The trainer YAML: the `model:` section out of one, and one that continues training of a converted checkpoint."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.mapping.rules import JAIS, architecture_of
 
 _HEAD = """\
-# Trains {name} on. Written beside it by checkpoint-convert; `model:` is what the release says of itself.
+# Continues training of {name}. Written by checkpoint-convert; `model:` is from the release.
 #
 # Before the first run choose:
 #   fit.*_dataloader.data_dir      your data; the folders named are those that `cerebras-jais data pack --output data
 #                                  --tokenizer RELEASE --max-sequence-length {length} --held-out N` makes of Arabic and
 #                                  English text
-#   batch_size, max_steps and the learning rates: no release says how to train it on; a cautious start
+#   batch_size, max_steps and the learning rates: no release records them; these are a cautious start
 #   backend_type                   CPU, GPU or CSX
 #   fit.ckpt_path                  the checkpoint, relative to where the run is started; remove it to resume a run that
 #                                  has written checkpoints of its own
 # {mup}
-# The checkpoint holds weights only: the optimizer starts anew, at step 0.
+# The checkpoint holds weights only: the optimizer starts at step 0.
 {notes}"""
 
 
@@ -54,7 +54,7 @@ def model_section_of(params: Any, where: str) -> dict[str, Any]:
     """The `model:` section of the params of a run, in the form of Model Zoo 2.10 whichever release wrote them.
 
     The params are those of one trainer, of a list of trainers (the last counts), or of the older form with `model` and
-    `optimizer` at the top. Keys that are gone since are left out. The deprecated form of muP, which says its width in
+    `optimizer` at the top. Keys that are gone since are left out. The deprecated form of muP, which has its width in
     the optimizer, becomes today's, with the same logits, initial weights and learning-rate scales.
 
     Args:
@@ -78,13 +78,14 @@ def model_section_of(params: Any, where: str) -> dict[str, Any]:
 
 
 def adjustments_left_out(params: Any) -> list[str]:
-    """Notes on the optimizer's learning-rate scales that a `model:` section cannot say, so that no release keeps them.
+    """Notes on the optimizer's learning-rate scales that a `model:` section cannot hold, so that no release keeps them.
 
     They are a choice of the run, as the learning rate itself is; muP's own scales follow from the section.
     """
     left = {group: scale for group, scale in _adjustments_of(_run_of(params)).items() if group != "decoder_kernel"}
     return [
-        f"left out: optimizer.adjust_learning_rate.{group} = {scale!r}, a choice of the run; give it again to train on"
+        f"left out: optimizer.adjust_learning_rate.{group} = {scale!r}, a choice of the run; "
+        "give it again to continue training"
         for group, scale in left.items()
     ]
 
@@ -118,7 +119,7 @@ def _plain(value: Any) -> Any:
 
 
 def trainer_params(section: Mapping[str, Any], checkpoint: str) -> dict[str, Any]:
-    """Params that train a converted checkpoint on, in the Model Zoo and on the reference path alike.
+    """Params that continue training of a converted checkpoint, in the Model Zoo and on the reference path alike.
 
     Args:
         section: the `model:` section.
@@ -166,7 +167,7 @@ def _schedule(kind: str, start: float, end: float, steps: int) -> dict[str, Any]
 
 
 def yaml_text(params: Mapping[str, Any], notes: list[str]) -> str:
-    """The params as YAML under a comment that says what is left to choose, followed by the notes of the conversion."""
+    """The params as YAML under a comment with what is left to choose, followed by the notes of the conversion."""
     fit = params["trainer"]["fit"]
     config = DecoderConfig.from_section(params["trainer"]["init"]["model"])
     kind = "Jais" if architecture_of(config) is JAIS else "Llama"

@@ -140,8 +140,8 @@ class FileTensor:
                 fill(file.fileno())
         except EOFError:
             raise ConversionError(
-                f"{self.path}: ends inside tensor {self.name!r}; it changed while it was read, start again when its "
-                "writer has finished"
+                f"{self.path}: ends inside tensor {self.name!r}; it changed while it was read, rerun the command "
+                "when its writer has finished"
             ) from None
         except OSError as error:
             raise ConversionError(f"{self.path}: cannot be read: {error.strerror or error}") from error

@@ -138,7 +138,7 @@ def _read_directory(path: Path, file: BinaryIO) -> dict[str, Entry]:
         if offset <= begin:
             offset = _skip_local_header(path, file, header, name, size)
         if offset + size > begin:
-            raise damage(path, f"its entry {name!r} lies outside the file")
+            raise damage(path, f"its entry {name!r} is outside the file")
         entries[name] = Entry(offset, size)
         extents.append((header, offset + size))
     if at != length:
@@ -216,5 +216,5 @@ def _skip_local_header(path: Path, file: BinaryIO, at: int, name: str, size: int
     agrees = {packed, unpacked} <= {size, _FULL32} or (flags & _SIZES_FOLLOW and packed == unpacked == 0)
     agrees = agrees and sig == b"PK\3\4" and not method and not flags & ~(_SIZES_FOLLOW | _UTF8)
     if not agrees or _read_at(path, file, at + _LOCAL.size, names) != name.encode():
-        raise damage(path, f"the header of its entry {name!r} is not what the archive directory says")
+        raise damage(path, f"the header of its entry {name!r} differs from the archive directory")
     return at + int(_LOCAL.size + names + extras)

@@ -29,7 +29,7 @@ class Piece(NamedTuple):
 
     @property
     def slices(self) -> tuple[slice, ...]:
-        """Where it lies in its tensor."""
+        """Its position in its tensor."""
         return tuple(slice(start, start + size) for start, size in zip(self.at, self.values.shape, strict=True))
 
 
@@ -54,7 +54,7 @@ class Operation(Protocol):
         ...
 
     def move(self, piece: Piece) -> tuple[Piece, ...]:
-        """Where a piece of the inputs lies in the outputs; the values may be views of it."""
+        """Where a piece of the inputs belongs in the outputs; the values may be views of it."""
         ...
 
 

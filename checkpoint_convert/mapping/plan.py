@@ -124,7 +124,7 @@ def make_plan(
         side: the side that `tensors` come from.
         tensors: by name, as `open_model.Model` has them.
         dtype: element type to convert weights to; None keeps each as it is stored. ALiBi's slopes are never converted.
-        link_ties: whether the written side can say that two names are one tensor; otherwise both are written.
+        link_ties: whether the written side can store one tensor under two names; otherwise both are written.
 
     Raises:
         ConversionError: tensors missing or left over, another shape, weights that are no floating-point numbers, mixed
@@ -172,7 +172,7 @@ def _assemble(
         if first_name is None:
             count = sum(math.prod(shape) for shape in rule.cerebras_shapes)
             bytes_of[steps[-1].dtype] += count * np_dtype(steps[-1].dtype).itemsize
-    for name in [name for name in tied if name not in step_of]:  # no rule has `ln_f` beside `transformer_decoder.norm`
+    for name in [name for name in tied if name not in step_of]:  # no rule has the second name of the last norm
         add(steps[step_of[tied[name]]].rule, (tensors[name],), tied[name], writes=False)
 
     written = [name for rule in table for name in rule.names(other_side(side))]
@@ -220,7 +220,7 @@ def _check_names(
     if missing:
         hint = ""
         if "lm_head.weight" in missing and not config.share_embedding_weights:
-            hint = " (is the head tied to the embedding? then the config must say so)"
+            hint = " (if the head is tied to the embedding, the config must tie them)"
         problems.append(f"missing: {_listed(missing)}{hint}")
     if left_over:
         problems.append(f"not in such a model: {_listed(name for name in surplus if name in left_over)}")

@@ -1,7 +1,7 @@
 """Which Cerebras tensor is which Hugging Face tensor: one table per architecture, stated once, read in both directions.
 
-Names on the Cerebras side are those under `state["model"]` without their leading `model.`. `{layer}` stands for the
-number of a layer. `cerebras_jais.model.tensors` says which tensors there are and of what shapes; the shapes of the
+Names on the Cerebras side are those under `state["model"]` without their leading `model.`. `{layer}` is the
+number of a layer. `cerebras_jais.model.tensors` lists the tensors and their shapes; the shapes of the
 other side follow from the operation. Source: the tensors of the published Jais and Llama releases.
 """
 
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cerebras_jais.model.config import DecoderConfig
-from cerebras_jais.model.tensors import PREFIX, second_names, tensors
+from cerebras_jais.model.tensors import bare_name, second_names, tensors
+from cerebras_jais.wording import number_runs
 from checkpoint_convert.mapping.operations import (
     Chain,
     Identity,
@@ -98,17 +99,17 @@ def rules(config: DecoderConfig) -> tuple[Rule, ...]:
 
 
 def ties(config: DecoderConfig, side: Side) -> dict[str, str]:
-    """Second names of tensors on a side: name -> the name that stands in the rules. Both hold the same values."""
+    """Second names of tensors on a side: name -> the name in the rules. Both hold the same values."""
     release_names = {rule.cerebras[0]: rule.hugging_face[0] for rule in rules(config)}
     tied: dict[str, str] = {}
     for second, first in second_names(config).items():
-        pair = second.removeprefix(PREFIX), first.removeprefix(PREFIX)
+        pair = bare_name(second), bare_name(first)
         if side == "hugging_face":
             if all(name in release_names for name in pair):
                 tied[release_names[pair[0]]] = release_names[pair[1]]
         elif pair[1] in release_names:
             tied[pair[0]] = pair[1]
-        else:  # the table has the last norm as `transformer_decoder.norm`, not as `ln_f`
+        else:  # the table has the last norm under its second name
             tied[pair[1]] = pair[0]
     return tied
 
@@ -129,7 +130,7 @@ def tensor_count(config: DecoderConfig) -> int:
 
 
 def _shapes(config: DecoderConfig) -> dict[str, Shape]:
-    return {tensor.name.removeprefix(PREFIX): tensor.shape for tensor in tensors(config)}
+    return {bare_name(tensor.name): tensor.shape for tensor in tensors(config)}
 
 
 @dataclass(frozen=True)
@@ -224,11 +225,5 @@ def grouped(names: Iterable[str]) -> list[str]:
 
 def layers_text(numbers: Iterable[int]) -> str:
     """Numbers of layers for a message: "layers 0-17, 20"."""
-    runs: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    text = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
-    return ("layers " if len(set(numbers)) > 1 else "layer ") + text
+    numbers = set(numbers)
+    return ("layers " if len(numbers) > 1 else "layer ") + ", ".join(number_runs(numbers))

@@ -320,7 +320,7 @@ def _against_manifest(
             if listed[name] == digest:
                 right += 1
             else:
-                wrong[name] = f"not what {manifest_path(side.model.path)} says"
+                wrong[name] = f"differs from {manifest_path(side.model.path)}"
     return right, wrong
 
 

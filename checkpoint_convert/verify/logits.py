@@ -25,6 +25,7 @@ from cerebras_jais.encoding import encode_texts, reading_text_as_data
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.decoder import LanguageModel
+from cerebras_jais.model.tensors import state_key
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.formats.release_directory import CONFIG, TOKENIZER
 from checkpoint_convert.formats.tensors import UNIT_ROUNDOFF, Tensor
@@ -70,7 +71,7 @@ class _ComparedModules:
     """Whether a release may have a tensor of this name that the model does not read."""
 
 
-_REFERENCE = _ComparedModules("model.drop_embd", "model.transformer_decoder.layers", "model.ln_f")
+_REFERENCE = _ComparedModules(state_key("drop_embd"), state_key("transformer_decoder.layers"), state_key("ln_f"))
 _RELEASE = {
     JAIS.name: _ComparedModules("transformer.drop", "transformer.h", "transformer.ln_f", JAIS.ignored.fullmatch),
     LLAMA.name: _ComparedModules("model.embed_tokens", "model.layers", "model.norm", LLAMA.ignored.fullmatch),
@@ -119,11 +120,6 @@ class LogitsReport:
     def largest_difference(self) -> float:
         """Largest absolute difference of any logit."""
         return self.layers[-1].largest_difference
-
-    @property
-    def largest_logit(self) -> float:
-        """Largest absolute logit of the reference path."""
-        return self.layers[-1].largest_magnitude
 
 
 def relative_tolerance(rounded_to: str, depth: int) -> float:
@@ -177,8 +173,8 @@ def compare_logits(
         with torch.device("meta"):
             ours = LanguageModel(opened.config).eval()
         _check_sizes(release, ours.config, theirs.config)
-        our_ties = {f"model.{name}": f"model.{first}" for name, first in ties(ours.config, "cerebras").items()}
-        stored = {f"model.{name}": tensor for name, tensor in opened.tensors.items()}
+        our_ties = {state_key(name): state_key(first) for name, first in ties(ours.config, "cerebras").items()}
+        stored = {state_key(name): tensor for name, tensor in opened.tensors.items()}
         our_weights = find_weights(checkpoint, ours, stored, our_ties)
         their_weights = find_weights(
             release, theirs, weights_of(release, allow_pickle), _release_ties(theirs), modules.ignored
@@ -198,7 +194,7 @@ def compare_logits(
         stream_weights(theirs, their_weights, report)
         if architecture_of(ours.config) is JAIS:
             # The only weight that is used without a call of its module: one number per head, which stays in memory.
-            helper = "model.embedding_layer.position_embed_helper"
+            helper = state_key("embedding_layer.position_embed_helper")
             load(ours.get_submodule(helper), {"slopes": our_weights[f"{helper}.slopes"]}, report)
 
         def keep(name: str, x_BLE: torch.Tensor) -> None:
@@ -357,7 +353,7 @@ def _rounded_to(config: DecoderConfig, ours: Mapping[str, Tensor], theirs: Mappi
     """The coarsest element type among weights with different types on the two sides; "float32" where none differ."""
     found = {"float32"}
     for rule in rules(config):
-        our_types = {ours[f"model.{name}"].dtype for name in rule.cerebras if f"model.{name}" in ours}
+        our_types = {ours[key].dtype for key in map(state_key, rule.cerebras) if key in ours}
         their_types = {theirs[name].dtype for name in rule.hugging_face if name in theirs}
         if rule.cerebras[0].endswith(".slopes"):
             found |= our_types  # a release computes with exact slopes, the reference path with rounded ones

@@ -23,6 +23,7 @@ from checkpoint_convert.configs.jais import AUTO_MAP
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.formats.json_files import read_json
 from checkpoint_convert.formats.release_directory import CODE_SUFFIXES, CONFIG, names_in
+from checkpoint_convert.mapping.rules import LLAMA
 from checkpoint_convert.streaming.digest import digest_of
 from checkpoint_convert.verify.code_versions import current_version, known_versions
 
@@ -190,7 +191,9 @@ def _class(code: ReleaseCode, package: str, named: Mapping[str, Any], kind: str)
     if reference is None and code.config.get("model_type") == "llama":
         import transformers
 
-        return {"AutoConfig": transformers.LlamaConfig, "AutoModelForCausalLM": transformers.LlamaForCausalLM}[kind]
+        return getattr(
+            transformers, {"AutoConfig": "LlamaConfig", "AutoModelForCausalLM": LLAMA.transformers_class}[kind]
+        )
     if not isinstance(reference, str) or not re.fullmatch(r"\w+\.\w+", reference):
         raise ConversionError(
             f"{code.release / CONFIG}: auto_map.{kind} must name a class as module.Class (got {reference!r})"

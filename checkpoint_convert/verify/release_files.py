@@ -55,7 +55,7 @@ def check_files(
         elif not path.is_file():
             found[name] = "not a regular file"
         elif name in manifest.files and file_digest(path) != manifest.files[name]:
-            found[name] = f"not what {MANIFEST} says"
+            found[name] = f"differs from {MANIFEST}"
         elif name in manifest.shards and name not in weights:
             found[name] = f"listed as weights in {MANIFEST}, but is not one of the weight files"
     listed = manifest.files.keys() | set(manifest.shards)

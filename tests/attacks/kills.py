@@ -47,7 +47,7 @@ def convert(direction: str, source: Path, output: Path, progress: Callable = lam
 def run_killed(direction: str, source: Path, output: Path, moment: Moment | None) -> bool:
     """Convert in a child process that dies at the moment; whether it was killed. Errors of the child are raised.
 
-    One error is none: that the output is there already, when it was there before.
+    One error is none: that the output already exists, when it was there before.
     """
     there = output.exists()
     child = os.fork()
@@ -66,7 +66,7 @@ def run_killed(direction: str, source: Path, output: Path, moment: Moment | None
             convert(direction, source, output, progress)
             status = 0
         except BaseException as error:
-            if there and "exists already" in str(error):
+            if there and "already exists" in str(error):
                 os._exit(0)
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
         finally:

@@ -122,10 +122,10 @@ def test_a_heap_of_texts_in_which_hdf5_never_comes_to_an_end_is_refused(
         ({"__spec__": "[1]"}, "reading its structure"),
         ({"__spec__": "[" * 100_000}, "reading its structure"),
         ({"__spec__": json.dumps([None, json.dumps([1, handmade.LEAF])])}, "single value"),
-        ({"spec": handmade.tree_spec(["a", "ghost"])}, "says nothing about 'ghost'"),
+        ({"spec": handmade.tree_spec(["a", "ghost"])}, "has no metadata for 'ghost'"),
         ({"a.__metadata__": "[]"}, "reading the description of 'a'"),
         ({"a.__metadata__": "{}"}, "reading the description of 'a'"),
-        ({"a.__metadata__": 3.0}, "says nothing about 'a'"),
+        ({"a.__metadata__": 3.0}, "has no metadata for 'a'"),
     ],
 )
 def test_a_damaged_description_is_refused(path: Path, attributes: dict, message: str) -> None:

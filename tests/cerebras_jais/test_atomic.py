@@ -59,7 +59,7 @@ def test_nothing_is_left_and_the_error_is_unchanged(tmp_path: Path, error: type[
 def test_an_existing_file_is_refused_before_the_block(tmp_path: Path) -> None:
     target = tmp_path / "x.mdl"
     target.write_bytes(b"old")
-    with pytest.raises(UserError, match="exists already"), replacing(target):
+    with pytest.raises(UserError, match="already exists"), replacing(target):
         pytest.fail("the block must not run")
     with replacing(target, overwrite=True) as temporary:
         temporary.write_bytes(b"new")
@@ -77,7 +77,7 @@ def test_a_failed_overwrite_keeps_the_old_file(tmp_path: Path) -> None:
 
 def test_a_file_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
     target = tmp_path / "x.mdl"
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         _write(target, meanwhile=lambda: target.write_bytes(b"other"))
     assert target.read_bytes() == b"other"
     assert list(tmp_path.iterdir()) == [target]
@@ -86,7 +86,7 @@ def test_a_file_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
 def test_a_dangling_link_counts_as_existing(tmp_path: Path) -> None:
     target = tmp_path / "x.mdl"
     target.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="exists already"), replacing(target):
+    with pytest.raises(UserError, match="already exists"), replacing(target):
         pytest.fail("the block must not run")
 
 
@@ -183,7 +183,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         with pytest.raises(UserError, match="another process is making it"), whole_folder(target):
             pass
     assert (target / "a").read_text() == "1"
-    with pytest.raises(UserError, match="is there already"), whole_folder(target):
+    with pytest.raises(UserError, match="already exists"), whole_folder(target):
         pass
     with whole_folder(target, replaces=True) as hidden:
         (hidden / "b").write_text("2")

@@ -88,11 +88,11 @@ def test_every_option_that_names_a_file_refuses_what_is_none(arguments, no_files
 
 def test_a_file_that_is_too_large_is_refused(tmp_path):
     (tmp_path / "large").write_bytes(b"x" * (MIB + 1))
-    with pytest.raises(UserError, match="larger than 1 MiB"):
+    with pytest.raises(UserError, match="larger than the limit of 1 MiB"):
         read_bytes(tmp_path / "large", MIB)
     (tmp_path / "sparse").touch()
     os.truncate(tmp_path / "sparse", 1 << 40)
-    with pytest.raises(UserError, match="larger than 1 MiB"):
+    with pytest.raises(UserError, match="larger than the limit of 1 MiB"):
         read_text(tmp_path / "sparse", MIB)
 
 

@@ -154,11 +154,11 @@ def test_an_existing_output_is_never_touched(tmp_path):
         convert_to_hf(checkpoint, tmp_path / "release")
     assert (tmp_path / "release" / "config.json").stat().st_mtime_ns == before
     (tmp_path / "back.yaml").write_text("mine")
-    with pytest.raises(UserError, match=r"back\.yaml: exists"):
+    with pytest.raises(UserError, match=r"back\.yaml: already exists"):
         convert_to_cerebras(tmp_path / "release", tmp_path / "back.mdl")
     assert (tmp_path / "back.yaml").read_text() == "mine"
     (tmp_path / "other.mdl").write_text("mine")
-    with pytest.raises(UserError, match=r"other\.mdl: exists"):
+    with pytest.raises(UserError, match=r"other\.mdl: already exists"):
         convert_to_cerebras(tmp_path / "release", tmp_path / "other.mdl")
     assert listing(tmp_path) == ["back.yaml", "c.mdl", "other.mdl", "release"]
 

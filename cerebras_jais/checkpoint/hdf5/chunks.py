@@ -1,4 +1,4 @@
-"""The chunks of a dataset: where each lies in the file, and rows put together from them, without the HDF5 library.
+"""The chunks of a dataset: where each is in the file, and rows assembled from them, without the HDF5 library.
 
 A chunk is unpacked in this module and in `lz4`, which leave Python's global lock free for the long parts, so several
 threads can read one dataset at once. Filters: HDF5 File Format Specification, "Data Storage - Filter Pipeline" (deflate
@@ -21,7 +21,7 @@ from cerebras_jais.checkpoint.hdf5.lz4 import LARGEST_EXPANSION, LZ4_FILTER, unp
 from cerebras_jais.checkpoint.io import read_at
 
 _DEFLATE, _SHUFFLE, _FLETCHER32 = 1, 2, 3
-# What one byte in the file can stand for at most: a larger shape is false.
+# Bytes that one byte of the file can unpack to at most: a larger shape is false.
 _EXPANSION = {_DEFLATE: 1032, LZ4_FILTER: LARGEST_EXPANSION, _SHUFFLE: 1, _FLETCHER32: 1}
 _CHECKSUM_BYTES = 4
 _CACHE_BYTES = 32 << 20
@@ -40,7 +40,7 @@ class Packing:
 
 
 def packing_of(filters: Sequence[Sequence[Any]], itemsize: int) -> Packing | None:
-    """Return what a list of [code, parameters] stands for; None when it is no packing that is read here."""
+    """Return the packing of a list of [code, parameters]; None for one that is not read here."""
     codes = tuple(code for code, _ in filters)
     shuffled = codes[:1] == (_SHUFFLE,)
     packers = codes[1:] if shuffled else codes
@@ -53,7 +53,7 @@ def packing_of(filters: Sequence[Sequence[Any]], itemsize: int) -> Packing | Non
 
 @dataclass(frozen=True, eq=False)
 class ChunkTable:
-    """Where each chunk lies, in row-major order of the grid that they form; all arrays have one axis."""
+    """Where each chunk is, in row-major order of the grid that they form; all arrays have one axis."""
 
     chunks: tuple[int, ...]
     """The shape of a chunk."""
@@ -168,7 +168,7 @@ def _unpack(
 
 
 def _checked(stored: memoryview) -> memoryview:
-    """Return what stands before Fletcher's checksum of it (HDF5's H5_checksum_fletcher32: 16-bit words, big-endian)."""
+    """Return the content before its Fletcher checksum (HDF5's H5_checksum_fletcher32: 16-bit words, big-endian)."""
     if len(stored) < _CHECKSUM_BYTES:
         raise ValueError("it ends too early")
     content, checksum = stored[:-_CHECKSUM_BYTES], stored[-_CHECKSUM_BYTES:]

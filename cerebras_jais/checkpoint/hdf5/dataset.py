@@ -1,4 +1,4 @@
-"""A dataset as it lies in a file: what the child says of it, checked, and its rows read without the HDF5 library."""
+"""A dataset of a file: its description by the child, validated, and its rows, read without the HDF5 library."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from cerebras_jais.checkpoint.io import read_at
 
 _MAX_RANK = 32
 _CHUNK_BYTES = 16  # of each chunk in a table: offset (8), size (4), filter mask (4)
-# A chunk's entry in any index of HDF5 has at least its offset; without that an absurd number of chunks costs nothing.
+# A chunk's entry in any index of HDF5 has at least its offset; otherwise a small file could claim any number of them.
 _LEAST_PER_CHUNK = 8
 _PROBLEMS = {
     "missing": "is missing; the file is incomplete",
-    "link": "lies behind a soft or external link; such files are refused",
+    "link": "is a soft or external link, which is not followed; store the data in the file",
     "empty": "has no data; the file is incomplete",
 }
 
@@ -63,7 +63,7 @@ def _header_of(name: str, facts: Mapping[str, Any], numbers: bytes, file_size: i
         raise ValueError(_PROBLEMS[facts["problem"]])
     shape, itemsize, layout = tuple(facts["shape"]), facts["itemsize"], facts["layout"]
     if layout == "virtual" or facts["elsewhere"]:
-        raise ValueError("has its data in another file; such files are refused")
+        raise ValueError("has its data in another file, which is not opened; store the data in the file")
     if len(shape) > _MAX_RANK:
         raise ValueError(f"has more than {_MAX_RANK} dimensions")
     packing = packing_of(facts["filters"], itemsize)
@@ -99,7 +99,7 @@ def table_columns(numbers: bytes, count: int, file_size: int) -> tuple[np.ndarra
     offsets = np.frombuffer(numbers, "<i8", count)
     sizes, masks = np.frombuffer(numbers, "<u4", 2 * count, 8 * count).reshape(2, count)
     if ((offsets < 0) | (sizes > file_size) | (offsets > file_size - sizes.astype(np.int64))).any():
-        raise ValueError("has chunks that lie outside the file; the file is damaged")
+        raise ValueError("has chunks outside the file; the file is damaged")
     return offsets, sizes, masks
 
 

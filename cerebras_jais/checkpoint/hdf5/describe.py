@@ -1,8 +1,8 @@
-"""Says what stands in HDF5 files: a program of its own, which `isolate` starts and to which it gives the files.
+"""Program that describes HDF5 files; run as a child process by `isolate`.
 
 HDF5 parses files in C and trusts them: a damaged one can make it loop for ever, ask for any amount of memory or end its
-process. Files to be read therefore meet the library only in this program, which the system ends when one of them takes
-more time or memory than it is allowed, and which cannot open what a file points to.
+process. Only this process therefore opens files with the HDF5 library; the system ends it when one of them takes more
+time or memory than it is allowed, and it cannot open what a file points to.
 
 Standard input is one JSON object: `files` (paths), `datasets` (names, or null for those of a checkpoint) and the limits
 `memory`, `seconds` and `processor_seconds` (for each file). Standard output is one byte once h5py is imported, then an
@@ -94,11 +94,11 @@ class OpenFile(io.RawIOBase):
         return size
 
 
-# ---- what stands in a file ------------------------------------------------------------------------------------------
+# ---- the description of a file --------------------------------------------------------------------------------------
 
 
 def describe(file: h5py.File, size: int, datasets: Sequence[str] | None) -> tuple[dict[str, Any], list[bytes]]:
-    """Return what stands in an open file of `size` bytes, and the chunk tables of its datasets one after another.
+    """Return the facts about an open file of `size` bytes, and the chunk tables of its datasets one after another.
 
     The facts are `attributes`, name -> [value] for those of the root that a checkpoint needs, and `datasets`, name ->
     header (see `header`). What HDF5 cannot read, and an attribute of another kind, is {"error": reason}.
@@ -159,7 +159,9 @@ def attribute(file: h5py.File, name: str) -> str | bool | int | float:
 
 
 def header(file: h5py.File, size: int, name: str) -> tuple[dict[str, Any], bytes]:
-    """Return where and how the dataset `name` lies, or {"problem": "missing" | "link" | "empty"}; and its chunk table.
+    """Return the location and layout of the dataset `name` and its chunk table.
+
+    In place of the facts: {"problem": "missing" | "link" | "empty"}.
 
     Only hard links are followed: the other kinds lead out of the file or round in it. `chunk_count` is the number of
     chunks in the table, or 0 with `chunk_problem` where there is none to give.
@@ -198,7 +200,7 @@ def header(file: h5py.File, size: int, name: str) -> tuple[dict[str, Any], bytes
 
 
 def chunk_table(dataset: h5py.h5d.DatasetID, size: int) -> bytes:
-    """Return where the chunks of a dataset lie in a file of `size` bytes: see `in_order`.
+    """Return where the chunks of a dataset are in a file of `size` bytes: see `in_order`.
 
     Raises ValueError when they are not exactly the chunks of its shape; stops one chunk after there are too many.
     """
@@ -291,7 +293,7 @@ def _error(error: Exception) -> dict[str, str]:
 def describe_path(
     path: str, datasets: Sequence[str] | None, seconds: int, processor_seconds: tuple[float, float, int]
 ) -> tuple[dict[str, Any], list[bytes]]:
-    """Open a file, describe it within limits of time, and return facts and tables; `identity` is what fstat says."""
+    """Open a file, describe it within limits of time, and return facts and tables; `identity` is from fstat."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
@@ -358,6 +360,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError):  # nobody wants the rest
+    with contextlib.suppress(BrokenPipeError):  # the parent has closed the pipe
         main()
     os._exit(0)

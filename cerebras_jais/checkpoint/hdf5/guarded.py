@@ -1,8 +1,8 @@
 """A checkpoint's HDF5 file open for reading: no link out of it is followed, and every size in it is checked.
 
 HDF5 can point outside its file, compute data from other datasets and call any filter installed; a checkpoint needs none
-of that, so all of it is refused. The library itself looks at the file only in a child process (`isolate`), which says
-where the data lies; the data is then read here.
+of that, so all of it is refused. The library itself opens the file only in a child process (`isolate`), which finds
+where the data is; the data is then read here.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 
 from cerebras_jais.checkpoint.errors import CheckpointError, as_checkpoint_error
 from cerebras_jais.checkpoint.hdf5.dataset import DatasetHeader, headers_of, read_rows
-from cerebras_jais.checkpoint.hdf5.isolate import Descriptions, describe_own, identity_of
+from cerebras_jais.checkpoint.hdf5.isolate import Descriptions, describe_own
 from cerebras_jais.checkpoint.io import read_columns_at
-from cerebras_jais.files import check_regular
+from cerebras_jais.files import check_regular, identity_of, is_in_object_storage
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _FIRST_PLACE = 512  # of the signature when something else comes before it; then at twice that, and so on
@@ -34,7 +34,7 @@ class GuardedFile:
             descriptions: a child that was started with this file among others; None starts one for it.
         """
         self.path = Path(path)
-        if str(path).startswith("s3:/"):
+        if is_in_object_storage(path):
             raise CheckpointError(f"{path}: only local files are read; copy the checkpoint here first")
         if self.path.is_dir():
             made = "`checkpoint-convert to-cerebras` makes a .mdl file of a release"
@@ -67,7 +67,7 @@ class GuardedFile:
         except ValueError as error:
             raise CheckpointError(f"{self.path}: {error}") from error
         if description.identity != self._identity:
-            raise CheckpointError(f"{self.path}: was changed while it was being read; start again")
+            raise CheckpointError(f"{self.path}: changed while it was read; rerun the command")
         self._attributes = description.attributes
         self._headers = headers_of(description)
 
@@ -80,7 +80,7 @@ class GuardedFile:
         self._check_open()
         with as_checkpoint_error(self.path, "looking whether it was changed"):
             if identity_of(self._file.fileno()) != self._identity:
-                raise CheckpointError(f"{self.path}: was changed while it was being read; start again")
+                raise CheckpointError(f"{self.path}: changed while it was read; rerun the command")
 
     def attribute(self, name: str) -> Any:
         """Return a scalar attribute of the root as str, bool, int or float; None when it is not there."""

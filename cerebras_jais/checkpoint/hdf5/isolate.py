@@ -1,4 +1,4 @@
-"""Ask what stands in HDF5 files without letting the HDF5 library into this process.
+"""Describe HDF5 files without loading the HDF5 library into this process.
 
 The library parses files in C and trusts them, so `describe` runs in one child process for all files of a command, with
 limits on its memory and time: damage cannot crash, block or bloat this process.
@@ -20,9 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cerebras_jais.files import Identity, StrPath, identity_of
+
 _PROGRAM = Path(__file__).with_name("describe.py")
 _SIZES = struct.Struct("<QQ")  # describe.SIZES, whose import would bring h5py with it
-# Reading the structure of 6,000 tensors (20 MB of file) takes 3 seconds; nothing honest comes near these limits.
+# Reading the structure of 6,000 tensors (20 MB of file) takes 3 seconds; valid files stay far below these limits.
 _PROCESSOR_SECONDS = 2
 _PROCESSOR_SECONDS_PER_BYTE = 1 / (1 << 20)
 _MOST_PROCESSOR_SECONDS = 120
@@ -31,8 +33,6 @@ _SECONDS = 300
 _MEMORY = 1 << 30
 _LONGEST_ANSWER = 1 << 30
 
-StrPath = str | os.PathLike[str]
-
 
 class _EndedError(ValueError):
     """The child has no more answers to give."""
@@ -40,10 +40,10 @@ class _EndedError(ValueError):
 
 @dataclass(frozen=True)
 class Description:
-    """What the child says of a file; `dataset.header_of` judges it."""
+    """The child's description of a file; `dataset.headers_of` validates it."""
 
-    identity: tuple[int, int]
-    """Bytes and time of modification (ns) of the file that was described."""
+    identity: Identity
+    """Of the file that was described."""
     attributes: Mapping[str, Any]
     """Of the root: name -> [value] or {"error": reason}."""
     datasets: Mapping[str, Mapping[str, Any]]
@@ -52,14 +52,8 @@ class Description:
     """The chunk tables of the datasets, one after another."""
 
 
-def identity_of(descriptor: int) -> tuple[int, int]:
-    """What `Description.identity` is of an open file that was not changed since it was described."""
-    found = os.fstat(descriptor)  # not its inode, which some network file systems number anew at each look
-    return found.st_size, found.st_mtime_ns
-
-
 _CLOCK_STEP = 50_000_000  # ns; Linux has steps of 1 to 10 ms
-_own: dict[str, tuple[int, int]] = {}
+_own: dict[str, Identity] = {}
 
 
 def note_own(path: StrPath) -> None:
@@ -76,7 +70,10 @@ def note_own(path: StrPath) -> None:
 
 
 def describe_own(path: StrPath, descriptor: int) -> Description | None:
-    """Describe a file that this process itself has written, open for reading; None for any other."""
+    """Describe a file that this process itself has written, open for reading; None for any other.
+
+    None too where the library refuses the file: something else was written to it, and the child finds what is wrong.
+    """
     identity = identity_of(descriptor)
     if _own.get(os.path.abspath(path)) != identity:
         return None
@@ -84,8 +81,11 @@ def describe_own(path: StrPath, descriptor: int) -> Description | None:
 
     from cerebras_jais.checkpoint.hdf5.describe import OpenFile, describe
 
-    with h5py.File(OpenFile(descriptor), "r") as file:
-        facts, tables = describe(file, identity[0], None)
+    try:
+        with h5py.File(OpenFile(descriptor), "r") as file:
+            facts, tables = describe(file, identity[0], None)
+    except (OSError, RuntimeError, KeyError, ValueError):
+        return None
     facts = json.loads(json.dumps(facts))
     return Description(identity, facts["attributes"], facts["datasets"], b"".join(tables))
 
@@ -140,9 +140,9 @@ class Descriptions:
             with self._child.stdin as pipe:
                 pipe.write(json.dumps(question).encode())
         except BrokenPipeError:
-            pass  # it ended before it read; the first answer, which does not come, says so
+            pass  # it ended before it read; waiting for the first answer reports that
         except OSError as error:
-            reason = ValueError(f"cannot be looked into: {sys.executable}: {error.strerror or error}")
+            reason = ValueError(f"cannot be described: {sys.executable}: {error.strerror or error}")
             self._known |= dict.fromkeys(self._waiting, reason)
 
     def of(self, file: StrPath) -> Description:
@@ -162,10 +162,10 @@ class Descriptions:
         return path in self._known or path in self._waiting
 
     def _next_answer(self) -> Description | ValueError:
-        """Receive what the child says of the next file."""
+        """Receive the child's description of the next file."""
         try:
             if not self._is_ready and not self._receive(1):
-                raise _EndedError(f"cannot be looked into: {sys.executable} does not import h5py in a new process")
+                raise _EndedError(f"cannot be described: {sys.executable} does not import h5py in a new process")
             self._is_ready = True
             sizes = self._receive(_SIZES.size)
             text_size, tables_size = _SIZES.unpack(sizes) if sizes else (0, 0)
@@ -196,7 +196,7 @@ class Descriptions:
             ready.register(pipe, selectors.EVENT_READ)
             while len(pieces) < size:
                 if not ready.select(max(0.0, deadline - time.monotonic())):
-                    raise _EndedError(f"could not be read in {_SECONDS} s; is the disk there?")
+                    raise _EndedError(f"reading it took longer than {_SECONDS} s; check the disk or network")
                 piece = os.read(pipe, min(size - len(pieces), 1 << 20))
                 if not piece:
                     return None

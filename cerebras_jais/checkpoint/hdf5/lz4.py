@@ -1,7 +1,7 @@
 """One chunk of a dataset as the HDF5 LZ4 filter packs it.
 
 8 bytes of unpacked size, 4 bytes of block size, then for each block 4 bytes of packed size and the packed block; the
-numbers are big-endian, and a block whose packed size equals its unpacked size lies there as it is. Source: the HDF
+numbers are big-endian, and a block whose packed size equals its unpacked size is stored as it is. Source: the HDF
 Group's registry of filters, 32004. Packing and unpacking leave Python's global lock free, so threads share the work.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 
 LZ4_FILTER = 32004
 LARGEST_EXPANSION = 255
-"""Bytes that one packed byte can stand for at most, by the format of LZ4 blocks."""
+"""Bytes that one packed byte can unpack to at most, by the format of LZ4 blocks."""
 
 _HEAD = struct.Struct(">QI")
 _PACKED_SIZE = struct.Struct(">I")
@@ -20,7 +20,7 @@ _BLOCK_BYTES = 1 << 30
 
 
 def pack_chunk(values: np.ndarray) -> bytes:
-    """Return the bytes that stand in the file for one whole chunk, given as a contiguous array."""
+    """Pack one whole chunk, given as a contiguous array, as the file stores it."""
     import lz4.block  # here and below: only packed tensors need it
 
     left = values.reshape(-1).view(np.uint8).data
@@ -35,7 +35,7 @@ def pack_chunk(values: np.ndarray) -> bytes:
 
 
 def unpack_chunk(stored: bytes | bytearray | memoryview, size: int) -> bytes | bytearray | memoryview:
-    """Return the `size` bytes of a chunk, given what stands for it in the file; they can be a part of `stored`.
+    """Unpack a chunk, as the file stores it, to its `size` bytes; they can be a part of `stored`.
 
     No number in `stored` makes this take more memory than twice `size`, and no `size` more than 510 times `stored`.
     Raises ValueError when they do not fit each other.

@@ -193,7 +193,7 @@ def test_reading_after_closing_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_name_is_explained(theirs: Path) -> None:
     with open_checkpoint(theirs) as checkpoint:
-        with pytest.raises(CheckpointError, match=r"nearest is 'model\.brain'"):
+        with pytest.raises(CheckpointError, match=r"did you mean 'model\.brain'"):
             checkpoint.tensors["model.brian"]
         with pytest.raises(CheckpointError, match="not a tensor but the value 1"):
             checkpoint.tensors["global_step"]

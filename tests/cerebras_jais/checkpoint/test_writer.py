@@ -153,7 +153,7 @@ def test_a_lazy_tensor_that_gives_something_else_is_named(path: Path, given: obj
 
 def test_an_existing_path_is_refused_and_kept(path: Path) -> None:
     path.write_bytes(b"old")
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(CheckpointError, match="already exists"):
         save_checkpoint(path, {"a": WEIGHT})
     assert path.read_bytes() == b"old"
 

@@ -71,7 +71,7 @@ def test_a_file_that_is_no_text_or_too_large_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"a\.yaml:2: not UTF-8"):
         read_yaml(tmp_path / "a.yaml")
     (tmp_path / "a.yaml").write_bytes(b"#" * (2 << 20))
-    with pytest.raises(ConfigError, match="larger than 1 MiB"):
+    with pytest.raises(ConfigError, match="larger than the limit of 1 MiB"):
         read_yaml(tmp_path / "a.yaml")
 
 

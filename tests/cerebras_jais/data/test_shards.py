@@ -150,8 +150,8 @@ def _unknown_filter(file: h5py.File) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_soft_link, "behind a soft or external link; such files are refused"),
-        (_external_link, "behind a soft or external link; such files are refused"),
+        (_soft_link, "is a soft or external link, which is not followed"),
+        (_external_link, "is a soft or external link, which is not followed"),
         (_virtual_of_itself, "has its data in another file"),
         (_external_storage, "has its data in another file"),
         (_never_written, "was never written"),
@@ -206,5 +206,5 @@ def test_a_file_that_is_changed_after_its_headers_were_read_is_refused(tmp_path:
     samples.read(np.arange(3))
     samples.close()
     write(tmp_path / "a.h5", ROWS + 1, chunks=ONE)
-    with pytest.raises(DataError, match=r"a\.h5: was changed since its headers were read"):
+    with pytest.raises(DataError, match=r"a\.h5: changed after its headers were read"):
         samples.read(np.arange(3))

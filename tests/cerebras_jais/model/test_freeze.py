@@ -62,6 +62,5 @@ def test_the_key_belongs_to_the_models_of_the_plugin():
     section = llama_section(name="jais_adapted", frozen_parameters=["x", "y"])
     config = DecoderConfig.from_section(section)
     assert config.frozen_parameters == ("x", "y")
-    assert config.to_section()["frozen_parameters"] == ["x", "y"]
     with pytest.raises(UserError, match="must be a list of strings"):
         DecoderConfig.from_section({**section, "frozen_parameters": "x"})

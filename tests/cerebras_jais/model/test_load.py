@@ -22,7 +22,7 @@ def write(path, model, *, drop=(), rename=lambda name: name, metadata=True):
     arrays = {k: v.detach().numpy() for k, v in model.state_dict().items()}
     state = {"model": OrderedDict((rename(k), v) for k, v in arrays.items() if k not in drop)}
     if metadata:
-        params = {"trainer": {"init": {"model": model.config.to_section()}}}
+        params = {"trainer": {"init": {"model": jais_section()}}}
         state["__metadata__"] = [{"version": "2.10.0", "model_name": "JAISModel", "params": params}]
     save_checkpoint(path, state)
     return path

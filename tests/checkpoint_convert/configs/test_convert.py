@@ -52,9 +52,9 @@ def test_public_keys_alone_describe_a_model_of_the_same_logits(name):
 
 def test_mup_is_carried_whole():
     public = to_config_json(PUBLISHED["jais-family-30b-8k"][0], "float32", TOKENS)
-    assert public["mup_embeddings_scale"] == 14.6
-    assert public["mup_output_alpha"] == 2.22
-    assert public["mup_width_scale"] == 256 / 7168
+    row = published.MODELS["jais-family-30b-8k"]
+    assert (public["mup_embeddings_scale"], public["mup_output_alpha"]) == row.mup
+    assert public["mup_width_scale"] == 256 / row.hidden
     assert public["mup_scale_qk_dot_by_d"] is True
 
 
@@ -71,23 +71,6 @@ def test_a_published_jais_config_is_read():
     config = DecoderConfig.from_section(section)
     assert config.logits_scale == pytest.approx(1.09518349815769 / 6)
     assert config.attention_scale == 1 / 128
-
-
-def test_the_old_names_of_mup_are_read():
-    old = {k: v for k, v in JAIS_590M.items() if not k.startswith("mup_")}
-    old |= {"n_embd": 5120, "n_head": 40, "n_inner": 13653, "n_layer": 40}
-    old |= {
-        "embeddings_scale": 14.6,
-        "width_scale": 2.22 * 0.05,
-        "scale_qk_dot_by_d": True,
-        "tie_word_embeddings": True,
-    }
-    section, notes = to_model_section(old)
-    config = DecoderConfig.from_section(section)
-    assert (config.embeddings_scale, config.logits_scale) == (14.6, 2.22 * 0.05)
-    assert config.attention_scale == 1 / 128
-    assert (section["mup_base_hidden_size"], section["output_logits_alpha"]) == (256, 2.22)
-    assert any("assumed" in note for note in notes)
 
 
 @pytest.mark.parametrize("changes", [{"width_scale": 0.7, "n_embd": 192, "n_inner": 512}, {"mup_output_alpha": 0.2775}])

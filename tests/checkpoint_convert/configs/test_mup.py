@@ -20,7 +20,7 @@ from cerebras_jais.optimizer.groups import learning_rate_scales
 from checkpoint_convert.configs.convert import SpecialTokens, to_config_json, to_model_section
 from checkpoint_convert.configs.mup import base_filter_size, base_hidden_size, migrate_mup, output_alpha
 from checkpoint_convert.configs.trainer_yaml import model_section_of, trainer_params
-from tests import tolerances
+from tests import published, tolerances
 from tests.checkpoint_convert.examples import PUBLISHED, jais_section
 from tests.checkpoint_convert.old_runs import DEPRECATED, WIDTH, drawn, in_first_form, in_trainer_form
 
@@ -55,9 +55,9 @@ def test_alpha_gives_back_the_factor_on_the_logits_or_its_neighbour(hidden, base
     assert back in (math.nextafter(factor, 0), factor, math.nextafter(factor, math.inf))
 
 
-@pytest.mark.parametrize("hidden", [5120, 7168])
-def test_alpha_of_the_models_published_in_old_keys_is_theirs(hidden):
-    assert output_alpha(2.22 * (256 / hidden), hidden, 256) == 2.22
+@pytest.mark.parametrize("row", published.OLDER.values(), ids=published.OLDER)
+def test_alpha_of_the_models_published_in_old_keys_is_theirs(row):
+    assert output_alpha(2.22 * (256 / row.hidden), row.hidden, 256) == 2.22
 
 
 # ---- the deprecated form becomes today's -----------------------------------------------------------------------------
@@ -94,42 +94,31 @@ def test_the_rest_of_the_section_stays(name):
 
 # Release 2.2's YAML of the two Jais models gives scaled initializers, 2.10's the base model's: two writings of one run.
 @pytest.mark.parametrize(
-    ("hidden", "layers", "filter_size", "scale", "logits", "std", "output_std", "base_filter"),
+    ("name", "std", "output_std", "base_filter"),
     [
-        (5120, 40, 13653, 0.05, 0.11100000000000002, 0.016323296235748463, 0.0018249999999999998, 682.65),
-        (
-            7168,
-            48,
-            19114,
-            0.03571428571428571,
-            0.07928571428571429,
-            0.013795703264836793,
-            0.0014080180684040886,
-            682.6428571,
-        ),
+        ("jais-13b", 0.016323296235748463, 0.0018249999999999998, 682.65),
+        ("jais-30b-v1", 0.013795703264836793, 0.0014080180684040886, 682.6428571),
     ],
-    ids=["13b", "30b"],
 )
-def test_the_old_yaml_of_a_published_model_becomes_its_new_one(
-    hidden, layers, filter_size, scale, logits, std, output_std, base_filter
-):
+def test_the_old_yaml_of_a_published_model_becomes_its_new_one(name, std, output_std, base_filter):
+    row, (_, alpha) = published.OLDER[name], published.OF_30B
     section = jais_section(
-        hidden_size=hidden,
-        num_heads=hidden // 128,
-        num_hidden_layers=layers,
-        filter_size=filter_size,
+        hidden_size=row.hidden,
+        num_heads=row.heads,
+        num_hidden_layers=row.layers,
+        filter_size=row.filter_size,
         mup_base_hidden_size=None,
         mup_base_filter_size=None,
         output_logits_alpha=None,
-        output_logits_scale=logits,
+        output_logits_scale=row.logits_scale,
         embedding_initializer=drawn(0.073, a=-0.146, b=0.146),
         initializer=drawn(std, a=-2 * std, b=2 * std),
         output_layer_initializer=drawn(output_std, a=-2 * output_std, b=2 * output_std),
     )
-    new = model_section_of(in_first_form(section, {"decoder_kernel": scale}), "run.yaml")
-    assert (new["mup_base_hidden_size"], new["output_logits_alpha"]) == (256, 2.22)
+    new = model_section_of(in_first_form(section, {"decoder_kernel": 256 / row.hidden}), "run.yaml")
+    assert (new["mup_base_hidden_size"], new["output_logits_alpha"]) == (256, alpha)
     assert new["mup_base_filter_size"] == pytest.approx(base_filter, rel=1e-10)
-    assert DecoderConfig.from_section(new).logits_scale == logits
+    assert DecoderConfig.from_section(new).logits_scale == row.logits_scale
     base = drawn(0.073, a=-0.146, b=0.146)
     for key in ("initializer", "embedding_initializer", "output_layer_initializer", "ffn_output_layer_initializer"):
         assert new[key] == base, key

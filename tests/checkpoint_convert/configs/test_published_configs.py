@@ -13,15 +13,9 @@ from checkpoint_convert.configs.convert import SpecialTokens, to_config_json, to
 from checkpoint_convert.mapping.rules import expected_tensors, ties
 from tests import published
 
-# A smaller sibling of the family: not one of the 20, but published.
-SIBLING = published.config_json("jais-family-590m") | {
-    "mup_width_scale": 0.23529411764705882,
-    "n_embd": 1088,
-    "n_head": 17,
-    "n_inner": 2912,
-    "n_layer": 14,
+CONFIGS = {name: published.config_json(name) for name in published.MODELS} | {
+    "jais-family-256m": published.sibling_config_json()
 }
-CONFIGS = {name: published.config_json(name) for name in published.MODELS} | {"jais-family-256m": SIBLING}
 
 
 def there_and_back(config):
@@ -51,21 +45,14 @@ def test_the_number_of_parameters_is_the_published_one(name, side):
     )
 
 
-# Before the family: embeddings_scale, width_scale = alpha * width, scale_qk_dot_by_d.
-@pytest.mark.parametrize(
-    ("sizes", "width_scale", "width"),
-    [
-        ({"n_embd": 5120, "n_head": 40, "n_layer": 40, "n_inner": 13653}, 0.11100000000000002, 0.05),
-        ({"n_embd": 7168, "n_head": 56, "n_layer": 48, "n_inner": 19114}, 0.07928571428571429, 256 / 7168),
-    ],
-    ids=["jais-13b", "jais-30b-v1"],
-)
-def test_the_old_names_give_the_same_logits_and_the_width_that_all_published_models_have(sizes, width_scale, width):
-    old = {key: value for key, value in CONFIGS["jais-family-13b"].items() if not key.startswith("mup_")} | sizes
-    old |= {"embeddings_scale": 14.6, "width_scale": width_scale, "scale_qk_dot_by_d": True}
-    model, again, notes = there_and_back(old | published.WITHOUT_MEANING)
-    assert model.logits_scale == width_scale  # to the last bit
-    assert again["mup_output_alpha"] * again["mup_width_scale"] == width_scale
-    assert (again["mup_output_alpha"], again["mup_width_scale"], model.mup_base_hidden_size) == (2.22, width, 256)
-    assert (again["mup_embeddings_scale"], again["mup_scale_qk_dot_by_d"]) == (14.6, True)
+@pytest.mark.parametrize("name", published.OLDER)
+def test_the_old_names_give_the_same_logits_and_the_width_that_all_published_models_have(name):
+    row, (embeddings_scale, alpha) = published.OLDER[name], published.OF_30B
+    model, again, notes = there_and_back(published.older_config_json(name) | published.WITHOUT_MEANING)
+    assert model.logits_scale == row.logits_scale  # to the last bit
+    assert model.attention_scale == 1 / 128
+    assert again["mup_output_alpha"] * again["mup_width_scale"] == row.logits_scale
+    assert (again["mup_output_alpha"], again["mup_width_scale"]) == (alpha, 256 / row.hidden)
+    assert (again["mup_embeddings_scale"], again["mup_scale_qk_dot_by_d"]) == (embeddings_scale, True)
+    assert (model.mup_base_hidden_size, again["tie_word_embeddings"]) == (256, True)
     assert any("assumed" in note and "256" in note for note in notes)

@@ -338,7 +338,7 @@ def test_each_file_that_is_changed_or_missing_is_named(made, pair, tmp_path, fam
             (release / name).unlink()
         else:
             (release / name).write_bytes((release / name).read_bytes() + b"\n")
-        what = "not what manifest.json says" if how == "changed" else "missing, but manifest.json lists it"
+        what = "differs from manifest.json" if how == "changed" else "missing, but manifest.json lists it"
         if name.endswith(".py"):
             what = "not a version of this package's code" if how == "changed" else "missing, but the rest of the code"
         edited = name == "README.md"

@@ -63,10 +63,10 @@ def test_what_differs_is_named_with_its_release(pair, which):
     (pair[which] / "extra.py").write_text("print()\n")
     status, said = run("diff", *pair)
     assert status == 1
-    assert f"not what {pair[which]}/manifest.json says" in said
+    assert f"differs from {pair[which]}/manifest.json" in said
     assert f"manifest {pair[1 - which]}/manifest.json: " in said
     assert "0.5" in said
-    assert f"{pair[which]}/config.json: not what manifest.json says" in said
+    assert f"{pair[which]}/config.json: differs from manifest.json" in said
     assert f"{pair[which]}/extra.py: " in said
     assert f"{pair[1 - which]}/config.json" not in said
 

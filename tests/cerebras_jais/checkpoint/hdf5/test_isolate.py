@@ -17,8 +17,8 @@ import h5py
 import numpy as np
 import pytest
 
-from cerebras_jais.checkpoint import CheckpointError, open_checkpoint, save_checkpoint
-from cerebras_jais.checkpoint.hdf5 import describe, isolate
+from cerebras_jais.checkpoint import CheckpointError, open_checkpoint, reader, save_checkpoint
+from cerebras_jais.checkpoint.hdf5 import dataset, describe, isolate
 from cerebras_jais.checkpoint.hdf5.isolate import Descriptions
 
 ARRAYS = {name: np.arange(90_000, dtype=np.float32).reshape(300, 300) * i for i, name in enumerate("abcd")}
@@ -187,7 +187,7 @@ def test_a_description_of_another_file_of_that_name_is_not_taken(path: Path) -> 
         other = path.with_name("other.mdl")
         shutil.copy(path, other)
         os.replace(other, path)
-        with pytest.raises(CheckpointError, match="was changed while it was being read"):
+        with pytest.raises(CheckpointError, match="changed while it was read"):
             open_checkpoint(path, descriptions=descriptions)
     assert_readable(path)
 
@@ -246,3 +246,22 @@ def test_a_file_that_this_process_has_written_needs_no_child_until_it_changes(tm
     with pytest.raises(AssertionError), open_checkpoint(path):  # no child answers
         pass
     assert len(started) == 1
+
+
+@pytest.mark.parametrize("damaged", [slice(8, 96), slice(96, 800), slice(8, 4096)], ids=str)
+def test_damage_that_kept_size_and_time_of_a_file_that_this_process_has_written_is_one_error(tmp_path, damaged) -> None:
+    path = tmp_path / "own.mdl"
+    save_checkpoint(path, ARRAYS)
+    found = path.stat()
+    content = bytearray(path.read_bytes())
+    content[damaged] = bytes(damaged.stop - damaged.start)
+    path.write_bytes(content)
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+    with pytest.raises(CheckpointError, match=r"own\.mdl"), open_checkpoint(path):
+        pass
+
+
+def test_the_child_which_imports_nothing_of_the_package_has_the_same_format() -> None:
+    assert describe.SIZES.format == isolate._SIZES.format
+    assert describe.ABOUT == reader.ABOUT
+    assert (describe.CHUNK_BYTES, describe.LEAST_PER_CHUNK) == (dataset._CHUNK_BYTES, dataset._LEAST_PER_CHUNK)
