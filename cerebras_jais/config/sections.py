@@ -146,6 +146,8 @@ class CheckpointSection(Section):
         head, found, tail = self.checkpoint_name.partition("{step}")
         if not found or set(head + tail) & set("{}"):
             raise refuse("must hold {step}, once and without a format, and no other braces", "checkpoint_name")
+        if "/" in self.checkpoint_name:  # folders are not searched below, by the Model Zoo neither
+            raise refuse("must be a file name without folders; name the folder in checkpoint_root", "checkpoint_name")
         if self.checkpoint_root and self.checkpoint_root.startswith("s3://"):
             raise refuse_beyond("object storage is neither read nor written from here", "checkpoint_root")
         return self

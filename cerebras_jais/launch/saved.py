@@ -7,7 +7,7 @@ folders are searched for them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,13 +50,18 @@ def checkpoint_folders(config: TrainerConfig, model_dir: str | Path) -> set[Path
 
 def checkpoint_path(config: TrainerConfig, model_dir: str | Path, step: int | str) -> Path:
     """The path of a run's checkpoint of a step; `step` may carry what follows the number in the name."""
-    return checkpoint_root(config, model_dir) / config.init.checkpoint.checkpoint_name.format(step=step)
+    return checkpoint_root(config, model_dir) / _name(config, str(step))
 
 
 def name_pattern(config: TrainerConfig) -> str:
     """The regular expression of the names of a run's checkpoints; its groups are step and time or INTERRUPTED."""
-    head, tail = config.init.checkpoint.checkpoint_name.split("{step}", 1)
-    return re.escape(head) + rf"(\d+)(?:_(\d{{8}}_\d{{6}}|{INTERRUPTED}))?" + re.escape(tail)
+    return _name(config, rf"(\d+)(?:_(\d{{8}}_\d{{6}}|{INTERRUPTED}))?", re.escape)
+
+
+def _name(config: TrainerConfig, step: str, quote: Callable[[str], str] = str) -> str:
+    """The name of a run's checkpoint with `step` in its place, what is around it quoted."""
+    head, _, tail = config.init.checkpoint.checkpoint_name.partition("{step}")
+    return quote(head) + step + quote(tail)
 
 
 def step_in_name(config: TrainerConfig, path: Path) -> int | None:

@@ -135,6 +135,7 @@ def test_a_key_given_twice_is_refused(tmp_path):
         ),
         ({"init__checkpoint": {"checkpoint_name": "c_{step:04d}.mdl"}}, "must hold {step}, once and without a format"),
         ({"init__checkpoint": {"checkpoint_name": "c_{}_{step}.mdl"}}, "trainer.init.checkpoint.checkpoint_name"),
+        ({"init__checkpoint": {"checkpoint_name": "sub/c_{step}.mdl"}}, "name the folder in checkpoint_root"),
         ({"init__loop": {"max_steps": 4, "eval_frequency": float("nan")}}, "trainer.init.loop.eval_frequency"),
         (
             {"init__schedulers": [{"ConstantLR": {"learning_rate": 0.1, "total_iters": -1}}]},
