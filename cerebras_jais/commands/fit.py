@@ -51,7 +51,9 @@ _CLUSTER_KEYS = {
     show_default=True,
     help="Several processes under torchrun: copies of the model, or one model divided among them.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would run, phase by phase, and start nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Say what would run, phase by phase, and start nothing; csx: status 1 if wrong."
+)
 @click.option("--num-csx", type=Number(COUNT), help="csx: CS systems to train on.")
 @click.option("--workers-per-csx", type=Number(COUNT), help="csx: processes that feed each system.")
 @click.option("--mount-dir", "mount_dirs", multiple=True, help="csx: directory that workers see; may be repeated.")
@@ -83,7 +85,8 @@ def fit(
 
     FILE is a YAML file, or the name of a built-in config (`cerebras-jais config list`).
 
-    Before anything is asked of a cluster, what can be known to be wrong is looked for and said.
+    Before anything is asked of a cluster, what can be known to be wrong is looked for and said. Elsewhere a list whose
+    phases could not follow one another is refused; `config check` also compares schedules with the length of the run.
 
     The YAML is the one that `cszoo fit` takes. A key it does not know is an error that names it; keys that only
     concern CS systems are listed and have no effect here. Phases of a list run one after another.

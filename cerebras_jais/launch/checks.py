@@ -16,7 +16,7 @@ from cerebras_jais.config.schedules import ConstantLR, CosineDecayLR, LinearLR, 
 from cerebras_jais.config.sections import BACKENDS
 from cerebras_jais.config.trainer import TrainerConfig
 from cerebras_jais.errors import Keys, Problem, dotted
-from cerebras_jais.launch.phases import Phase
+from cerebras_jais.launch.phases import Phase, phase_problems
 
 
 def check(phases: Sequence[Phase]) -> list[Problem]:
@@ -26,7 +26,7 @@ def check(phases: Sequence[Phase]) -> list[Problem]:
         problems = [problem for check_one in CHECKS for problem in check_one(phase.config)]
         problems += _schedule_problems(phase)
         found += [problem.below(phase.config.at) for problem in problems]
-    return found + list(_problems_between([phase.config for phase in phases]))
+    return [*found, *phase_problems(phases), *_problems_between([phase.config for phase in phases])]
 
 
 def notes_of(configs: Sequence[TrainerConfig]) -> list[str]:
@@ -164,12 +164,10 @@ def _schedule_problems(phase: Phase) -> Iterator[Problem]:
                 yield Problem(
                     at, f"the learning rate jumps from {_rate(before, -1):g} to {_rate(after, 0):g}; make them equal"
                 )
-        if phase.ends is None or isinstance(parts[-1], ConstantLR):
-            continue
         planned = sum(part.total_iters or 0 for part in parts)
-        if steps <= 0:
-            yield Problem(("init", "loop", "max_steps"), f"the run begins at step {begins}; give more than that")
-        elif planned < steps:
+        if steps <= 0 or isinstance(parts[-1], ConstantLR):
+            continue
+        if planned < steps:
             yield Problem(
                 at,
                 f"the schedule ends after {planned} steps, the run goes on for {steps}, up to max_steps "
@@ -192,27 +190,12 @@ def _rate(schedule: LinearLR | CosineDecayLR | ConstantLR, end: int) -> float:
 
 # ---- several trainers -------------------------------------------------------------------------------------------
 
-# What names and shapes of tensors follow from, and the key that says it where its own name is another.
-_SAME_IN_ALL = (
-    *("hidden_size", "num_hidden_layers", "num_heads", "filter_size", "vocab_size", "position_embedding_type"),
-    *("num_kv_groups", "norm_type", "share_embedding_weights", "use_bias_in_output", "use_ffn_bias"),
-    *("use_projection_bias_in_attention", "use_ffn_bias_in_attention"),
-)
-_SAID_BY = {"num_kv_groups": "extra_attention_params"}
-
 
 def _problems_between(configs: Sequence[TrainerConfig]) -> Iterator[Problem]:
+    """What differs between phases and may not on a cluster; what must hold anywhere is in `phase_problems`."""
     first = configs[0].init
     for config in configs[1:]:
         at = (*config.at, "init")
-        for key in _SAME_IN_ALL:
-            ours, theirs = getattr(config.init.model, key), getattr(first.model, key)
-            if ours != theirs:
-                name = f"{key} " if key in _SAID_BY else ""
-                yield Problem(
-                    (*at, "model", _SAID_BY.get(key, key)),
-                    f"{name}is {ours} here and {theirs} in the first phase, whose weights do not fit; make them equal",
-                )
         if config.init.backend_type != first.backend_type:
             yield Problem(
                 (*at, "backend", "backend_type"),

@@ -7,11 +7,12 @@ folders are searched for them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cerebras_jais.checkpoint import open_checkpoint, read_step
+from cerebras_jais.checkpoint import CheckpointError, open_checkpoint, read_step
 from cerebras_jais.config.callbacks import named_states
 from cerebras_jais.config.trainer import TrainerConfig
 from cerebras_jais.errors import UserError
@@ -106,6 +107,18 @@ def recorded_begin(path: Path) -> int | None:
     run = last.get("run") if isinstance(last, Mapping) else None
     first = run.get("first_step") if isinstance(run, Mapping) else None
     return first if isinstance(first, int) and COUNT_OR_NONE.holds(first) else None
+
+
+@contextmanager
+def with_remedy(own: Path | None) -> Iterator[None]:
+    """Say of a checkpoint of the run's own that cannot be read how the run continues without it; None: no such."""
+    try:
+        yield
+    except CheckpointError as error:
+        if own is None or not str(error).startswith(f"{own}:"):
+            raise
+        remedy = "move it away, and the run continues from the one before, or from its start where there is none"
+        raise CheckpointError(f"{error}; {remedy}") from error
 
 
 # ---- which states are loaded ----------------------------------------------------------------------------------------

@@ -15,8 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from cerebras_jais.config.trainer import TrainerConfig
-from cerebras_jais.errors import UserError
-from cerebras_jais.launch.phases import Phase, ckpt_path_of, end_of, named_elsewhere, own_begin, plan_phases
+from cerebras_jais.errors import Problem, UserError
+from cerebras_jais.launch.phases import (
+    Phase,
+    ckpt_path_of,
+    end_of,
+    named_elsewhere,
+    own_begin,
+    plan_phases,
+    weight_layout,
+)
 from cerebras_jais.launch.saved import (
     EVERYTHING,
     SavedStep,
@@ -26,6 +34,7 @@ from cerebras_jais.launch.saved import (
     saved_steps,
     takes_step,
     wanted_states,
+    with_remedy,
 )
 
 NOT_CARRIED_OVER = frozenset({"dataloader", "schedulers", "lr_scheduler"})
@@ -93,16 +102,27 @@ def plan_launch(
     return Launch(phases, *next_phase(phases, checkpoint))
 
 
-def plan_single(
-    config: TrainerConfig,
-    *,
-    model_dir: str | Path | None = None,
-    max_steps: int | None = None,
-    checkpoint: str | Path | None = None,
-) -> tuple[Phase, Start]:
-    """The phase of a YAML of one trainer, and how it begins; arguments and errors as in `plan_launch`."""
-    launch = plan_launch([config], model_dir=model_dir, max_steps=max_steps, checkpoint=checkpoint)
-    return launch.phases[0], launch.start
+def plan_for_check(configs: Sequence[TrainerConfig]) -> tuple[Launch, list[Problem]]:
+    """The plan of a YAML, also of one that could not be continued, and the checkpoints that cannot be read.
+
+    The phase that such a checkpoint starts is planned as if the file were not here.
+    """
+    problems, readable = list[Problem](), list[TrainerConfig]()
+    for config in configs:
+        named = ckpt_path_of(config)
+        if named is not None and Path(named).exists():
+            try:
+                held_states(Path(named))
+            except UserError as error:
+                problems.append(Problem(("fit", "ckpt_path"), str(error)).below(config.at))
+                config = config.with_start(Path(named) / Path(named).name)  # nothing is there, and the step is kept
+        readable.append(config)
+    try:
+        launch = plan_launch(readable, checked=False)
+    except UserError as error:
+        problems.append(Problem(("init", "model_dir"), str(error)).below(configs[0].at))
+        return Launch(plan_phases(readable, checked=False), 0, Start(None)), problems
+    return (Launch(launch.phases, 0, Start(None)) if problems else launch), problems
 
 
 def _with_own_begin(phase: Phase, checkpoint: str | Path | None) -> Phase:
@@ -151,14 +171,15 @@ def next_phase(phases: Sequence[Phase], checkpoint: str | Path | None = None) ->
         return _next_phase_from(phases, Path(checkpoint))
     for index in range(len(phases) - 1, -1, -1):
         phase, own = phases[index], own_checkpoints(phases[index], phases)
-        if phase.count == 1:
-            start = _single(phase, own)
-            return int(_is_over(phase, start)), start
-        if own:
-            start = _go_on(own[-1], "the phase continues", phase.begins)
-            if not _is_over(phase, start):
-                return index, start
-            return index + 1, start_of(phases, index + 1) if index + 1 < len(phases) else start
+        with with_remedy(own[-1].path if own else None):
+            if phase.count == 1:
+                start = _single(phase, own)
+                return int(_is_over(phase, start)), start
+            if own:
+                start = _go_on(own[-1], "the phase continues", phase.begins)
+                if not _is_over(phase, start):
+                    return index, start
+                return index + 1, start_of(phases, index + 1) if index + 1 < len(phases) else start
     return 0, _named(phases[0].config)
 
 
@@ -308,9 +329,8 @@ def _same_tensors_train(before: TrainerConfig, after: TrainerConfig) -> bool:
 
     def parts(config: TrainerConfig) -> tuple[object, ...]:
         model, optimizer = config.init.model, config.init.optimizer
-        sizes = (model.hidden_size, model.filter_size, model.num_hidden_layers, model.vocab_size)
         groups = None if optimizer is None else (optimizer.params, optimizer.adjust_learning_rate)
         scales = (model.mup_base_hidden_size, model.mup_base_filter_size)
-        return sizes, scales, groups, sorted(model.frozen_parameters)
+        return weight_layout(model), scales, groups, sorted(model.frozen_parameters)
 
     return parts(before) == parts(after)

@@ -16,7 +16,7 @@ from cerebras_jais.data.shards import recorded_vocabulary
 from cerebras_jais.data.tokenizer import LARGEST
 from cerebras_jais.errors import Keys, Problem, UserError
 from cerebras_jais.files import parse_json, read_text
-from cerebras_jais.launch.phases import Phase, phase_problems
+from cerebras_jais.launch.phases import Phase
 from cerebras_jais.launch.plan import (
     PlanError,
     data_problem,
@@ -46,10 +46,9 @@ def check_surroundings(launch: Launch, tokenizer: Path | None = None) -> tuple[l
     Raises:
         UserError: the tokenizer cannot be read.
     """
-    problems = list(phase_problems(launch.phases))
-    notes = [] if problems else list(_start_notes(launch))
+    problems: list[Problem] = []
+    notes = list(_start_notes(launch))
     absent: dict[str, None] = {}
-    of_data: list[Problem] = []
     for phase in launch.phases:
         config, found = phase.config, list[Problem]()
         if config.fit is None and (config.validation or config.validation_all):
@@ -68,10 +67,9 @@ def check_surroundings(launch: Launch, tokenizer: Path | None = None) -> tuple[l
             missing = [folder for folder in loader.folders if not Path(folder).is_dir()]
             absent |= dict.fromkeys(missing)
             if not missing:
-                trains = keys == ("fit", "train_dataloader") and not problems
+                trains = keys == ("fit", "train_dataloader")
                 found += data_problems(config, keys, loader, phase if trains else None)
-        of_data += [problem.below(config.at) for problem in found]
-    problems += of_data
+        problems += [problem.below(config.at) for problem in found]
     if absent:
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
         notes.append(f"its data is not here and was not looked at: {next(iter(absent))}{more}")

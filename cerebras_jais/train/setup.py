@@ -24,6 +24,7 @@ from cerebras_jais.launch.plan import (
     plan_training,
     refuse_finished,
 )
+from cerebras_jais.launch.saved import with_remedy
 from cerebras_jais.launch.start import Start
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.freeze import freeze_parameters
@@ -128,6 +129,7 @@ def prepare(
     notes: list[str] = []
     precision = plan_precision(config.init.precision, processes.device.type, notes.append)
     with ExitStack() as opening:
+        opening.enter_context(with_remedy(start.checkpoint if goes_on else None))
         opened, states = None, set[str]()
         if start.checkpoint is not None:
             opened = opening.enter_context(open_for_resume(start.checkpoint))

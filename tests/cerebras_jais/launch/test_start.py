@@ -20,7 +20,7 @@ from cerebras_jais.commands.fit import fit as fit_command
 from cerebras_jais.config.callbacks import CHECKPOINT_STATES, named_states
 from cerebras_jais.config.trainer import parse_trainer
 from cerebras_jais.errors import UserError
-from cerebras_jais.launch.start import plan_launch, plan_single, remaining_phases
+from cerebras_jais.launch.start import plan_launch, remaining_phases
 from tests.cerebras_jais.launch.broken import CONFIGS
 from tests.cerebras_jais.train.examples import config_of, trainer_section, write_data
 
@@ -92,7 +92,7 @@ def test_a_phase_that_names_a_checkpoint_elsewhere_begins_at_its_step(tmp_path):
 
 
 def test_the_command_line_replaces_every_length_of_a_single_trainer(tmp_path):
-    phase, _ = plan_single(config_of(tmp_path, loop={"num_steps": 4}), max_steps=9)
+    (phase,) = plan_launch([config_of(tmp_path, loop={"num_steps": 4})], max_steps=9).phases
     assert (phase.begins, phase.ends) == (0, 9)
     loop = phase.config.init.loop
     assert (loop.max_steps, loop.num_steps, loop.num_epochs) == (9, None, None)

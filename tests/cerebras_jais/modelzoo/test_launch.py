@@ -22,7 +22,7 @@ from cerebras_jais.config.yaml_file import read_yaml
 from cerebras_jais.launch.saved import EVERYTHING
 from cerebras_jais.launch.start import Start, plan_launch
 from cerebras_jais.modelzoo import preflight
-from cerebras_jais.modelzoo.launch import LaunchOptions, with_cluster
+from cerebras_jais.modelzoo.launch import LaunchOptions, launch, with_cluster
 from cerebras_jais.modelzoo.phases import trainer_of
 from cerebras_jais.modelzoo.preflight import NotReady, inspect_launch
 from tests import tolerances
@@ -134,6 +134,17 @@ def test_a_dry_run_says_per_phase_what_would_run(ready, monkeypatch):
         in second
     )
     assert not (ready.parent / "context").exists()
+
+
+@pytest.mark.parametrize(("samples_are_there", "status"), [(True, 0), (False, 1)])
+def test_a_dry_run_for_a_cluster_ends_with_status_1_where_something_is_wrong(
+    ready, monkeypatch, tmp_path, capsys, samples_are_there, status
+):
+    monkeypatch.chdir(ready.parent if samples_are_there else tmp_path)
+    monkeypatch.setattr(preflight, "_software", lambda: iter([preflight.Finding("software")]))
+    cluster = {"mgmt_address": "there:443", "credentials_path": "x.crt"}
+    assert launch(LaunchOptions(str(ready), cluster=cluster, dry_run=True)) == status
+    assert ("wrong" in capsys.readouterr().out) == bool(status)
 
 
 @pytest.mark.slow
