@@ -403,8 +403,3 @@ def last_step(phase: Phase, models: Sequence[Model] = MODELS) -> int:
     named, ending = phase.init_from
     (earlier,) = (p for model in models if model.name == named for p in model.phases if p.name == ending)
     return last_step(earlier, models) + phase.steps.value
-
-
-def mup_set_of(hidden_size: int) -> MuP:
-    """The muP constants of a jais-family model of this width: one set up to 13b, another for 30b."""
-    return LARGE_MUP if hidden_size >= LARGE_ARCHITECTURE.hidden_size.value else FAMILY_MUP

@@ -18,6 +18,7 @@ from cerebras_jais.catalog.models import MODELS, last_step, lineage
 from cerebras_jais.catalog.types import Architecture, Model, Phase
 from cerebras_jais.catalog.yaml_writer import Alias, Anchor, Note, Remark, to_yaml
 from cerebras_jais.config.yaml_file import ConfigError, ConfigFile, parse_yaml, read_yaml, suggestion
+from cerebras_jais.modelzoo_version import JAIS_ADAPTED, JAIS_FAMILY, RELEASE
 
 EVERY = (*MODELS, *MINIATURES)
 
@@ -155,7 +156,7 @@ def _header(preset: Preset) -> list[str]:
     runs = f"`cerebras-jais fit configs/{preset.name}.yaml`"
     if preset.is_miniature:
         lines += [
-            f"Runs on the reference path ({runs}) and in the Model Zoo 2.10",
+            f"Runs on the reference path ({runs}) and in the Model Zoo {RELEASE}",
             f"(`cerebras-jais zoo fit configs/{preset.name}.yaml`). Paths are relative to the folder it is started in.",
         ]
     else:
@@ -184,7 +185,7 @@ def _trainer(model: Model, phase: Phase, anchor: str) -> dict[str, Any]:
                 "correct_bias": True,
             }
         },
-        "schedulers": _schedulers(model, phase),
+        "schedulers": _schedulers(phase),
         "precision": _precision(phase, tiny),
         "loop": {
             "max_steps": _max_steps(phase),
@@ -225,7 +226,7 @@ def _steps_between_checkpoints(phase: Phase) -> int:
 def _model(model: Model, phase: Phase, anchor: str) -> dict[str, Any]:
     a = model.architecture
     section: dict[str, Any] = {
-        "name": "jais_family" if a.mup is not None else "jais_adapted",
+        "name": JAIS_FAMILY if a.mup is not None else JAIS_ADAPTED,
         "vocab_size": Note(a.vocabulary.value, f"tokenizer: {model.tokenizer.value}"),
         "max_position_embeddings": phase.context,
         "hidden_size": a.hidden_size,
@@ -295,7 +296,7 @@ def _mup(a: Architecture, anchor: str) -> dict[str, Any]:
     }
 
 
-def _schedulers(model: Model, phase: Phase) -> list[Any]:
+def _schedulers(phase: Phase) -> list[Any]:
     rates = phase.rates
     rest = phase.steps.value - rates.warmup_steps.value
     name = "LinearLR" if rates.decay.value == "linear" else "CosineDecayLR"

@@ -15,6 +15,7 @@ from pydantic import field_validator
 from cerebras_jais.config.base import Count, CountOrNone, Section, refuse
 from cerebras_jais.config.callbacks import is_count
 from cerebras_jais.config.yaml_file import suggestion
+from cerebras_jais.modelzoo_version import RELEASE
 from cerebras_jais.ranges import shown
 
 _LABEL_PART = re.compile(r"([A-Za-z0-9][-A-Za-z0-9_.]{0,61})?[A-Za-z0-9]")
@@ -115,6 +116,6 @@ def flag_problem(flag: str, value: Any) -> str | None:
     if flag.startswith(OPEN_FLAGS):
         return None
     if flag not in FLAGS:
-        return f"flag {flag!r} is unknown to cerebras_pytorch 2.10; {suggestion(flag, FLAGS)}"
+        return f"flag {flag!r} is unknown to cerebras_pytorch {RELEASE}; {suggestion(flag, FLAGS)}"
     holds, what = FLAGS[flag]
     return None if holds(value) else f"{flag} must be {what} (got {shown(value)})"

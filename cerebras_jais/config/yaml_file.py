@@ -16,6 +16,7 @@ import yaml
 
 from cerebras_jais.errors import Keys, Problem, UserError, dotted
 from cerebras_jais.files import MIB, read_text
+from cerebras_jais.modelzoo_version import RELEASE
 from cerebras_jais.params import trainers_of
 
 # A trainer YAML has a few hundred values; thousands of data folders are possible.
@@ -103,7 +104,7 @@ class ConfigFile:
         return f"{self.location(problem.keys)}: {problem.message}"
 
 
-def suggestion(key: str, known: Iterable[str], otherwise: str = "the Model Zoo 2.10 has no similar name") -> str:
+def suggestion(key: str, known: Iterable[str], otherwise: str = f"the Model Zoo {RELEASE} has no similar name") -> str:
     """A phrase with the known name that an unknown one misspells, or with all known ones if they are few.
 
     It never advises to remove a key: that would make another run.

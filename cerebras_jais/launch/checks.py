@@ -9,10 +9,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from cerebras_jais.catalog.family import loss_weight_problem, mup_problems
-from cerebras_jais.config.schedules import ConstantLR, CosineDecayLR, LinearLR, ScalePerParamLR, Schedule, SequentialLR
+from cerebras_jais.config.schedules import ConstantLR, CosineDecayLR, LinearLR, Schedule, parts_of, planned_steps
 from cerebras_jais.config.sections import BACKENDS
 from cerebras_jais.config.trainer import TrainerConfig
 from cerebras_jais.errors import Keys, Problem, dotted
@@ -155,17 +154,15 @@ CHECKS: Sequence[Callable[[TrainerConfig], Iterator[Problem]]] = (
 def _schedule_problems(phase: Phase) -> Iterator[Problem]:
     config, begins = phase.config, phase.begins
     steps = 0 if phase.ends is None else phase.ends - begins
-    for index, outer in enumerate(config.init.schedulers):
+    for index, schedule in enumerate(config.init.schedulers):
         at: Keys = ("init", "schedulers", index)
-        schedule: Schedule = outer.scheduler if isinstance(outer, ScalePerParamLR) else outer
-        parts: list[Any] = list(schedule.schedulers) if isinstance(schedule, SequentialLR) else [schedule]
-        for before, after in itertools.pairwise(parts):
+        for before, after in itertools.pairwise(parts_of(schedule)):
             if not math.isclose(_rate(before, -1), _rate(after, 0), rel_tol=1e-6):
                 yield Problem(
                     at, f"the learning rate jumps from {_rate(before, -1):g} to {_rate(after, 0):g}; make them equal"
                 )
-        planned = sum(part.total_iters or 0 for part in parts)
-        if steps <= 0 or isinstance(parts[-1], ConstantLR):
+        planned = planned_steps(schedule)
+        if steps <= 0 or planned is None:
             continue
         if planned < steps:
             yield Problem(
@@ -182,10 +179,11 @@ def _schedule_problems(phase: Phase) -> Iterator[Problem]:
             )
 
 
-def _rate(schedule: LinearLR | CosineDecayLR | ConstantLR, end: int) -> float:
+def _rate(schedule: Schedule, end: int) -> float:
     if isinstance(schedule, ConstantLR):
         return schedule.learning_rate
-    return float(schedule.end_learning_rate if end else schedule.initial_learning_rate)
+    assert isinstance(schedule, LinearLR | CosineDecayLR)
+    return schedule.end_learning_rate if end else schedule.initial_learning_rate
 
 
 # ---- several trainers -------------------------------------------------------------------------------------------

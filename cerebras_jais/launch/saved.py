@@ -20,6 +20,7 @@ from cerebras_jais.ranges import COUNT_OR_NONE
 
 EVERYTHING = ("all",)  # the value of LoadCheckpointStates that loads every state
 INTERRUPTED = "interrupted"  # follows the step in the name of a checkpoint that was written because of a signal
+NO_CHECKPOINT = "no such checkpoint; put it there, or give another"
 STANDARD_NAME = r"checkpoint_(\d+)\.mdl"  # the Model Zoo's name where a YAML gives no other
 
 
@@ -92,8 +93,7 @@ def held_states(path: Path) -> tuple[frozenset[str], int]:
 
     Raises UserError where there is no such file, and CheckpointError for one that cannot be read.
     """
-    if not path.exists():
-        raise UserError(f"{path}: no such checkpoint")
+    require_checkpoint(path)
     with open_checkpoint(path) as opened:
         tree = opened.tree if isinstance(opened.tree, Mapping) else {}
         names = frozenset(str(name) for name in tree if not str(name).startswith("__"))
@@ -107,6 +107,20 @@ def recorded_begin(path: Path) -> int | None:
     run = last.get("run") if isinstance(last, Mapping) else None
     first = run.get("first_step") if isinstance(run, Mapping) else None
     return first if isinstance(first, int) and COUNT_OR_NONE.holds(first) else None
+
+
+def require_checkpoint(path: Path) -> None:
+    """Raise UserError where there is no such file."""
+    if not path.exists():
+        raise UserError(f"{path}: {NO_CHECKPOINT}")
+
+
+def nothing_left(last: object) -> str:
+    """The line of a run that is complete; `last` is its last checkpoint or step."""
+    return (
+        f"nothing is left to train: {last} is the end of the run; to continue raise max_steps, to start again use "
+        "another model_dir"
+    )
 
 
 @contextmanager

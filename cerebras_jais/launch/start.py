@@ -30,7 +30,9 @@ from cerebras_jais.launch.saved import (
     SavedStep,
     checkpoint_path,
     held_states,
+    nothing_left,
     recorded_begin,
+    require_checkpoint,
     saved_steps,
     takes_step,
     wanted_states,
@@ -211,15 +213,12 @@ def remaining_phases(launch: Launch, log: Callable[[str], Any]) -> Iterator[tupl
         log(f"{phase.name}: finished{f' at step {phase.ends}' if phase.ends else ''}")
     left = [phase for phase in phases[launch.index :] if phase.count == 1 or (phase.ends or 0) > phase.begins]
     if not left:
-        log(
-            f"nothing is left to train: {start.checkpoint} is the end of the run; to continue raise max_steps, to "
-            "start again use another model_dir"
-        )
+        log(nothing_left(start.checkpoint))
     for number, phase in enumerate(left):
         if number:
             start = start_of(phases, phase.number - 1)
-        if not start.is_here:
-            raise UserError(f"{start.checkpoint}: no such checkpoint")
+        if start.checkpoint is not None:
+            require_checkpoint(start.checkpoint)
         if phase.count > 1:
             log(f"{phase.name}: steps {phase.begins + 1} to {phase.ends}, {start}")
         yield phase, start

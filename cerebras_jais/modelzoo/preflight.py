@@ -17,8 +17,10 @@ from cerebras_jais.config.yaml_file import ConfigFile
 from cerebras_jais.errors import Problem, UserError
 from cerebras_jais.launch.checks import check, notes_of
 from cerebras_jais.launch.phases import Phase
+from cerebras_jais.launch.plan import missing_sections
+from cerebras_jais.launch.saved import NO_CHECKPOINT, nothing_left
 from cerebras_jais.launch.start import Launch
-from cerebras_jais.launch.surroundings import data_problems, model_problems
+from cerebras_jais.launch.surroundings import data_problems, section_problems
 from cerebras_jais.modelzoo.connection import cluster_file
 from cerebras_jais.modelzoo.installed import ModelZooMissing, modelzoo_is_installed, require_modelzoo
 from cerebras_jais.modelzoo.validate import modelzoo_problems
@@ -65,7 +67,9 @@ def _findings(file: ConfigFile, launch: Launch) -> Iterator[Finding]:
     # What the command line changes (the backend, the systems) is checked as it will run.
     phases = launch.phases
     problems = check(phases)
-    problems += [problem.below(p.config.at) for p in phases for problem in model_problems(p.config)]
+    for phase in phases:
+        found = [*missing_sections(phase.config), *section_problems(phase.config)]
+        problems += [problem.below(phase.config.at) for problem in found]
     yield from _of_file(file, problems, f"{file.path}, {len(phases)} phase{'s' if len(phases) > 1 else ''}")
     yield from _software()
     if modelzoo_is_installed():  # what was set aside is judged here
@@ -99,15 +103,11 @@ def _software() -> Iterator[Finding]:
 
 
 def _data(phase: Phase) -> Iterator[Finding]:
-    fit = phase.config.fit
-    if fit is None:
-        yield Finding(phase.name, "has no fit section; it names the data to train on")
-        return
     for keys, loader in phase.config.dataloaders():
         if not loader.is_read_here:
             continue
         subject = f"{phase.name}, {keys[1]}: {', '.join(loader.folders)}"
-        problems = list(data_problems(phase.config, keys, loader))
+        problems = list(data_problems(phase, keys, loader))
         yield from (Finding(subject, problem.message) for problem in problems)
         if not problems:
             yield Finding(subject)
@@ -117,9 +117,9 @@ def _start(launch: Launch) -> Finding:
     start = launch.start
     if not start.is_here:
         phase = launch.phases[min(launch.index, len(launch.phases) - 1)]
-        return Finding(f"{phase.name} begins {start}", "no such checkpoint; put it there, or change ckpt_path")
+        return Finding(f"{phase.name} begins {start}", NO_CHECKPOINT)
     if launch.index == len(launch.phases):
-        return Finding(f"nothing is left to train: {start.checkpoint}")
+        return Finding(nothing_left(start.checkpoint))
     return Finding(f"{launch.phases[launch.index].name} begins {start}")
 
 

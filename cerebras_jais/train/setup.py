@@ -17,14 +17,14 @@ from cerebras_jais.config.trainer import TrainerConfig
 from cerebras_jais.data.dataset import HDF5Samples
 from cerebras_jais.launch.phases import Phase
 from cerebras_jais.launch.plan import (
+    NothingLeft,
     TrainingPlan,
     check_data,
     check_memory,
     missing_sections,
     plan_training,
-    refuse_finished,
 )
-from cerebras_jais.launch.saved import with_remedy
+from cerebras_jais.launch.saved import nothing_left, with_remedy
 from cerebras_jais.launch.start import Start
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.freeze import freeze_parameters
@@ -267,4 +267,4 @@ def _refuse_complete(
             return
         if rows and not curve_is_current(phase.model_dir):
             draw_curve(rows, phase.model_dir / CURVE_FILE)
-    refuse_finished(phase.config.source, start.checkpoint, end)
+    raise NothingLeft(phase.config.source, nothing_left(start.checkpoint))
