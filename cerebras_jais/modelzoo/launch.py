@@ -69,7 +69,13 @@ def launch(options: LaunchOptions) -> int:
     params = with_cluster(file.data, options)
     configs = [parse_trainer(trainer, at=at) for at, trainer in trainers_of(params)]
     checkpoint = None if options.checkpoint is None else Path(options.checkpoint)
-    planned = plan_launch(configs, model_dir=options.model_dir, max_steps=options.max_steps, checkpoint=checkpoint)
+    planned = plan_launch(
+        configs,
+        model_dir=options.model_dir,
+        max_steps=options.max_steps,
+        checkpoint=checkpoint,
+        checked=False,  # the pre-flight checks it, and names its lines
+    )
     if options.dry_run:
         for line in describe_launch(planned):
             print(line)

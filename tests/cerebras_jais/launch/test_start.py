@@ -20,6 +20,7 @@ from cerebras_jais.commands.fit import fit as fit_command
 from cerebras_jais.config.callbacks import CHECKPOINT_STATES, named_states
 from cerebras_jais.config.trainer import parse_trainer
 from cerebras_jais.errors import UserError
+from cerebras_jais.launch.saved import wanted_states
 from cerebras_jais.launch.start import plan_launch, remaining_phases
 from tests.cerebras_jais.launch.broken import CONFIGS
 from tests.cerebras_jais.train.examples import config_of, trainer_section, write_data
@@ -110,7 +111,12 @@ def test_only_max_steps_says_that_a_single_trainer_is_finished(tmp_path):
 
 # ---- LoadCheckpointStates --------------------------------------------------------------------------------------------
 
-TAKEN = ["all", "model", "model,global_step", ["model", "optimizer"]]
+TAKEN = {
+    "all": None,
+    "model": {"model"},
+    "model,global_step": {"model", "global_step"},
+    ("model", "optimizer"): {"model", "optimizer"},
+}
 REFUSED = {
     "All": "write all, alone and in small letters",
     "ALL": "write all, alone and in small letters",
@@ -127,9 +133,10 @@ def with_states(folder, value):
     return trainer_section(folder, callbacks=[{"LoadCheckpointStates": {"load_checkpoint_states": value}}])
 
 
-@pytest.mark.parametrize("value", TAKEN, ids=str)
-def test_states_that_the_model_zoo_loads_are_taken(tmp_path, value):
-    parse_trainer(with_states(tmp_path, value))
+@pytest.mark.parametrize(("value", "states"), TAKEN.items(), ids=str)
+def test_states_that_the_model_zoo_loads_are_taken(tmp_path, value, states):
+    value = list(value) if isinstance(value, tuple) else value
+    assert wanted_states(parse_trainer(with_states(tmp_path, value))) == states
 
 
 @pytest.mark.parametrize(("value", "remedy"), [*REFUSED.items(), (["all"], "write all, alone")], ids=str)
@@ -150,7 +157,7 @@ def test_states_that_the_model_zoo_cannot_load_are_refused_by_check_and_fit_alik
 
 
 @pytest.mark.modelzoo
-@pytest.mark.parametrize("value", [*TAKEN, *REFUSED, ["all"]], ids=str)
+@pytest.mark.parametrize("value", [*TAKEN, *REFUSED, ("all",)], ids=str)
 def test_the_model_zoo_loads_what_is_taken_and_fails_on_what_is_refused(value):
     checkpoints = pytest.importorskip("cerebras.modelzoo.trainer.callbacks.checkpoint")
 
@@ -159,8 +166,10 @@ def test_the_model_zoo_loads_what_is_taken_and_fails_on_what_is_refused(value):
             info = staticmethod(lambda line: None)
 
     state = dict.fromkeys(CHECKPOINT_STATES, 0)
+    is_taken = value in TAKEN
+    value = list(value) if isinstance(value, tuple) else value
     callback = checkpoints.LoadCheckpointStates(value)
-    if value in TAKEN:
+    if is_taken:
         callback.preprocess_checkpoint(Trainer, state)
         wanted = named_states(value)
         assert set(state) == (set(CHECKPOINT_STATES) if wanted is None else wanted)

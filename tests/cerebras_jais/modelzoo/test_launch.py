@@ -179,6 +179,8 @@ def test_a_launch_with_nothing_wrong_passes(ready, monkeypatch):
         (lambda t: t["fit"]["train_dataloader"].update(batch_size=1000), "fewer than one batch of 1000"),
         (lambda t: t["init"]["model"].update(frozen_parameters=["backbone"]), "matches no tensor name"),
         (lambda t: t["fit"].update(ckpt_path="gone.mdl"), "no such checkpoint"),
+        (lambda t: t["init"].pop("optimizer"), "init.optimizer: missing; add AdamW"),
+        (lambda t: t.pop("fit"), "fit: missing; it names the data to train on"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_started(ready, monkeypatch, change, words):
