@@ -195,12 +195,12 @@ def test_what_is_wrong_is_said_before_anything_is_started(ready, monkeypatch, ch
 
 def test_data_of_a_larger_tokenizer_is_refused(ready, monkeypatch):
     beside = ready.parent / "data" / "context" / "32" / "train" / "data_params.json"
-    beside.write_text(json.dumps({"processing": {"vocab_size": 84992}}))
+    beside.write_text(json.dumps({"processing": {"vocab_size": 5000}}))
     try:
         _, error = findings(ready, monkeypatch)
     finally:
         beside.unlink()
-    assert "2048 is smaller than the tokenizer of 84992 entries that made data/context/32/train" in error
+    assert "2048 is smaller than the tokenizer of 5000 entries that made data/context/32/train" in error
 
 
 @pytest.mark.slow
