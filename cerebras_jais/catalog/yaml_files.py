@@ -44,7 +44,7 @@ class Preset:
 
 _SUMMARIES = {
     "pretrain": "pretraining from random weights, loss on all tokens",
-    "extend": "pretraining goes on in a longer context",
+    "extend": "pretraining continues in a longer context",
     "embed": "the backbone is frozen, the embedding of the extended vocabulary and the head train",
     "adapt": "continued pretraining of all parameters",
     "chat": "instruction tuning, examples packed (VSL), loss on responses alone",
@@ -92,7 +92,7 @@ def find_preset(name: str) -> Preset:
     if len(of_model) == 1:
         return of_model[0]
     if of_model:
-        raise ConfigError(f"{name}: has several; say which of {', '.join(r.name for r in of_model)}")
+        raise ConfigError(f"{name}: matches several configs; give one of {', '.join(r.name for r in of_model)}")
     raise ConfigError(
         f"{name}: no such file or built-in config; "
         + suggestion(key, by_name, otherwise="give the path of a YAML file, or a name of `cerebras-jais config list`")
@@ -163,7 +163,7 @@ def _header(preset: Preset) -> list[str]:
         lines += [
             "Comments say where a number is from: published, derived by a rule, or assumed for a reason.",
             f"Starts on CS systems with {runs[:-1]} --backend csx`.",
-            "Paths are relative to the folder it is started in; data_dir must lie on a volume that the cluster mounts.",
+            "Paths are relative to the folder it is started in; data_dir must be on a volume that the cluster mounts.",
         ]
     lines.append("Made by `cerebras-jais config write`: to change it for good, change the catalog.")
     return lines
@@ -207,8 +207,8 @@ def _trainer(model: Model, phase: Phase, anchor: str) -> dict[str, Any]:
 
 def _states(phase: Phase) -> Note:
     if phase.keeps_optimizer_state:
-        return Note("model,optimizer,global_step", "the data and the schedule begin anew")
-    return Note("model", "optimizer, schedule, data and step begin anew")
+        return Note("model,optimizer,global_step", "the data and the schedule restart")
+    return Note("model", "optimizer, schedule, data and step restart")
 
 
 def _max_steps(phase: Phase) -> Any:

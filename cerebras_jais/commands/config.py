@@ -54,8 +54,8 @@ def check(files: tuple[Path, ...], tokenizer: Path | None, as_json: bool) -> int
     Every line names file, line, key and remedy. Looked at: every key; backend, cluster options and flags; sequence
     lengths against model and data; muP's numbers; schedules against the length of the run; what CS systems demand of
     precision; loss_weight; the vocabulary; names of frozen tensors. Where the Model Zoo is installed, its own
-    validation runs too. Data that is not on this machine, the start checkpoint and the memory of the machine are not
-    looked at, or do not count; notes say so.
+    validation runs too. Data that is not on this machine, the tensors of the start checkpoint and the memory of the
+    machine are not checked; a note says which.
     """
     import json
 

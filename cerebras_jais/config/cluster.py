@@ -107,7 +107,7 @@ FLAGS: Mapping[str, _Kind] = {
         for what in ("act", "chf", "cmd", "compile_crd", "execute_crd", "wgt", "wrk")
     },
 }
-# Below these stand names of their own, which only the cluster knows.
+# Below these are names of their own, which only the cluster knows.
 OPEN_FLAGS = ("csx.debug.debug_args.", "csx.debug.ini.")
 
 

@@ -122,7 +122,9 @@ def _named(names: dict[str, str]) -> BeforeValidator:
             name, _ = unwrap(value, "scheduler")
             if name.lower() not in names:
                 if name.lower() in _SCHEDULES:
-                    raise refuse("cannot stand in another schedule (it would never advance); write one flat list", name)
+                    raise refuse(
+                        "cannot be inside another schedule (it would never advance); write one flat list", name
+                    )
                 known = (*RATE_SCHEDULES, *OTHER_RATE_SCHEDULES, *WEIGHT_DECAY_SCHEDULES)
                 raise refuse(f"unknown schedule; {suggestion(name, known)}", name)
         return value

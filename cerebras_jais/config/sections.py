@@ -142,7 +142,7 @@ class CheckpointSection(Section):
 
     @model_validator(mode="after")
     def _names_and_places(self) -> CheckpointSection:
-        # The last checkpoint is found again by this name, so the step stands in it once and as it is.
+        # The last checkpoint is found again by this name, so it has the step once and without a format.
         head, found, tail = self.checkpoint_name.partition("{step}")
         if not found or set(head + tail) & set("{}"):
             raise refuse("must hold {step}, once and without a format, and no other braces", "checkpoint_name")

@@ -231,7 +231,7 @@ def check_top(file: ConfigFile) -> None:
         raise ConfigError(message)
     for key in file.data:
         if key != "trainer":
-            raise ConfigError(file.message(Problem((key,), "unknown key; only 'trainer' stands at the top")))
+            raise ConfigError(file.message(Problem((key,), "unknown key; the only top-level key is 'trainer'")))
     if file.data["trainer"] == []:
         raise ConfigError(file.message(Problem(("trainer",), "the list is empty")))
     for keys, _ in file.trainers:

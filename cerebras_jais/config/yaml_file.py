@@ -21,7 +21,7 @@ from cerebras_jais.params import trainers_of
 
 # A trainer YAML has a few hundred values; thousands of data folders are possible.
 _LARGEST = MIB  # bytes
-_MOST_VALUES = 20_000  # keys count too, and what stands behind an alias counts wherever the alias stands
+_MOST_VALUES = 20_000  # keys count too, and the values behind an alias count wherever the alias is
 _DEEPEST = 50
 _LONGEST_NUMBER = 400  # characters
 _NO_CHARACTER = re.compile(r"[\x00\ud800-\udfff]")  # "\0" and "\ud800" in quotes: in no file name, and not printable
@@ -130,7 +130,7 @@ def read_yaml(path: str | Path) -> ConfigFile:
 
 
 def parse_yaml(text: str, path: Path) -> ConfigFile:
-    """Parse the text of a YAML file as `read_yaml` does; `path` stands in the messages."""
+    """Parse the text of a YAML file as `read_yaml` does; `path` is for the messages."""
     lines: dict[Keys, int] = {}
     merged: set[Keys] = set()
     try:
@@ -151,7 +151,7 @@ def parse_yaml(text: str, path: Path) -> ConfigFile:
 
 
 def _check_values(path: Path, loader: _Loader, node: yaml.Node, sizes: dict[int, int | None]) -> int:
-    """Visit each node once; the number of values under it with what stands behind aliases counted wherever they stand.
+    """Visit each node once; the number of values under it with those behind aliases counted wherever these are.
 
     Args:
         sizes: that number by the id of a node, None while the node is being visited.

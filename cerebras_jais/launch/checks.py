@@ -167,9 +167,9 @@ def _schedule_problems(phase: Phase) -> Iterator[Problem]:
         if planned < steps:
             yield Problem(
                 at,
-                f"the schedule ends after {planned} steps, the run goes on for {steps}, up to max_steps "
+                f"the schedule ends after {planned} steps, the run continues for {steps}, up to max_steps "
                 f"{begins + steps}; raise total_iters by {steps - planned}, lower max_steps to {begins + planned}, or "
-                "name in ckpt_path the checkpoint_STEP.mdl that it goes on from",
+                "name in ckpt_path the checkpoint_STEP.mdl that it continues from",
             )
         elif planned > steps:
             yield Problem(

@@ -172,7 +172,7 @@ def named_elsewhere(config: TrainerConfig, before: Phase) -> Path | None:
 
 
 def own_begin(config: TrainerConfig, checkpoint: Path, model_dir: Path) -> int | None:
-    """The step that the run began at, where a checkpoint lies in the run's own folder and says it."""
+    """The step that the run began at, where a checkpoint is in the run's own folder and says it."""
     is_own = checkpoint.resolve().parent in checkpoint_folders(config, model_dir)
     return recorded_begin(checkpoint) if is_own and checkpoint.exists() and takes_step(config) else None
 

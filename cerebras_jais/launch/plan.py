@@ -64,8 +64,8 @@ def plan_training(config: TrainerConfig, data: HDF5Samples, begins: int) -> Trai
     max_steps and so makes fewer optimizer steps than it was told; here they are what they say.) The run ends at
     `phases.end_of`; checkpoints and evaluations are counted from `begins`.
 
-    A difference by intent: a run that was stopped and goes on keeps the step that it began at, and so ends, saves and
-    evaluates where it would have. The Model Zoo's loop counts all of this from the step where it goes on: a run of
+    A difference by intent: a run that was stopped and continues keeps the step that it began at, and so ends, saves and
+    evaluates where it would have. The Model Zoo's loop counts all of this from the step where it continues: a run of
     num_epochs that is stopped gets longer by what it had done.
 
     Args:

@@ -1,7 +1,7 @@
-"""The plan of a launch: which phases are finished, which one begins or goes on, and from which checkpoint.
+"""The plan of a launch: which phases are finished, which one begins or continues, and from which checkpoint.
 
 Where a launch begins is read from the checkpoints on disk alone, so that the same command continues a run that stopped
-anywhere. A phase that goes on loads everything. The next phase loads weights, step, optimizer and loss scale, but not
+anywhere. A phase that continues loads everything. The next phase loads weights, step, optimizer and loss scale, but not
 the position in the data and in the schedules, and not the optimizer where other tensors train.
 
 `config check`, `--dry-run` and both trainers take the plan from here.
@@ -51,7 +51,7 @@ class Start:
     """How a phase begins: from `checkpoint` (None: from fresh weights), of which `states` are loaded.
 
     `states` None means what LoadCheckpointStates says, EVERYTHING all there is (`saved.loaded_states`). Where the
-    checkpoint is the phase's own, the phase goes on, and `begins` is the step that it began at; otherwise it is None.
+    checkpoint is the phase's own, the phase continues, and `begins` is the step that it began at; otherwise it is None.
     """
 
     checkpoint: Path | None
@@ -167,7 +167,7 @@ def next_phase(phases: Sequence[Phase], checkpoint: str | Path | None = None) ->
 
     Args:
         phases: of the launch.
-        checkpoint: the file given on the command line, which counts for more than what lies in the folders.
+        checkpoint: the file given on the command line, which counts for more than those in the folders.
     """
     if checkpoint is not None:
         return _next_phase_from(phases, Path(checkpoint))
@@ -240,7 +240,7 @@ def _next_phase_from(phases: Sequence[Phase], checkpoint: Path) -> tuple[int, St
 def _end_for_both(phase: Phase) -> int | None:
     """The end of a phase that both trainers agree on.
 
-    The Model Zoo counts num_steps of a single trainer from where it goes on, so only max_steps says when it has
+    The Model Zoo counts num_steps of a single trainer from where it continues, so only max_steps says when it has
     finished.
     """
     return phase.config.init.loop.max_steps if phase.count == 1 else phase.ends

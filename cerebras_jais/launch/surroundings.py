@@ -35,7 +35,7 @@ from cerebras_jais.optimizer.schedule import check_schedules
 
 
 def check_surroundings(launch: Launch, tokenizer: Path | None = None) -> tuple[list[Problem], list[str]]:
-    """The problems of a YAML with its surroundings, each at its key of the file, and notes of what was not looked at.
+    """The problems of a YAML with its surroundings, each at its key of the file, and notes of what was not checked.
 
     What `fit` would refuse is a problem here too, except what needs a file that is not here, the start checkpoint or
     the memory of the machine; a note names that.
@@ -70,19 +70,19 @@ def check_surroundings(launch: Launch, tokenizer: Path | None = None) -> tuple[l
         problems += [problem.below(config.at) for problem in found]
     if absent:
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
-        notes.append(f"its data is not here and was not looked at: {next(iter(absent))}{more}")
+        notes.append(f"data not found, so not checked: {next(iter(absent))}{more}")
     return problems, notes
 
 
 def _start_notes(launch: Launch) -> Iterator[str]:
-    """What a launch begins from, as far as that is worth a line."""
+    """Notes about the start checkpoint."""
     start = launch.start
     if not start.is_here:
-        yield f"its start checkpoint is not here and was not looked at: {start.checkpoint}"
+        yield f"start checkpoint not found, so not checked: {start.checkpoint}"
     elif launch.index == len(launch.phases):
         yield nothing_left(start.checkpoint)
     elif start.checkpoint is not None:
-        yield f"it begins {start}; the tensors of that file were not looked at"
+        yield f"starts {start}; its tensors were not checked"
 
 
 def section_problems(config: TrainerConfig) -> Iterator[Problem]:

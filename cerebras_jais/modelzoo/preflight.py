@@ -1,4 +1,4 @@
-"""What can be known to be wrong before a cluster is asked for: the YAML, the software, the data, the cluster's address.
+"""Checks before a cluster job is submitted: the YAML, the software, the data, the cluster's address.
 
 Each check gives one line: what was looked at, and what is wrong with it and how to mend that.
 """
@@ -50,7 +50,7 @@ def inspect_launch(file: ConfigFile, launch: Launch, log: Callable[[str], None] 
         launch: its plan, with what the command line adds to it.
         log: takes the lines.
 
-    Raises NotReady naming the first thing that is wrong; all are said before.
+    Raises NotReady naming the first finding; all findings are printed first.
     """
     wrong = []
     for note in notes_of([phase.config for phase in launch.phases]):
@@ -124,7 +124,7 @@ def _start(launch: Launch) -> Finding:
 
 
 def _places(phases: Sequence[Phase]) -> Iterator[Finding]:
-    """Whether the data lies under what is mounted, where it was said what is."""
+    """Whether the data is below a mounted directory, where the config names those."""
     cluster = phases[0].config.init.backend.cluster_config
     if cluster is None or not cluster.mount_dirs:
         return
@@ -141,7 +141,7 @@ def _places(phases: Sequence[Phase]) -> Iterator[Finding]:
             if not any(directory.resolve().is_relative_to(mount) for mount in mounts):
                 yield Finding(
                     f"{phase.name}, {directory}",
-                    "lies under none of the mounted directories, so workers cannot read it; add --mount-dir",
+                    "is not below any mounted directory, so workers cannot read it; add --mount-dir",
                 )
 
 

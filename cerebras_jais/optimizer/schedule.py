@@ -94,7 +94,7 @@ def beyond_schedules(schedules: Sequence[Schedule], steps: int) -> list[str]:
         planned = planned_steps(schedule)
         if planned is not None and planned < steps:
             lines.append(
-                f"the schedule ends after {planned} steps, the run goes on for {steps}: the last {steps - planned} "
+                f"the schedule ends after {planned} steps, the run continues for {steps}: the last {steps - planned} "
                 f"train at its last rate, {learning_rate(schedule, planned):g}; to change that raise total_iters"
             )
     return lines
@@ -144,7 +144,7 @@ def scheduler_states(
 
 
 def _state(schedule: Schedule, applies: Sequence[bool], step: int, *, outermost: bool) -> dict[str, Any]:
-    """The state of one scheduler; only the outermost goes on recording its value, the others keep their first."""
+    """The state of one scheduler; only the outermost continues to record its value, the others keep their first."""
     if isinstance(schedule, SequentialLR):
         own: dict[str, Any] = {"_milestones": schedule.computed_milestones}
     elif isinstance(schedule, ConstantLR):

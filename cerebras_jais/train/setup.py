@@ -1,4 +1,4 @@
-"""What a run needs before its first step: folder, checkpoint, data, plan, model, optimizer, and where it stands.
+"""What a run needs before its first step: folder, checkpoint, data, plan, model, optimizer, and position.
 
 Everything that can be wrong with the input is found here, before the first file is written.
 """
@@ -79,13 +79,13 @@ class Prepared:
         processes: this process among those of the run.
         plan: where it ends, saves and evaluates.
         folder: its checkpoints among the files of its folder.
-        rows: of losses.csv, up to the step where it stands; empty in all processes but the first.
+        rows: of losses.csv, up to its step; empty in all processes but the first.
         held_out: the data to evaluate on.
         precision: what it computes in.
         run: model, optimizer and data.
         steps: takes steps and evaluates.
-        position: where it stands.
-        lacks_evaluation: whether the evaluation of the step where it stands is still to be recorded.
+        position: its step, and its places in the data and the schedules.
+        lacks_evaluation: whether the evaluation of its step is still to be recorded.
         notes: lines for people.
     """
 

@@ -124,7 +124,7 @@ def test_comments_say_where_numbers_come_from():
 def test_a_name_may_be_a_file_a_recipe_or_a_model_with_one_phase():
     assert find_preset("configs/tiny/jais.yaml") is find_preset("tiny/jais")
     assert find_preset("jais-family-13b") is find_preset("jais-family-13b/pretrain")
-    with pytest.raises(UserError, match=r"say which of .*stage-1"):
+    with pytest.raises(UserError, match=r"give one of .*stage-1"):
         find_preset("jais-adapted-7b")
     with pytest.raises(UserError, match="did you mean 'tiny/jais'"):
         find_preset("tiny/jai")

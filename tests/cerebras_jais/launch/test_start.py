@@ -58,11 +58,11 @@ def test_a_start_checkpoint_that_is_not_here_is_planned_by_its_name_or_the_catal
     path = str(renamed(name, ckpt_path))
     checked = CliRunner().invoke(config_command, ["check", path], standalone_mode=False)
     assert not checked.return_value, checked.output
-    assert f"its start checkpoint is not here and was not looked at: {ckpt_path}" in checked.output
+    assert f"start checkpoint not found, so not checked: {ckpt_path}" in checked.output
     dry = CliRunner().invoke(fit_command, [path, "--dry-run"])
     assert dry.exit_code == 0, dry.output
     assert f"({BEFORE:,} to {END:,})" in dry.output
-    assert f"; the file is not here yet, step {BEFORE:,} is assumed {why}\n" in dry.output
+    assert f"; the file does not exist yet, step {BEFORE:,} is assumed {why}\n" in dry.output
     with pytest.raises(UserError, match=r"\.mdl: no such checkpoint"):
         list(remaining_phases(plan_launch(read_trainer_yaml(path)), lambda line: None))
 

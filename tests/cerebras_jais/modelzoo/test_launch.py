@@ -130,7 +130,7 @@ def test_a_dry_run_says_per_phase_what_would_run(ready, monkeypatch):
     matrices = 2048 * 192 + 4 * (4 * 192**2 + 3 * 192 * 512)
     assert f"FLOPs       {1024 * (6 * matrices + 12 * 64 * 192 * 4):.3g}\n" in second
     assert (
-        "context/32/checkpoint_4.mdl (the end of phase 1), loading global_step, model, optimizer; the file is not"
+        "context/32/checkpoint_4.mdl (the end of phase 1), loading global_step, model, optimizer; the file does not"
         in second
     )
     assert not (ready.parent / "context").exists()
@@ -206,7 +206,7 @@ def test_data_of_a_larger_tokenizer_is_refused(ready, monkeypatch):
 @pytest.mark.slow
 def test_data_outside_the_mounts_is_refused(ready, monkeypatch, tmp_path):
     _, error = findings(ready, monkeypatch, mount_dirs=[str(tmp_path)])
-    assert "lies under none of the mounted directories" in error
+    assert "is not below any mounted directory" in error
     _, error = findings(ready, monkeypatch, mount_dirs=[str(ready.parent)])
     assert error is None
 

@@ -95,7 +95,7 @@ def test_a_second_trainer_in_the_folder_is_refused(folder):
     before = checkpoints(folder / "run")
     with (folder / "run" / ".fit.lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match=rf"{folder / 'run'}: another process trains there"):
+        with pytest.raises(UserError, match=rf"{folder / 'run'}: another process is training in this folder"):
             train(config)
     assert checkpoints(folder / "run") == before
     assert train(config).steps == 6  # a lock file that no process holds is nothing
