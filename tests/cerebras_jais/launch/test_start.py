@@ -7,6 +7,7 @@ not load a checkpoint with it, and taken in every place where it could.
 """
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 
 from cerebras_jais.catalog.reader import read_trainer_yaml
 from cerebras_jais.checkpoint import save_checkpoint
+from cerebras_jais.commands.config import check_file
 from cerebras_jais.commands.config import config as config_command
 from cerebras_jais.commands.fit import fit as fit_command
 from cerebras_jais.config.callbacks import CHECKPOINT_STATES, named_states
@@ -22,7 +24,7 @@ from cerebras_jais.config.trainer import parse_trainer
 from cerebras_jais.errors import UserError
 from cerebras_jais.launch.saved import wanted_states
 from cerebras_jais.launch.start import plan_launch, remaining_phases
-from tests.cerebras_jais.launch.broken import CONFIGS
+from tests.cerebras_jais.launch.broken import BROKEN, CONFIGS
 from tests.cerebras_jais.train.examples import config_of, trainer_section, write_data
 
 LARGE = CONFIGS / "jais-family-30b-8k" / "8k.yaml"
@@ -176,3 +178,12 @@ def test_the_model_zoo_loads_what_is_taken_and_fails_on_what_is_refused(value):
     else:
         with pytest.raises((KeyError, AttributeError)):
             callback.preprocess_checkpoint(Trainer, state)
+
+
+@pytest.mark.parametrize("options", [["--dry-run"], ["--backend", "cpu"]], ids=" ".join)
+def test_phases_of_different_widths_are_refused_by_fit_in_the_words_of_config_check(tmp_path, monkeypatch, options):
+    (case,) = (case for case in BROKEN if case.name == "phases of different widths")
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text(case.text(), encoding="utf-8")
+    problem, *_ = (problem for problem in check_file("run.yaml")[0] if case.key in problem)
+    assert str(CliRunner().invoke(fit_command, ["run.yaml", *options]).exception) == problem
