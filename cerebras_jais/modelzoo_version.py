@@ -13,16 +13,19 @@ VERSION = "2.10.0"
 RELEASE = VERSION.rpartition(".")[0]
 """Major and minor version: the Model Zoo's trainer refuses a checkpoint of another release."""
 
+JAIS_FAMILY, JAIS_ADAPTED = "jais_family", "jais_adapted"
+"""The names of the plugin's models."""
+
 MODEL_CLASSES: Mapping[str, str] = {
     "jais": "cerebras.modelzoo.models.nlp.jais.model.JAISModel",
     "llama": "cerebras.modelzoo.models.nlp.llama.model.LlamaModel",
     "gpt2": "cerebras.modelzoo.models.nlp.gpt2.model.Gpt2Model",
-    "jais_family": "cerebras_jais.modelzoo.models.JaisFamilyModel",
-    "jais_adapted": "cerebras_jais.modelzoo.models.JaisAdaptedModel",
+    JAIS_FAMILY: "cerebras_jais.modelzoo.models.JaisFamilyModel",
+    JAIS_ADAPTED: "cerebras_jais.modelzoo.models.JaisAdaptedModel",
 }
 """`model.name` of a trainer YAML -> the class that the Model Zoo builds for it."""
 
-STOCK_NAME_OF: Mapping[str, str] = {"jais_family": "jais", "jais_adapted": "llama"}
+STOCK_NAME_OF: Mapping[str, str] = {JAIS_FAMILY: "jais", JAIS_ADAPTED: "llama"}
 """A model of the plugin -> the Model Zoo's own model of the same tensors and data processors."""
 
 PLUGIN_NAMES = tuple(STOCK_NAME_OF)

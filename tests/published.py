@@ -40,6 +40,23 @@ BASES = {
     "jais-adapted-13b": Published(5120, 40, 40, 40, 13824, 64000, 4096, 13_343_544_320, None, (127, 140, 13, 280)),
     "jais-adapted-70b": Published(8192, 80, 64, 8, 28672, 64000, 4096, 69_500_936_192, None, (33, 334, 4, 371)),
 }
+
+
+@dataclass(frozen=True)
+class PublishedRun:
+    """A training run as a card gives it."""
+
+    batch_size: int
+    steps: int
+    warmup_steps: int
+    peak_lr: float
+    final_lr: float
+    context: int
+    decay: str
+    weight_decay: float
+
+
+ADAPTED_70B_CHAT = PublishedRun(264, 13175, 380, 2.0e-5, 2.0e-6, 4096, "cosine", 0.1)
 MODELS = {f"{name}{kind}": row for name, row in BASES.items() for kind in ("", "-chat")}
 
 

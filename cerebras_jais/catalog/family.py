@@ -14,7 +14,7 @@ from cerebras_jais.catalog.models import MODELS, MUP_SETS
 from cerebras_jais.catalog.size_rules import ADAPTED_FORM, JAIS_FORM, MUP_BASE_WIDTH, loss_weight, mup_base_filter_size
 from cerebras_jais.catalog.types import Family, Model, MuP
 from cerebras_jais.model.config import DecoderConfig, ModelConfigError
-from cerebras_jais.modelzoo_version import PLUGIN_NAMES
+from cerebras_jais.modelzoo_version import JAIS_ADAPTED, JAIS_FAMILY, PLUGIN_NAMES
 
 CONSTANT_RELATIVE = 1e-6  # published constants differ by rounding, 1.09518349815769 or 1.0951835
 # Of loss_weight: 1/2048 written with three digits, 0.000488, is off by 6e-4; the weight of any other length by a half.
@@ -38,9 +38,9 @@ def check_family(config: DecoderConfig) -> None:
 
     Raises ModelConfigError naming the key and the remedy.
     """
-    if config.name == "jais_family":
+    if config.name == JAIS_FAMILY:
         _check_jais(config)
-    elif config.name == "jais_adapted":
+    elif config.name == JAIS_ADAPTED:
         _check_adapted(config)
     else:
         return

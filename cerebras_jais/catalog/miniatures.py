@@ -112,7 +112,7 @@ JAIS = _model(
 ADAPTED = _model(
     "tiny/adapted", _ROTARY, _phase("pretrain", "pretrain", 128, 8, 100, _rates(10, 0.003, 0.0003, "cosine"))
 )
-# As in jais-family-30b the context grows twice, each phase sees as many tokens a step, and the rate goes on.
+# As in jais-family-30b the context grows twice, each phase sees as many tokens a step, and the rate continues.
 CONTEXT = _model(
     "tiny/context",
     _alibi(192, 4, 12, 2048, LARGE_MUP),

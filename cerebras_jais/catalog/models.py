@@ -178,7 +178,7 @@ _8K = Phase(
     assumed(768, "Model Zoo params_jais_30b"),
     assumed(70719, "Model Zoo params_jais_30b; with 2k it makes 1,472 of the card's 1,500 billion tokens"),
     Rates(
-        assumed(0, "Model Zoo params_jais_30b: the rate goes on where it was"),
+        assumed(0, "Model Zoo params_jais_30b: the rate continues where it was"),
         assumed(_RATE_8K, "Model Zoo params_jais_30b"),
         assumed(_RATE_8K, "Model Zoo params_jais_30b"),
         assumed(_RATE_END, "Model Zoo params_jais_30b"),
@@ -196,7 +196,7 @@ _16K = Phase(
     assumed(384, "as many tokens per step as in the 8k phase"),
     derived(rules.steps_for(166e9, 384, 16384), "1,666 - 1,500 billion tokens (card) / (384 x 16,384)"),
     Rates(
-        assumed(0, "the rate goes on where it was"),
+        assumed(0, "the rate continues where it was"),
         assumed(_RATE_END, "where the 8k phase ends"),
         assumed(_RATE_END, "where the 8k phase ends"),
         assumed(4.8e-05, "a tenth of where the phase begins"),
@@ -403,8 +403,3 @@ def last_step(phase: Phase, models: Sequence[Model] = MODELS) -> int:
     named, ending = phase.init_from
     (earlier,) = (p for model in models if model.name == named for p in model.phases if p.name == ending)
     return last_step(earlier, models) + phase.steps.value
-
-
-def mup_set_of(hidden_size: int) -> MuP:
-    """The muP constants of a jais-family model of this width: one set up to 13b, another for 30b."""
-    return LARGE_MUP if hidden_size >= LARGE_ARCHITECTURE.hidden_size.value else FAMILY_MUP

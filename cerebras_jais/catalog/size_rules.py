@@ -39,11 +39,6 @@ def family_filter_size(hidden_size: int) -> int:
     return -(-8 * hidden_size // 48) * 16
 
 
-def old_filter_size(hidden_size: int) -> int:
-    """Width of the feed-forward layer of the older jais-13b and jais-30b: 8/3 of the hidden size, rounded down."""
-    return 8 * hidden_size // 3
-
-
 def mup_base_filter_size(hidden_size: int, filter_size: int, base: float = MUP_BASE_WIDTH) -> float:
     """The base model's filter size, such that both of muP's width multipliers are hidden_size / base exactly."""
     return filter_size * base / hidden_size

@@ -30,7 +30,7 @@ def with_stock_names(file: ConfigFile) -> str:
             problem = f"the Model Zoo's own {stock!r} freezes nothing by name; {remedy}"
             raise ConfigError(file.message(Problem((*at, "frozen_parameters"), problem)))
         for key in ("name", "frozen_parameters"):
-            if key in model and (*at, key) not in file.lines:
+            if key in model and file.is_merged((*at, key)):
                 problem = "is merged in by <<; write it out in this section"
                 raise ConfigError(file.message(Problem((*at, key), problem)))
         number = file.lines[(*at, "name")] - 1

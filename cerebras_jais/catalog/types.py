@@ -118,7 +118,7 @@ class Phase:
     """One training run of a model.
 
     `init_from` is (model, phase) of an earlier run, a path of a checkpoint to be made first, or None for random
-    weights. `keeps_optimizer_state` keeps the optimizer's state and step of that run; otherwise both begin anew.
+    weights. `keeps_optimizer_state` keeps the optimizer's state and step of that run; otherwise both restart.
     """
 
     name: str

@@ -18,6 +18,7 @@ from cerebras_jais.catalog.models import MODELS, last_step, lineage
 from cerebras_jais.catalog.types import Architecture, Model, Phase
 from cerebras_jais.catalog.yaml_writer import Alias, Anchor, Note, Remark, to_yaml
 from cerebras_jais.config.yaml_file import ConfigError, ConfigFile, parse_yaml, read_yaml
+from cerebras_jais.modelzoo_version import JAIS_ADAPTED, JAIS_FAMILY, RELEASE
 from cerebras_jais.wording import suggestion
 
 EVERY = (*MODELS, *MINIATURES)
@@ -44,7 +45,7 @@ class Preset:
 
 _SUMMARIES = {
     "pretrain": "pretraining from random weights, loss on all tokens",
-    "extend": "pretraining goes on in a longer context",
+    "extend": "pretraining continues in a longer context",
     "embed": "the backbone is frozen, the embedding of the extended vocabulary and the head train",
     "adapt": "continued pretraining of all parameters",
     "chat": "instruction tuning, examples packed (VSL), loss on responses alone",
@@ -92,7 +93,7 @@ def find_preset(name: str) -> Preset:
     if len(of_model) == 1:
         return of_model[0]
     if of_model:
-        raise ConfigError(f"{name}: has several; say which of {', '.join(r.name for r in of_model)}")
+        raise ConfigError(f"{name}: matches several configs; give one of {', '.join(r.name for r in of_model)}")
     raise ConfigError(
         f"{name}: no such file or built-in config; "
         + suggestion(key, by_name, otherwise="give the path of a YAML file, or a name of `cerebras-jais config list`")
@@ -156,14 +157,14 @@ def _header(preset: Preset) -> list[str]:
     runs = f"`cerebras-jais fit configs/{preset.name}.yaml`"
     if preset.is_miniature:
         lines += [
-            f"Runs on the reference path ({runs}) and in the Model Zoo 2.10",
+            f"Runs on the reference path ({runs}) and in the Model Zoo {RELEASE}",
             f"(`cerebras-jais zoo fit configs/{preset.name}.yaml`). Paths are relative to the folder it is started in.",
         ]
     else:
         lines += [
             "Comments say where a number is from: published, derived by a rule, or assumed for a reason.",
             f"Starts on CS systems with {runs[:-1]} --backend csx`.",
-            "Paths are relative to the folder it is started in; data_dir must lie on a volume that the cluster mounts.",
+            "Paths are relative to the folder it is started in; data_dir must be on a volume that the cluster mounts.",
         ]
     lines.append("Made by `cerebras-jais config write`: to change it for good, change the catalog.")
     return lines
@@ -185,7 +186,7 @@ def _trainer(model: Model, phase: Phase, anchor: str) -> dict[str, Any]:
                 "correct_bias": True,
             }
         },
-        "schedulers": _schedulers(model, phase),
+        "schedulers": _schedulers(phase),
         "precision": _precision(phase, tiny),
         "loop": {
             "max_steps": _max_steps(phase),
@@ -207,8 +208,8 @@ def _trainer(model: Model, phase: Phase, anchor: str) -> dict[str, Any]:
 
 def _states(phase: Phase) -> Note:
     if phase.keeps_optimizer_state:
-        return Note("model,optimizer,global_step", "the data and the schedule begin anew")
-    return Note("model", "optimizer, schedule, data and step begin anew")
+        return Note("model,optimizer,global_step", "the data and the schedule restart")
+    return Note("model", "optimizer, schedule, data and step restart")
 
 
 def _max_steps(phase: Phase) -> Any:
@@ -226,7 +227,7 @@ def _steps_between_checkpoints(phase: Phase) -> int:
 def _model(model: Model, phase: Phase, anchor: str) -> dict[str, Any]:
     a = model.architecture
     section: dict[str, Any] = {
-        "name": "jais_family" if a.mup is not None else "jais_adapted",
+        "name": JAIS_FAMILY if a.mup is not None else JAIS_ADAPTED,
         "vocab_size": Note(a.vocabulary.value, f"tokenizer: {model.tokenizer.value}"),
         "max_position_embeddings": phase.context,
         "hidden_size": a.hidden_size,
@@ -296,7 +297,7 @@ def _mup(a: Architecture, anchor: str) -> dict[str, Any]:
     }
 
 
-def _schedulers(model: Model, phase: Phase) -> list[Any]:
+def _schedulers(phase: Phase) -> list[Any]:
     rates = phase.rates
     rest = phase.steps.value - rates.warmup_steps.value
     name = "LinearLR" if rates.decay.value == "linear" else "CosineDecayLR"

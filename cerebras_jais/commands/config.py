@@ -54,8 +54,8 @@ def check(files: tuple[Path, ...], tokenizer: Path | None, as_json: bool) -> int
     Every line names file, line, key and remedy. Looked at: every key; backend, cluster options and flags; sequence
     lengths against model and data; muP's numbers; schedules against the length of the run; what CS systems demand of
     precision; loss_weight; the vocabulary; names of frozen tensors. Where the Model Zoo is installed, its own
-    validation runs too. Data that is not on this machine, the start checkpoint and the memory of the machine are not
-    looked at, or do not count; notes say so.
+    validation runs too. Data that is not on this machine, the tensors of the start checkpoint and the memory of the
+    machine are not checked; a note says which.
     """
     import json
 
@@ -114,8 +114,12 @@ def diff(ours: str, theirs: str, as_json: bool) -> int:
 
     from cerebras_jais.catalog.tables import differences, shown
     from cerebras_jais.catalog.yaml_files import open_config
+    from cerebras_jais.config.trainer import check_top
 
-    found = list(differences(open_config(ours).data, open_config(theirs).data))
+    files = [open_config(name) for name in (ours, theirs)]
+    for file in files:
+        check_top(file)
+    found = list(differences(*(file.data for file in files)))
     if as_json:
         click.echo(json.dumps([{"key": k, "a": _plain(a), "b": _plain(b)} for k, a, b in found]))
     else:
@@ -165,6 +169,8 @@ def check_file(
 ) -> tuple[list[str], list[str]]:
     """The problems of a YAML, a line for each, and notes; each kind of check runs where the one before found nothing.
 
+    A checkpoint that cannot be read is a problem beside the others.
+
     Args:
         name: a file, or the name of a built-in config.
         tokenizer: a folder with tokenizer.json, whose vocabulary the model's must hold.
@@ -177,21 +183,22 @@ def check_file(
     from cerebras_jais.catalog.yaml_files import open_config
     from cerebras_jais.errors import UserError
     from cerebras_jais.launch.checks import check, notes_of
-    from cerebras_jais.launch.start import plan_launch
+    from cerebras_jais.launch.start import plan_for_check
     from cerebras_jais.launch.surroundings import check_surroundings
     from cerebras_jais.launch.token_budget import token_notes
 
     try:
         file = open_config(name)
         configs = read_trainers(file)
-        launch = plan_launch(configs, checked=False)
     except UserError as error:
         return [str(error)], []
+    launch, unreadable = plan_for_check(configs)
     problems, notes = check(launch.phases), list[str]()
     if not problems:
         notes += notes_of(configs)
         problems, more = check_surroundings(launch, tokenizer)
         notes += [*more, *token_notes(launch.phases)]
+    problems = [*unreadable, *problems]
     if modelzoo and not problems:
         from cerebras_jais.modelzoo.validate import modelzoo_problems
 

@@ -79,7 +79,7 @@ def tokenizer(
     save_tokenizer(trained, output, model_max_length, overwrite=overwrite)
     click.echo(f"{output}: {trained.get_vocab_size()} entries from {len(training)} documents")
     if trained.get_vocab_size() < vocab_size:
-        click.echo(f"  (the text gives no more than that; {vocab_size} were asked for)")
+        click.echo(f"  (fewer than the requested {vocab_size}: the text has no more merges)")
     judged = kept or training
     for language in sorted({language_of(document) for document in judged}):
         fertility = tokens_per_word(trained, (d for d in judged if language_of(d) == language))

@@ -138,8 +138,8 @@ def score(
     tokenizer = _tokenizer_of(path, tokenizer)
     if (data is None) == (not text):
         raise UserError(
-            "what is to be scored? Give either --data, the folder that `data pack` wrote, for the documents that it "
-            "held out, or --text for other text that was not trained on"
+            "give exactly one of --data and --text: --data the folder that `data pack` wrote, for the documents that "
+            "it held out, --text other text that was not trained on"
         )
     for note in filter(None, map(passed_over, text)):
         click.echo(f"note: {note}", err=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cerebras_jais.launch.start import Launch, Start
     from cerebras_jais.train.setup import FitOptions
 
-# The option of the command line and the key of `backend.cluster_config` that it stands for.
+# The option of the command line and the key of `backend.cluster_config` that it sets.
 _CLUSTER_KEYS = {
     "num_csx": "num_csx",
     "workers_per_csx": "num_workers_per_csx",
@@ -33,7 +33,7 @@ _CLUSTER_KEYS = {
 @click.option(
     "--backend",
     type=click.Choice(["cpu", "gpu", "csx"]),
-    help="Where to train. Default: the YAML's backend_type, when that is CPU or GPU; csx must be said.",
+    help="Where to train. Default: the YAML's backend_type, when that is CPU or GPU; csx must be given explicitly.",
 )
 @click.option("--model-dir", type=click.Path(file_okay=False, path_type=Path), help="Where the run goes.")
 @click.option("--max-steps", type=Number(COUNT), help="End at this step; a list of phases ends there too.")
@@ -51,7 +51,9 @@ _CLUSTER_KEYS = {
     show_default=True,
     help="Several processes under torchrun: copies of the model, or one model divided among them.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would run, phase by phase, and start nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Say what would run, phase by phase, and start nothing; csx: status 1 if wrong."
+)
 @click.option("--num-csx", type=Number(COUNT), help="csx: CS systems to train on.")
 @click.option("--workers-per-csx", type=Number(COUNT), help="csx: processes that feed each system.")
 @click.option("--mount-dir", "mount_dirs", multiple=True, help="csx: directory that workers see; may be repeated.")
@@ -83,7 +85,8 @@ def fit(
 
     FILE is a YAML file, or the name of a built-in config (`cerebras-jais config list`).
 
-    Before anything is asked of a cluster, what can be known to be wrong is looked for and said.
+    The config, the data and the software are checked before a cluster job starts. On a CPU or GPU a list whose phases
+    cannot follow one another is refused; `config check` also compares schedules with the length of the run.
 
     The YAML is the one that `cszoo fit` takes. A key it does not know is an error that names it; keys that only
     concern CS systems are listed and have no effect here. Phases of a list run one after another.
@@ -97,8 +100,8 @@ def fit(
 
     A run started again continues from the last checkpoint there and leaves the files of a run never stopped; its
     num_epochs and num_steps count from where it began. So does a list of phases: those that are finished are skipped,
-    and into the next go weights, optimizer and step, but not where the data and the schedules stood. Ctrl-C, SIGTERM
-    and SIGHUP save the step reached; a second one ends the run at once.
+    and into the next go weights, optimizer and step, but not the data and schedule positions. Ctrl-C, SIGTERM and
+    SIGHUP save the step reached; a second one ends the run at once.
 
     \b
     Several GPUs or machines:

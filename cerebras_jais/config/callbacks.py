@@ -17,7 +17,7 @@ HONOURED: Mapping[str, tuple[str, ...]] = {
     "LoadCheckpointStates": ("load_checkpoint_states",),
 }
 
-# Concern a CS system, profile it, or only report; None stands for arguments of any name.
+# Concern a CS system, profile it, or only report; None allows arguments of any name.
 WITHOUT_EFFECT: Mapping[str, tuple[str, ...] | None] = {
     "ScopedTrainFlags": None,
     "ScopedValidateFlags": None,

@@ -14,6 +14,7 @@ from pydantic import field_validator
 
 from cerebras_jais.config.base import Count, CountOrNone, Section, refuse
 from cerebras_jais.config.callbacks import is_count
+from cerebras_jais.modelzoo_version import RELEASE
 from cerebras_jais.ranges import shown
 from cerebras_jais.wording import suggestion
 
@@ -106,7 +107,7 @@ FLAGS: Mapping[str, _Kind] = {
         for what in ("act", "chf", "cmd", "compile_crd", "execute_crd", "wgt", "wrk")
     },
 }
-# Below these stand names of their own, which only the cluster knows.
+# Below these are names of their own, which only the cluster knows.
 OPEN_FLAGS = ("csx.debug.debug_args.", "csx.debug.ini.")
 
 
@@ -115,6 +116,6 @@ def flag_problem(flag: str, value: Any) -> str | None:
     if flag.startswith(OPEN_FLAGS):
         return None
     if flag not in FLAGS:
-        return f"flag {flag!r} is unknown to cerebras_pytorch 2.10; {suggestion(flag, FLAGS)}"
+        return f"flag {flag!r} is unknown to cerebras_pytorch {RELEASE}; {suggestion(flag, FLAGS)}"
     holds, what = FLAGS[flag]
     return None if holds(value) else f"{flag} must be {what} (got {shown(value)})"

@@ -94,6 +94,18 @@ class ScalePerParamLR(Schedule):
         return value
 
 
+def parts_of(schedule: Schedule) -> list[Schedule]:
+    """The simple schedules that one consists of, in their order."""
+    inner = schedule.scheduler if isinstance(schedule, ScalePerParamLR) else schedule
+    return list(inner.schedulers) if isinstance(inner, SequentialLR) else [inner]
+
+
+def planned_steps(schedule: Schedule) -> int | None:
+    """The steps after which a schedule stays at its last rate; None where its last part is constant from its begin."""
+    parts = parts_of(schedule)
+    return None if isinstance(parts[-1], ConstantLR) else sum(getattr(part, "total_iters", None) or 0 for part in parts)
+
+
 _SIMPLE = {"linearlr": "LinearLR", "cosinedecaylr": "CosineDecayLR", "constantlr": "ConstantLR"}
 _SCHEDULES = {**_SIMPLE, "sequentiallr": "SequentialLR", "scaleperparamlr": "ScalePerParamLR"}
 
@@ -110,7 +122,9 @@ def _named(names: dict[str, str]) -> BeforeValidator:
             name, _ = unwrap(value, "scheduler")
             if name.lower() not in names:
                 if name.lower() in _SCHEDULES:
-                    raise refuse("cannot stand in another schedule (it would never advance); write one flat list", name)
+                    raise refuse(
+                        "cannot be inside another schedule (it would never advance); write one flat list", name
+                    )
                 known = (*RATE_SCHEDULES, *OTHER_RATE_SCHEDULES, *WEIGHT_DECAY_SCHEDULES)
                 raise refuse(f"unknown schedule; {suggestion(name, known)}", name)
         return value

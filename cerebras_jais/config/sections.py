@@ -143,10 +143,12 @@ class CheckpointSection(Section):
 
     @model_validator(mode="after")
     def _names_and_places(self) -> CheckpointSection:
-        # The last checkpoint is found again by this name, so the step stands in it once and as it is.
+        # The last checkpoint is found again by this name, so it has the step once and without a format.
         head, found, tail = self.checkpoint_name.partition("{step}")
         if not found or set(head + tail) & set("{}"):
             raise refuse("must hold {step}, once and without a format, and no other braces", "checkpoint_name")
+        if "/" in self.checkpoint_name:  # folders are not searched below, by the Model Zoo neither
+            raise refuse("must be a file name without folders; name the folder in checkpoint_root", "checkpoint_name")
         if self.checkpoint_root and is_in_object_storage(self.checkpoint_root):
             raise refuse_beyond("object storage is neither read nor written from here", "checkpoint_root")
         return self

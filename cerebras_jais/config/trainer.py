@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, PlainValidator, PrivateAttr, ValidationError, field_validator
@@ -159,11 +160,6 @@ class TrainerConfig(Section):
     _aside: tuple[Aside, ...] = PrivateAttr(default=())
 
     @property
-    def model_section(self) -> dict[str, Any]:
-        """The `model:` section as the YAML has it."""
-        return copy.deepcopy(self._raw["init"]["model"])
-
-    @property
     def source(self) -> str:
         """The file this came from, for messages."""
         return str(self._file.path) if self._file is not None else "trainer"
@@ -189,6 +185,11 @@ class TrainerConfig(Section):
     def to_dict(self) -> dict[str, Any]:
         """The YAML as plain values, `{"trainer": {...}}`: what a checkpoint carries as its parameters."""
         return {"trainer": copy.deepcopy(self._raw)}
+
+    def with_start(self, checkpoint: Path) -> TrainerConfig:
+        """The same, beginning from another checkpoint."""
+        assert self.fit is not None
+        return self.model_copy(update={"fit": self.fit.model_copy(update={"ckpt_path": str(checkpoint)})})
 
     def callback(self, name: str) -> dict[str, Any] | None:
         """The arguments of the last callback of this name, None where there is none (or it is set to null)."""
@@ -218,6 +219,12 @@ def parse_trainers(file: ConfigFile) -> list[TrainerConfig]:
 
     Raises ConfigError: one line with file, line number, the path of the key, and what to do.
     """
+    check_top(file)
+    return [parse_trainer(section, file, at) for at, section in file.trainers]
+
+
+def check_top(file: ConfigFile) -> None:
+    """Raise ConfigError for a file that is no mapping with the one key `trainer`, or whose phases are not."""
     if not isinstance(file.data, dict) or "trainer" not in file.data:
         message = f"{file.path}: the file must hold a mapping with the key 'trainer'"
         if isinstance(file.data, dict) and "runconfig" in file.data:
@@ -225,16 +232,15 @@ def parse_trainers(file: ConfigFile) -> list[TrainerConfig]:
         raise ConfigError(message)
     for key in file.data:
         if key != "trainer":
-            raise ConfigError(file.message(Problem((key,), "unknown key; only 'trainer' stands at the top")))
-    phases = file.data["trainer"]
-    if isinstance(phases, list):
-        for index, phase in enumerate(phases):
-            if not isinstance(phase, dict) or set(phase) != {"trainer"}:
-                problem = Problem(("trainer", index), "each phase must be a mapping with the one key 'trainer'")
-                raise ConfigError(file.message(problem))
-        if not phases:
-            raise ConfigError(file.message(Problem(("trainer",), "the list is empty")))
-    return [parse_trainer(section, file, at) for at, section in file.trainers]
+            raise ConfigError(file.message(Problem((key,), "unknown key; the only top-level key is 'trainer'")))
+    if file.data["trainer"] == []:
+        raise ConfigError(file.message(Problem(("trainer",), "the list is empty")))
+    for keys, _ in file.trainers:
+        phase = file.data["trainer"][keys[1]] if len(keys) > 1 else file.data
+        if not isinstance(phase, dict) or set(phase) != {"trainer"}:
+            raise ConfigError(
+                file.message(Problem(keys[:-1], "each phase must be a mapping with the one key 'trainer'"))
+            )
 
 
 def parse_trainer(section: Any, file: ConfigFile | None = None, at: Keys = ("trainer",)) -> TrainerConfig:
@@ -364,11 +370,24 @@ def _with_key(section: Any, keys: Keys, key: str) -> Keys:
     return (*keys, key)
 
 
+# What is expected where pydantic reports an error of this type.
+_KINDS = {
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "a mapping"),
+    **dict.fromkeys(("list_type", "tuple_type"), "a list"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    "string_type": "text",
+    "none_required": "null",
+}
+
+
 def _in_words(problem: Any) -> str:
     if problem["type"] == "missing":
         return "missing key"
     if problem["type"] in ("extra_forbidden",):
         return f"unknown key; {suggestion(str(problem['loc'][-1]), ())}"
-    message = problem["msg"][:1].lower() + problem["msg"][1:]
+    kind = _KINDS.get(problem["type"])
+    message = problem["msg"].replace("Input should be", "must be") if kind is None else f"must be {kind}"
     given = problem.get("input")
     return f"{message} (got {shown(given)})" if not isinstance(given, dict | list) else message

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -19,7 +19,7 @@ from cerebras_jais.params import trainers_of
 
 # A trainer YAML has a few hundred values; thousands of data folders are possible.
 _LARGEST = MIB  # bytes
-_MOST_VALUES = 20_000  # keys count too, and what stands behind an alias counts wherever the alias stands
+_MOST_VALUES = 20_000  # keys count too, and the values behind an alias count wherever the alias is
 _DEEPEST = 50
 _LONGEST_NUMBER = 400  # characters
 _NO_CHARACTER = re.compile(r"[\x00\ud800-\udfff]")  # "\0" and "\ud800" in quotes: in no file name, and not printable
@@ -67,12 +67,20 @@ _Loader.add_implicit_resolver(
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """A YAML file, read once: its text, `data` as plain values, and the line of each key and item by its path."""
+    """A YAML file, read once: its text, `data` as plain values, and the line of each key and item by its path.
+
+    `merged` has the paths of the keys that come in by `<<`, without those below them.
+    """
 
     path: Path
     text: str
     data: Any
     lines: Mapping[Keys, int]
+    merged: frozenset[Keys]
+
+    def is_merged(self, keys: Keys) -> bool:
+        """Whether a key, or one above it, comes in by `<<`; its line is then that of another section."""
+        return any(keys[:length] in self.merged for length in range(1, len(keys) + 1))
 
     @property
     def trainers(self) -> list[tuple[Keys, Any]]:
@@ -102,15 +110,16 @@ def read_yaml(path: str | Path) -> ConfigFile:
 
 
 def parse_yaml(text: str, path: Path) -> ConfigFile:
-    """Parse the text of a YAML file as `read_yaml` does; `path` stands in the messages."""
+    """Parse the text of a YAML file as `read_yaml` does; `path` is for the messages."""
     lines: dict[Keys, int] = {}
+    merged: set[Keys] = set()
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             raise ConfigError(f"{path}: the file is empty")
         _check_values(path, loader, node, {})
-        _record_lines(path, node, (), lines)
+        _record_lines(path, node, (), lines, merged)
         data = loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -118,11 +127,11 @@ def parse_yaml(text: str, path: Path) -> ConfigFile:
         raise ConfigError(f"{path}{where}: not valid YAML: {str(error.problem or error.context)[:200]}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}".replace("\n", " ")) from error
-    return ConfigFile(path, text, data, lines)
+    return ConfigFile(path, text, data, lines, frozenset(merged))
 
 
 def _check_values(path: Path, loader: _Loader, node: yaml.Node, sizes: dict[int, int | None]) -> int:
-    """Visit each node once; the number of values under it with what stands behind aliases counted wherever they stand.
+    """Visit each node once; the number of values under it with those behind aliases counted wherever these are.
 
     Args:
         sizes: that number by the id of a node, None while the node is being visited.
@@ -165,21 +174,46 @@ def _check_values(path: Path, loader: _Loader, node: yaml.Node, sizes: dict[int,
     return size
 
 
-def _record_lines(path: Path, node: yaml.Node, keys: Keys, lines: dict[Keys, int]) -> None:
+def _record_lines(path: Path, node: yaml.Node, keys: Keys, lines: dict[Keys, int], merged: set[Keys]) -> None:
     if isinstance(node, yaml.MappingNode):
-        seen: dict[str, int] = {}
-        for key_node, value in node.value:
-            if key_node.tag == _MERGE:
-                continue
-            key, line = str(key_node.value), key_node.start_mark.line + 1
-            if key in seen:
-                raise ConfigError(
-                    f"{path}, line {line}: {dotted((*keys, key))} is given twice, on line {seen[key]} too; remove one"
-                )
-            seen[key] = line
-            lines[*keys, key] = line
-            _record_lines(path, value, (*keys, key), lines)
+        for key, entry in _entries(path, node, keys).items():
+            lines[*keys, key] = entry.line
+            if entry.is_merged:
+                merged.add((*keys, key))
+            _record_lines(path, entry.value, (*keys, key), lines, merged)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             lines[*keys, index] = item.start_mark.line + 1
-            _record_lines(path, item, (*keys, index), lines)
+            _record_lines(path, item, (*keys, index), lines, merged)
+
+
+class _Entry(NamedTuple):
+    line: int
+    value: yaml.Node
+    is_merged: bool = False
+
+
+def _entries(path: Path, node: yaml.MappingNode, keys: Keys) -> dict[str, _Entry]:
+    """The keys of the mapping at `keys`, with those that it takes over by `<<`.
+
+    Its own keys replace merged ones, and of several merged mappings the first counts. Raises ConfigError for a key, or
+    `<<`, that is given twice in one mapping.
+    """
+    own: dict[str, _Entry] = {}
+    merged: list[yaml.Node] = []
+    for key_node, value in node.value:
+        key, line = str(key_node.value), key_node.start_mark.line + 1
+        if key in own:
+            raise ConfigError(
+                f"{path}, line {line}: {dotted((*keys, key))} is given twice, on line {own[key].line} too; remove one"
+            )
+        own[key] = _Entry(line, value)
+        if key_node.tag == _MERGE:
+            merged = value.value if isinstance(value, yaml.SequenceNode) else [value]
+    if merged:
+        del own["<<"]
+    for source in merged:
+        if isinstance(source, yaml.MappingNode):
+            taken = {key: entry._replace(is_merged=True) for key, entry in _entries(path, source, keys).items()}
+            own = {**taken, **own}
+    return own

@@ -9,14 +9,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from cerebras_jais.catalog.family import loss_weight_problem, mup_problems
-from cerebras_jais.config.schedules import ConstantLR, CosineDecayLR, LinearLR, ScalePerParamLR, Schedule, SequentialLR
+from cerebras_jais.config.schedules import ConstantLR, CosineDecayLR, LinearLR, Schedule, parts_of, planned_steps
 from cerebras_jais.config.sections import BACKENDS
 from cerebras_jais.config.trainer import TrainerConfig
 from cerebras_jais.errors import Keys, Problem, dotted
-from cerebras_jais.launch.phases import Phase
+from cerebras_jais.launch.phases import Phase, phase_problems
 
 
 def check(phases: Sequence[Phase]) -> list[Problem]:
@@ -26,7 +25,7 @@ def check(phases: Sequence[Phase]) -> list[Problem]:
         problems = [problem for check_one in CHECKS for problem in check_one(phase.config)]
         problems += _schedule_problems(phase)
         found += [problem.below(phase.config.at) for problem in problems]
-    return found + list(_problems_between([phase.config for phase in phases]))
+    return [*found, *phase_problems(phases), *_problems_between([phase.config for phase in phases])]
 
 
 def notes_of(configs: Sequence[TrainerConfig]) -> list[str]:
@@ -155,26 +154,22 @@ CHECKS: Sequence[Callable[[TrainerConfig], Iterator[Problem]]] = (
 def _schedule_problems(phase: Phase) -> Iterator[Problem]:
     config, begins = phase.config, phase.begins
     steps = 0 if phase.ends is None else phase.ends - begins
-    for index, outer in enumerate(config.init.schedulers):
+    for index, schedule in enumerate(config.init.schedulers):
         at: Keys = ("init", "schedulers", index)
-        schedule: Schedule = outer.scheduler if isinstance(outer, ScalePerParamLR) else outer
-        parts: list[Any] = list(schedule.schedulers) if isinstance(schedule, SequentialLR) else [schedule]
-        for before, after in itertools.pairwise(parts):
+        for before, after in itertools.pairwise(parts_of(schedule)):
             if not math.isclose(_rate(before, -1), _rate(after, 0), rel_tol=1e-6):
                 yield Problem(
                     at, f"the learning rate jumps from {_rate(before, -1):g} to {_rate(after, 0):g}; make them equal"
                 )
-        if phase.ends is None or isinstance(parts[-1], ConstantLR):
+        planned = planned_steps(schedule)
+        if steps <= 0 or planned is None:
             continue
-        planned = sum(part.total_iters or 0 for part in parts)
-        if steps <= 0:
-            yield Problem(("init", "loop", "max_steps"), f"the run begins at step {begins}; give more than that")
-        elif planned < steps:
+        if planned < steps:
             yield Problem(
                 at,
-                f"the schedule ends after {planned} steps, the run goes on for {steps}, up to max_steps "
+                f"the schedule ends after {planned} steps, the run continues for {steps}, up to max_steps "
                 f"{begins + steps}; raise total_iters by {steps - planned}, lower max_steps to {begins + planned}, or "
-                "name in ckpt_path the checkpoint_STEP.mdl that it goes on from",
+                "name in ckpt_path the checkpoint_STEP.mdl that it continues from",
             )
         elif planned > steps:
             yield Problem(
@@ -184,35 +179,21 @@ def _schedule_problems(phase: Phase) -> Iterator[Problem]:
             )
 
 
-def _rate(schedule: LinearLR | CosineDecayLR | ConstantLR, end: int) -> float:
+def _rate(schedule: Schedule, end: int) -> float:
     if isinstance(schedule, ConstantLR):
         return schedule.learning_rate
-    return float(schedule.end_learning_rate if end else schedule.initial_learning_rate)
+    assert isinstance(schedule, LinearLR | CosineDecayLR)
+    return schedule.end_learning_rate if end else schedule.initial_learning_rate
 
 
 # ---- several trainers -------------------------------------------------------------------------------------------
 
-# What names and shapes of tensors follow from, and the key that says it where its own name is another.
-_SAME_IN_ALL = (
-    *("hidden_size", "num_hidden_layers", "num_heads", "filter_size", "vocab_size", "position_embedding_type"),
-    *("num_kv_groups", "norm_type", "share_embedding_weights", "use_bias_in_output", "use_ffn_bias"),
-    *("use_projection_bias_in_attention", "use_ffn_bias_in_attention"),
-)
-_SAID_BY = {"num_kv_groups": "extra_attention_params"}
-
 
 def _problems_between(configs: Sequence[TrainerConfig]) -> Iterator[Problem]:
+    """What differs between phases and may not on a cluster; what must hold anywhere is in `phase_problems`."""
     first = configs[0].init
     for config in configs[1:]:
         at = (*config.at, "init")
-        for key in _SAME_IN_ALL:
-            ours, theirs = getattr(config.init.model, key), getattr(first.model, key)
-            if ours != theirs:
-                name = f"{key} " if key in _SAID_BY else ""
-                yield Problem(
-                    (*at, "model", _SAID_BY.get(key, key)),
-                    f"{name}is {ours} here and {theirs} in the first phase, whose weights do not fit; make them equal",
-                )
         if config.init.backend_type != first.backend_type:
             yield Problem(
                 (*at, "backend", "backend_type"),

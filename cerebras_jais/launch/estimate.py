@@ -102,7 +102,7 @@ def _describe(phase: Phase, start: Start) -> Iterator[str]:
             yield f"tokens      {tokens:,}"
             yield f"FLOPs       {training_flops(model, size, tokens):.3g}"
             yield from _describe_checkpoints(phase, size, steps)
-    there = "" if start.is_here else "; the file is not here yet"
+    there = "" if start.is_here else "; the file does not exist yet"
     assumed = f", step {phase.begins:,} is assumed {phase.assumed}" if phase.assumed else ""
     yield f"starts      {start}{there}{assumed}"
 

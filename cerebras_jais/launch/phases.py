@@ -11,6 +11,7 @@ Which phase a launch begins with, and from which checkpoint, is in `start`, as i
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,10 @@ from cerebras_jais.launch.saved import (
     recorded_begin,
     step_in_name,
     takes_step,
+    wanted_states,
 )
+from cerebras_jais.model.config import DecoderConfig
+from cerebras_jais.model.tensors import tensors
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,8 @@ class Phase:
     """One trainer of a launch: steps `begins` (exclusive) to `ends` (None: only its data can tell), in `model_dir`.
 
     `config` has the length that the launch gives the phase: of a list, one absolute `max_steps`. `assumed` says what
-    `begins` is taken from where the checkpoint that the phase begins from is not here yet.
+    `begins` is taken from where the checkpoint that the phase begins from is not here yet. `is_cut` says that the
+    command line ends the launch before the phase's own end.
     """
 
     number: int
@@ -46,6 +51,7 @@ class Phase:
     begins: int
     ends: int | None
     assumed: str = ""
+    is_cut: bool = False
 
     @property
     def folder(self) -> Path:
@@ -80,7 +86,7 @@ def plan_phases(
 
     Raises:
         ConfigError: phases that could not be continued: without an end or a last checkpoint, or whose checkpoints
-            could not be told apart.
+            could not be told apart, or whose weights do not fit.
     """
     phases: list[Phase] = []
     count, folders, cut = len(configs), _folders(configs, model_dir), False
@@ -96,8 +102,8 @@ def plan_phases(
         cut = cut or ends != whole
         if count > 1 and ends is not None:
             config = _with_end(config, ends)
-        phases.append(Phase(number, count, config, folder, begins, ends, assumed))
-    for problem in phase_problems(phases, capped=max_steps is not None) if checked else ():
+        phases.append(Phase(number, count, config, folder, begins, ends, assumed, cut))
+    for problem in phase_problems(phases) if checked else ():
         raise ConfigError(configs[0].message_at(problem))
     return phases
 
@@ -166,7 +172,7 @@ def named_elsewhere(config: TrainerConfig, before: Phase) -> Path | None:
 
 
 def own_begin(config: TrainerConfig, checkpoint: Path, model_dir: Path) -> int | None:
-    """The step that the run began at, where a checkpoint lies in the run's own folder and says it."""
+    """The step that the run began at, where a checkpoint is in the run's own folder and says it."""
     is_own = checkpoint.resolve().parent in checkpoint_folders(config, model_dir)
     return recorded_begin(checkpoint) if is_own and checkpoint.exists() and takes_step(config) else None
 
@@ -193,39 +199,76 @@ def _with_end(config: TrainerConfig, ends: int) -> TrainerConfig:
     return config.model_copy(update={"init": config.init.model_copy(update={"loop": loop})})
 
 
-def phase_problems(phases: Sequence[Phase], *, capped: bool = False) -> Iterator[Problem]:
-    """Why phases of a list could not be continued, each problem at its key of the file.
+# ---- what must hold between phases ----------------------------------------------------------------------------------
 
-    `capped` says that the command line ends the launch, so that a phase may not be reached.
-    """
-    for phase in phases if len(phases) > 1 else ():
-        yield from (
-            Problem(tuple(key.split(".")), message).below(phase.config.at)
-            for key, message in _problems_of(phase, phases, capped)
+
+def phase_problems(phases: Sequence[Phase]) -> Iterator[Problem]:
+    """Why phases could not be run one after another, each problem at its key of the file."""
+    for index, phase in enumerate(phases):
+        problems = itertools.chain(
+            _length_problems(phase),
+            _checkpoint_problems(phase) if phase.count > 1 else (),
+            _folder_problems(phase, phases[:index]),
+            _weight_problems(phase, phases[index - 1]) if index else (),
+        )
+        yield from (problem.below(phase.config.at) for problem in problems)
+
+
+def _length_problems(phase: Phase) -> Iterator[Problem]:
+    if phase.ends is None:
+        if phase.count > 1:
+            yield Problem(
+                ("init", "loop"), "the end of a phase in a list must be known before it starts; give max_steps"
+            )
+    elif phase.ends <= phase.begins and not phase.is_cut:
+        before = "the previous phase" if phase.number > 1 else "the checkpoint it begins from"
+        apart = "; or leave global_step out of LoadCheckpointStates" + (
+            " and give the phase a model_dir of its own" if phase.number > 1 else ""
+        )
+        yield Problem(
+            ("init", "loop", "max_steps"),
+            f"must be larger than {phase.begins} (steps continue from {before}){apart}",
         )
 
 
-def _problems_of(phase: Phase, phases: Sequence[Phase], capped: bool) -> Iterator[tuple[str, str]]:
+def _checkpoint_problems(phase: Phase) -> Iterator[Problem]:
     checkpoint = phase.config.init.checkpoint
-    if phase.ends is None:
-        yield "init.loop", "the end of a phase in a list must be known before it starts; give max_steps"
-        return
     if not checkpoint.autoload_last_checkpoint:
-        yield (
-            "init.checkpoint.autoload_last_checkpoint",
+        yield Problem(
+            ("init", "checkpoint", "autoload_last_checkpoint"),
             "a list of phases always continues from its last checkpoint; remove it",
         )
     if phase.number < phase.count and not checkpoint.steps:
-        yield "init.checkpoint.steps", "the next phase starts from this one's last checkpoint; give steps"
-    if phase.ends <= phase.begins and not capped:
-        yield (
-            "init.loop.max_steps",
-            f"must be larger than {phase.begins} (steps continue from the previous phase); or leave global_step out of "
-            "LoadCheckpointStates and give the phase a model_dir of its own",
+        yield Problem(
+            ("init", "checkpoint", "steps"), "the next phase starts from this one's last checkpoint; give steps"
         )
-    for other in phases[: phase.number - 1]:
+
+
+def _folder_problems(phase: Phase, earlier: Sequence[Phase]) -> Iterator[Problem]:
+    for other in earlier:
         if other.folder == phase.folder and phase.begins < (other.ends or 0):
-            yield (
-                "init.model_dir",
+            yield Problem(
+                ("init", "model_dir"),
                 f"phase {other.number} writes to the same folder, and both count steps from 0; give each its own",
             )
+
+
+def _weight_problems(phase: Phase, before: Phase) -> Iterator[Problem]:
+    """The keys of a model that cannot take over the weights of the phase before."""
+    init, wanted = phase.config.init, wanted_states(phase.config)
+    takes_weights = named_elsewhere(phase.config, before) is None and (wanted is None or "model" in wanted)
+    if not takes_weights or init.checkpoint.disable_strict_checkpoint_loading:
+        return
+    ours, theirs = init.model, before.config.init.model
+    for key in DecoderConfig.model_fields:
+        value, other = getattr(ours, key), getattr(theirs, key)
+        if value != other and weight_layout(ours.model_copy(update={key: other})) != weight_layout(ours):
+            yield Problem(
+                ("init", "model", key),
+                f"is {value} here and {other} in phase {before.number}, whose weights do not fit; make them equal",
+            )
+
+
+def weight_layout(model: DecoderConfig) -> tuple[int, dict[str, tuple[int, ...]]]:
+    """What two models have in common that can use the same weights: the heads, and each tensor's name and shape."""
+    return model.num_heads, {tensor.name: tensor.shape for tensor in tensors(model)}

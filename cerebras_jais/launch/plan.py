@@ -9,8 +9,6 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NoReturn
 
 from cerebras_jais.config.sections import Loop
 from cerebras_jais.config.trainer import TrainerConfig
@@ -18,6 +16,7 @@ from cerebras_jais.data.dataset import HDF5Samples
 from cerebras_jais.errors import Problem, UserError
 from cerebras_jais.launch.estimate import model_size
 from cerebras_jais.launch.phases import end_of
+from cerebras_jais.launch.saved import nothing_left
 from cerebras_jais.model.config import DecoderConfig
 
 
@@ -65,8 +64,8 @@ def plan_training(config: TrainerConfig, data: HDF5Samples, begins: int) -> Trai
     max_steps and so makes fewer optimizer steps than it was told; here they are what they say.) The run ends at
     `phases.end_of`; checkpoints and evaluations are counted from `begins`.
 
-    A difference by intent: a run that was stopped and goes on keeps the step that it began at, and so ends, saves and
-    evaluates where it would have. The Model Zoo's loop counts all of this from the step where it goes on: a run of
+    A difference by intent: a run that was stopped and continues keeps the step that it began at, and so ends, saves and
+    evaluates where it would have. The Model Zoo's loop counts all of this from the step where it continues: a run of
     num_epochs that is stopped gets longer by what it had done.
 
     Args:
@@ -82,7 +81,7 @@ def plan_training(config: TrainerConfig, data: HDF5Samples, begins: int) -> Trai
     end = end_of(loop, begins, _steps_in_epochs(loop, data, source))
     assert end is not None
     if end <= begins:
-        raise NothingLeft(source, f"nothing is left to train: it is at step {begins}, max_steps {end}")
+        raise NothingLeft(source, nothing_left(f"step {end}"))
     frequency = loop.eval_frequency or 0
     evaluates = math.ceil(frequency * (end - begins)) if isinstance(frequency, float) else frequency
     return TrainingPlan(
@@ -110,15 +109,6 @@ def _steps_in_epochs(loop: Loop, data: HDF5Samples, source: str) -> int | None:
             "lower that or the batch size, or give max_steps",
         )
     return loop.num_epochs * (batches // loop.grad_accum_steps)
-
-
-def refuse_finished(source: str, checkpoint: Path | None, end: int) -> NoReturn:
-    """Raise NothingLeft: the run goes on from a checkpoint that is at its end."""
-    raise NothingLeft(
-        source,
-        f"nothing is left to train: {checkpoint} is at step {end} or beyond, where the run ends; to continue "
-        "raise max_steps, to start again use another model_dir",
-    )
 
 
 def check_data(data: HDF5Samples, model: DecoderConfig, where: str, world_size: int) -> None:

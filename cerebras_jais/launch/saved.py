@@ -7,11 +7,12 @@ folders are searched for them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cerebras_jais.checkpoint import open_checkpoint, read_step
+from cerebras_jais.checkpoint import CheckpointError, open_checkpoint, read_step
 from cerebras_jais.config.callbacks import named_states
 from cerebras_jais.config.trainer import TrainerConfig
 from cerebras_jais.errors import UserError
@@ -19,6 +20,7 @@ from cerebras_jais.ranges import COUNT_OR_NONE
 
 EVERYTHING = ("all",)  # the value of LoadCheckpointStates that loads every state
 INTERRUPTED = "interrupted"  # follows the step in the name of a checkpoint that was written because of a signal
+NO_CHECKPOINT = "no such checkpoint; put it there, or give another"
 STANDARD_NAME = r"checkpoint_(\d+)\.mdl"  # the Model Zoo's name where a YAML gives no other
 
 
@@ -50,13 +52,18 @@ def checkpoint_folders(config: TrainerConfig, model_dir: str | Path) -> set[Path
 
 def checkpoint_path(config: TrainerConfig, model_dir: str | Path, step: int | str) -> Path:
     """The path of a run's checkpoint of a step; `step` may carry what follows the number in the name."""
-    return checkpoint_root(config, model_dir) / config.init.checkpoint.checkpoint_name.format(step=step)
+    return checkpoint_root(config, model_dir) / _name(config, str(step))
 
 
 def name_pattern(config: TrainerConfig) -> str:
     """The regular expression of the names of a run's checkpoints; its groups are step and time or INTERRUPTED."""
-    head, tail = config.init.checkpoint.checkpoint_name.split("{step}", 1)
-    return re.escape(head) + rf"(\d+)(?:_(\d{{8}}_\d{{6}}|{INTERRUPTED}))?" + re.escape(tail)
+    return _name(config, rf"(\d+)(?:_(\d{{8}}_\d{{6}}|{INTERRUPTED}))?", re.escape)
+
+
+def _name(config: TrainerConfig, step: str, quote: Callable[[str], str] = str) -> str:
+    """The name of a run's checkpoint with `step` in its place, what is around it quoted."""
+    head, _, tail = config.init.checkpoint.checkpoint_name.partition("{step}")
+    return quote(head) + step + quote(tail)
 
 
 def step_in_name(config: TrainerConfig, path: Path) -> int | None:
@@ -86,8 +93,7 @@ def held_states(path: Path) -> tuple[frozenset[str], int]:
 
     Raises UserError where there is no such file, and CheckpointError for one that cannot be read.
     """
-    if not path.exists():
-        raise UserError(f"{path}: no such checkpoint")
+    require_checkpoint(path)
     with open_checkpoint(path) as opened:
         tree = opened.tree if isinstance(opened.tree, Mapping) else {}
         names = frozenset(str(name) for name in tree if not str(name).startswith("__"))
@@ -101,6 +107,32 @@ def recorded_begin(path: Path) -> int | None:
     run = last.get("run") if isinstance(last, Mapping) else None
     first = run.get("first_step") if isinstance(run, Mapping) else None
     return first if isinstance(first, int) and COUNT_OR_NONE.holds(first) else None
+
+
+def require_checkpoint(path: Path) -> None:
+    """Raise UserError where there is no such file."""
+    if not path.exists():
+        raise UserError(f"{path}: {NO_CHECKPOINT}")
+
+
+def nothing_left(last: object) -> str:
+    """The line of a run that is complete; `last` is its last checkpoint or step."""
+    return (
+        f"nothing is left to train: {last} is the end of the run; to continue raise max_steps, to start again use "
+        "another model_dir"
+    )
+
+
+@contextmanager
+def with_remedy(own: Path | None) -> Iterator[None]:
+    """Say of a checkpoint of the run's own that cannot be read how the run continues without it; None: no such."""
+    try:
+        yield
+    except CheckpointError as error:
+        if own is None or not str(error).startswith(f"{own}:"):
+            raise
+        remedy = "move it away, and the run continues from the one before, or from its start where there is none"
+        raise CheckpointError(f"{error}; {remedy}") from error
 
 
 # ---- which states are loaded ----------------------------------------------------------------------------------------

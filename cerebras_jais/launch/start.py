@@ -1,7 +1,7 @@
-"""The plan of a launch: which phases are finished, which one begins or goes on, and from which checkpoint.
+"""The plan of a launch: which phases are finished, which one begins or continues, and from which checkpoint.
 
 Where a launch begins is read from the checkpoints on disk alone, so that the same command continues a run that stopped
-anywhere. A phase that goes on loads everything. The next phase loads weights, step, optimizer and loss scale, but not
+anywhere. A phase that continues loads everything. The next phase loads weights, step, optimizer and loss scale, but not
 the position in the data and in the schedules, and not the optimizer where other tensors train.
 
 `config check`, `--dry-run` and both trainers take the plan from here.
@@ -15,17 +15,28 @@ from pathlib import Path
 from typing import Any
 
 from cerebras_jais.config.trainer import TrainerConfig
-from cerebras_jais.errors import UserError
-from cerebras_jais.launch.phases import Phase, ckpt_path_of, end_of, named_elsewhere, own_begin, plan_phases
+from cerebras_jais.errors import Problem, UserError
+from cerebras_jais.launch.phases import (
+    Phase,
+    ckpt_path_of,
+    end_of,
+    named_elsewhere,
+    own_begin,
+    plan_phases,
+    weight_layout,
+)
 from cerebras_jais.launch.saved import (
     EVERYTHING,
     SavedStep,
     checkpoint_path,
     held_states,
+    nothing_left,
     recorded_begin,
+    require_checkpoint,
     saved_steps,
     takes_step,
     wanted_states,
+    with_remedy,
 )
 
 NOT_CARRIED_OVER = frozenset({"dataloader", "schedulers", "lr_scheduler"})
@@ -40,7 +51,7 @@ class Start:
     """How a phase begins: from `checkpoint` (None: from fresh weights), of which `states` are loaded.
 
     `states` None means what LoadCheckpointStates says, EVERYTHING all there is (`saved.loaded_states`). Where the
-    checkpoint is the phase's own, the phase goes on, and `begins` is the step that it began at; otherwise it is None.
+    checkpoint is the phase's own, the phase continues, and `begins` is the step that it began at; otherwise it is None.
     """
 
     checkpoint: Path | None
@@ -93,16 +104,27 @@ def plan_launch(
     return Launch(phases, *next_phase(phases, checkpoint))
 
 
-def plan_single(
-    config: TrainerConfig,
-    *,
-    model_dir: str | Path | None = None,
-    max_steps: int | None = None,
-    checkpoint: str | Path | None = None,
-) -> tuple[Phase, Start]:
-    """The phase of a YAML of one trainer, and how it begins; arguments and errors as in `plan_launch`."""
-    launch = plan_launch([config], model_dir=model_dir, max_steps=max_steps, checkpoint=checkpoint)
-    return launch.phases[0], launch.start
+def plan_for_check(configs: Sequence[TrainerConfig]) -> tuple[Launch, list[Problem]]:
+    """The plan of a YAML, also of one that could not be continued, and the checkpoints that cannot be read.
+
+    The phase that such a checkpoint starts is planned as if the file were not here.
+    """
+    problems, readable = list[Problem](), list[TrainerConfig]()
+    for config in configs:
+        named = ckpt_path_of(config)
+        if named is not None and Path(named).exists():
+            try:
+                held_states(Path(named))
+            except UserError as error:
+                problems.append(Problem(("fit", "ckpt_path"), str(error)).below(config.at))
+                config = config.with_start(Path(named) / Path(named).name)  # nothing is there, and the step is kept
+        readable.append(config)
+    try:
+        launch = plan_launch(readable, checked=False)
+    except UserError as error:
+        problems.append(Problem(("init", "model_dir"), str(error)).below(configs[0].at))
+        return Launch(plan_phases(readable, checked=False), 0, Start(None)), problems
+    return (Launch(launch.phases, 0, Start(None)) if problems else launch), problems
 
 
 def _with_own_begin(phase: Phase, checkpoint: str | Path | None) -> Phase:
@@ -145,20 +167,21 @@ def next_phase(phases: Sequence[Phase], checkpoint: str | Path | None = None) ->
 
     Args:
         phases: of the launch.
-        checkpoint: the file given on the command line, which counts for more than what lies in the folders.
+        checkpoint: the file given on the command line, which counts for more than those in the folders.
     """
     if checkpoint is not None:
         return _next_phase_from(phases, Path(checkpoint))
     for index in range(len(phases) - 1, -1, -1):
         phase, own = phases[index], own_checkpoints(phases[index], phases)
-        if phase.count == 1:
-            start = _single(phase, own)
-            return int(_is_over(phase, start)), start
-        if own:
-            start = _go_on(own[-1], "the phase continues", phase.begins)
-            if not _is_over(phase, start):
-                return index, start
-            return index + 1, start_of(phases, index + 1) if index + 1 < len(phases) else start
+        with with_remedy(own[-1].path if own else None):
+            if phase.count == 1:
+                start = _single(phase, own)
+                return int(_is_over(phase, start)), start
+            if own:
+                start = _go_on(own[-1], "the phase continues", phase.begins)
+                if not _is_over(phase, start):
+                    return index, start
+                return index + 1, start_of(phases, index + 1) if index + 1 < len(phases) else start
     return 0, _named(phases[0].config)
 
 
@@ -190,15 +213,12 @@ def remaining_phases(launch: Launch, log: Callable[[str], Any]) -> Iterator[tupl
         log(f"{phase.name}: finished{f' at step {phase.ends}' if phase.ends else ''}")
     left = [phase for phase in phases[launch.index :] if phase.count == 1 or (phase.ends or 0) > phase.begins]
     if not left:
-        log(
-            f"nothing is left to train: {start.checkpoint} is the end of the run; to continue raise max_steps, to "
-            "start again use another model_dir"
-        )
+        log(nothing_left(start.checkpoint))
     for number, phase in enumerate(left):
         if number:
             start = start_of(phases, phase.number - 1)
-        if not start.is_here:
-            raise UserError(f"{start.checkpoint}: no such checkpoint")
+        if start.checkpoint is not None:
+            require_checkpoint(start.checkpoint)
         if phase.count > 1:
             log(f"{phase.name}: steps {phase.begins + 1} to {phase.ends}, {start}")
         yield phase, start
@@ -220,7 +240,7 @@ def _next_phase_from(phases: Sequence[Phase], checkpoint: Path) -> tuple[int, St
 def _end_for_both(phase: Phase) -> int | None:
     """The end of a phase that both trainers agree on.
 
-    The Model Zoo counts num_steps of a single trainer from where it goes on, so only max_steps says when it has
+    The Model Zoo counts num_steps of a single trainer from where it continues, so only max_steps says when it has
     finished.
     """
     return phase.config.init.loop.max_steps if phase.count == 1 else phase.ends
@@ -308,9 +328,8 @@ def _same_tensors_train(before: TrainerConfig, after: TrainerConfig) -> bool:
 
     def parts(config: TrainerConfig) -> tuple[object, ...]:
         model, optimizer = config.init.model, config.init.optimizer
-        sizes = (model.hidden_size, model.filter_size, model.num_hidden_layers, model.vocab_size)
         groups = None if optimizer is None else (optimizer.params, optimizer.adjust_learning_rate)
         scales = (model.mup_base_hidden_size, model.mup_base_filter_size)
-        return sizes, scales, groups, sorted(model.frozen_parameters)
+        return weight_layout(model), scales, groups, sorted(model.frozen_parameters)
 
     return parts(before) == parts(after)

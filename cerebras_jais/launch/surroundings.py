@@ -16,7 +16,7 @@ from cerebras_jais.data.shards import recorded_vocabulary
 from cerebras_jais.data.tokenizer import LARGEST
 from cerebras_jais.errors import Keys, Problem, UserError
 from cerebras_jais.files import parse_json, read_text
-from cerebras_jais.launch.phases import Phase, phase_problems
+from cerebras_jais.launch.phases import Phase
 from cerebras_jais.launch.plan import (
     PlanError,
     data_problem,
@@ -25,6 +25,7 @@ from cerebras_jais.launch.plan import (
     missing_sections,
     plan_training,
 )
+from cerebras_jais.launch.saved import nothing_left
 from cerebras_jais.launch.start import Launch
 from cerebras_jais.model.config import ModelConfigError
 from cerebras_jais.model.decoder import LanguageModel
@@ -34,7 +35,7 @@ from cerebras_jais.optimizer.schedule import check_schedules
 
 
 def check_surroundings(launch: Launch, tokenizer: Path | None = None) -> tuple[list[Problem], list[str]]:
-    """The problems of a YAML with its surroundings, each at its key of the file, and notes of what was not looked at.
+    """The problems of a YAML with its surroundings, each at its key of the file, and notes of what was not checked.
 
     What `fit` would refuse is a problem here too, except what needs a file that is not here, the start checkpoint or
     the memory of the machine; a note names that.
@@ -46,20 +47,17 @@ def check_surroundings(launch: Launch, tokenizer: Path | None = None) -> tuple[l
     Raises:
         UserError: the tokenizer cannot be read.
     """
-    problems = list(phase_problems(launch.phases))
-    notes = [] if problems else list(_start_notes(launch))
+    problems: list[Problem] = []
+    notes = list(_start_notes(launch))
     absent: dict[str, None] = {}
-    of_data: list[Problem] = []
     for phase in launch.phases:
         config, found = phase.config, list[Problem]()
         if config.fit is None and (config.validation or config.validation_all):
             notes.append("it has validation data only; `fit` cannot train it")
         else:
             found += missing_sections(config)
-            found += not_done_here(config.aside) if config.init.backend_type in ("CPU", "GPU") else ()
-        of_model = list(model_problems(config))
-        found += [*_tokenizer_problems(config, tokenizer), *of_model]
-        if not of_model and config.init.backend_type != "CSX":
+        found += [*_tokenizer_problems(config, tokenizer), *section_problems(config)]
+        if not found and config.init.backend_type != "CSX":
             memory = memory_problem(config.init.model, machine_memory())
             notes += [f"{memory} here"] if memory else []
         for keys, loader in config.dataloaders():
@@ -68,37 +66,41 @@ def check_surroundings(launch: Launch, tokenizer: Path | None = None) -> tuple[l
             missing = [folder for folder in loader.folders if not Path(folder).is_dir()]
             absent |= dict.fromkeys(missing)
             if not missing:
-                trains = keys == ("fit", "train_dataloader") and not problems
-                found += data_problems(config, keys, loader, phase if trains else None)
-        of_data += [problem.below(config.at) for problem in found]
-    problems += of_data
+                found += data_problems(phase, keys, loader)
+        problems += [problem.below(config.at) for problem in found]
     if absent:
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
-        notes.append(f"its data is not here and was not looked at: {next(iter(absent))}{more}")
+        notes.append(f"data not found, so not checked: {next(iter(absent))}{more}")
     return problems, notes
 
 
 def _start_notes(launch: Launch) -> Iterator[str]:
-    """What a launch begins from, as far as that is worth a line."""
+    """Notes about the start checkpoint."""
     start = launch.start
     if not start.is_here:
-        yield f"its start checkpoint is not here and was not looked at: {start.checkpoint}"
+        yield f"start checkpoint not found, so not checked: {start.checkpoint}"
     elif launch.index == len(launch.phases):
-        yield f"nothing is left to train: {start.checkpoint} is at the end of the run"
+        yield nothing_left(start.checkpoint)
     elif start.checkpoint is not None:
-        yield f"it begins {start}; the tensors of that file were not looked at"
+        yield f"starts {start}; its tensors were not checked"
 
 
-def data_problems(
-    config: TrainerConfig, keys: Keys, loader: DataLoader, phase: Phase | None = None
-) -> Iterator[Problem]:
-    """What is wrong with the data of the section at `keys`; the length of the run is checked where `phase` is given."""
+def section_problems(config: TrainerConfig) -> Iterator[Problem]:
+    """What is wrong with a trainer by itself that shows only where it is run: what is not done here, and its model."""
+    if config.init.backend_type in ("CPU", "GPU"):
+        yield from not_done_here(config.aside)
+    yield from model_problems(config)
+
+
+def data_problems(phase: Phase, keys: Keys, loader: DataLoader) -> Iterator[Problem]:
+    """What is wrong with the data of the section at `keys`, and of training data with the length of the run on it."""
+    config = phase.config
     yield from _recorded_problems(config, loader)
     try:
         with closing(HDF5Samples(**loader.reader_keys())) as samples:
             problem = data_problem(samples, config.init.model)
-            if problem is None and phase is not None:
-                plan_training(phase.config, samples, phase.begins)
+            if problem is None and keys == ("fit", "train_dataloader"):
+                plan_training(config, samples, phase.begins)
     except PlanError as error:
         yield Problem(("init", "loop"), error.problem)
         return

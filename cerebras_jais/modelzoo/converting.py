@@ -1,7 +1,7 @@
 """`checkpoint convert` of cszoo for the family's models, as this project's own `checkpoint-convert` command.
 
-The Model Zoo's converter knows no release 2.10 and refuses every checkpoint of it. The command is run as one: nothing
-in this package imports the converter.
+The Model Zoo's converter does not support release 2.10 and refuses every checkpoint of it. The command is run as
+one: nothing in this package imports the converter.
 """
 
 from __future__ import annotations

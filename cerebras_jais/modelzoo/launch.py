@@ -10,7 +10,6 @@ import copy
 import json
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 from cerebras_jais.catalog.yaml_files import open_config
 from cerebras_jais.commandline import leave
 from cerebras_jais.config.trainer import parse_trainer
-from cerebras_jais.errors import UserError
+from cerebras_jais.errors import DIFFERENT, GOOD, UserError
 from cerebras_jais.launch.estimate import describe_launch
 from cerebras_jais.launch.start import plan_launch
 from cerebras_jais.modelzoo.connection import explained
@@ -54,8 +53,11 @@ class LaunchOptions:
     dry_run: bool = False
 
 
-def launch(options: LaunchOptions) -> None:
+def launch(options: LaunchOptions) -> int:
     """Check a launch and start it, or with `dry_run` only say what it would be.
+
+    Returns:
+        The exit status: DIFFERENT where a dry run found something wrong.
 
     Raises:
         UserError: what the pre-flight check found, or a cluster that cannot be reached.
@@ -63,20 +65,29 @@ def launch(options: LaunchOptions) -> None:
     file = open_config(options.file)
     if read_unless_alone(file) is None:  # its errors name lines, which is lost once the command line is merged in
         _leave_to_modelzoo(options)
-        return
+        return GOOD
     params = with_cluster(file.data, options)
     configs = [parse_trainer(trainer, at=at) for at, trainer in trainers_of(params)]
     checkpoint = None if options.checkpoint is None else Path(options.checkpoint)
-    planned = plan_launch(configs, model_dir=options.model_dir, max_steps=options.max_steps, checkpoint=checkpoint)
+    planned = plan_launch(
+        configs,
+        model_dir=options.model_dir,
+        max_steps=options.max_steps,
+        checkpoint=checkpoint,
+        checked=False,  # the pre-flight checks it, and names its lines
+    )
     if options.dry_run:
         for line in describe_launch(planned):
             print(line)
-        with suppress(NotReady):  # all of it has been printed, and nothing was to start
+        try:
             inspect_launch(file, planned)
-        return
+        except NotReady:  # all of it has been printed, and nothing was to start
+            return DIFFERENT
+        return GOOD
     inspect_launch(file, planned)
     with explained():
         run_fit(params, planned)
+    return GOOD
 
 
 def _leave_to_modelzoo(options: LaunchOptions) -> None:

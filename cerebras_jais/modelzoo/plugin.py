@@ -1,7 +1,7 @@
 """Registering the plugin with the Model Zoo, once per process; importing this module does it.
 
 The Model Zoo starts processes of its own (autorestart, compiles ahead of need) with `spawn`, which imports the main
-module anew and nothing else. So registration is an effect of import, and `zoo.py`, the main module, imports this.
+module again and nothing else. So registration is an effect of import, and `zoo.py`, the main module, imports this.
 """
 
 from __future__ import annotations

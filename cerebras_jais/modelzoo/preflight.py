@@ -1,4 +1,4 @@
-"""What can be known to be wrong before a cluster is asked for: the YAML, the software, the data, the cluster's address.
+"""Checks before a cluster job is submitted: the YAML, the software, the data, the cluster's address.
 
 Each check gives one line: what was looked at, and what is wrong with it and how to mend that.
 """
@@ -17,8 +17,10 @@ from cerebras_jais.config.yaml_file import ConfigFile
 from cerebras_jais.errors import Problem, UserError
 from cerebras_jais.launch.checks import check, notes_of
 from cerebras_jais.launch.phases import Phase
+from cerebras_jais.launch.plan import missing_sections
+from cerebras_jais.launch.saved import NO_CHECKPOINT, nothing_left
 from cerebras_jais.launch.start import Launch
-from cerebras_jais.launch.surroundings import data_problems, model_problems
+from cerebras_jais.launch.surroundings import data_problems, section_problems
 from cerebras_jais.modelzoo.connection import cluster_file
 from cerebras_jais.modelzoo.installed import ModelZooMissing, modelzoo_is_installed, require_modelzoo
 from cerebras_jais.modelzoo.validate import modelzoo_problems
@@ -48,7 +50,7 @@ def inspect_launch(file: ConfigFile, launch: Launch, log: Callable[[str], None] 
         launch: its plan, with what the command line adds to it.
         log: takes the lines.
 
-    Raises NotReady naming the first thing that is wrong; all are said before.
+    Raises NotReady naming the first finding; all findings are printed first.
     """
     wrong = []
     for note in notes_of([phase.config for phase in launch.phases]):
@@ -65,7 +67,9 @@ def _findings(file: ConfigFile, launch: Launch) -> Iterator[Finding]:
     # What the command line changes (the backend, the systems) is checked as it will run.
     phases = launch.phases
     problems = check(phases)
-    problems += [problem.below(p.config.at) for p in phases for problem in model_problems(p.config)]
+    for phase in phases:
+        found = [*missing_sections(phase.config), *section_problems(phase.config)]
+        problems += [problem.below(phase.config.at) for problem in found]
     yield from _of_file(file, problems, f"{file.path}, {len(phases)} phase{'s' if len(phases) > 1 else ''}")
     yield from _software()
     if modelzoo_is_installed():  # what was set aside is judged here
@@ -99,15 +103,11 @@ def _software() -> Iterator[Finding]:
 
 
 def _data(phase: Phase) -> Iterator[Finding]:
-    fit = phase.config.fit
-    if fit is None:
-        yield Finding(phase.name, "has no fit section; it names the data to train on")
-        return
     for keys, loader in phase.config.dataloaders():
         if not loader.is_read_here:
             continue
         subject = f"{phase.name}, {keys[1]}: {', '.join(loader.folders)}"
-        problems = list(data_problems(phase.config, keys, loader))
+        problems = list(data_problems(phase, keys, loader))
         yield from (Finding(subject, problem.message) for problem in problems)
         if not problems:
             yield Finding(subject)
@@ -117,14 +117,14 @@ def _start(launch: Launch) -> Finding:
     start = launch.start
     if not start.is_here:
         phase = launch.phases[min(launch.index, len(launch.phases) - 1)]
-        return Finding(f"{phase.name} begins {start}", "no such checkpoint; put it there, or change ckpt_path")
+        return Finding(f"{phase.name} begins {start}", NO_CHECKPOINT)
     if launch.index == len(launch.phases):
-        return Finding(f"nothing is left to train: {start.checkpoint}")
+        return Finding(nothing_left(start.checkpoint))
     return Finding(f"{launch.phases[launch.index].name} begins {start}")
 
 
 def _places(phases: Sequence[Phase]) -> Iterator[Finding]:
-    """Whether the data lies under what is mounted, where it was said what is."""
+    """Whether the data is below a mounted directory, where the config names those."""
     cluster = phases[0].config.init.backend.cluster_config
     if cluster is None or not cluster.mount_dirs:
         return
@@ -141,7 +141,7 @@ def _places(phases: Sequence[Phase]) -> Iterator[Finding]:
             if not any(directory.resolve().is_relative_to(mount) for mount in mounts):
                 yield Finding(
                     f"{phase.name}, {directory}",
-                    "lies under none of the mounted directories, so workers cannot read it; add --mount-dir",
+                    "is not below any mounted directory, so workers cannot read it; add --mount-dir",
                 )
 
 

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 
 def become_zoo(arguments: Sequence[str]) -> NoReturn:
-    """Replace this process by one whose main module is `modelzoo.zoo`, which spawned processes import anew."""
+    """Replace this process by one whose main module is `modelzoo.zoo`, which spawned processes import again."""
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, "-m", "cerebras_jais.modelzoo.zoo", *arguments])

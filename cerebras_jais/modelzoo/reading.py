@@ -1,6 +1,6 @@
 """Which of the two judges a trainer YAML that the Model Zoo is to train: this project's schema, or the Model Zoo alone.
 
-`fit --backend csx` and `zoo fit` both ask here, so they agree.
+`fit --backend csx` and `zoo fit` both use this function, so they agree.
 """
 
 from __future__ import annotations

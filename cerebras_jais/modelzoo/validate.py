@@ -22,8 +22,8 @@ from cerebras_jais.errors import Keys, Problem
 def modelzoo_problems(file: ConfigFile) -> list[Problem]:
     """What the Model Zoo refuses about a YAML, each at its key of the file; empty where it takes it.
 
-    The Model Zoo demands that data directories exist. Where they do not (the data lies on the cluster), an empty one
-    stands in for each, so that everything else is looked at.
+    The Model Zoo demands that data directories exist. Where they do not (the data is on the cluster), an empty one
+    replaces each, so that everything else is checked.
 
     Raises:
         ModelZooMissing: it is not installed.

@@ -1,9 +1,9 @@
 """`cszoo` with the plugin: run as `python -m cerebras_jais.modelzoo.zoo ARGS`, by `cerebras-jais zoo ARGS`.
 
-This is the main module of its process on purpose: the Model Zoo's spawned processes import it anew, and so have the
+This is the main module of its process on purpose: the Model Zoo's spawned processes import it again, and so have the
 plugin too. Three verbs differ from cszoo's: `fit` continues phases (`modelzoo.phases`), `checkpoint convert` of the
-family's models goes through this project's converter, since the Model Zoo's own knows no release 2.10, and `lm_eval`
-takes the plugin's names.
+family's models goes through this project's converter, since the Model Zoo's own does not support release 2.10, and
+`lm_eval` takes the plugin's names.
 """
 
 from __future__ import annotations

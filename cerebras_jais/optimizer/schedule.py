@@ -12,7 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from cerebras_jais.config.schedules import ConstantLR, CosineDecayLR, LinearLR, ScalePerParamLR, Schedule, SequentialLR
+from cerebras_jais.config.schedules import (
+    ConstantLR,
+    CosineDecayLR,
+    LinearLR,
+    ScalePerParamLR,
+    Schedule,
+    SequentialLR,
+    planned_steps,
+)
 from cerebras_jais.optimizer.groups import OptimizerSectionError, ParameterGroup
 
 
@@ -83,12 +91,10 @@ def beyond_schedules(schedules: Sequence[Schedule], steps: int) -> list[str]:
     """A line for each schedule that ends before a run of `steps` steps, which then trains at the last rate."""
     lines = []
     for schedule in schedules:
-        inner = schedule.scheduler if isinstance(schedule, ScalePerParamLR) else schedule
-        parts = inner.schedulers if isinstance(inner, SequentialLR) else [inner]
-        planned = sum(getattr(part, "total_iters", None) or 0 for part in parts)
-        if not isinstance(parts[-1], ConstantLR) and planned < steps:
+        planned = planned_steps(schedule)
+        if planned is not None and planned < steps:
             lines.append(
-                f"the schedule ends after {planned} steps, the run goes on for {steps}: the last {steps - planned} "
+                f"the schedule ends after {planned} steps, the run continues for {steps}: the last {steps - planned} "
                 f"train at its last rate, {learning_rate(schedule, planned):g}; to change that raise total_iters"
             )
     return lines
@@ -138,7 +144,7 @@ def scheduler_states(
 
 
 def _state(schedule: Schedule, applies: Sequence[bool], step: int, *, outermost: bool) -> dict[str, Any]:
-    """The state of one scheduler; only the outermost goes on recording its value, the others keep their first."""
+    """The state of one scheduler; only the outermost continues to record its value, the others keep their first."""
     if isinstance(schedule, SequentialLR):
         own: dict[str, Any] = {"_milestones": schedule.computed_milestones}
     elif isinstance(schedule, ConstantLR):

@@ -47,7 +47,7 @@ class RunFolder:
         config: of the run.
         model_dir: its folder; `checkpoint.checkpoint_root` may name another one for checkpoints.
         begins: the step the run began at.
-        step: the step of its own checkpoint that it goes on from; None where it begins. What lies there beforehand
+        step: the step of its own checkpoint that it continues from; None where it begins. What is there beforehand
             is not its own then, and is left alone.
     """
 
@@ -120,7 +120,7 @@ def remove_abandoned(config: TrainerConfig, model_dir: Path, until_done: ExitSta
 
 
 def _listed(index: Path) -> list[str]:
-    """What an index lists; nothing where it is missing or damaged, since it is made anew from the files themselves."""
+    """What an index lists; nothing where it is missing or damaged, since it is rebuilt from the files themselves."""
     try:
         listed = read_yaml(index).data if index.exists() else None
     except UserError:
@@ -132,7 +132,7 @@ def _listed(index: Path) -> list[str]:
 def only_process_in(folder: Path, log: Callable[[str], object]) -> Iterator[None]:
     """Hold the lock of a run's folder, which exists; the system releases it when the process dies.
 
-    Raises FolderError where another process holds it. On a file system without locks the run goes on, and `log` takes
+    Raises FolderError where another process holds it. On a file system without locks the run continues, and `log` takes
     a line about it.
     """
     path = folder / LOCK_FILE
@@ -146,7 +146,8 @@ def only_process_in(folder: Path, log: Callable[[str], object]) -> Iterator[None
         except (BlockingIOError, PermissionError) as error:
             os.close(descriptor)
             raise FolderError(
-                f"{folder}: another process trains there; wait for it, stop it, or give another --model-dir"
+                f"{folder}: another process is training in this folder; wait for it, stop it, or give another "
+                "--model-dir"
             ) from error
         except OSError as error:
             log(f"{folder}: its file system has no locks ({error.strerror}); make sure that no other run uses it")

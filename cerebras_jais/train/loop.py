@@ -40,7 +40,7 @@ def fit(phase: Phase, start: Start, options: FitOptions) -> FitResult:
     Everything that can be wrong with the input is found before the first file is written. A run that is stopped at any
     moment, by a signal, a crash or a power cut, and started again leaves the checkpoints and records of a run that was
     not, the times of its steps apart. SIGINT, SIGTERM and SIGHUP make it save the step that it has reached and raise
-    Stopped; a second one raises it at once. That checkpoint is removed when the run has gone on to its next one.
+    Stopped; a second one raises it at once. That checkpoint is removed when the run has written its next one.
 
     Raises:
         UserError: (one of its kinds) data, checkpoint and config that do not fit, a loss that is not finite, another
@@ -90,7 +90,7 @@ def _lock(phase: Phase, processes: DistributedContext, until_done: ExitStack, lo
 
 
 class _Trainer:
-    """A prepared run while it trains: where it stands and what it has recorded."""
+    """A prepared run while it trains: its position and what it has recorded."""
 
     def __init__(self, prepared: Prepared, stop: StopRequest, log: Callable[[str], None]):
         self.prepared, self.stop, self.log = prepared, stop, log
@@ -159,7 +159,7 @@ class _Trainer:
         )
 
     def report_stopped(self) -> NoReturn:
-        """Raise Stopped, which says what is kept and how to go on."""
+        """Raise Stopped, which says what is kept and how to continue."""
         prepared, step, end = self.prepared, self.position.step, self.prepared.plan.end
         signum = self.stop.signum or signal.SIGTERM  # another process may have had it
         if step == end:

@@ -189,7 +189,7 @@ def earlier_rows(model_dir: Path, step: int) -> list[dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         where = f"after {len(rows)} rows" if rows else "from its first line on"
         raise RecordError(
-            f"{path}: cannot be read {where}; restore it, or remove it and the run goes on without the losses so far"
+            f"{path}: cannot be read {where}; restore it, or remove it and the run continues without earlier losses"
         ) from error
     return rows
 

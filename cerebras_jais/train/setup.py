@@ -1,4 +1,4 @@
-"""What a run needs before its first step: folder, checkpoint, data, plan, model, optimizer, and where it stands.
+"""What a run needs before its first step: folder, checkpoint, data, plan, model, optimizer, and position.
 
 Everything that can be wrong with the input is found here, before the first file is written.
 """
@@ -17,13 +17,14 @@ from cerebras_jais.config.trainer import TrainerConfig
 from cerebras_jais.data.dataset import HDF5Samples
 from cerebras_jais.launch.phases import Phase
 from cerebras_jais.launch.plan import (
+    NothingLeft,
     TrainingPlan,
     check_data,
     check_memory,
     missing_sections,
     plan_training,
-    refuse_finished,
 )
+from cerebras_jais.launch.saved import nothing_left, with_remedy
 from cerebras_jais.launch.start import Start
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.freeze import freeze_parameters
@@ -78,13 +79,13 @@ class Prepared:
         processes: this process among those of the run.
         plan: where it ends, saves and evaluates.
         folder: its checkpoints among the files of its folder.
-        rows: of losses.csv, up to the step where it stands; empty in all processes but the first.
+        rows: of losses.csv, up to its step; empty in all processes but the first.
         held_out: the data to evaluate on.
         precision: what it computes in.
         run: model, optimizer and data.
         steps: takes steps and evaluates.
-        position: where it stands.
-        lacks_evaluation: whether the evaluation of the step where it stands is still to be recorded.
+        position: its step, and its places in the data and the schedules.
+        lacks_evaluation: whether the evaluation of its step is still to be recorded.
         notes: lines for people.
     """
 
@@ -128,6 +129,7 @@ def prepare(
     notes: list[str] = []
     precision = plan_precision(config.init.precision, processes.device.type, notes.append)
     with ExitStack() as opening:
+        opening.enter_context(with_remedy(start.checkpoint if goes_on else None))
         opened, states = None, set[str]()
         if start.checkpoint is not None:
             opened = opening.enter_context(open_for_resume(start.checkpoint))
@@ -265,4 +267,4 @@ def _refuse_complete(
             return
         if rows and not curve_is_current(phase.model_dir):
             draw_curve(rows, phase.model_dir / CURVE_FILE)
-    refuse_finished(phase.config.source, start.checkpoint, end)
+    raise NothingLeft(phase.config.source, nothing_left(start.checkpoint))

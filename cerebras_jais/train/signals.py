@@ -43,7 +43,7 @@ class StopRequest:
 
     def __init__(self, several: bool = False):
         self.signum: int | None = None
-        self.saved = "nothing was trained"  # what a second signal says is kept
+        self.saved = "nothing was trained"  # what is reported as kept after a second signal
         self._several, self._waits, self._when = several, False, 0.0
         self._before: dict[int, Any] = {}
         self._raised: Stopped | None = None

@@ -26,7 +26,7 @@ from cerebras_jais.checkpoint import (
 from cerebras_jais.config.trainer import TrainerConfig
 from cerebras_jais.data.dataset import HDF5Samples
 from cerebras_jais.errors import UserError
-from cerebras_jais.launch.saved import loaded_states
+from cerebras_jais.launch.saved import loaded_states, require_checkpoint
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.load import fill_model, read_finite
 from cerebras_jais.model.stored import stored_weights
@@ -237,6 +237,5 @@ def _scaler_state(state: Any, path: Path) -> dict[str, Any]:
 
 def open_for_resume(path: str | Path) -> Checkpoint:
     """Open the checkpoint a run begins from."""
-    if not Path(path).exists():
-        raise ResumeError(f"{path}: no such checkpoint")
+    require_checkpoint(Path(path))
     return open_checkpoint(path)

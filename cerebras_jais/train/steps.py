@@ -42,7 +42,7 @@ class StepResult:
 
 
 class Steps:
-    """The steps of a run from where it begins or goes on.
+    """The steps of a run from where it begins or continues.
 
     Args:
         run: model, optimizer and data.

@@ -34,7 +34,7 @@ def settle_threads(environment: MutableMapping[str, str] = os.environ) -> str | 
         made["OMP_NUM_THREADS"] = str(allowed)
     environment.update(made)
     settings = ", ".join(f"{name}={value}" for name, value in made.items())
-    return f"threads: {settings}; set these variables yourself to have it otherwise" if made else None
+    return f"threads: {settings}; set these variables to override" if made else None
 
 
 def processors_allowed(group: Path = _GROUP) -> int:

@@ -169,7 +169,7 @@ def _names(note: str, error: str) -> bool:
     """Whether a note of `config check` speaks of what `fit` refuses."""
     if note.startswith("training takes"):
         return "training takes" in error
-    named = note.removeprefix("its data is not here and was not looked at: ").split(" and ")[0].split(": ")[-1]
+    named = note.removeprefix("data not found, so not checked: ").split(" and ")[0].split(": ")[-1]
     return named in error
 
 

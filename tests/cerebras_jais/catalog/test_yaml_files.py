@@ -16,6 +16,7 @@ from cerebras_jais.catalog.models import MODELS
 from cerebras_jais.catalog.reader import read_trainer_yaml
 from cerebras_jais.catalog.yaml_files import find_preset, preset_yaml, presets, write_configs
 from cerebras_jais.errors import UserError
+from tests import published
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -64,16 +65,27 @@ def test_a_phase_list_is_the_single_phases_one_after_another(name):
 
 
 def test_jais_adapted_70b_chat_is_as_published():
+    run = published.ADAPTED_70B_CHAT
     (trainer,) = trainers("jais-adapted-70b-chat/chat")
     warmup, decay = trainer["init"]["schedulers"][0]["SequentialLR"]["schedulers"]
-    assert warmup == {"LinearLR": {"initial_learning_rate": 0.0, "end_learning_rate": 2.0e-05, "total_iters": 380}}
-    assert decay == {
-        "CosineDecayLR": {"initial_learning_rate": 2.0e-05, "end_learning_rate": 2.0e-06, "total_iters": 13175 - 380}
+    assert warmup == {
+        "LinearLR": {
+            "initial_learning_rate": 0.0,
+            "end_learning_rate": run.peak_lr,
+            "total_iters": run.warmup_steps,
+        }
     }
-    assert trainer["init"]["loop"]["max_steps"] == 13175
-    assert trainer["init"]["optimizer"]["AdamW"]["weight_decay"] == 0.1
-    assert trainer["init"]["model"]["max_position_embeddings"] == 4096
-    assert trainer["fit"]["train_dataloader"]["batch_size"] == 264
+    assert decay == {
+        "CosineDecayLR": {
+            "initial_learning_rate": run.peak_lr,
+            "end_learning_rate": run.final_lr,
+            "total_iters": run.steps - run.warmup_steps,
+        }
+    }
+    assert trainer["init"]["loop"]["max_steps"] == run.steps
+    assert trainer["init"]["optimizer"]["AdamW"]["weight_decay"] == run.weight_decay
+    assert trainer["init"]["model"]["max_position_embeddings"] == run.context
+    assert trainer["fit"]["train_dataloader"]["batch_size"] == run.batch_size
 
 
 def test_the_context_phases_of_30b_carry_the_optimizer_and_step_and_not_the_data():
@@ -112,7 +124,7 @@ def test_comments_say_where_numbers_come_from():
 def test_a_name_may_be_a_file_a_recipe_or_a_model_with_one_phase():
     assert find_preset("configs/tiny/jais.yaml") is find_preset("tiny/jais")
     assert find_preset("jais-family-13b") is find_preset("jais-family-13b/pretrain")
-    with pytest.raises(UserError, match=r"say which of .*stage-1"):
+    with pytest.raises(UserError, match=r"give one of .*stage-1"):
         find_preset("jais-adapted-7b")
     with pytest.raises(UserError, match="did you mean 'tiny/jais'"):
         find_preset("tiny/jai")

@@ -110,6 +110,14 @@ def test_config_diff_refuses_a_key_given_twice(tmp_path):
     )
 
 
+@pytest.mark.parametrize("text", ["model: {}\n", "[1, 2]\n", "trainer: []\n"])
+def test_config_diff_refuses_what_is_no_trainer_yaml(tmp_path, text):
+    file = tmp_path / "other.yaml"
+    file.write_text(text)
+    assert refused("config", "diff", "tiny/jais", str(file)).startswith(f"{file}")
+    assert "trainer" in refused("config", "diff", str(file), "tiny/jais")
+
+
 def test_config_write_gives_a_file_and_does_not_replace_one(tmp_path):
     target = tmp_path / "new" / "mine.yaml"
     said("config", "write", "jais-family-590m", "--output", str(target))
@@ -148,3 +156,16 @@ def test_config_check_ends_with_status_1_where_something_is_wrong(tmp_path):
     ours, theirs = json.loads(said("config", "check", good, str(bad), "--json", status=1))
     assert ours["problems"] == []
     assert "raise max_steps to 100" in theirs["problems"][0]
+
+
+def test_config_check_names_the_key_of_a_start_checkpoint_that_cannot_be_read_beside_what_else_is_wrong(tmp_path):
+    damaged, file = tmp_path / "checkpoint_30.mdl", tmp_path / "run.yaml"
+    damaged.write_bytes(b"no HDF5")
+    text = (CONFIGS / "tiny" / "jais.yaml").read_text(encoding="utf-8")
+    text = text.replace("\n  fit:\n", f"\n  fit:\n    ckpt_path: {damaged}\n")
+    file.write_text(text, encoding="utf-8")
+    line = text.splitlines().index(f"    ckpt_path: {damaged}") + 1
+    (found,) = json.loads(said("config", "check", str(file), "--json", status=1))
+    assert found["problems"][0].startswith(f"{file}, line {line}: trainer.fit.ckpt_path: {damaged}: ")
+    # The name of the checkpoint says that the run begins at step 30.
+    assert any("schedulers[0]: the schedule takes 100 steps, the run ends after 70" in p for p in found["problems"])

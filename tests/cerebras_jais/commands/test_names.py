@@ -54,7 +54,7 @@ def test_a_file_counts_before_a_name(empty):
 
 def test_what_is_neither_is_refused_with_what_helps(empty):
     assert "did you mean 'jais-family-590m/pretrain'?" in str(run("fit", "jais-famly-590m").exception)
-    assert "say which of jais-family-30b-8k/2k" in str(run("fit", "jais-family-30b-8k").exception)
+    assert "give one of jais-family-30b-8k/2k" in str(run("fit", "jais-family-30b-8k").exception)
     for words in (("fit", "my.yaml"), ("config", "show", "my.yaml"), ("config", "check", "my.yaml"), ("models", "xyz")):
         result = run(*words)
         line = str(result.exception) + result.output

@@ -56,7 +56,6 @@ def test_the_yaml_comes_back_as_it_was(tmp_path):
     path = changed(tmp_path)
     (config,) = read_trainer_yaml(path)
     assert config.to_dict() == yaml.safe_load(path.read_text())
-    assert config.model_section == config.to_dict()["trainer"]["init"]["model"]
 
 
 def test_a_list_of_trainers_is_a_list_of_configs(tmp_path):
@@ -135,6 +134,7 @@ def test_a_key_given_twice_is_refused(tmp_path):
         ),
         ({"init__checkpoint": {"checkpoint_name": "c_{step:04d}.mdl"}}, "must hold {step}, once and without a format"),
         ({"init__checkpoint": {"checkpoint_name": "c_{}_{step}.mdl"}}, "trainer.init.checkpoint.checkpoint_name"),
+        ({"init__checkpoint": {"checkpoint_name": "sub/c_{step}.mdl"}}, "name the folder in checkpoint_root"),
         ({"init__loop": {"max_steps": 4, "eval_frequency": float("nan")}}, "trainer.init.loop.eval_frequency"),
         (
             {"init__schedulers": [{"ConstantLR": {"learning_rate": 0.1, "total_iters": -1}}]},
@@ -161,12 +161,28 @@ def test_a_missing_key_is_named(tmp_path):
     assert "trainer.fit.train_dataloader.batch_size: missing key" in error_of(write_yaml(tmp_path / "a.yaml", section))
 
 
-@pytest.mark.parametrize("text", ["", "a: [1", "trainer: 3", "model: {}", "trainer:\n- {init: {}}"])
-def test_a_file_that_is_no_trainer_yaml_is_refused(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ": the file is empty"),
+        ("a: [1", ", line 1: not valid YAML: "),
+        ("trainer: 3", ", line 1: trainer: must be a mapping (got 3)"),
+        ("trainer:", ", line 1: trainer: must be a mapping (got None)"),
+        ("trainer: {init: 3}", ", line 1: trainer.init: must be a mapping (got 3)"),
+        ("trainer: []", ", line 1: trainer: the list is empty"),
+        ("model: {}", ": the file must hold a mapping with the key 'trainer'"),
+        ("trainer:\n- {init: {}}", ", line 2: trainer[0]: each phase must be a mapping with the one key 'trainer'"),
+        ("trainer: {}\na: 1", ", line 2: a: unknown key"),
+    ],
+)
+def test_a_file_that_is_no_trainer_yaml_is_refused(tmp_path, text, words):
     path = tmp_path / "a.yaml"
     path.write_text(text)
-    error_of(path)
-    error_of(tmp_path / "not_there.yaml")
+    assert error_of(path).startswith(f"{path}{words}")
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    assert "not_there.yaml: no such file" in error_of(tmp_path / "not_there.yaml")
 
 
 def test_keys_of_cs_systems_are_taken_and_listed(tmp_path):

@@ -51,6 +51,9 @@ MERGE_BOMB = "a0: &a0 {x: 1}\n" + "".join(
         ("on: a", "a key must be text"),
         ("? [a]\n: b", "a key must be text"),
         ("a: 1\na: 2", "given twice"),
+        ("a:\n  <<: {b: 1,\n    b: 2}", "line 3: a.b is given twice, on line 2 too"),
+        ("a:\n  <<: [{c: 1}, {b: 1, b: 2}]", "a.b is given twice"),
+        ("a:\n  <<: {b: 1}\n  <<: {b: 2}", "line 3: a.<< is given twice, on line 2 too"),
         ("a: 1\n--- \nb: 2", "not valid YAML"),
         ("", "the file is empty"),
         ("a: *b", "not valid YAML"),
@@ -98,6 +101,13 @@ def test_aliases_merges_and_dates_are_read():
     assert source.data["d"] == source.data["a"] and source.data["e"] == {"b": 2, "c": ["x"]}
     assert source.data["f"] == "2024-01-01" and source.data["g"] == "5" and source.data["h"] == 1.0
     assert source.location(("d", "c", 0)) == "run.yaml, line 1: d.c[0]"
+
+
+def test_a_key_that_comes_in_by_merge_has_the_line_where_it_is_written():
+    file = parse_yaml("base: &base\n  a: {x: 1}\n  b: 2\nrun:\n  <<: [*base, {b: 3, c: 4}]\n  a: 5\n", FILE)
+    assert file.data["run"] == {"a": 5, "b": 2, "c": 4}
+    run = {keys[1:]: line for keys, line in file.lines.items() if keys[0] == "run"}
+    assert run == {(): 4, ("a",): 6, ("b",): 3, ("c",): 5}
 
 
 @pytest.mark.parametrize("line_break", ["\n", "\r\n", "\r", "\u2028"])

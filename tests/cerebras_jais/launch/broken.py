@@ -103,7 +103,7 @@ BROKEN = (
     Broken("run that ends before its schedule", SMALL, "max_steps: 209422", "max_steps: 200000", "init.schedulers[0]", "raise max_steps to 209422", True, "- SequentialLR"),
     Broken("rate that jumps", SMALL, "initial_learning_rate: 0.015625", "initial_learning_rate: 0.0015625", "init.schedulers[0]", "make them equal", True, "- SequentialLR"),
     Broken("misspelt schedule", SMALL, "- LinearLR:", "- LinerLR:", "init.schedulers[0].SequentialLR.schedulers[0].LinerLR", "did you mean 'LinearLR'?", False),
-    Broken("phase that ends where it begins", PHASES, "max_steps: 60", "max_steps: 30", "init.loop.max_steps", "begins at step 30; give more", True),
+    Broken("phase that ends where it begins", PHASES, "max_steps: 60", "max_steps: 30", "init.loop.max_steps", "must be larger than 30 (steps continue from the previous phase)", True),
     Broken("no length", SMALL, "max_steps: 209422", "eval_steps: 10 #", "init.loop", "give one of max_steps, num_steps and num_epochs", True, "loop:"),
     # precision
     Broken("cbfloat16 with a fixed loss scale", SMALL, "loss_scaling_factor: dynamic", "loss_scaling_factor: 1.0", f"{_PRECISION}.loss_scaling_factor", "set it to dynamic", True),

@@ -96,7 +96,7 @@ def test_data_of_a_larger_tokenizer_is_refused_though_its_ids_would_fit(beside_d
 def test_data_that_is_not_here_is_no_problem_but_named():
     problems, notes = check_file(CONFIGS / "jais-family-13b-chat" / "chat.yaml")
     assert problems == []
-    assert "its data is not here and was not looked at: data/jais-family/chat-2048/train and 2 more" in notes
+    assert "data not found, so not checked: data/jais-family/chat-2048/train and 2 more" in notes
 
 
 def test_a_tokenizer_with_more_entries_than_the_model_is_refused(tmp_path):

@@ -220,3 +220,38 @@ def test_a_run_that_does_not_autoload_begins_at_its_ckpt_path(tmp_path):
     off = {"steps": 2, "autoload_last_checkpoint": False}
     one = [config(tmp_path, loop={"max_steps": 6}, states="model", ckpt_path=str(base), checkpoint=off)]
     assert next_phase(plan_phases(one)) == (0, Start(base, None, "ckpt_path"))
+
+
+def two_sizes(folder, **second):
+    """Two phases whose second has a layer less."""
+    first, other = config(folder, loop={"max_steps": 4}), trainer_section(folder)
+    other["init"] |= {
+        "model": llama_section(name="jais_adapted", num_hidden_layers=first.init.model.num_hidden_layers - 1),
+        "model_dir": str(folder / "run"),
+        "loop": {"max_steps": 8},
+        "checkpoint": {"steps": 2, **second.pop("checkpoint", {})},
+        **second.pop("init", {}),
+    }
+    other["fit"] |= second
+    return [first, parse_trainer(other, at=("trainer", 1, "trainer"))]
+
+
+def test_a_phase_whose_model_does_not_fit_the_weights_of_the_one_before_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"trainer\[1\].*model\.num_hidden_layers: is 1 here and 2 in phase 1"):
+        plan_launch(two_sizes(tmp_path))
+    save(tmp_path / "elsewhere" / "checkpoint_4.mdl", 4)
+    plan_launch(two_sizes(tmp_path, ckpt_path=str(tmp_path / "elsewhere" / "checkpoint_4.mdl")))
+    plan_launch(two_sizes(tmp_path, checkpoint={"disable_strict_checkpoint_loading": True}))
+    states = [{"LoadCheckpointStates": {"load_checkpoint_states": "global_step"}}]
+    plan_launch(two_sizes(tmp_path, init={"callbacks": states}))
+
+
+def test_a_last_checkpoint_that_cannot_be_read_is_named_with_the_way_to_go_on(tmp_path, counted):
+    save(tmp_path / "run" / "checkpoint_2.mdl", 2)
+    damaged = tmp_path / "run" / "checkpoint_4.mdl"
+    damaged.write_bytes(b"no HDF5")
+    for configs in (counted, [config(tmp_path, loop={"max_steps": 6})]):
+        with pytest.raises(UserError, match=r"checkpoint_4\.mdl: .*; move it away, and the run continues from the one"):
+            plan_launch(configs)
+    damaged.unlink()
+    assert plan_launch(counted).start.checkpoint == tmp_path / "run" / "checkpoint_2.mdl"

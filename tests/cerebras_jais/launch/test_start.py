@@ -7,6 +7,7 @@ not load a checkpoint with it, and taken in every place where it could.
 """
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,13 +16,15 @@ from click.testing import CliRunner
 
 from cerebras_jais.catalog.reader import read_trainer_yaml
 from cerebras_jais.checkpoint import save_checkpoint
+from cerebras_jais.commands.config import check_file
 from cerebras_jais.commands.config import config as config_command
 from cerebras_jais.commands.fit import fit as fit_command
 from cerebras_jais.config.callbacks import CHECKPOINT_STATES, named_states
 from cerebras_jais.config.trainer import parse_trainer
 from cerebras_jais.errors import UserError
-from cerebras_jais.launch.start import plan_launch, plan_single, remaining_phases
-from tests.cerebras_jais.launch.broken import CONFIGS
+from cerebras_jais.launch.saved import wanted_states
+from cerebras_jais.launch.start import plan_launch, remaining_phases
+from tests.cerebras_jais.launch.broken import BROKEN, CONFIGS
 from tests.cerebras_jais.train.examples import config_of, trainer_section, write_data
 
 LARGE = CONFIGS / "jais-family-30b-8k" / "8k.yaml"
@@ -57,11 +60,11 @@ def test_a_start_checkpoint_that_is_not_here_is_planned_by_its_name_or_the_catal
     path = str(renamed(name, ckpt_path))
     checked = CliRunner().invoke(config_command, ["check", path], standalone_mode=False)
     assert not checked.return_value, checked.output
-    assert f"its start checkpoint is not here and was not looked at: {ckpt_path}" in checked.output
+    assert f"start checkpoint not found, so not checked: {ckpt_path}" in checked.output
     dry = CliRunner().invoke(fit_command, [path, "--dry-run"])
     assert dry.exit_code == 0, dry.output
     assert f"({BEFORE:,} to {END:,})" in dry.output
-    assert f"; the file is not here yet, step {BEFORE:,} is assumed {why}\n" in dry.output
+    assert f"; the file does not exist yet, step {BEFORE:,} is assumed {why}\n" in dry.output
     with pytest.raises(UserError, match=r"\.mdl: no such checkpoint"):
         list(remaining_phases(plan_launch(read_trainer_yaml(path)), lambda line: None))
 
@@ -92,7 +95,7 @@ def test_a_phase_that_names_a_checkpoint_elsewhere_begins_at_its_step(tmp_path):
 
 
 def test_the_command_line_replaces_every_length_of_a_single_trainer(tmp_path):
-    phase, _ = plan_single(config_of(tmp_path, loop={"num_steps": 4}), max_steps=9)
+    (phase,) = plan_launch([config_of(tmp_path, loop={"num_steps": 4})], max_steps=9).phases
     assert (phase.begins, phase.ends) == (0, 9)
     loop = phase.config.init.loop
     assert (loop.max_steps, loop.num_steps, loop.num_epochs) == (9, None, None)
@@ -110,7 +113,12 @@ def test_only_max_steps_says_that_a_single_trainer_is_finished(tmp_path):
 
 # ---- LoadCheckpointStates --------------------------------------------------------------------------------------------
 
-TAKEN = ["all", "model", "model,global_step", ["model", "optimizer"]]
+TAKEN = {
+    "all": None,
+    "model": {"model"},
+    "model,global_step": {"model", "global_step"},
+    ("model", "optimizer"): {"model", "optimizer"},
+}
 REFUSED = {
     "All": "write all, alone and in small letters",
     "ALL": "write all, alone and in small letters",
@@ -127,9 +135,10 @@ def with_states(folder, value):
     return trainer_section(folder, callbacks=[{"LoadCheckpointStates": {"load_checkpoint_states": value}}])
 
 
-@pytest.mark.parametrize("value", TAKEN, ids=str)
-def test_states_that_the_model_zoo_loads_are_taken(tmp_path, value):
-    parse_trainer(with_states(tmp_path, value))
+@pytest.mark.parametrize(("value", "states"), TAKEN.items(), ids=str)
+def test_states_that_the_model_zoo_loads_are_taken(tmp_path, value, states):
+    value = list(value) if isinstance(value, tuple) else value
+    assert wanted_states(parse_trainer(with_states(tmp_path, value))) == states
 
 
 @pytest.mark.parametrize(("value", "remedy"), [*REFUSED.items(), (["all"], "write all, alone")], ids=str)
@@ -150,7 +159,7 @@ def test_states_that_the_model_zoo_cannot_load_are_refused_by_check_and_fit_alik
 
 
 @pytest.mark.modelzoo
-@pytest.mark.parametrize("value", [*TAKEN, *REFUSED, ["all"]], ids=str)
+@pytest.mark.parametrize("value", [*TAKEN, *REFUSED, ("all",)], ids=str)
 def test_the_model_zoo_loads_what_is_taken_and_fails_on_what_is_refused(value):
     checkpoints = pytest.importorskip("cerebras.modelzoo.trainer.callbacks.checkpoint")
 
@@ -159,11 +168,22 @@ def test_the_model_zoo_loads_what_is_taken_and_fails_on_what_is_refused(value):
             info = staticmethod(lambda line: None)
 
     state = dict.fromkeys(CHECKPOINT_STATES, 0)
+    is_taken = value in TAKEN
+    value = list(value) if isinstance(value, tuple) else value
     callback = checkpoints.LoadCheckpointStates(value)
-    if value in TAKEN:
+    if is_taken:
         callback.preprocess_checkpoint(Trainer, state)
         wanted = named_states(value)
         assert set(state) == (set(CHECKPOINT_STATES) if wanted is None else wanted)
     else:
         with pytest.raises((KeyError, AttributeError)):
             callback.preprocess_checkpoint(Trainer, state)
+
+
+@pytest.mark.parametrize("options", [["--dry-run"], ["--backend", "cpu"]], ids=" ".join)
+def test_phases_of_different_widths_are_refused_by_fit_in_the_words_of_config_check(tmp_path, monkeypatch, options):
+    (case,) = (case for case in BROKEN if case.name == "phases of different widths")
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text(case.text(), encoding="utf-8")
+    problem, *_ = (problem for problem in check_file("run.yaml")[0] if case.key in problem)
+    assert str(CliRunner().invoke(fit_command, ["run.yaml", *options]).exception) == problem

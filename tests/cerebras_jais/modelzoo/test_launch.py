@@ -22,7 +22,7 @@ from cerebras_jais.config.yaml_file import read_yaml
 from cerebras_jais.launch.saved import EVERYTHING
 from cerebras_jais.launch.start import Start, plan_launch
 from cerebras_jais.modelzoo import preflight
-from cerebras_jais.modelzoo.launch import LaunchOptions, with_cluster
+from cerebras_jais.modelzoo.launch import LaunchOptions, launch, with_cluster
 from cerebras_jais.modelzoo.phases import trainer_of
 from cerebras_jais.modelzoo.preflight import NotReady, inspect_launch
 from tests import tolerances
@@ -130,10 +130,21 @@ def test_a_dry_run_says_per_phase_what_would_run(ready, monkeypatch):
     matrices = 2048 * 192 + 4 * (4 * 192**2 + 3 * 192 * 512)
     assert f"FLOPs       {1024 * (6 * matrices + 12 * 64 * 192 * 4):.3g}\n" in second
     assert (
-        "context/32/checkpoint_4.mdl (the end of phase 1), loading global_step, model, optimizer; the file is not"
+        "context/32/checkpoint_4.mdl (the end of phase 1), loading global_step, model, optimizer; the file does not"
         in second
     )
     assert not (ready.parent / "context").exists()
+
+
+@pytest.mark.parametrize(("samples_are_there", "status"), [(True, 0), (False, 1)])
+def test_a_dry_run_for_a_cluster_ends_with_status_1_where_something_is_wrong(
+    ready, monkeypatch, tmp_path, capsys, samples_are_there, status
+):
+    monkeypatch.chdir(ready.parent if samples_are_there else tmp_path)
+    monkeypatch.setattr(preflight, "_software", lambda: iter([preflight.Finding("software")]))
+    cluster = {"mgmt_address": "there:443", "credentials_path": "x.crt"}
+    assert launch(LaunchOptions(str(ready), cluster=cluster, dry_run=True)) == status
+    assert ("wrong" in capsys.readouterr().out) == bool(status)
 
 
 @pytest.mark.slow
@@ -168,6 +179,8 @@ def test_a_launch_with_nothing_wrong_passes(ready, monkeypatch):
         (lambda t: t["fit"]["train_dataloader"].update(batch_size=1000), "fewer than one batch of 1000"),
         (lambda t: t["init"]["model"].update(frozen_parameters=["backbone"]), "matches no tensor name"),
         (lambda t: t["fit"].update(ckpt_path="gone.mdl"), "no such checkpoint"),
+        (lambda t: t["init"].pop("optimizer"), "init.optimizer: missing; add AdamW"),
+        (lambda t: t.pop("fit"), "fit: missing; it names the data to train on"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_started(ready, monkeypatch, change, words):
@@ -182,18 +195,18 @@ def test_what_is_wrong_is_said_before_anything_is_started(ready, monkeypatch, ch
 
 def test_data_of_a_larger_tokenizer_is_refused(ready, monkeypatch):
     beside = ready.parent / "data" / "context" / "32" / "train" / "data_params.json"
-    beside.write_text(json.dumps({"processing": {"vocab_size": 84992}}))
+    beside.write_text(json.dumps({"processing": {"vocab_size": 5000}}))
     try:
         _, error = findings(ready, monkeypatch)
     finally:
         beside.unlink()
-    assert "2048 is smaller than the tokenizer of 84992 entries that made data/context/32/train" in error
+    assert "2048 is smaller than the tokenizer of 5000 entries that made data/context/32/train" in error
 
 
 @pytest.mark.slow
 def test_data_outside_the_mounts_is_refused(ready, monkeypatch, tmp_path):
     _, error = findings(ready, monkeypatch, mount_dirs=[str(tmp_path)])
-    assert "lies under none of the mounted directories" in error
+    assert "is not below any mounted directory" in error
     _, error = findings(ready, monkeypatch, mount_dirs=[str(ready.parent)])
     assert error is None
 

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from cerebras_jais.commands.zoo import zoo as zoo_command
 from cerebras_jais.errors import UserError
+from cerebras_jais.modelzoo import installed
 from tests.cerebras_jais.modelzoo.runs import last_checkpoint, prepare, require_modelzoo, zoo
 
 
@@ -22,6 +23,14 @@ def test_without_the_model_zoo_it_is_one_line():
     result = CliRunner().invoke(zoo_command, ["model", "list"])
     assert isinstance(result.exception, UserError)
     assert "cerebras.pytorch is not installed" in str(result.exception)
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
+def test_without_the_model_zoo_its_help_says_what_it_is(arguments, monkeypatch):
+    monkeypatch.setattr(installed, "modelzoo_is_installed", lambda: False)
+    result = CliRunner().invoke(zoo_command, arguments)
+    assert result.exit_code == 0
+    assert "Run cszoo, the command line of the Model Zoo" in result.output
 
 
 @pytest.fixture(scope="module")

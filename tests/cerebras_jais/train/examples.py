@@ -7,7 +7,7 @@ import numpy as np
 import yaml
 
 from cerebras_jais.config.trainer import parse_trainer
-from cerebras_jais.launch.start import plan_single
+from cerebras_jais.launch.start import plan_launch
 from cerebras_jais.train.loop import FitOptions, fit
 from tests.cerebras_jais.model.examples import jais_section, llama_section
 
@@ -25,8 +25,8 @@ LLAMA = llama_section(kv_groups=2, **SIZES)
 
 def train(config, *, model_dir=None, max_steps=None, checkpoint=None, **options):
     """Run a config of one trainer; what is not of its plan is of `FitOptions`."""
-    phase, start = plan_single(config, model_dir=model_dir, max_steps=max_steps, checkpoint=checkpoint)
-    return fit(phase, start, FitOptions(**{"progress": False, **options}))
+    launch = plan_launch([config], model_dir=model_dir, max_steps=max_steps, checkpoint=checkpoint)
+    return fit(launch.phases[0], launch.start, FitOptions(**{"progress": False, **options}))
 
 
 def write_data(directory, samples=64, seed=0, length=LENGTH, vocabulary=VOCABULARY, packed=False):

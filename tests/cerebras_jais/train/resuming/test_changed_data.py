@@ -13,7 +13,9 @@ import time
 import h5py
 import pytest
 
+from cerebras_jais.checkpoint import CheckpointError
 from cerebras_jais.errors import UserError
+from cerebras_jais.train import setup
 from tests.cerebras_jais.train.examples import train, write_data
 from tests.cerebras_jais.train.resuming.runs import checkpoints, config_of
 
@@ -95,7 +97,7 @@ def test_a_second_trainer_in_the_folder_is_refused(folder):
     before = checkpoints(folder / "run")
     with (folder / "run" / ".fit.lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match=rf"{folder / 'run'}: another process trains there"):
+        with pytest.raises(UserError, match=rf"{folder / 'run'}: another process is training in this folder"):
             train(config)
     assert checkpoints(folder / "run") == before
     assert train(config).steps == 6  # a lock file that no process holds is nothing
@@ -110,3 +112,15 @@ def test_a_file_system_without_locks_is_said_and_the_run_goes_on(folder, monkeyp
     train(config_of(folder, loop={"max_steps": 1, "eval_frequency": None}), progress=True)
     said = capsys.readouterr().err
     assert f"{folder / 'run'}: its file system has no locks (No locks available)" in said
+
+
+def test_a_last_checkpoint_whose_tensors_cannot_be_read_is_named_with_the_way_to_go_on(folder, monkeypatch):
+    """Its headers can be read, so only loading shows it."""
+    config = stopped_run(folder)
+
+    def load(checkpoint, *arguments, **options):
+        raise CheckpointError(f"{checkpoint.path}: reading model.x failed")
+
+    monkeypatch.setattr(setup, "load_weights", load)
+    with pytest.raises(UserError, match=r"reading model\.x failed; move it away, and the run continues from the one"):
+        train(config)

@@ -229,7 +229,7 @@ def test_steps_beyond_the_schedule_are_said(folder, capsys):
     train(config_of(folder), max_steps=6, progress=True)
     assert "the schedule ends" not in capsys.readouterr().err
     train(config_of(folder), max_steps=15, progress=True)
-    assert "the schedule ends after 13 steps, the run goes on for 15: the last 2 train at its last rate, 0.002" in (
+    assert "the schedule ends after 13 steps, the run continues for 15: the last 2 train at its last rate, 0.002" in (
         capsys.readouterr().err
     )
 
