@@ -135,7 +135,7 @@ def with_states(folder, value):
     return trainer_section(folder, callbacks=[{"LoadCheckpointStates": {"load_checkpoint_states": value}}])
 
 
-@pytest.mark.parametrize(("value", "states"), TAKEN.items(), ids=str)
+@pytest.mark.parametrize(("value", "states"), TAKEN.items(), ids=map(str, TAKEN))
 def test_states_that_the_model_zoo_loads_are_taken(tmp_path, value, states):
     value = list(value) if isinstance(value, tuple) else value
     assert wanted_states(parse_trainer(with_states(tmp_path, value))) == states
