@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
 import pytest
@@ -15,6 +16,11 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 # what it imported from there, so a place of each test's own would vanish under the next one.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="cerebras_jais_tests_")
 atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
+
+# Signals that whoever started the tests ignores (nohup, a job in the background) would be ignored by every program that
+# a test starts and ends by a signal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -109,7 +109,7 @@ def test_score_of_packed_data_is_that_of_the_documents_held_out_and_of_no_others
 def test_score_asks_for_what_it_scores(released):
     both = ["--data", released / "data", "--text", released / "t.jsonl"]
     for words in ([], both):
-        assert "Give either --data, " in refusal("score", released / "release", *words)
+        assert "give exactly one of --data and --text" in refusal("score", released / "release", *words)
 
 
 def test_the_code_of_a_release_is_not_run(released):
