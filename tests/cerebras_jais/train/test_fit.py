@@ -216,7 +216,6 @@ def test_only_the_last_checkpoints_are_kept_where_the_yaml_says_so(folder):
     assert sorted(p.name for p in (folder / "run").glob("*.mdl")) == ["checkpoint_5.mdl", "checkpoint_6.mdl"]
 
 
-@pytest.mark.slow
 def test_the_latest_checkpoint_is_the_one_of_the_highest_step_then_time(folder):
     config, run = config_of(folder), folder / "run"
     run.mkdir()
@@ -313,7 +312,6 @@ def test_a_checkpoint_of_another_model_is_refused_by_what_differs(folder):
         assert not (folder / "other").exists()
 
 
-@pytest.mark.slow
 def test_a_truncated_checkpoint_is_refused(folder):
     path = train(config_of(folder)).checkpoint_path
     cut = folder / "cut.mdl"
@@ -434,14 +432,12 @@ def test_a_phase_begins_its_schedule_and_its_data_anew_and_goes_on_with_the_opti
         assert power == pytest.approx(0.9**7, rel=1e-6)  # Adam has made six steps
 
 
-@pytest.mark.slow
 def test_a_held_out_set_smaller_than_a_batch_is_refused(folder):
     with pytest.raises(UserError, match="fewer than one batch of 400; set drop_last: false") as caught:
         train(broken(folder, lambda s: s["fit"]["val_dataloader"].update(batch_size=400)))
     assert str(folder / "held_out") in str(caught.value)
 
 
-@pytest.mark.slow
 def test_an_empty_loss_mask_is_named(folder):
     with h5py.File(folder / "train" / "a.h5", "r+") as file:
         file["data"][:, 1] = 0
