@@ -40,7 +40,7 @@ REPLACED = WAITING.replace(
 
 def run(*arguments, **options):
     command = [sys.executable, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=ROOT, **options)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=ROOT, **options)
 
 
 def raising(error):
@@ -88,7 +88,7 @@ def test_a_signal_unwinds_the_work_and_is_said(number, status, program):
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=300)
     assert process.returncode == status and out == "unwound\n"
     assert err.split() == [STATUSES[status]]
 

@@ -159,7 +159,7 @@ def test_several_at_once_make_one_right_release(tmp_path):
     for process in processes:
         process.start()
         time.sleep(0.02)
-    found = sorted(outcomes.get(timeout=60) for _ in processes)
+    found = sorted(outcomes.get(timeout=300) for _ in processes)
     for process in processes:
         process.join()
     assert found == ["made", "refused", "refused", "refused"]

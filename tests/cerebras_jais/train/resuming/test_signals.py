@@ -199,7 +199,7 @@ def test_the_command_ends_with_the_status_of_the_signal(folder, signum, status):
             if line.startswith("step "):
                 break
         process.send_signal(signum)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     assert process.returncode == status, err
     (kept,) = (folder / "run").glob("*.mdl")
     assert kept.name.endswith("_interrupted.mdl")
@@ -222,7 +222,7 @@ def test_several_processes_stop_together_and_go_on(folder):
             if line.startswith("step "):
                 break
         process.send_signal(signal.SIGTERM)
-        err = process.communicate(timeout=120)[1]
+        err = process.communicate(timeout=300)[1]
     assert process.returncode != 0
     (kept,) = (folder / "run").glob("*.mdl")
     assert kept.name.endswith("_interrupted.mdl"), err
