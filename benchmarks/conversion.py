@@ -82,12 +82,12 @@ def write_checkpoint(path: Path, name: str, *, zeros: bool) -> None:
     offsets = create_empty_checkpoint(path, state, complete=True)
     draw = np.random.default_rng(0)
     with open(path, "r+b") as file:
-        for key, tensor in lazy.items():
-            file.seek(offsets[f"model.model.{key}"])
+        for key, offset in offsets.items():
+            file.seek(offset)
             if key.endswith("slopes"):
                 file.write(np.array(alibi_slopes(config.num_heads), "<f4").tobytes())
                 continue
-            left = 0 if zeros else int(np.prod(tensor.shape))
+            left = 0 if zeros else int(np.prod(shapes[key.removeprefix("model.model.")]))
             while left:
                 count = min(left, BLOCK // 4)
                 file.write(draw.standard_normal(count, dtype=np.float32).data)
