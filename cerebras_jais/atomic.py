@@ -17,7 +17,8 @@ from cerebras_jais.errors import UserError
 from cerebras_jais.files import StrPath, check_regular, shown_path
 
 # Errors of flock on a file system without locks.
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+# NFS locks what is open for writing only, which a folder cannot be: there it is EBADF (man 2 flock, "NFS details").
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
 _LONGEST_NAME = 200  # bytes of a name of at most 255 that its temporary name keeps
 
 
@@ -200,7 +201,8 @@ def _lock(descriptor: int, folder: Path) -> None:
         if error.errno not in _NO_LOCKS:
             raise
         print(
-            f"note: {shown_path(folder.parent)}: this file system has no locks; start nothing else that writes there",
+            f"note: {shown_path(folder.parent)}: this file system locks no folders; start nothing else that writes "
+            "there",
             file=sys.stderr,
         )
 

@@ -8,7 +8,7 @@ meant. Sources: the models' published config.json files and their model card.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from cerebras_jais.catalog.models import MODELS, MUP_SETS
 from cerebras_jais.catalog.size_rules import ADAPTED_FORM, JAIS_FORM, MUP_BASE_WIDTH, loss_weight, mup_base_filter_size
@@ -117,14 +117,14 @@ def _sizes(model: Model) -> tuple[int, int]:
     return model.architecture.hidden_size.value, model.architecture.filter_size.value
 
 
+def _check_form(config: DecoderConfig, form: Mapping[str, object], words: Mapping[str, str]) -> None:
+    for key, value in form.items():
+        problem = words.get(key, f"{config.name} uses {value}; set it to {value}")
+        _require(getattr(config, key) == value, config, key, problem)
+
+
 def _check_jais(config: DecoderConfig) -> None:
-    for key, value in JAIS_FORM.items():
-        _require(
-            getattr(config, key) == value,
-            config,
-            key,
-            _JAIS_WORDS.get(key, f"jais_family uses {value}; set it to {value}"),
-        )
+    _check_form(config, JAIS_FORM, _JAIS_WORDS)
     for key, unset in (("rotary_dim", None), ("rope_theta", 10000.0), ("fold_rope_consts", False)):
         _require(getattr(config, key) == unset, config, key, "ALiBi has no rotary positions; remove the key")
     _require(
@@ -183,13 +183,7 @@ def _published(config: DecoderConfig, family: Family) -> Model | None:
 
 
 def _check_adapted(config: DecoderConfig) -> None:
-    for key, value in ADAPTED_FORM.items():
-        _require(
-            getattr(config, key) == value,
-            config,
-            key,
-            _ADAPTED_WORDS.get(key, f"jais_adapted uses {value}; set it to {value}"),
-        )
+    _check_form(config, ADAPTED_FORM, _ADAPTED_WORDS)
     _require(
         config.effective_rotary_dim == config.head_dim,
         config,

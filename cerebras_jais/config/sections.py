@@ -65,7 +65,7 @@ class AdamW(Section):
     eps: Epsilon = 1e-6
     weight_decay: Rate = 0.0
     correct_bias: bool = True
-    amsgrad: Literal[False] = False  # true is set aside, see `aside`
+    amsgrad: Literal[False] = False  # true is for the Model Zoo alone, see modelzoo_only.py
     params: list[TaggedParams] = Field(default_factory=list)
     adjust_learning_rate: dict[str, RateScale] = Field(default_factory=dict)
 

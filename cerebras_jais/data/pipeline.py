@@ -117,15 +117,14 @@ def pack_documents(
 def held_out_documents(packed: str | Path) -> list[Document]:
     """The documents that `pack_documents` held out when it made a folder.
 
-    Raises DataError where there are none.
+    Raises DataError where there are none, OSError where the folder cannot be read.
     """
-    file = Path(packed) / HELD_OUT_FILE
-    if not file.exists():
+    if HELD_OUT_FILE not in os.listdir(packed):
         raise DataError(
             f"{packed}: has no {HELD_OUT_FILE}, so no document is known to be held out of training; give the folder "
             "that `cerebras-jais data pack` wrote without --held-out 0"
         )
-    return list(read_documents(file))
+    return list(read_documents(Path(packed) / HELD_OUT_FILE))
 
 
 def _write_documents(file: Path, documents: Sequence[Document]) -> None:

@@ -9,7 +9,7 @@ from cerebras_jais.checkpoint import Checkpoint, StoredTensor
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.tensors import state_key
 
-# Names of earlier releases of the Model Zoo: 2.0 kept the slopes of ALiBi outside the embedding layer.
+# Names of other releases of the Model Zoo, each in full: 2.0 kept the slopes of ALiBi outside the embedding layer.
 _OTHER_NAMES = {state_key("relative_pe_helper.slopes"): state_key("embedding_layer.position_embed_helper.slopes")}
 # `lora_A` and `lora_B` of the Model Zoo's common/utils/model/lora.py, `lora_A.default.weight` of peft.
 _ADAPTER = re.compile(r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)(\.|$)")

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from cerebras_jais.cli import cli
 from cerebras_jais.data.documents import read_documents, sample_corpus_path, split_held_out
+from cerebras_jais.data.pipeline import held_out_documents
 from cerebras_jais.data.tokenizer import save_tokenizer, train_tokenizer
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.load import load_model
@@ -104,6 +105,8 @@ def test_score_of_packed_data_is_that_of_the_documents_held_out_and_of_no_others
     assert sum(score["documents"] for score in of_data.values()) == len(lines) < len(documents)
     said("data", "pack", *pack[:-1], released / "whole", "--held-out", 0)
     assert "no document is known to be held out" in refusal(*model, "--data", released / "whole")
+    with pytest.raises(FileNotFoundError):  # the command line names it, as every file that is not there
+        held_out_documents(released / "none")
 
 
 def test_score_asks_for_what_it_scores(released):
