@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from cerebras_jais.errors import UserError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
 
 def reading_text_as_data(tokenizer: Tokenizer) -> Tokenizer:
@@ -31,6 +31,12 @@ def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """Return the token ids of each text, without special tokens around them."""
     with explained("tokenizer.json"):
         return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+def encodings(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Encoding]:
+    """The same with the place of each token in its text, which takes a third longer."""
+    with explained("tokenizer.json"):
+        return list(tokenizer.encode_batch(list(texts), add_special_tokens=False))
 
 
 @contextmanager

@@ -38,6 +38,8 @@ class DataParameters:
     documents: int = 0
     raw_bytes: int = 0
     raw_characters: int = 0
+    discarded: int = 0  # documents that were read and left out
+    mode: str = "pretraining"  # as the Model Zoo names it: "finetuning" for conversations
 
 
 def write_hdf5(
@@ -376,7 +378,7 @@ def _data_params(directory: Path, metadata: DataParameters, statistics: Mapping[
     return {
         "setup": {
             "data": {"source": metadata.source, "type": "local"},
-            "mode": "pretraining",
+            "mode": metadata.mode,
             "output_dir": metadata.output_dir or str(directory),
         },
         "processing": {
@@ -392,9 +394,9 @@ def _data_params(directory: Path, metadata: DataParameters, statistics: Mapping[
         "post-process": {
             **counts,
             "non_pad_tokens": counts["num_tokens"] - counts["num_pad_tokens"],
-            "processed_files": metadata.documents,
+            "processed_files": metadata.documents + metadata.discarded,
             "successful_files": metadata.documents,
-            "discarded_files": 0,
+            "discarded_files": metadata.discarded,
             "raw_bytes_count": metadata.raw_bytes,
             "raw_chars_count": metadata.raw_characters,
             # No normalisation is done: the text goes in as it is.
