@@ -227,8 +227,8 @@ def chat(
     for split in splits:
         report = split.report
         click.echo(
-            f"{split.directory}: {report.documents} examples, {report.tokens} tokens, {report.trained_positions} of them "
-            f"in the loss, {report.rows} rows of {max_sequence_length} ({report.fill:.1%} full)"
+            f"{split.directory}: {report.documents} examples, {report.tokens} tokens, {report.trained_positions} in "
+            f"the loss, {report.rows} rows of {max_sequence_length} ({report.fill:.1%} full)"
         )
     for count, what in (
         (malformed.number, "malformed"),
