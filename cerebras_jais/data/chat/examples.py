@@ -61,8 +61,9 @@ class PromptEncoder:
         """Yield the examples of conversations: their tokens, and the end of text behind the last response.
 
         Trained are the tokens of each response and that end. After an earlier response the template goes on with the
-        marker of the user's turn, which a model must not learn to write, so nothing behind it is trained. A token that
-        holds the first letters of a response is trained, one that holds letters after its end is not.
+        marker of the user's turn, which a model must not learn to write, so nothing behind it is trained. The first
+        token of a response may hold the space before it; one that holds letters of a response and of what is around
+        it is not trained.
         """
         begun = [self._head_of(text) for text, _ in rendered]
         rests = [text[len(head) :] for (head, _), (text, _) in zip(begun, rendered, strict=True)]
@@ -79,11 +80,14 @@ class PromptEncoder:
         ids[len(head) : -1] = found
         ids[-1] = self.eos_id
         trained = np.zeros(len(ids), dtype=bool)
-        for start, end in rendered.responses[:-1]:
-            first, last = (_token_at(rest, place - offset, len(rendered.text) - offset) for place in (start, end))
+        length = len(rendered.text) - offset
+        for start, end in rendered.responses:
+            first, last = (_token_at(rest, place - offset, length) for place in (start, end))
+            if first < len(found):
+                begun = offset + rest.token_to_chars(first)[0]
+                first += bool(rendered.text[begun:start].strip())
             trained[len(head) + first : len(head) + last] = True
-        first = _token_at(rest, rendered.responses[-1][0] - offset, len(rendered.text) - offset)
-        trained[len(head) + first :] = True
+        trained[-1] = True
         return Example(ids, trained)
 
 
