@@ -43,25 +43,28 @@ def encoded(encoder, chat):
 
 
 def as_dicts(chat):
-    """The messages with markers and special tokens of the user taken out: transformers would read the latter."""
-    kept = [(message.role, harmless(message.content)) for message in chat.messages]
-    for name in ("<|endoftext|>", "</s>", "<s>", "<unk>"):
-        kept = [(role, content.replace(name, "")) for role, content in kept]
-    return [{"role": role, "content": content} for role, content in kept]
+    """The messages for transformers, their markers made harmless."""
+    return [{"role": message.role, "content": harmless(message.content)} for message in chat.messages]
+
+
+def no_special_token(chat):
+    """Whether no message spells one: transformers would read it as one."""
+    names = ("<|endoftext|>", "</s>", "<s>", "<unk>")
+    return not any(name in message.content for message in chat.messages for name in names)
 
 
 def test_heads_are_encoded_once_where_the_tokenizer_splits_before_spaces(encoder, kind):
     assert len(encoder.heads) == (0 if kind == "llama" else 2)
 
 
-@settings(max_examples=150, deadline=None)
-@given(conversations)
+@settings(max_examples=100, deadline=None)
+@given(conversations.filter(no_special_token))
 def test_rendering_equals_apply_chat_template_token_for_token(encoder, theirs, chat):
     wanted = theirs.apply_chat_template(as_dicts(chat), language=chat.language, tokenize=True, return_dict=True)
     assert encoded(encoder, chat).ids.tolist() == wanted["input_ids"]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(conversations)
 def test_the_loss_counts_every_token_of_a_response_and_its_end_and_no_other(encoder, chat):
     """Against the places of the tokens in the text, from the tokenizer's offsets of the whole text at once."""
