@@ -230,6 +230,8 @@ def chat(
             f"{split.directory}: {report.documents} examples, {report.tokens} tokens, {report.trained_positions} in "
             f"the loss, {report.rows} rows of {max_sequence_length} ({report.fill:.1%} full)"
         )
+    for error in malformed.first:
+        _print_note(f"left out: {error}")
     for count, what in (
         (malformed.number, "malformed"),
         (counts.duplicates, "equal to an earlier one"),
@@ -294,19 +296,18 @@ def show(path: Path, tokenizer_dir: Path, rows: str, page: Path | None) -> None:
 
 
 class Malformed:
-    """Lines that were left out: their number, and a note on each of the first."""
+    """Lines that were left out: their number, and what was wrong with the first of them."""
 
     SHOWN = 10
 
     def __init__(self) -> None:
         self.number = 0
+        self.first: list[str] = []
 
     def count(self, error: Exception) -> None:
         self.number += 1
         if self.number <= self.SHOWN:
-            _print_note(f"left out: {error}")
-        elif self.number == self.SHOWN + 1:
-            _print_note("more lines are left out; they are counted at the end")
+            self.first.append(str(error))
 
 
 def _read(texts: tuple[Path, ...], held_out: int) -> tuple[list[Document], list[Document]]:

@@ -1,6 +1,5 @@
 """Tokenised documents to rows of one length, by cutting a stream or by packing whole documents (VSL)."""
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,6 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from cerebras_jais.data.documents import DataError
+from cerebras_jais.data.filling import fill_rows
 
 STREAM_FEATURES = ("input_ids", "attention_mask", "labels")
 VSL_FEATURES = (*STREAM_FEATURES, "attention_span", "position_ids")
@@ -135,7 +135,7 @@ def pack_vsl(
     seed: int = 0,
     buffer_tokens: int = VSL_BUFFER_TOKENS,
 ) -> PackedRows:
-    """Pack whole documents into rows of `max_sequence_length`, best fit decreasing, each attending to itself alone.
+    """Pack whole documents into rows of `max_sequence_length` (`fill_rows`), each attending to itself alone.
 
     Yields int32 [5, max_sequence_length]: input_ids, attention_mask (the loss mask), labels, attention_span,
     position_ids. A document of n tokens takes n positions: its inputs are its tokens, its labels the same shifted by
@@ -158,7 +158,7 @@ def pack_vsl(
                 for document in documents
                 for start in range(0, len(document) - 1, max_sequence_length)
             ]
-            bins = best_fit_decreasing([len(piece) - 1 for piece in pieces], max_sequence_length)
+            bins = fill_rows([len(piece) - 1 for piece in pieces], max_sequence_length)
             for index in rng.permutation(len(bins)):
                 yield _vsl_row([(pieces[i], 1) for i in bins[index]], max_sequence_length, pad_id)
 
@@ -172,7 +172,7 @@ def pack_examples(
 
     An example of n tokens takes n - 1 positions, at most `max_sequence_length`: position p reads token p, its label is
     token p + 1, and attention_mask is 1 where that label is trained. The examples are taken in an order shuffled by
-    `seed`, `window` at a time, each window packed best fit decreasing and its rows shuffled. The bookkeeping takes
+    `seed`, `window` at a time, each window packed by `fill_rows` and its rows shuffled. The bookkeeping takes
     about 200 bytes an example of the window and 16 of the others.
     """
     _check_length(max_sequence_length)
@@ -185,7 +185,7 @@ def pack_examples(
         order = rng.permutation(len(positions))
         for start in range(0, len(order), window):
             chosen = order[start : start + window]
-            bins = best_fit_decreasing(positions[chosen].tolist(), max_sequence_length)
+            bins = fill_rows(positions[chosen].tolist(), max_sequence_length)
             for index in rng.permutation(len(bins)):
                 members = [examples.read(int(chosen[i])) for i in bins[index]]
                 rows._documents += len(members)
@@ -202,35 +202,6 @@ def filled_positions(row: np.ndarray) -> np.ndarray:
     """
     telling = [1] if len(row) == len(STREAM_FEATURES) else [1, 3, 4]
     return np.asarray(row[telling].any(axis=0))
-
-
-def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Return bins of indices into `lengths`, longest first, each put where it leaves the least room.
-
-    Every length must be in 1..capacity. The open bins are kept by the room they have left, and a bit per room that
-    occurs makes finding the tightest one a few operations on an integer, however many bins there are.
-    """
-    bins: list[list[int]] = []
-    with_room: defaultdict[int, list[int]] = defaultdict(list)
-    occupied = 0  # bit r is set when some bin has room r > 0 left
-    for index in np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable").tolist():
-        length = lengths[index]
-        candidates = occupied >> length
-        if candidates:
-            room = length + (candidates & -candidates).bit_length() - 1
-            bin_index = with_room[room].pop()
-            if not with_room[room]:
-                occupied &= ~(1 << room)
-            bins[bin_index].append(index)
-        else:
-            room = capacity
-            bin_index = len(bins)
-            bins.append([index])
-        left = room - length
-        if left:
-            with_room[left].append(bin_index)
-            occupied |= 1 << left
-    return bins
 
 
 def as_int32(values: np.ndarray, where: str) -> np.ndarray:

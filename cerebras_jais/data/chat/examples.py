@@ -83,9 +83,9 @@ class PromptEncoder:
         length = len(rendered.text) - offset
         for start, end in rendered.responses:
             first, last = (_token_at(rest, place - offset, length) for place in (start, end))
-            if first < len(found):
-                begun = offset + rest.token_to_chars(first)[0]
-                first += bool(rendered.text[begun:start].strip())
+            begun = rest.token_to_chars(first) if first < len(found) else None
+            if begun is not None and rendered.text[offset + begun[0] : start].strip():
+                first += 1
             trained[len(head) + first : len(head) + last] = True
         trained[-1] = True
         return Example(ids, trained)

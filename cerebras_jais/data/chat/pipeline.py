@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -131,8 +132,7 @@ def _collect(
     shortest = 0
     with (folder / HELD_OUT_FILE).open("w", encoding="utf-8", newline="\n") as kept:
         unique = _unique(conversations, counts)
-        for batch in batches(unique, lambda pair: len(pair[1].text)):
-            examples = encoder.encode([rendered for _, rendered in batch])
+        for batch, examples in _encoded(batches(unique, lambda pair: len(pair[1].text)), encoder):
             for number, ((conversation, rendered), example) in enumerate(zip(batch, examples, strict=True)):
                 if encoder.eos_id in example.ids[:-1] or number < DECODED_AGAIN:
                     check_example(encoder.tokenizer, conversation, rendered.text, example.ids[:-1], encoder.eos_id)
@@ -166,6 +166,21 @@ def _unique(conversations: Iterable[Conversation], counts: Counts) -> Iterator[t
             continue
         seen.add(digest)
         yield conversation, rendered
+
+
+def _encoded(
+    batches: Iterable[list[tuple[Conversation, Rendered]]], encoder: PromptEncoder
+) -> Iterator[tuple[list[tuple[Conversation, Rendered]], list[Example]]]:
+    """Yield batches with their examples; one batch is encoded while the next is read and rendered."""
+    with ThreadPoolExecutor(1) as thread:
+        before = None
+        for batch in batches:
+            encoding = thread.submit(lambda batch: list(encoder.encode([rendered for _, rendered in batch])), batch)
+            if before is not None:
+                yield before[0], before[1].result()
+            before = batch, encoding
+        if before is not None:
+            yield before[0], before[1].result()
 
 
 def _split_of(
