@@ -24,13 +24,14 @@ from tuning import (
 
 
 def main() -> None:
-    options = parse(__doc__, steps=60, conversations="a file of JSON lines with `messages`")
+    options = parse(__doc__, steps=40, conversations="a file of JSON lines with `messages`")
     import torch
-    from cerebras_jais.data.chat.reading import sample_conversations_path
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
+
+    from cerebras_jais.data.chat.reading import sample_conversations_path
 
     # ---- 1. The release and the conversations -----------------------------------------------------------------------
 
@@ -39,15 +40,16 @@ def main() -> None:
     training, held_out = ([e for c in part for e in examples_of(c)] for part in split(conversations, every=10))
     print(f"{len(training)} responses to learn from, {len(held_out)} held out ({path.name})")
     tokenizer = open_tokenizer(options.release)
-    model = AutoModelForCausalLM.from_pretrained(
-        options.release, trust_remote_code=has_own_code(options.release), dtype=torch.float32
-    )
+    own_code = has_own_code(options.release)
+    model = AutoModelForCausalLM.from_pretrained(options.release, trust_remote_code=own_code, dtype=torch.float32)
 
     # ---- 2. Low-rank adapters beside every linear layer, trained without padding ------------------------------------
 
-    # "all-linear" finds the layers of both families (Jais has GPT-2's Conv1D, Llama has Linear) and leaves the
-    # embeddings and the output head as they are.
-    adapters = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear")
+    # "all-linear" finds the layers of both families and leaves the embeddings and the output head as they are. Those of
+    # Jais are GPT-2's Conv1D, whose matrices are [in, out]; Llama's are [out, in].
+    adapters = LoraConfig(
+        task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear", fan_in_fan_out=own_code
+    )
     # padding_free puts the examples of a batch one after the other into one row. Their position_ids begin anew, and by
     # these both families keep the examples apart.
     settings = SFTConfig(
@@ -60,7 +62,6 @@ def main() -> None:
         padding_free=True,
         max_length=None,  # examples in a padding-free row are not cut
         completion_only_loss=True,  # prompts are read, responses are learnt
-        gradient_checkpointing=False,
         **on_cpu(),
     )
     trainer = SFTTrainer(

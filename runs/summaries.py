@@ -32,7 +32,7 @@ def example(text: dict, source: str, target: str) -> dict:
 
 
 def main() -> None:
-    options = parse(__doc__, steps=80, texts="a file of JSON lines with texts and summaries")
+    options = parse(__doc__, steps=40, texts="a file of JSON lines with texts and summaries")
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM
@@ -67,7 +67,6 @@ def main() -> None:
         max_length=model.config.max_position_embeddings,
         completion_only_loss=True,
         eval_packing=False,
-        gradient_checkpointing=False,
         **on_cpu(),
     )
     trainer = SFTTrainer(

@@ -14,7 +14,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read by transformers at import: everything a run needs is on the disk
+# Read by the libraries at import: everything a run needs is on the disk, and its output is worth reading.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = Path(__file__).resolve().parent / "texts"
@@ -64,7 +67,7 @@ def open_tokenizer(release: Path):
 
     from cerebras_jais.catalog.chat import chat_template
 
-    tokenizer = AutoTokenizer.from_pretrained(release)
+    tokenizer = AutoTokenizer.from_pretrained(release, trust_remote_code=has_own_code(release))
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     tokenizer.chat_template = tokenizer.chat_template or chat_template()
     return tokenizer
@@ -91,13 +94,14 @@ def examples_of(conversation: dict) -> Iterator[dict]:
 
 
 def on_cpu(**settings) -> dict:
-    """Settings of transformers' and TRL's trainers for a small run: no report, no checkpoints, float32 on a CPU."""
+    """Settings of transformers' and TRL's trainers for a small run: a CPU in float32, no reports, no checkpoints."""
     import torch
 
     gpu = torch.cuda.is_available()
     return {
         "use_cpu": not gpu,
         "bf16": gpu,
+        "activation_checkpointing": False,  # it saves memory, which is not short here, and costs a third of the time
         "logging_steps": 10,
         "report_to": "none",
         "save_strategy": "no",

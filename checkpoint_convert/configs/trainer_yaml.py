@@ -158,8 +158,10 @@ def trainer_params(section: Mapping[str, Any], checkpoint: str, *, chat: bool = 
     peak, last = (1.5e-3, 1.5e-4) if config.is_mup else (2e-5, 2e-6)
     warmup, steps = 100, 1000
     data: dict[str, Any] = {"data_processor": "GptHDF5MapDataProcessor", "batch_size": 8, "num_workers": 0}
+    evaluation: dict[str, Any] = {}
     if chat:
         data["use_vsl"] = True
+        evaluation["batch_size"] = 1  # conversations held out fill few rows
     folder = _DATA_FOLDERS[chat]
     held_out = [f"{folder}/held_out/{language}" for language in ("ar", "en")]
     return {
@@ -187,7 +189,7 @@ def trainer_params(section: Mapping[str, Any], checkpoint: str, *, chat: bool = 
             },
             "fit": {
                 "train_dataloader": {**data, "data_dir": f"{folder}/train", "shuffle": True, "shuffle_seed": 1},
-                "val_dataloader": {**data, "data_dir": held_out, "shuffle": False},
+                "val_dataloader": {**data, **evaluation, "data_dir": held_out, "shuffle": False},
                 "ckpt_path": checkpoint,
             },
         }
