@@ -90,7 +90,7 @@ def main() -> None:
     command("checkpoint-convert", "verify", "tuned.mdl", "release", "--logits", folder=folder)
     text = ("--text", path, "--tokenizer", "release", "--max-sequence-length", length)
     command("cerebras-jais", "data", "chat", *text, "--output", "data/chat", folder=folder)
-    command("cerebras-jais", "fit", "tuned.yaml", "--max-steps", 5, folder=folder)
+    command("cerebras-jais", "fit", "tuned.yaml", "--max-steps", 3, folder=folder)
     finish(options)
 
 
