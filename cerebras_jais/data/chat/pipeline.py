@@ -88,7 +88,7 @@ def pack_conversations(
     if held_out:
         check_held_out(held_out)
     loaded = load_tokenizer(tokenizer)
-    encoder = PromptEncoder.of(loaded, end_of_text_id(loaded, tokenizer))
+    encoder = PromptEncoder(loaded, end_of_text_id(loaded, tokenizer))
     counts = Counts()
     watched = progress(conversations, "reading") if progress else conversations
     packed = []
