@@ -1,8 +1,12 @@
 """Contract: conversations become data that the tiny chat config trains on, by the commands that the README gives."""
 
+import json
+import math
 import re
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -10,6 +14,8 @@ from click.testing import CliRunner
 from cerebras_jais.catalog.reader import read_trainer_yaml
 from cerebras_jais.checkpoint import save_checkpoint
 from cerebras_jais.cli import cli
+from cerebras_jais.data.chat.reading import read_conversations
+from cerebras_jais.data.dataset import HDF5Samples
 from cerebras_jais.model.decoder import LanguageModel
 from tests.xquad import write_xquad_conversations, xquad_files
 
@@ -64,4 +70,13 @@ def test_the_tiny_chat_config_trains_on_conversations(tmp_path, monkeypatch, kin
     assert packed >= 0.95 * (count - equal)
     write_start("jais/checkpoint_100.mdl")
     run("fit", "tiny/chat", "--max-steps", STEPS)
-    assert Path("chat", f"checkpoint_{STEPS}.mdl").is_file()
+    said = run("score", f"chat/checkpoint_{STEPS}.mdl", "--tokenizer", "tokenizer", "--data", "data/chat", "--json")
+    scores = json.loads(said)
+    held_out = list(read_conversations(Path("data/chat/held_out.jsonl")))
+    assert {language: score["documents"] for language, score in scores.items()} == Counter(
+        chat.language for chat in held_out
+    )
+    for language, score in scores.items():
+        samples = HDF5Samples(f"data/chat/held_out/{language}", 1, use_vsl=True)
+        assert score["tokens"] == samples.read(np.arange(len(samples)))["attention_mask"].sum()
+        assert score["loss"] < 1.1 * math.log(2048)
