@@ -158,8 +158,8 @@ def _html_lines(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
                 yield line, plain
                 line = plain = ""
             if part:
-                text = html.escape(_visible(part))
-                line += f'<mark dir="auto">{text}</mark>' if run.trained else f"<bdi>{text}</bdi>"
+                tag = "mark" if run.trained else "span"
+                line += f'<{tag} dir="{_direction(part)}">{html.escape(_visible(part))}</{tag}>'
                 plain += part
     yield line, plain
 
@@ -223,8 +223,10 @@ h1 {{ font-size: 1.3rem; }}
 h2 {{ font-size: 1.1rem; margin-top: 2.5rem; }}
 h3 {{ font-size: 0.85rem; font-weight: normal; opacity: 0.75; margin: 0.8rem 0 0; }}
 article {{ border: 1px solid #8888; border-radius: 0.4rem; padding: 0.8rem 1rem; margin: 0.2rem 0 0.8rem; }}
-p {{ margin: 0; overflow-wrap: anywhere; white-space: pre-wrap; text-align: match-parent; }}
-mark {{ unicode-bidi: isolate; background: #ffdf6b; color: #111; border-radius: 0.2rem; }}
+p {{ margin: 0; overflow-wrap: anywhere; white-space: pre-wrap; }}
+article[dir=rtl] p {{ text-align: right; }}
+article[dir=ltr] p {{ text-align: left; }}
+mark {{ background: #ffdf6b; color: #111; border-radius: 0.2rem; }}
 </style>
 </head>
 <body>

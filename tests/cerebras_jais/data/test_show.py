@@ -125,7 +125,7 @@ def test_the_page_is_one_file_with_the_loss_marked_and_markup_as_text(folder, tm
     assert sorted(part.strip() for part in page.marked) == sorted(["one & two", f"<b>{END_SIGN}", f"جواب{END_SIGN}"])
     assert page.tags.count("article") == 2
     assert sorted(re.findall(r'<article dir="(\w+)">', text)) == ["ltr", "rtl"]
-    assert re.search(r'<p dir="rtl"><bdi>### Instruction:اسمك', text)
+    assert re.search(r'<p dir="rtl"><span dir="rtl">### Instruction:اسمك', text)
     assert re.search(r"<html lang=\"en\">.*<meta charset=\"utf-8\">", text, re.DOTALL)
 
 
