@@ -72,6 +72,7 @@ bench: $(CURRENT)/.ready
 	$(CURRENT)/bin/python benchmarks/training_speed.py
 	$(CURRENT)/bin/python benchmarks/conversion.py --directory build/benchmark
 	$(CURRENT)/bin/python benchmarks/conversion.py --directory build/benchmark --memory
+	$(CURRENT)/bin/python benchmarks/conversations.py --directory build/conversations
 
 clean:
 	rm -rf build demo_output .pytest_cache .mypy_cache .ruff_cache *.egg-info

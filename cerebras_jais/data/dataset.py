@@ -51,11 +51,12 @@ def write_hdf5(
 ) -> int:
     """Write rows, int32 [3 or 5, max_sequence_length] each, as a Model Zoo data directory; return their number.
 
-    Files `output_chunk_000000.h5`, ... hold dataset `data` [N, 3 or 5, max_sequence_length] int32, shuffle and gzip, one
-    sample a chunk, with attribute `n_examples`; `data_params.json` holds features, processing and `post-process` statistics as
-    the Model Zoo's preprocessing writes them. Streaming: `samples_per_file` rows are held at a time. Everything is
-    made in a directory beside and renamed at the end, so a failure leaves nothing. Raises DataError if `directory`
-    exists and is not empty, for no rows, for a token id outside the vocabulary and for rows of different shapes.
+    Files `output_chunk_000000.h5`, ... hold dataset `data` [N, 3 or 5, max_sequence_length] int32, shuffle and gzip,
+    one sample a chunk, with attribute `n_examples`; `data_params.json` holds features, processing and `post-process`
+    statistics as the Model Zoo's preprocessing writes them. Streaming: `samples_per_file` rows are held at a time.
+    Everything is made in a directory beside and renamed at the end, so a failure leaves nothing. Raises DataError if
+    `directory` exists and is not empty, for no rows, for a token id outside the vocabulary and for rows of
+    different shapes.
     """
     directory = Path(directory)
     check_new_folder(directory)

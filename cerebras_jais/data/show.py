@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from cerebras_jais.data.documents import DataError
+from cerebras_jais.data.documents import DataError, detect_language
 from cerebras_jais.data.packing import STREAM_FEATURES, filled_positions
 from cerebras_jais.data.shards import HDF5Source
 
@@ -129,31 +129,44 @@ def terminal_lines(piece: Piece) -> Iterator[tuple[str, bool]]:
 
 
 def html_page(rows: Iterable[Row], name: str) -> Iterator[str]:
-    """Yield the parts of one page that needs nothing else: each line in its own direction, the loss marked."""
+    """Yield the parts of one page that needs nothing else: the loss marked, each line in the direction of its letters.
+
+    All lines of an example stand on one side, that of its own letters.
+    """
     yield _PAGE_HEAD.format(
         name=html.escape(name), legend="marked text counts in the loss, " + END_SIGN + " end of text"
     )
     for row in rows:
         yield f"<section>\n<h2>{title(row)}</h2>\n"
         for number, piece in enumerate(row.pieces, 1):
-            yield f"<article>\n<h3>{piece_title(number, piece)}</h3>\n"
-            yield from (f'<p dir="auto">{line or "<br>"}</p>\n' for line in _html_lines(piece.runs))
+            whole = _direction("".join(run.text for run in piece.runs))
+            yield f'<h3>{piece_title(number, piece)}</h3>\n<article dir="{whole}">\n'
+            yield from (
+                f'<p dir="{_direction(plain)}">{line or "<br>"}</p>\n' for line, plain in _html_lines(piece.runs)
+            )
             yield "</article>\n"
         yield "</section>\n"
     yield "</body>\n</html>\n"
 
 
-def _html_lines(runs: Sequence[Run]) -> Iterator[str]:
-    line = ""
+def _html_lines(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
+    """Yield lines as HTML and as they are."""
+    line = plain = ""
     for run in runs:
         for number, part in enumerate(run.text.split("\n")):
             if number:
-                yield line
-                line = ""
+                yield line, plain
+                line = plain = ""
             if part:
-                text = html.escape(_visible(part))
-                line += f"<mark>{text}</mark>" if run.trained else f"<bdi>{text}</bdi>"
-    yield line
+                tag = "mark" if run.trained else "span"
+                line += f'<{tag} dir="{_direction(part)}">{html.escape(_visible(part))}</{tag}>'
+                plain += part
+    yield line, plain
+
+
+def _direction(text: str) -> str:
+    """Of most letters: a line of an Arabic message begins with a Latin marker, so its first letter tells nothing."""
+    return "rtl" if detect_language(text) == "ar" else "ltr"
 
 
 def _packed_ends(row: np.ndarray, filled: np.ndarray) -> list[int]:
@@ -208,10 +221,12 @@ _PAGE_HEAD = """<!DOCTYPE html>
 body {{ font: 1rem/1.6 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
 h1 {{ font-size: 1.3rem; }}
 h2 {{ font-size: 1.1rem; margin-top: 2.5rem; }}
-h3 {{ font-size: 0.85rem; font-weight: normal; opacity: 0.75; margin: 0 0 0.5rem; }}
-article {{ border: 1px solid #8888; border-radius: 0.4rem; padding: 0.8rem 1rem; margin: 0.8rem 0; }}
+h3 {{ font-size: 0.85rem; font-weight: normal; opacity: 0.75; margin: 0.8rem 0 0; }}
+article {{ border: 1px solid #8888; border-radius: 0.4rem; padding: 0.8rem 1rem; margin: 0.2rem 0 0.8rem; }}
 p {{ margin: 0; overflow-wrap: anywhere; white-space: pre-wrap; }}
-mark {{ unicode-bidi: isolate; background: #ffdf6b; color: #111; border-radius: 0.2rem; }}
+article[dir=rtl] p {{ text-align: right; }}
+article[dir=ltr] p {{ text-align: left; }}
+mark {{ background: #ffdf6b; color: #111; border-radius: 0.2rem; }}
 </style>
 </head>
 <body>

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from cerebras_jais.data.chat.prompts import LANGUAGES, Message, Rendered, render
+from cerebras_jais.data.chat.prompts import Rendered
 from cerebras_jais.data.chat.reading import Conversation
 from cerebras_jais.data.documents import Document
 from cerebras_jais.data.tokenizer import check_end_of_text, check_round_trip
-from cerebras_jais.encoding import encodings
+from cerebras_jais.encoding import encode_texts, encodings
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -30,6 +31,9 @@ class TooLong(StrEnum):
     """The last response ends where the row does, without end of text; left out if nothing of it would remain."""
 
 
+_LONGEST_KEPT = 10_000  # characters of a part of a prompt, a system message in it, whose tokens are kept
+
+
 class Example(NamedTuple):
     """Token ids, int32 [n], and which of them are trained, bool [n]."""
 
@@ -37,56 +41,67 @@ class Example(NamedTuple):
     trained: np.ndarray
 
 
-@dataclass(frozen=True)
 class PromptEncoder:
-    """Turns conversations into examples with one tokenizer.
+    """Turns conversations into examples with one tokenizer, which reads text as data.
 
-    Attributes:
-        heads: the text before the user's first message, for each language, with its ids; none where the tokenizer could
-            join it with what follows.
+    Trained are the tokens of each response and the end of text behind the last one. After an earlier response the
+    template goes on with the marker of the user's turn, which a model must not learn to write, so nothing behind it is
+    trained. A response begins with the space before it, which a model has to write, too. A token that holds letters of
+    a response and of what is around it is not trained.
+
+    A tokenizer that always ends a token before white space (`by_messages`) is given the messages alone, and each part
+    of the prompt once; others are given the whole text, which is the same and takes twice as long.
     """
 
-    tokenizer: Tokenizer
-    eos_id: int
-    heads: tuple[tuple[str, np.ndarray], ...]
-
-    @classmethod
-    def of(cls, tokenizer: Tokenizer, eos_id: int) -> PromptEncoder:
-        """The encoder of a tokenizer that reads text as data."""
-        heads = [_head(language) for language in LANGUAGES] if _splits_before_spaces(tokenizer) else []
-        ids = [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings(tokenizer, heads)]
-        return cls(tokenizer, eos_id, tuple(zip(heads, ids, strict=True)))
+    def __init__(self, tokenizer: Tokenizer, eos_id: int) -> None:
+        self.tokenizer = tokenizer
+        self.eos_id = eos_id
+        self.by_messages = _splits_before_spaces(tokenizer)
+        self._kept = lru_cache(maxsize=1024)(self._ids_of)
 
     def encode(self, rendered: Sequence[Rendered]) -> Iterator[Example]:
-        """Yield the examples of conversations: their tokens, and the end of text behind the last response.
+        """Yield the example of each conversation."""
+        if not self.by_messages:
+            whole = encodings(self.tokenizer, [conversation.text for conversation in rendered])
+            for conversation, encoding in zip(rendered, whole, strict=True):
+                yield self._whole_example(conversation, encoding)
+            return
+        cut = [_cut_at_messages(conversation) for conversation in rendered]
+        texts = [f" {message}" for parts in cut for _, message, _ in parts]
+        messages = iter(encode_texts(self.tokenizer, texts))
+        for parts in cut:
+            yield self._joined_example(parts, messages)
 
-        Trained are the tokens of each response and that end. After an earlier response the template goes on with the
-        marker of the user's turn, which a model must not learn to write, so nothing behind it is trained. The first
-        token of a response may hold the space before it; one that holds letters of a response and of what is around
-        it is not trained.
-        """
-        begun = [self._head_of(text) for text, _ in rendered]
-        rests = [text[len(head) :] for (head, _), (text, _) in zip(begun, rendered, strict=True)]
-        for (head, ids), encoding, conversation in zip(begun, encodings(self.tokenizer, rests), rendered, strict=True):
-            yield self._example(conversation, len(head), ids, encoding)
+    def _prompt(self, text: str) -> np.ndarray:
+        return (self._ids_of if len(text) > _LONGEST_KEPT else self._kept)(text)
 
-    def _head_of(self, text: str) -> tuple[str, np.ndarray]:
-        return next((head for head in self.heads if text.startswith(head[0])), ("", _NO_IDS))
+    def _ids_of(self, prompt: str) -> np.ndarray:
+        return np.asarray(encode_texts(self.tokenizer, [prompt])[0], dtype=np.int32)
 
-    def _example(self, rendered: Rendered, offset: int, head: np.ndarray, rest: Encoding) -> Example:
-        found = rest.ids
-        ids = np.empty(len(head) + len(found) + 1, dtype=np.int32)
-        ids[: len(head)] = head
-        ids[len(head) : -1] = found
-        ids[-1] = self.eos_id
+    def _joined_example(self, conversation: list[tuple[str, str, bool]], messages: Iterator[list[int]]) -> Example:
+        parts = [(self._prompt(before), next(messages), response) for before, _, response in conversation]
+        ids = np.empty(sum(len(before) + len(message) for before, message, _ in parts) + 1, dtype=np.int32)
         trained = np.zeros(len(ids), dtype=bool)
-        length = len(rendered.text) - offset
-        for start, end in rendered.responses:
-            first, last = (_token_at(rest, place - offset, length) for place in (start, end))
-            begun = rest.token_to_chars(first) if first < len(found) else None
-            if begun is not None and rendered.text[offset + begun[0] : start].strip():
-                first += 1
-            trained[len(head) + first : len(head) + last] = True
+        end = 0
+        for before, message, response in parts:
+            start, end = end + len(before), end + len(before) + len(message)
+            ids[start - len(before) : start] = before
+            ids[start:end] = message
+            trained[start:end] = response
+        ids[-1], trained[-1] = self.eos_id, True
+        return Example(ids, trained)
+
+    def _whole_example(self, conversation: Rendered, encoding: Encoding) -> Example:
+        ids = np.asarray([*encoding.ids, self.eos_id], dtype=np.int32)
+        trained = np.zeros(len(ids), dtype=bool)
+        text, end = conversation.text, 0
+        for before, message, response in zip(*conversation, strict=True):
+            start, end = end + len(before), end + len(before) + len(message)
+            if response:
+                first = _token_at(encoding, start - 1, len(text))
+                begun = encoding.token_to_chars(first) if first < len(encoding.ids) else None
+                first += begun is not None and begun[0] < start - 1
+                trained[first : _token_at(encoding, end, len(text))] = True
         trained[-1] = True
         return Example(ids, trained)
 
@@ -112,9 +127,6 @@ def cut_response(example: Example, max_sequence_length: int) -> Example | None:
     return None if kept <= untrained[-1] + 1 else Example(example.ids[:kept], example.trained[:kept])
 
 
-_NO_IDS = np.empty(0, dtype=np.int32)
-
-
 def _token_at(encoding: Encoding, place: int, length: int) -> int:
     """The number of the token that has the character at a place, or of the first one after it that has any."""
     for character in range(place, length):
@@ -124,17 +136,25 @@ def _token_at(encoding: Encoding, place: int, length: int) -> int:
     return len(encoding.ids)
 
 
-def _head(language: str) -> str:
-    """The rendered text before the user's first message, without the space before it."""
-    mark = "x"
-    text, _ = render([Message("user", mark), Message("assistant", mark)], language)
-    other, _ = render([Message("user", "y"), Message("assistant", mark)], language)
-    at = next(place for place, (a, b) in enumerate(zip(text, other, strict=True)) if a != b)
-    return text[:at].rstrip()
+def _cut_at_messages(conversation: Rendered) -> list[tuple[str, str, bool]]:
+    """The messages with the part of the prompt before each, which ends before a space, and whether they are responses.
+
+    Before a system message there is no space, so that message counts as a part of the prompt.
+    """
+    cut = []
+    before = ""
+    for part, message, response in zip(*conversation, strict=True):
+        if part.endswith(" "):
+            cut.append((before + part[:-1], message, response))
+            before = ""
+        else:
+            before += part + message
+    assert not before
+    return cut
 
 
 def _splits_before_spaces(tokenizer: Tokenizer) -> bool:
-    """Whether a tokenizer always ends a token before a space, so that a text may be encoded in parts cut there.
+    """Whether a tokenizer always ends a token before white space, so that a text may be encoded in parts cut there.
 
     GPT-2's pattern does, as all byte-level tokenizers of the family have it, unless a normaliser or a token that is
     searched for in the text first takes what is on both sides.

@@ -22,9 +22,9 @@ from cerebras_jais.data.chat.examples import (
     without_oldest_turn,
 )
 from cerebras_jais.data.chat.prompts import Rendered, render
-from cerebras_jais.data.chat.reading import Conversation
+from cerebras_jais.data.chat.reading import Conversation, read_conversations
 from cerebras_jais.data.dataset import SAMPLES_PER_FILE, DataParameters, check_new_folder, write_hdf5
-from cerebras_jais.data.documents import DataError, check_held_out
+from cerebras_jais.data.documents import DataError, check_held_out, lines_of, object_in
 from cerebras_jais.data.packing import pack_examples
 from cerebras_jais.data.pipeline import DECODED_AGAIN, HELD_OUT_FILE, PackedSplit, batches
 from cerebras_jais.data.token_store import TokenStore
@@ -88,7 +88,7 @@ def pack_conversations(
     if held_out:
         check_held_out(held_out)
     loaded = load_tokenizer(tokenizer)
-    encoder = PromptEncoder.of(loaded, end_of_text_id(loaded, tokenizer))
+    encoder = PromptEncoder(loaded, end_of_text_id(loaded, tokenizer))
     counts = Counts()
     watched = progress(conversations, "reading") if progress else conversations
     packed = []
@@ -115,6 +115,15 @@ def pack_conversations(
             packed.append(PackedSplit(name, output / name, len(split.store), split.n_bytes, rows.report))
         shutil.rmtree(waiting)
     return packed, counts
+
+
+def held_out_conversations(packed: str | Path) -> list[Conversation] | None:
+    """The conversations that `pack_conversations` held out when it made a folder; None where there are none."""
+    file = Path(packed) / HELD_OUT_FILE
+    if not file.exists():
+        return None
+    first = next(filter(None, (object_in(line, "{}") for line in lines_of(file))), {})
+    return list(read_conversations(file)) if "messages" in first else None
 
 
 def _collect(

@@ -81,9 +81,11 @@ def read_conversations(
 
     Raises DataError, naming file and line, for what is no conversation: broken JSON, text that is not UTF-8, half a
     character, an unknown or missing field, an empty message, roles out of order, no response, more than
-    LONGEST_DOCUMENT bytes; and for a file that cannot be read, whatever `malformed` is.
+    LONGEST_DOCUMENT bytes; and for a file that cannot be read or is one list of JSON, whatever `malformed` is.
     """
     for line in lines_of(file):
+        if line.number == 1 and line.content.lstrip().startswith(b"["):
+            raise DataError(f"{file}: is one list of JSON; write one object to a line: jq -c '.[]' FILE > LINES.jsonl")
         try:
             entry = object_in(line, _EXAMPLE)
             conversation = None if entry is None else _conversation(entry, line, ignored)

@@ -9,6 +9,16 @@ from cerebras_jais.data.chat.reading import Conversation
 from cerebras_jais.data.documents import read_documents, sample_corpus_path
 from cerebras_jais.data.tokenizer import save_tokenizer, train_tokenizer
 
+
+def places(rendered):
+    """Where the responses of a rendered conversation are: characters from start to before end."""
+    found, end = [], 0
+    for before, message, response in zip(*rendered, strict=True):
+        start, end = end + len(before), end + len(before) + len(message)
+        found += [(start, end)] * response
+    return found
+
+
 EOS = {"byte-level": "<|endoftext|>", "trimming": "<|endoftext|>", "llama": "</s>"}
 
 

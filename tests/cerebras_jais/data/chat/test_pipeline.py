@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def encoder(folder):
     tokenizer = load_tokenizer(folder)
-    return PromptEncoder.of(tokenizer, end_of_text_id(tokenizer, folder))
+    return PromptEncoder(tokenizer, end_of_text_id(tokenizer, folder))
 
 
 def examples_in(directory):

@@ -126,6 +126,12 @@ def test_a_file_that_is_not_there_is_refused_even_where_lines_are_left_out(tmp_p
         read(tmp_path / "none.jsonl", malformed=lambda error: None)
 
 
+def test_a_file_that_is_one_list_is_refused_with_the_command_that_cuts_it(tmp_path):
+    path = written(tmp_path / "a.json", json.dumps([GOOD, GOOD], indent=1))
+    with pytest.raises(DataError, match=r"is one list of JSON; write one object to a line: jq -c '\.\[\]'"):
+        read(path, malformed=lambda error: None)
+
+
 def test_the_sample_has_twenty_conversations_of_each_language_single_and_of_several_turns():
     chats = read(sample_conversations_path())
     assert Counter(chat.language for chat in chats) == {"ar": 20, "en": 20}
