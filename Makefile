@@ -36,7 +36,7 @@ update-newest: TORCH = $(shell grep '^torch==' requirements/current.txt)
 update-newest:
 	$(PYTHON) -m venv --clear build/newest
 	build/newest/bin/$(PIP_INSTALL) $(TORCH)
-	build/newest/bin/$(PIP_INSTALL) $(TORCH) setuptools -e ".[dev]" trl datasets
+	build/newest/bin/$(PIP_INSTALL) $(TORCH) setuptools -e ".[dev,tune]"
 	build/newest/bin/pip freeze --all --exclude pip --exclude cerebras_jais > build/newest.txt
 	! grep -E '@|file:|://' build/newest.txt
 	( echo "# The newest of everything but torch, which is that of current.txt; written by make update-newest." ; \
@@ -72,6 +72,7 @@ bench: $(CURRENT)/.ready
 	$(CURRENT)/bin/python benchmarks/training_speed.py
 	$(CURRENT)/bin/python benchmarks/conversion.py --directory build/benchmark
 	$(CURRENT)/bin/python benchmarks/conversion.py --directory build/benchmark --memory
+	$(CURRENT)/bin/python benchmarks/conversations.py --directory build/conversations
 
 clean:
 	rm -rf build demo_output .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -7,6 +7,7 @@ Whatever tokenizer.json stores, a text is encoded whole, and a special token tha
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -14,7 +15,9 @@ from typing import TYPE_CHECKING
 from cerebras_jais.errors import UserError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
+
+_STANDARD_ERROR = threading.Lock()
 
 
 def reading_text_as_data(tokenizer: Tokenizer) -> Tokenizer:
@@ -33,6 +36,12 @@ def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
+def encodings(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Encoding]:
+    """The same with the place of each token in its text, which takes a third longer."""
+    with explained("tokenizer.json"):
+        return list(tokenizer.encode_batch(list(texts), add_special_tokens=False))
+
+
 @contextmanager
 def explained(where: str, refusal: type[UserError] = UserError) -> Iterator[None]:
     """Turn what the tokenizers library raises, bare Exceptions and panics of Rust, into one line that names `where`."""
@@ -48,16 +57,20 @@ def explained(where: str, refusal: type[UserError] = UserError) -> Iterator[None
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Keep off standard error what a panic of Rust prints there, past Python's streams: the error has it too."""
-    try:
-        kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    except OSError:  # standard error is closed
-        yield
-        return
-    os.dup2(nothing, 2)
-    os.close(nothing)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+    """Keep off standard error what a panic of Rust prints there, past Python's streams: the error has it too.
+
+    Standard error is the whole process's, so one thread does this at a time.
+    """
+    with _STANDARD_ERROR:
+        try:
+            kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        except OSError:  # standard error is closed
+            yield
+            return
+        os.dup2(nothing, 2)
+        os.close(nothing)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)

@@ -73,6 +73,12 @@ cli.epilog = statuses()
     "--max-shard-size", type=Size(), default="5GB", show_default=True, help="Largest size of one weight file."
 )
 @dtype_option
+@click.option(
+    "--chat/--no-chat",
+    default=None,
+    help="Write the family's chat template and the card's sampling. Default: --chat if the trainer YAML, given or "
+    "stored, is of instruction tuning: it starts from a checkpoint (ckpt_path) on packed examples (use_vsl).",
+)
 @dry_run_option
 @json_option
 def to_hf(
@@ -82,13 +88,15 @@ def to_hf(
     tokenizer: Path | None,
     max_shard_size: int,
     dtype: str | None,
+    chat: bool | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     """Convert a Cerebras checkpoint to a Hugging Face release.
 
     A Jais release contains its model code (load it with trust_remote_code=True). An adapted model becomes a standard
-    LlamaForCausalLM. The optimizer and other training state are left out.
+    LlamaForCausalLM. The optimizer and other training state are left out. The release of a chat model renders
+    conversations as the model's training data did, and samples as the model card does.
     """
     descriptions = _describe(checkpoint)
     from checkpoint_convert.convert import convert_to_hf
@@ -104,6 +112,7 @@ def to_hf(
             tokenizer=tokenizer,
             max_shard_size=max_shard_size,
             dtype=dtype,
+            chat=chat,
             dry_run=dry_run,
             progress=progress,
             descriptions=descriptions,

@@ -80,6 +80,7 @@ def convert_to_hf(
     tokenizer: Path_ | None = None,
     max_shard_size: int = DEFAULT_SHARD_SIZE,
     dtype: str | None = None,
+    chat: bool | None = None,
     dry_run: bool = False,
     progress: Progress = lambda done, total: None,
     descriptions: Descriptions | None = None,
@@ -94,6 +95,8 @@ def convert_to_hf(
         tokenizer: directory of a tokenizer to include.
         max_shard_size: bytes of weights in one file.
         dtype: "float32", "bfloat16" or "float16"; None keeps each tensor's own. ALiBi slopes are never converted.
+        chat: whether to write the family's chat template and the card's sampling; None asks the checkpoint's run
+            (`tunes_on_conversations` of its config).
         dry_run: check everything, tied tensors included, and write nothing.
         progress: called as bytes are read.
         descriptions: a child that was started with the .mdl file among others; None starts one where it is needed.
@@ -105,14 +108,18 @@ def convert_to_hf(
     found = Path(config) if isinstance(config, str | os.PathLike) else config
     with opening(_file(checkpoint), config=found, descriptions=descriptions) as model:
         check_convertible(model.config)
-        files = read_tokenizer(Path(tokenizer) if tokenizer else None, model.config, model.tokens)
+        writes_chat = model.is_chat if chat is None else chat
+        files = read_tokenizer(Path(tokenizer) if tokenizer else None, model.config, model.tokens, chat=writes_chat)
         plan = _plan(model, dtype)
         config_json = to_config_json(model.section, plan.dtypes[0], files.tokens)
         notes = [*model.notes, *files.notes]
+        if chat is None and writes_chat:
+            notes.append("released as a chat model, because its run tunes on packed examples; --no-chat prevents that")
         shards = plan_shards(plan.headers, max_shard_size)
 
-        target = ReleaseTarget(output, shards, Companions(config_json, files, plan, model.origin))
-        options = [config_json, max_shard_size, [_identity_of(file) for file in files.files.values()]]
+        target = ReleaseTarget(output, shards, Companions(config_json, files, plan, model.origin, writes_chat))
+        sources = [_identity_of(file) for file in files.files.values()]
+        options = [config_json, max_shard_size, sources, writes_chat]
         return _convert(model, plan, target, options, notes, dry_run, progress)
 
 
@@ -159,7 +166,7 @@ def convert_to_cerebras(
                 f"config.json: {model.tokens}: stored in the checkpoint for `to-hf`; the checkpoints of further "
                 "training do not have them, so give `to-hf` the tokenizer and check config.json after training"
             )
-        params = trainer_params(model.section, output.name)
+        params = trainer_params(model.section, output.name, chat=model.is_chat)
         target = CheckpointTarget(output, plan, params, tuple(notes), compression, model.tokens)
         kept = None if model.tokens is None else model.tokens.keys()
         return _convert(model, plan, target, [params, compression, kept], notes, dry_run, progress)

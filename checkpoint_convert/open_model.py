@@ -22,12 +22,17 @@ from checkpoint_convert.configs.convert import (
     special_tokens_of,
     to_model_section,
 )
-from checkpoint_convert.configs.trainer_yaml import adjustments_left_out, model_section_of, read_model_section
+from checkpoint_convert.configs.trainer_yaml import (
+    adjustments_left_out,
+    model_section_of,
+    read_params,
+    tunes_on_conversations,
+)
 from checkpoint_convert.errors import ConversionError, first_few
 from checkpoint_convert.formats import safetensors as safetensors_files
 from checkpoint_convert.formats import torch_bin as pickle_files
 from checkpoint_convert.formats.json_files import read_json
-from checkpoint_convert.formats.release_directory import ADAPTER_CONFIG, CONFIG
+from checkpoint_convert.formats.release_directory import ADAPTER_CONFIG, CONFIG, has_chat_template
 from checkpoint_convert.formats.tensors import FileTensor, Tensor
 from checkpoint_convert.mapping.rules import Side, ties
 
@@ -55,6 +60,8 @@ class Model:
     """The files that were opened, with their size and time of change then."""
     tokens: SpecialTokens | None
     """Ids of the special tokens, where it records them."""
+    is_chat: bool
+    """Whether it is tuned on conversations: the run of a checkpoint says so, a release has a chat template."""
 
     def check_unchanged(self) -> None:
         """Raise ConversionError when one of its files has changed since it was opened."""
@@ -119,7 +126,9 @@ def _open_release(path: Path, allow_pickle: bool) -> Model:
     tensors = weights_of(path, allow_pickle)
     read = {str(tensor.path) for tensor in tensors.values()} | {str(path / CONFIG)}
     opened = {name: files[name] for name in sorted(read)}
-    return Model(path, "hugging_face", section, config, tensors, tuple(notes), {}, opened, tokens)
+    return Model(
+        path, "hugging_face", section, config, tensors, tuple(notes), {}, opened, tokens, has_chat_template(path)
+    )
 
 
 def _refuse_adapter(path: Path) -> None:
@@ -158,10 +167,12 @@ def _open_checkpoint(
     opened: Checkpoint, config: Path | ConfigFile | Mapping[str, Any] | None, files: FileStates
 ) -> Model:
     params: Any = _last_record(opened).get("params")
+    run = params
     if isinstance(config, Mapping):
         section = dict(config)
     elif config is not None:
-        section = read_model_section(config)
+        run, where = read_params(config)
+        section = model_section_of(run, where)
     elif params:
         section = model_section_of(params, f"{opened.path} (its __metadata__)")
     else:
@@ -173,7 +184,16 @@ def _open_checkpoint(
         tokens = special_tokens_of(_last_record(opened).get("special_tokens"))
     notes = [*_left_out(opened), *(adjustments_left_out(params) if params else [])]
     return Model(
-        opened.path, "cerebras", section, model, cerebras_tensors(opened), tuple(notes), _origin(opened), files, tokens
+        opened.path,
+        "cerebras",
+        section,
+        model,
+        cerebras_tensors(opened),
+        tuple(notes),
+        _origin(opened),
+        files,
+        tokens,
+        tunes_on_conversations(run),
     )
 
 

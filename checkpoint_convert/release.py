@@ -7,21 +7,26 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cerebras_jais.atomic import sync, write_text
+from cerebras_jais.catalog.chat import SAMPLING, chat_template
+from cerebras_jais.files import MIB, read_text
 from cerebras_jais.model.config import DecoderConfig
 from checkpoint_convert.configs.convert import SPECIAL_TOKENS, SpecialTokens, default_special_tokens
 from checkpoint_convert.errors import ConversionError, first_few
-from checkpoint_convert.formats.json_files import read_json, write_json
+from checkpoint_convert.formats.json_files import json_text, read_json, write_json
 from checkpoint_convert.formats.release_directory import (
     CARD,
+    CHAT_TEMPLATE,
     CONFIG,
     GENERATION_CONFIG,
     MANIFEST,
+    OLD_CHAT_TEMPLATE,
     TOKENIZER,
+    TOKENIZER_CONFIG,
     TOKENIZER_FILES,
     WEIGHT_SUFFIXES,
 )
@@ -44,9 +49,34 @@ class Tokenizer:
     tokens: SpecialTokens
     notes: tuple[str, ...]
     """What was left out or assumed."""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """Name in the release -> content, of the files that are not copied."""
+
+    def with_chat_template(self) -> Tokenizer:
+        """The tokenizer with the family's chat template in place of its own.
+
+        The template is in one place only, the file that transformers 4.57 and 5 and llama.cpp's script read first.
+        """
+        template = chat_template()
+        config = read_json(self.files[TOKENIZER_CONFIG]) if TOKENIZER_CONFIG in self.files else {}
+        others = [config.pop("chat_template", None)]
+        files = dict(self.files)
+        for name in (CHAT_TEMPLATE, OLD_CHAT_TEMPLATE):
+            if name in files:
+                others.append(read_text(files.pop(name), MIB, ConversionError))
+        texts = {CHAT_TEMPLATE: template}
+        if others[0] is not None:
+            del files[TOKENIZER_CONFIG]
+            texts[TOKENIZER_CONFIG] = json_text(config)
+        notes = self.notes
+        if any(other not in (None, template) for other in others):
+            notes += ("the family's chat template takes the place of the tokenizer's own; --no-chat keeps that",)
+        return replace(self, files=files, texts=texts, notes=notes)
 
 
-def read_tokenizer(path: Path | None, config: DecoderConfig, kept: SpecialTokens | None = None) -> Tokenizer:
+def read_tokenizer(
+    path: Path | None, config: DecoderConfig, kept: SpecialTokens | None = None, *, chat: bool = False
+) -> Tokenizer:
     """Find the files of a tokenizer and check them against the model.
 
     Args:
@@ -54,10 +84,17 @@ def read_tokenizer(path: Path | None, config: DecoderConfig, kept: SpecialTokens
         config: the model whose vocabulary must hold the tokenizer's.
         kept: the special tokens stored in the checkpoint. The tokenizer's own come first, then these, then those of
             the published models.
+        chat: whether the family's chat template belongs to it.
 
     Raises:
-        ConversionError: the directory has no tokenizer, its ids exceed the vocabulary, or a special token has no id.
+        ConversionError: the directory has no tokenizer, its ids exceed the vocabulary, a special token has no id, or
+            a chat template is wanted and no token ends a response.
     """
+    found = _read_tokenizer(path, config, kept, chat)
+    return found.with_chat_template() if chat else found
+
+
+def _read_tokenizer(path: Path | None, config: DecoderConfig, kept: SpecialTokens | None, chat: bool) -> Tokenizer:
     assumed = kept or default_special_tokens(config)
     if path is None:
         origin = "those of the published models" if kept is None else "those stored in the checkpoint"
@@ -81,6 +118,10 @@ def read_tokenizer(path: Path | None, config: DecoderConfig, kept: SpecialTokens
             "the tokenizer does not belong to this model; give the model's own"
         )
     declared = _declared_tokens(path, ids)
+    if chat and "eos" not in declared:
+        raise ConversionError(
+            f"{path / TOKENIZER_CONFIG}: declares no eos_token, with which the chat template ends a response; name it"
+        )
     if not declared:
         return Tokenizer(files, assumed, left_out)
     tokens, others = _special_tokens(declared, kept)
@@ -134,7 +175,7 @@ def _token_ids(file: Path) -> dict[str, int]:
 
 def _declared_tokens(path: Path, ids: Mapping[str, int]) -> dict[str, int]:
     declared: dict[str, int] = {}
-    for file in (path / "special_tokens_map.json", path / "tokenizer_config.json"):
+    for file in (path / "special_tokens_map.json", path / TOKENIZER_CONFIG):
         content = read_json(file) if file.is_file() else {}
         for kind in SPECIAL_TOKENS:
             token = content.get(f"{kind}_token")
@@ -159,13 +200,17 @@ class Companions:
     plan: Plan
     origin: Mapping[str, str]
     """The origin of the weights in the model card: label -> text."""
+    chat: bool = False
+    """Whether it is a chat model, which samples as the card of the family does."""
 
 
 def write_companions(directory: Path, release: Companions) -> None:
     """Write everything of a release but its weights and its manifest: configs, code, tokenizer, model card."""
     write_json(directory / CONFIG, release.config_json)
     ids = {key: value for key, value in release.tokenizer.tokens.keys().items() if value is not None}
-    write_json(directory / GENERATION_CONFIG, ids)
+    write_json(directory / GENERATION_CONFIG, {**ids, **(SAMPLING if release.chat else {})})
+    for name, text in release.tokenizer.texts.items():
+        write_text(directory / name, text)
     copied = dict(release.tokenizer.files)
     if architecture_of(release.plan.config) is JAIS:
         copied |= {name: CODE_DIRECTORY / name for name in CODE_FILES}
@@ -201,11 +246,17 @@ def model_card(release: Companions) -> str:
             f"{key} {config_json[f'mup_{key}']:.8g}" for key in ("embeddings_scale", "output_alpha", "width_scale")
         )
     rows["Tokenizer"] = "included" if tokenizer.files else "not included"
+    if release.chat:
+        rows["Conversations"] = f"{CHAT_TEMPLATE}; sampling as in the card of the family ({GENERATION_CONFIG})"
     rows |= release.origin
     table = "\n".join(f"| {label} | {value} |" for label, value in rows.items())
     load_tokenizer = f"tokenizer = AutoTokenizer.from_pretrained(path{trust})\n" if tokenizer.files else ""
+    prompt = '"اللغة العربية"'
+    if release.chat:
+        prompt = "tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)"
     use = (
-        'inputs = tokenizer("اللغة العربية", return_tensors="pt", return_token_type_ids=False)\n'
+        ('messages = [{"role": "user", "content": "ما هي عاصمة الإمارات؟"}]\n' if release.chat else "")
+        + f'inputs = tokenizer({prompt}, return_tensors="pt", return_token_type_ids=False)\n'
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))\n"
         if tokenizer.files
         else ""

@@ -124,6 +124,8 @@ def samples(release: Path, own_code: bool) -> dict[str, str]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
+    from cerebras_jais.catalog.chat import SAMPLING
+
     logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(release, trust_remote_code=own_code)
     model = AutoModelForCausalLM.from_pretrained(release, trust_remote_code=own_code).eval()
@@ -131,8 +133,7 @@ def samples(release: Path, own_code: bool) -> dict[str, str]:
     for language, prompt in PROMPTS.items():
         ids = tokenizer(prompt, return_tensors="pt")
         torch.manual_seed(0)
-        settings = {"do_sample": True, "temperature": 0.3, "top_p": 0.9, "repetition_penalty": 1.2}
-        out = model.generate(**ids, max_new_tokens=40, pad_token_id=0, **settings)
+        out = model.generate(**ids, max_new_tokens=40, pad_token_id=0, **SAMPLING)
         texts[language] = " ".join(tokenizer.decode(out[0], skip_special_tokens=True).split())
     return texts
 

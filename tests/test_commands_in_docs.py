@@ -8,6 +8,7 @@ bundled sample, and training stops after a few steps (stranger.py).
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -19,6 +20,7 @@ import pytest
 
 from cerebras_jais.catalog.yaml_files import find_preset
 from cerebras_jais.cli import cli
+from cerebras_jais.data.chat.reading import sample_conversations_path
 from cerebras_jais.data.documents import read_documents, sample_corpus_path
 from checkpoint_convert.cli import cli as converter
 
@@ -120,7 +122,8 @@ def shell(tmp_path):
 
 
 def put_text_in(folder):
-    """The bundled sample, as what the documents call their text: the files of XQuAD, and folders of one's own."""
+    """The bundled samples, as what the documents call their text: the files of XQuAD, and folders of one's own."""
+    shutil.copy(sample_conversations_path(), folder / "conversations.jsonl")
     documents = list(read_documents(sample_corpus_path()))
     for language in ("ar", "en"):
         contexts = [{"context": document.text, "qas": []} for document in documents if document.language == language]

@@ -1,8 +1,7 @@
-"""Every YAML of this project names data folders that `data pack` makes, and what it cannot make is said to be so.
+"""Every YAML of this project names data folders that a command makes, and a message about a missing one names it.
 
 Contract: the YAML that `to-cerebras` writes trains on what one `data pack` leaves; each part of a full-size config is
-one `data pack` of that part; where instruction data is missing, the message says its format and that no command here
-makes it.
+one `data pack` of that part; where instruction data is missing, the message names `data chat`.
 """
 
 from pathlib import Path
@@ -68,7 +67,7 @@ def test_each_part_of_a_config_is_one_data_pack(preset):
 
 
 @pytest.mark.parametrize("exists", [False, True])
-def test_missing_instruction_data_is_said_to_be_what_no_command_makes(tmp_path, exists):
+def test_where_instruction_data_is_missing_the_command_that_makes_it_is_named(tmp_path, exists):
     folder = tmp_path / "chat"
     if exists:
         folder.mkdir()
@@ -76,7 +75,7 @@ def test_missing_instruction_data_is_said_to_be_what_no_command_makes(tmp_path, 
         HDF5Samples(folder, batch_size=1, use_vsl=True)
     line = str(refused.value)
     assert "\n" not in line
-    assert "no command here makes instruction data" in line
-    assert "[5, length] of input_ids, attention_mask, labels, attention_span, position_ids" in line
+    assert "`cerebras-jais data chat` makes it of conversations" in line
+    assert line.endswith("`cerebras-jais data pack --vsl` of text")
     with pytest.raises(UserError, match=r"`cerebras-jais data pack` makes one of text$"):
         HDF5Samples(folder, batch_size=1)

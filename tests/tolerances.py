@@ -4,6 +4,7 @@
 MODELZOO_LOSS = 1e-5  # absolute, nats per token
 MODELZOO_GRADIENT_RELATIVE = 1e-4  # norm of the difference over norm of the gradient, tensor by tensor
 MODELZOO_LOGITS = 1e-4  # absolute; logits of these models reach several units
+MODELZOO_FIRST_LOSSES = 1e-5  # absolute, of the first 5 steps
 MODELZOO_LOSS_CURVE = 1e-3  # absolute, each of 20 steps
 DRAWN_SPREAD = 0.02  # relative; statistical: two draws of over 10^5 values each
 

@@ -1,4 +1,4 @@
-"""The prompts of the chat models: one Jinja template, used to make training data and carried by releases.
+"""The prompts of the chat models, one Jinja template for training data and releases; and how these models sample.
 
 Source: the prompts of the model card, published; the form of several turns and of a system message is derived from the
 card's "Complete the conversation between [|Human|] and [|AI|]".
@@ -6,6 +6,13 @@ card's "Complete the conversation between [|Human|] and [|AI|]".
 
 from functools import cache
 from importlib.resources import files
+
+SAMPLING = {"do_sample": True, "temperature": 0.3, "top_p": 0.9, "repetition_penalty": 1.2}
+"""How the chat models sample, under the names of transformers' generation_config.json.
+
+Source: the quick start of the model card, published. Stop strings are not among them: `generate` of transformers would
+then demand a tokenizer.
+"""
 
 
 @cache

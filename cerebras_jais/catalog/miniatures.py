@@ -130,10 +130,11 @@ STAGES = _model(
     _phase("stage-1", "embed", 128, 8, 30, _rates(5, 0.003, 0.0003, "cosine"), frozen=BACKBONE),
     _phase("stage-2", "adapt", 128, 8, 30, _rates(5, 0.0015, 0.00015, "cosine"), ("tiny/stages", "stage-1")),
 )
+# The prompt alone is about 200 tokens of a vocabulary this small; ALiBi has no weights that belong to positions.
 CHAT = _model(
     "tiny/chat",
     _TINY,
-    _phase("chat", "chat", 128, 8, 30, _rates(5, 0.002, 0.0002, "linear"), ("tiny/jais", "pretrain")),
+    _phase("chat", "chat", 512, 8, 30, _rates(5, 0.002, 0.0002, "linear"), ("tiny/jais", "pretrain")),
 )
 SMALL = _model(
     "small/jais",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -14,16 +14,20 @@ from cerebras_jais.ranges import COUNT_OR_NONE, SEED, SIZE, VOCABULARY
 if TYPE_CHECKING:
     from cerebras_jais.data.documents import Document
 
+T = TypeVar("T")
+TOO_LONG = ("drop", "cut-turns", "cut-response")  # those of data.chat.examples.TooLong, whose import needs numpy
+
 
 @click.group()
 def data() -> None:
-    """Text to tokens: train a tokenizer, pack documents for training.
+    """Text to tokens: train a tokenizer, pack documents or conversations for training, look at what was packed.
 
     \b
     The usual way:
       cerebras-jais data tokenizer --text my_texts/ --vocab-size 16000 --output my_tokenizer
       cerebras-jais data pack --text my_texts/ --tokenizer my_tokenizer \\
           --max-sequence-length 512 --output my_data
+      cerebras-jais data show my_data --tokenizer my_tokenizer
 
     Text is a folder of .txt and .jsonl files ({"text": ..., "language": "ar"} per line), one such file, or a
     question-answering file in SQuAD format (.json, contexts are taken). Several --text may be given. Without any, the
@@ -46,6 +50,17 @@ _held_out = click.option(
     show_default=True,
     metavar="EVERY",
     help="Keep every EVERY-th document of each language out of training; 0 keeps none.",
+)
+_tokenizer = click.option(
+    "--tokenizer",
+    "tokenizer_dir",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="Folder with tokenizer.json, such as a Hugging Face release.",
+)
+_output = click.option(
+    "--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="New folder to write."
 )
 _length = click.option("--max-sequence-length", type=Number(SIZE), required=True, help="Tokens per row, e.g. 2048.")
 
@@ -88,16 +103,9 @@ def tokenizer(
 
 @data.command()
 @_text
-@click.option(
-    "--tokenizer",
-    "tokenizer_dir",
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="DIR",
-    help="Folder with tokenizer.json, such as a Hugging Face release.",
-)
+@_tokenizer
 @_length
-@click.option("--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="New folder to write.")
+@_output
 @click.option("--vsl", is_flag=True, help="Pack whole documents that attend to themselves alone (use_vsl: True).")
 @_held_out
 @click.option("--seed", type=Number(SEED), default=0, show_default=True, help="Order of the training documents.")
@@ -141,6 +149,167 @@ def pack(
         )
 
 
+@data.command()
+@click.option(
+    "--text",
+    "files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="JSON lines; - is standard input; repeatable. Default: the conversations that come with the package.",
+)
+@_tokenizer
+@_length
+@_output
+@click.option(
+    "--too-long",
+    type=click.Choice([*TOO_LONG]),
+    default="drop",
+    show_default=True,
+    help="An example longer than a row is left out, loses its oldest turns, or the end of its last response.",
+)
+@click.option("--ignore", multiple=True, metavar="FIELD", help="Field of the lines to pass over; repeatable.")
+@click.option("--skip-malformed", is_flag=True, help="Count lines that cannot be used instead of stopping.")
+@_held_out
+@click.option("--seed", type=Number(SEED), default=0, show_default=True, help="Order of the examples.")
+def chat(
+    files: tuple[Path, ...],
+    tokenizer_dir: Path,
+    max_sequence_length: int,
+    output: Path,
+    too_long: str,
+    ignore: tuple[str, ...],
+    skip_malformed: bool,
+    held_out: int,
+    seed: int,
+) -> None:
+    """Pack conversations into the Model Zoo's HDF5 files: instruction data.
+
+    \b
+    A line of a file is one conversation, in one of these forms:
+      {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}
+      {"prompt": ..., "response": ...}
+      {"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}
+      {"instruction": ..., "input": ..., "output": ...}
+
+    Each may have a "system" message, a "source", and a "language", "ar" or "en", of the prompt. Without a language the
+    prompt is Arabic if at least half of the letters of the user's last message are.
+
+    Several examples share a row and do not see one another (use_vsl: True). The loss counts the tokens of responses and
+    the end of text behind the last one. Of equal examples the first is kept. Markers of the prompt, such as [|Human|],
+    that stand in a message get a space after their first character.
+
+    Writes OUTPUT/train and, for each language, OUTPUT/held_out/LANGUAGE; OUTPUT/held_out.jsonl has the conversations
+    held out. `cerebras-jais data show OUTPUT` shows the rows.
+    """
+    from cerebras_jais.data.chat.examples import TooLong
+    from cerebras_jais.data.chat.pipeline import pack_conversations
+    from cerebras_jais.data.chat.reading import read_conversations, sample_conversations_path
+
+    malformed = Malformed()
+    conversations = (
+        conversation
+        for file in files or (sample_conversations_path(),)
+        for conversation in read_conversations(
+            file, ignored=ignore, malformed=malformed.count if skip_malformed else None
+        )
+    )
+    splits, counts = pack_conversations(
+        conversations,
+        tokenizer_dir,
+        max_sequence_length,
+        output,
+        too_long=TooLong(too_long),
+        held_out=held_out,
+        seed=seed,
+        progress=_progress,
+    )
+    for split in splits:
+        report = split.report
+        click.echo(
+            f"{split.directory}: {report.documents} examples, {report.tokens} tokens, {report.trained_positions} in "
+            f"the loss, {report.rows} rows of {max_sequence_length} ({report.fill:.1%} full)"
+        )
+    for error in malformed.first:
+        _print_note(f"left out: {error}")
+    for count, what in (
+        (malformed.number, "malformed"),
+        (counts.duplicates, "equal to an earlier one"),
+        (counts.too_long, f"longer than {max_sequence_length} positions"),
+    ):
+        if count:
+            click.echo(f"left out: {count} of {counts.read + malformed.number}, {what}")
+    for count, what in ((counts.cut_turns, "the oldest turns"), (counts.cut_responses, "the end of the last response")):
+        if count:
+            click.echo(f"cut: {what} of {count}")
+    few = [language for language, count in sorted(counts.by_language.items()) if count < held_out]
+    for language in few:
+        _print_note(
+            f"nothing is held out of {language} ({counts.by_language[language]} examples): every {held_out}th of a "
+            "language is; give a smaller --held-out, or leave its held_out folder out of the trainer YAML"
+        )
+
+
+@data.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@_tokenizer
+@click.option("--rows", default="0-2", show_default=True, metavar="ROWS", help="Which rows, such as 0-2,7.")
+@click.option(
+    "--html", "page", type=click.Path(path_type=Path), metavar="FILE", help="Write them as one HTML page instead."
+)
+def show(path: Path, tokenizer_dir: Path, rows: str, page: Path | None) -> None:
+    """Show packed rows: the text, where each example ends, what counts in the loss.
+
+    PATH is a folder that `data chat` or `data pack` wrote, its train folder is then shown, or a folder of .h5 files, or
+    one such file. Arabic stands in logical order, as a terminal or a browser expects it.
+    """
+    from cerebras_jais.atomic import write_text
+    from cerebras_jais.data.show import (
+        LEGEND,
+        html_page,
+        open_rows,
+        piece_title,
+        read_rows,
+        row_numbers,
+        terminal_lines,
+        title,
+    )
+    from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer
+    from cerebras_jais.files import shown_path
+
+    numbers = row_numbers(rows)
+    source, encoder = open_rows(path), load_tokenizer(tokenizer_dir)
+    if click.get_current_context().get_parameter_source("rows") is click.core.ParameterSource.DEFAULT:
+        numbers = numbers[: len(source)]
+    found = read_rows(source, numbers, encoder, end_of_text_id(encoder, tokenizer_dir))
+    if page is not None:
+        write_text(page, "".join(html_page(found, shown_path(path))))
+        click.echo(f"{page}: {len(numbers)} of {len(source)} rows")
+        return
+    click.echo(f"{len(source)} rows of {source.sequence_length}; {LEGEND}")
+    for row in found:
+        click.echo(f"\n{title(row)}")
+        for number, piece in enumerate(row.pieces, 1):
+            click.echo(f"  {piece_title(number, piece)}")
+            for line, counted in terminal_lines(piece):
+                click.echo(f"  {click.style(line, fg='green') if counted else line}")
+
+
+class Malformed:
+    """Lines that were left out: their number, and what was wrong with the first of them."""
+
+    SHOWN = 10
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.first: list[str] = []
+
+    def count(self, error: Exception) -> None:
+        self.number += 1
+        if self.number <= self.SHOWN:
+            self.first.append(str(error))
+
+
 def _read(texts: tuple[Path, ...], held_out: int) -> tuple[list[Document], list[Document]]:
     """Return (training, held out) documents of all the paths, of the bundled sample when there are none."""
     from cerebras_jais.data.documents import passed_over, read_documents, sample_corpus_path, split_held_out
@@ -156,8 +325,8 @@ def _print_note(note: str | None) -> None:
         click.echo(f"note: {note}", err=True)
 
 
-def _progress(documents: Iterable[Document], name: str) -> Iterable[Document]:
+def _progress(items: Iterable[T], name: str) -> Iterable[T]:
     from tqdm import tqdm
 
-    bar: Iterable[Document] = tqdm(documents, desc=name, unit=" documents", disable=None, leave=False)
+    bar: Iterable[T] = tqdm(items, desc=name, unit=" documents", disable=None, leave=False)
     return bar

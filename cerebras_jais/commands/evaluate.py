@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,10 @@ from cerebras_jais.commandline import Number
 from cerebras_jais.ranges import SEED, SHARE, SIZE, TEMPERATURE
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from cerebras_jais.data.chat.reading import Conversation
+    from cerebras_jais.evaluate.score import Scored
     from cerebras_jais.model.decoder import LanguageModel
 
 _MODEL = click.argument("path", metavar="MODEL", type=click.Path(path_type=Path))
@@ -102,7 +107,7 @@ def generate(
     "--data",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Folder that `data pack` wrote: score the documents that it held out of training.",
+    help="Folder that `data pack` or `data chat` wrote: score what it held out of training.",
 )
 @click.option(
     "--text",
@@ -127,13 +132,15 @@ def score(
       cerebras-jais score jais/checkpoint_100.mdl --tokenizer tokenizer --data data
       cerebras-jais score release --text TEXT
 
-    A model is worth what it makes of text that it has not seen: give --data, or --text that was not trained on.
+    A model is worth what it makes of text that it has not seen: give --data, or --text that was not trained on. Of
+    conversations that `data chat` held out the responses alone are scored.
     """
+    from cerebras_jais.data.chat.pipeline import held_out_conversations
     from cerebras_jais.data.documents import passed_over, read_documents
     from cerebras_jais.data.pipeline import held_out_documents
     from cerebras_jais.data.tokenizer import encode_document, end_of_text_id, load_tokenizer
     from cerebras_jais.errors import UserError
-    from cerebras_jais.evaluate.score import score_documents
+    from cerebras_jais.evaluate.score import score_documents, score_texts
 
     tokenizer = _tokenizer_of(path, tokenizer)
     if (data is None) == (not text):
@@ -143,13 +150,16 @@ def score(
         )
     for note in filter(None, map(passed_over, text)):
         click.echo(f"note: {note}", err=True)
-    if data is not None:
+    conversations = held_out_conversations(data) if data is not None else None
+    documents = [document for source in text for document in read_documents(source)]
+    if data is not None and conversations is None:
         documents = held_out_documents(data)
-    else:
-        documents = [document for source in text for document in read_documents(source)]
     model, encoder = _load(path, config, allow_pickle), load_tokenizer(tokenizer)
     eos = end_of_text_id(encoder, tokenizer)
-    scores = score_documents(model, documents, lambda document: encode_document(encoder, document, eos), eos)
+    if conversations is not None:
+        scores = score_texts(model, _scored(conversations, encoder, eos), model.config.max_position_embeddings)
+    else:
+        scores = score_documents(model, documents, lambda document: encode_document(encoder, document, eos), eos)
     if as_json:
         click.echo(
             json.dumps(
@@ -171,6 +181,21 @@ def score(
         click.echo(
             f"{s.language:<10}{s.documents:>10}{s.tokens:>10}{s.n_bytes:>10}{s.loss:>8.3f}{s.bits_per_byte:>11.3f}"
         )
+
+
+def _scored(conversations: list[Conversation], encoder: Tokenizer, eos: int) -> Iterator[Scored]:
+    """The conversations as texts to score: their responses and the end behind the last one count."""
+    from cerebras_jais.data.chat.examples import PromptEncoder
+    from cerebras_jais.data.chat.prompts import render
+    from cerebras_jais.evaluate.score import Scored
+
+    rendered = [render(conversation.messages, conversation.language) for conversation in conversations]
+    for conversation, text, (ids, trained) in zip(
+        conversations, rendered, PromptEncoder(encoder, eos).encode(rendered), strict=True
+    ):
+        responses = [content for content, response in zip(text.contents, text.responses, strict=True) if response]
+        size = sum(len(content.encode("utf-8")) for content in responses)
+        yield Scored(conversation.language, ids.tolist(), trained.tolist(), size)
 
 
 def _tokenizer_of(path: Path, given: Path | None) -> Path:

@@ -38,6 +38,8 @@ class DataParameters:
     documents: int = 0
     raw_bytes: int = 0
     raw_characters: int = 0
+    discarded: int = 0  # documents that were read and left out
+    mode: str = "pretraining"  # as the Model Zoo names it: "finetuning" for conversations
 
 
 def write_hdf5(
@@ -49,11 +51,12 @@ def write_hdf5(
 ) -> int:
     """Write rows, int32 [3 or 5, max_sequence_length] each, as a Model Zoo data directory; return their number.
 
-    Files `output_chunk_000000.h5`, ... hold dataset `data` [N, 3 or 5, max_sequence_length] int32, gzip, one sample a
-    chunk, with attribute `n_examples`; `data_params.json` holds features, processing and `post-process` statistics as
-    the Model Zoo's preprocessing writes them. Streaming: `samples_per_file` rows are held at a time. Everything is
-    made in a directory beside and renamed at the end, so a failure leaves nothing. Raises DataError if `directory`
-    exists and is not empty, for no rows, for a token id outside the vocabulary and for rows of different shapes.
+    Files `output_chunk_000000.h5`, ... hold dataset `data` [N, 3 or 5, max_sequence_length] int32, shuffle and gzip,
+    one sample a chunk, with attribute `n_examples`; `data_params.json` holds features, processing and `post-process`
+    statistics as the Model Zoo's preprocessing writes them. Streaming: `samples_per_file` rows are held at a time.
+    Everything is made in a directory beside and renamed at the end, so a failure leaves nothing. Raises DataError if
+    `directory` exists and is not empty, for no rows, for a token id outside the vocabulary and for rows of
+    different shapes.
     """
     directory = Path(directory)
     check_new_folder(directory)
@@ -350,7 +353,9 @@ def _write_file(file: Path, rows: list[np.ndarray], metadata: DataParameters, st
             )
     # Made in memory: HDF5 can abort the process on a full disk, and not every file system has the locks that it takes.
     with h5py.File(file, "w", driver="core", backing_store=False) as out:
-        out.create_dataset("data", data=data, dtype="i4", chunks=(1, *data.shape[1:]), compression="gzip")
+        # Shuffled bytes of token ids pack tighter at level 1 than others do at level 4, in less than half the time.
+        packing = {"shuffle": True, "compression": "gzip", "compression_opts": 1}
+        out.create_dataset("data", data=data, dtype="i4", chunks=(1, *data.shape[1:]), **packing)
         out.attrs["n_examples"] = len(data)
         out.flush()
         file.write_bytes(out.id.get_file_image())
@@ -376,7 +381,7 @@ def _data_params(directory: Path, metadata: DataParameters, statistics: Mapping[
     return {
         "setup": {
             "data": {"source": metadata.source, "type": "local"},
-            "mode": "pretraining",
+            "mode": metadata.mode,
             "output_dir": metadata.output_dir or str(directory),
         },
         "processing": {
@@ -392,9 +397,9 @@ def _data_params(directory: Path, metadata: DataParameters, statistics: Mapping[
         "post-process": {
             **counts,
             "non_pad_tokens": counts["num_tokens"] - counts["num_pad_tokens"],
-            "processed_files": metadata.documents,
+            "processed_files": metadata.documents + metadata.discarded,
             "successful_files": metadata.documents,
-            "discarded_files": 0,
+            "discarded_files": metadata.discarded,
             "raw_bytes_count": metadata.raw_bytes,
             "raw_chars_count": metadata.raw_characters,
             # No normalisation is done: the text goes in as it is.

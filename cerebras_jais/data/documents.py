@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cerebras_jais.errors import UserError
 from cerebras_jais.files import MIB, STANDARD_INPUT, check_regular, open_regular, parse_json, read_bytes
@@ -35,6 +36,20 @@ class Document:
     text: str
     language: str | None
     source: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a file of JSON lines."""
+
+    file: Path
+    number: int
+    content: bytes
+
+    @property
+    def source(self) -> str:
+        """`FILE:LINE`, as messages name it."""
+        return f"{self.file}:{self.number}"
 
 
 def sample_corpus_path() -> Path:
@@ -150,14 +165,19 @@ def documents_from_squad(path: str | Path, language: str | None = None) -> Itera
             yield _document(context, language, str(path))
 
 
+def check_held_out(every: int) -> None:
+    """Raise DataError if holding out every `every`-th document of a language leaves nothing to train on."""
+    if every < 2:
+        raise DataError(f"held-out every {every}: must be 2 or more, or nothing is left to train on")
+
+
 def split_held_out(documents: Iterable[Document], every: int = 10) -> tuple[list[Document], list[Document]]:
     """Split into (training, held out): every `every`-th document of each language is held out, by order alone.
 
     The 10th, 20th, ... document of a language is held out for every=10, so the same input always splits the same
     way and a language with fewer than `every` documents gives none. Raises DataError for every < 2.
     """
-    if every < 2:
-        raise DataError(f"held-out every {every}: must be 2 or more, or nothing is left to train on")
+    check_held_out(every)
     seen: dict[str, int] = {}
     training: list[Document] = []
     held_out: list[Document] = []
@@ -212,30 +232,47 @@ def _read_file(file: Path) -> Iterator[Document]:
             yield _document(text, None, str(file))
 
 
-def _read_jsonl(file: Path) -> Iterator[Document]:
-    # Split at line feeds only: U+2028 and its like are legal inside a JSON string.
+def lines_of(file: Path) -> Iterator[Line]:
+    """Yield the lines of a file of JSON lines, split at line feeds alone: U+2028 and its like may stand in a string.
+
+    Of a line beyond _LONGEST_LINE bytes one byte more than that is kept, and the rest is passed over.
+    """
     number = 0
     with open_regular(file, DataError) as lines:
-        while line := lines.readline(_LONGEST_LINE + 1):
+        while content := lines.readline(_LONGEST_LINE + 1):
             number += 1
-            source = f"{file}:{number}"
-            if len(line) > _LONGEST_LINE:
-                raise DataError(_too_long(source))
-            text = _decode(line, file, number)
-            if not text.strip():
-                continue
-            entry = parse_json(text.rstrip(), str(file), DataError, line=number)
-            if not isinstance(entry, dict):
-                raise DataError(f'{source}: expected an object such as {{"text": "..."}}, got {type(entry).__name__}')
-            if not isinstance(entry.get("text"), str):
-                raise DataError(f'{source}: the key "text" is missing or not a string')
-            language = entry.get("language")
-            if language is not None and not (isinstance(language, str) and _LANGUAGE_TAG.fullmatch(language)):
-                raise DataError(
-                    f'{source}: the key "language" must be a tag such as "ar" or "en", got {shown(language)}'
-                )
-            if entry["text"].strip():
-                yield _document(entry["text"], language, source)
+            rest = content
+            while len(rest) > _LONGEST_LINE and not rest.endswith(b"\n"):
+                rest = lines.readline(_LONGEST_LINE + 1)
+            yield Line(file, number, content)
+
+
+def object_in(line: Line, example: str) -> dict[str, Any] | None:
+    """The JSON object of a line, None of a blank line; DataError, which shows an `example`, for anything else."""
+    if len(line.content) > _LONGEST_LINE:
+        raise DataError(_too_long(line.source))
+    text = _decode(line.content, line.file, line.number)
+    if not text.strip():
+        return None
+    entry = parse_json(text.rstrip(), str(line.file), DataError, line=line.number)
+    if not isinstance(entry, dict):
+        raise DataError(f"{line.source}: expected an object such as {example}, got {type(entry).__name__}")
+    return entry
+
+
+def _read_jsonl(file: Path) -> Iterator[Document]:
+    for line in lines_of(file):
+        source = line.source
+        entry = object_in(line, '{"text": "..."}')
+        if entry is None:
+            continue
+        if not isinstance(entry.get("text"), str):
+            raise DataError(f'{source}: the key "text" is missing or not a string')
+        language = entry.get("language")
+        if language is not None and not (isinstance(language, str) and _LANGUAGE_TAG.fullmatch(language)):
+            raise DataError(f'{source}: the key "language" must be a tag such as "ar" or "en", got {shown(language)}')
+        if entry["text"].strip():
+            yield _document(entry["text"], language, source)
 
 
 def _document(text: str, language: str | None, source: str) -> Document:

@@ -1,34 +1,53 @@
 """Tokenised documents to rows of one length, by cutting a stream or by packing whole documents (VSL)."""
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from cerebras_jais.data.documents import DataError
+from cerebras_jais.data.filling import fill_rows
 
 STREAM_FEATURES = ("input_ids", "attention_mask", "labels")
 VSL_FEATURES = (*STREAM_FEATURES, "attention_span", "position_ids")
 
 # Documents are packed this many tokens at a time, which bounds memory (4 bytes each) and costs no measurable fill.
 VSL_BUFFER_TOKENS = 64 * 1024 * 1024
+PACKED_AT_ONCE = 2**18  # examples; with more nothing measurable is gained in fill
+
+
+class Examples(Protocol):
+    """Examples of conversations by number, in memory or on the disk."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each example, int64 [n]."""
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens of an example, int32 [tokens], and which of them are trained, bool [tokens]."""
 
 
 @dataclass(frozen=True)
 class PackingReport:
-    """What went into the rows: documents, their tokens (end-of-text included), rows, and positions that are trained."""
+    """What went into the rows: documents, their tokens (end-of-text included), rows, and positions.
+
+    Attributes:
+        filled_positions: those that hold a token.
+        trained_positions: those that count in the loss: all that are filled, but in conversations.
+    """
 
     documents: int
     tokens: int
     rows: int
+    filled_positions: int
     trained_positions: int
     max_sequence_length: int
 
     @property
     def fill(self) -> float:
-        """The share of positions that carry a loss (0 without rows)."""
-        return self.trained_positions / (self.rows * self.max_sequence_length) if self.rows else 0.0
+        """The share of positions that hold a token (0 without rows)."""
+        return self.filled_positions / (self.rows * self.max_sequence_length) if self.rows else 0.0
 
 
 class PackedRows:
@@ -42,7 +61,7 @@ class PackedRows:
     ):
         self.features = features
         self.max_sequence_length = max_sequence_length
-        self._documents = self._tokens = self._rows = self._trained = 0
+        self._documents = self._tokens = self._rows = self._filled = self._trained = 0
         self._iterator = make(self)
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -51,12 +70,14 @@ class PackedRows:
     def __next__(self) -> np.ndarray:
         row = next(self._iterator)
         self._rows += 1
+        self._filled += int(filled_positions(row).sum())
         self._trained += int(row[1].sum())
         return row
 
     @property
     def report(self) -> PackingReport:
-        return PackingReport(self._documents, self._tokens, self._rows, self._trained, self.max_sequence_length)
+        counts = (self._documents, self._tokens, self._rows, self._filled, self._trained)
+        return PackingReport(*counts, self.max_sequence_length)
 
     def _count(self, token_docs: Iterable[Sequence[int]], eos_id: int) -> Iterator[np.ndarray]:
         """Yield each document that has tokens, as int32, with the end-of-text token behind it."""
@@ -114,7 +135,7 @@ def pack_vsl(
     seed: int = 0,
     buffer_tokens: int = VSL_BUFFER_TOKENS,
 ) -> PackedRows:
-    """Pack whole documents into rows of `max_sequence_length`, best fit decreasing, each attending to itself alone.
+    """Pack whole documents into rows of `max_sequence_length` (`fill_rows`), each attending to itself alone.
 
     Yields int32 [5, max_sequence_length]: input_ids, attention_mask (the loss mask), labels, attention_span,
     position_ids. A document of n tokens takes n positions: its inputs are its tokens, its labels the same shifted by
@@ -137,40 +158,50 @@ def pack_vsl(
                 for document in documents
                 for start in range(0, len(document) - 1, max_sequence_length)
             ]
-            bins = best_fit_decreasing([len(piece) - 1 for piece in pieces], max_sequence_length)
+            bins = fill_rows([len(piece) - 1 for piece in pieces], max_sequence_length)
             for index in rng.permutation(len(bins)):
-                yield _vsl_row([pieces[i] for i in bins[index]], max_sequence_length, pad_id)
+                yield _vsl_row([(pieces[i], 1) for i in bins[index]], max_sequence_length, pad_id)
 
     return PackedRows(VSL_FEATURES, max_sequence_length, make)
 
 
-def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Return bins of indices into `lengths`, longest first, each put where it leaves the least room.
+def pack_examples(
+    examples: Examples, max_sequence_length: int, pad_id: int, *, seed: int = 0, window: int = PACKED_AT_ONCE
+) -> PackedRows:
+    """Pack whole examples of conversations as `pack_vsl` packs documents, but with the loss on some tokens alone.
 
-    Every length must be in 1..capacity. The open bins are kept by the room they have left, and a bit per room that
-    occurs makes finding the tightest one a few operations on an integer, however many bins there are.
+    An example of n tokens takes n - 1 positions, at most `max_sequence_length`: position p reads token p, its label is
+    token p + 1, and attention_mask is 1 where that label is trained. The examples are taken in an order shuffled by
+    `seed`, `window` at a time, each window packed by `fill_rows` and its rows shuffled. The bookkeeping takes
+    about 200 bytes an example of the window and 16 of the others.
     """
-    bins: list[list[int]] = []
-    with_room: defaultdict[int, list[int]] = defaultdict(list)
-    occupied = 0  # bit r is set when some bin has room r > 0 left
-    for index in np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable").tolist():
-        length = lengths[index]
-        candidates = occupied >> length
-        if candidates:
-            room = length + (candidates & -candidates).bit_length() - 1
-            bin_index = with_room[room].pop()
-            if not with_room[room]:
-                occupied &= ~(1 << room)
-            bins[bin_index].append(index)
-        else:
-            room = capacity
-            bin_index = len(bins)
-            bins.append([index])
-        left = room - length
-        if left:
-            with_room[left].append(bin_index)
-            occupied |= 1 << left
-    return bins
+    _check_length(max_sequence_length)
+
+    def make(rows: PackedRows) -> Iterator[np.ndarray]:
+        rng = np.random.default_rng(seed)
+        positions = examples.lengths - 1
+        if len(positions) and not 1 <= positions.min() <= positions.max() <= max_sequence_length:
+            raise ValueError(f"examples of 2 to {max_sequence_length + 1} tokens fit, got {examples.lengths}")
+        order = rng.permutation(len(positions))
+        for start in range(0, len(order), window):
+            chosen = order[start : start + window]
+            bins = fill_rows(positions[chosen].tolist(), max_sequence_length)
+            for index in rng.permutation(len(bins)):
+                members = [examples.read(int(chosen[i])) for i in bins[index]]
+                rows._documents += len(members)
+                rows._tokens += sum(len(ids) for ids, _ in members)
+                yield _vsl_row([(ids, trained[1:]) for ids, trained in members], max_sequence_length, pad_id)
+
+    return PackedRows(VSL_FEATURES, max_sequence_length, make)
+
+
+def filled_positions(row: np.ndarray) -> np.ndarray:
+    """Return which positions of a row, int32 [3 or 5, length], hold a token that is no padding, bool [length].
+
+    The last token of a packed piece is known by its mask, all others by their span or place in the piece.
+    """
+    telling = [1] if len(row) == len(STREAM_FEATURES) else [1, 3, 4]
+    return np.asarray(row[telling].any(axis=0))
 
 
 def as_int32(values: np.ndarray, where: str) -> np.ndarray:
@@ -212,15 +243,18 @@ def _stream_row(tokens: np.ndarray, max_sequence_length: int, pad_id: int) -> np
     return row
 
 
-def _vsl_row(pieces: Iterable[np.ndarray], max_sequence_length: int, pad_id: int) -> np.ndarray:
+def _vsl_row(
+    pieces: Iterable[tuple[np.ndarray, np.ndarray | int]], max_sequence_length: int, pad_id: int
+) -> np.ndarray:
+    """One row of pieces, each with what its labels are worth: 1 or 0 for all, or for each of them."""
     row = np.zeros((5, max_sequence_length), dtype=np.int32)
     row[0] = row[2] = pad_id
     start = 0
-    for piece in pieces:
+    for piece, trained in pieces:
         n = len(piece) - 1
         end = start + n
         row[0, start:end] = piece[:-1]
-        row[1, start:end] = 1
+        row[1, start:end] = trained
         row[2, start:end] = piece[1:]
         row[4, start:end] = np.arange(n, dtype=np.int32)
         row[3, start:end] = row[4, start:end][::-1]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from cerebras_jais.data.tokenizer import (
 )
 from cerebras_jais.encoding import encode_texts
 
+T = TypeVar("T")
 # The documents that are held out, as text: what `score` reads.
 HELD_OUT_FILE = "held_out.jsonl"
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 _BATCH = 256
 _BATCH_CHARACTERS = 1_000_000
 # Of each batch, so many documents are decoded again and compared with their text.
-_DECODED_AGAIN = 8
+DECODED_AGAIN = 8
 
 
 @dataclass(frozen=True)
@@ -136,23 +137,25 @@ def _write_documents(file: Path, documents: Sequence[Document]) -> None:
 
 def _encode(tokenizer: "Tokenizer", documents: Iterable[Document], eos_id: int) -> Iterator[Sequence[int]]:
     """Yield the token ids of each document; DataError where they hold the end of text or do not decode to the text."""
-    for batch in _batches(documents):
+    for batch in batches(documents, lambda document: len(document.text)):
         for number, ids in enumerate(encode_texts(tokenizer, [document.text for document in batch])):
             check_end_of_text(batch[number], ids, eos_id)
-            if number < _DECODED_AGAIN:
+            if number < DECODED_AGAIN:
                 check_round_trip(tokenizer, batch[number], ids)
             yield ids
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    characters = 0
-    for document in documents:
-        if batch and (len(batch) == _BATCH or characters + len(document.text) > _BATCH_CHARACTERS):
+def batches(items: Iterable[T], characters: Callable[[T], int]) -> Iterator[list[T]]:
+    """Yield the items in lists that one call of the tokenizer takes: enough for all cores, in bounded memory."""
+    batch: list[T] = []
+    total = 0
+    for item in items:
+        size = characters(item)
+        if batch and (len(batch) == _BATCH or total + size > _BATCH_CHARACTERS):
             yield batch
-            batch, characters = [], 0
-        batch.append(document)
-        characters += len(document.text)
+            batch, total = [], 0
+        batch.append(item)
+        total += size
     if batch:
         yield batch
 

@@ -40,6 +40,8 @@ def recorded_vocabulary(directory: str | Path) -> int | None:
 class HDF5Source:
     """The *.h5 files of one or more directories as one sequence of samples, files in sorted order.
 
+    With `use_vsl` None samples are taken with the features that they have, and a file may stand for a directory.
+
     Samples are stored [N, 3 or 5, length] (`by_sample`), or cut at reading time out of a corpus: rank 1 tokens of all
     files joined, sample i being tokens i L to i L + L inclusive. Integers of any width are read as int32; one that does
     not fit raises DataError.
@@ -53,7 +55,7 @@ class HDF5Source:
         self,
         data_dirs: str | Path | Sequence[str | Path],
         max_sequence_length: int | None = None,
-        use_vsl: bool = False,
+        use_vsl: bool | None = False,
         sort_files: bool = True,
     ):
         self._open: OrderedDict[int, int] = OrderedDict()  # number of a file -> its descriptor
@@ -171,16 +173,18 @@ class HDF5Source:
 
 _MADE_BY = "`cerebras-jais data pack` makes one of text"
 _PACKED_BY = (
-    "`cerebras-jais data pack --vsl` packs text; no command here makes instruction data, which counts responses alone: "
-    f"it takes *.h5 files of int32 rows [{len(VSL_FEATURES)}, length] of {', '.join(VSL_FEATURES)}, attention_mask "
-    "being 1 on responses, as `cszoo data_preprocess run` writes them in its mode finetuning with use_vsl"
+    "`cerebras-jais data chat` makes it of conversations, the loss on responses alone; `cerebras-jais data pack --vsl` "
+    "of text"
 )
 
 
-def _find_files(directories: Sequence[Path], sort_files: bool, use_vsl: bool) -> list[Path]:
+def _find_files(directories: Sequence[Path], sort_files: bool, use_vsl: bool | None) -> list[Path]:
     files: list[Path] = []
     remedy = _PACKED_BY if use_vsl else _MADE_BY
     for directory in directories:
+        if use_vsl is None and directory.is_file():
+            files.append(directory)
+            continue
         if not directory.is_dir():
             raise DataError(f"{directory}: no such data directory; {remedy}")
         files.extend(directory.glob("*.h5"))
@@ -239,11 +243,11 @@ def _header_of(file: Path, description: Description) -> DatasetHeader:
     return header
 
 
-def _check_features(file: Path, shape: tuple[int, ...], use_vsl: bool) -> None:
+def _check_features(file: Path, shape: tuple[int, ...], use_vsl: bool | None) -> None:
     found = shape[1]
     if found not in (len(STREAM_FEATURES), len(VSL_FEATURES)):
         raise DataError(f"{file}: {found} features per sample; expected 3, or 5 for VSL data")
     if use_vsl and found != len(VSL_FEATURES):
         raise DataError(f"{file}: 3 features per sample, but use_vsl needs 5; pack with --vsl or drop use_vsl")
-    if not use_vsl and found != len(STREAM_FEATURES):
+    if use_vsl is False and found != len(STREAM_FEATURES):
         raise DataError(f"{file}: 5 features per sample (VSL data); set use_vsl: True in the data section")

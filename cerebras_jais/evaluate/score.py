@@ -1,10 +1,11 @@
-"""Loss and bits per byte of a model on documents."""
+"""Loss and bits per byte of a model on documents, and on the responses of conversations."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -18,9 +19,9 @@ class Score:
 
     Attributes:
         language: "ar", "en", or what the documents say of themselves.
-        documents: how many.
-        tokens: predicted tokens, the end of each document included.
-        n_bytes: UTF-8 bytes of the text.
+        documents: how many, or how many conversations.
+        tokens: predicted tokens, the end of each document or last response included.
+        n_bytes: UTF-8 bytes of the text they stand for.
         nats: sum of -ln p over the tokens.
     """
 
@@ -41,7 +42,21 @@ class Score:
         return self.nats / math.log(2) / self.n_bytes
 
 
-@torch.inference_mode()
+class Scored(NamedTuple):
+    """One text to score.
+
+    Attributes:
+        ids: token ids [n].
+        counted: which of them count, [n]; the first does not.
+        n_bytes: UTF-8 bytes of the text that those stand for.
+    """
+
+    language: str
+    ids: Sequence[int]
+    counted: Sequence[bool]
+    n_bytes: int
+
+
 def score_documents(
     model: LanguageModel,
     documents: Iterable[Document],
@@ -60,26 +75,40 @@ def score_documents(
         encode: a document to its token ids, without special tokens.
     """
     length = max_sequence_length or model.config.max_position_embeddings
+
+    def scored() -> Iterator[Scored]:
+        for document in documents:
+            ids = [eos_token_id, *encode(document), eos_token_id]
+            counted = [False, *[True] * (len(ids) - 1)]
+            yield Scored(language_of(document), ids, counted, len(document.text.encode("utf-8")))
+
+    return score_texts(model, scored(), length)
+
+
+@torch.inference_mode()
+def score_texts(model: LanguageModel, texts: Iterable[Scored], length: int) -> list[Score]:
+    """Score the tokens of texts that count, language by language in order of first appearance.
+
+    A text longer than `length` is cut into pieces, each starting from the last token of the one before.
+    """
     totals: dict[str, list[float]] = {}
     model.eval()
-    for document in documents:
-        ids = [eos_token_id, *encode(document), eos_token_id]
-        total = totals.setdefault(language_of(document), [0, 0, 0, 0.0])
+    for text in texts:
+        total = totals.setdefault(text.language, [0, 0, 0, 0.0])
         total[0] += 1
-        total[1] += len(ids) - 1
-        total[2] += len(document.text.encode("utf-8"))
-        total[3] += sum(_nats(model, piece) for piece in _pieces(ids, length))
+        total[1] += sum(text.counted)
+        total[2] += text.n_bytes
+        for start in range(0, len(text.ids) - 1, length):
+            end = start + length + 1
+            total[3] += _nats(model, text.ids[start:end], text.counted[start:end])
     return [Score(lang, int(d), int(t), int(b), n) for lang, (d, t, b, n) in totals.items()]
 
 
-def _pieces(ids: list[int], length: int) -> Iterator[list[int]]:
-    for start in range(0, len(ids) - 1, length):
-        yield ids[start : start + length + 1]
-
-
-def _nats(model: LanguageModel, ids: list[int]) -> float:
+def _nats(model: LanguageModel, ids: Sequence[int], counted: Sequence[bool]) -> float:
+    if not any(counted[1:]):
+        return 0.0
     device = model.model.embedding_layer.word_embeddings.weight.device
-    row = torch.tensor([ids], device=device)
-    batch = {"input_ids": row[:, :-1], "labels": row[:, 1:], "attention_mask": torch.ones_like(row[:, 1:])}
+    row, mask = torch.tensor([ids], device=device), torch.tensor([counted[1:]], dtype=torch.int64, device=device)
+    batch = {"input_ids": row[:, :-1], "labels": row[:, 1:], "attention_mask": mask}
     model.check_token_ids(row)
-    return model.mean_loss(batch) * (len(ids) - 1)
+    return model.mean_loss(batch) * sum(counted[1:])

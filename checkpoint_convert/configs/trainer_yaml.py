@@ -20,9 +20,9 @@ _HEAD = """\
 # Continues training of {name}. Written by checkpoint-convert; `model:` is from the release.
 #
 # Before the first run choose:
-#   fit.*_dataloader.data_dir      your data; the folders named are those that `cerebras-jais data pack --output data
-#                                  --tokenizer RELEASE --max-sequence-length {length} --held-out N` makes of Arabic and
-#                                  English text
+#   fit.*_dataloader.data_dir      your data; the folders named are those that
+#                                  `cerebras-jais data {command} --output {folder} --tokenizer RELEASE
+#                                  --max-sequence-length {length} --held-out N` makes of Arabic and English {material}
 #   batch_size, max_steps and the learning rates: no release records them; these are a cautious start
 #   backend_type                   CPU, GPU or CSX
 #   fit.ckpt_path                  the checkpoint, relative to where the run is started; remove it to resume a run that
@@ -32,14 +32,18 @@ _HEAD = """\
 {notes}"""
 
 
-def read_model_section(config: Path | ConfigFile) -> dict[str, Any]:
-    """The `model:` section of a trainer YAML, as `model_section_of` gives it.
+_DATA_FOLDERS = {False: "data", True: "data/chat"}
+"""Whether it holds conversations -> the folder of data."""
+
+
+def read_params(config: Path | ConfigFile) -> tuple[Any, str]:
+    """A trainer YAML as Python values, and what to call it in an error.
 
     Args:
         config: the file, the name of a config of ours, or either of them opened.
 
     Raises:
-        ConversionError: the file cannot be read, is no YAML, or has no such section.
+        ConversionError: the file cannot be read or is no YAML.
     """
     from cerebras_jais.catalog.yaml_files import open_config  # needed here alone
 
@@ -47,7 +51,30 @@ def read_model_section(config: Path | ConfigFile) -> dict[str, Any]:
         file = config if isinstance(config, ConfigFile) else open_config(config)
     except ConfigError as error:
         raise ConversionError(str(error)) from error
-    return model_section_of(file.data, str(file.path))
+    return file.data, str(file.path)
+
+
+def read_model_section(config: Path | ConfigFile) -> dict[str, Any]:
+    """The `model:` section of a trainer YAML, as `model_section_of` gives it.
+
+    Args:
+        config: as for `read_params`.
+
+    Raises:
+        ConversionError: the file cannot be read, is no YAML, or has no such section.
+    """
+    return model_section_of(*read_params(config))
+
+
+def tunes_on_conversations(params: Any) -> bool:
+    """Whether a run is instruction tuning: it starts from a checkpoint (ckpt_path) on packed examples (use_vsl).
+
+    The chat phases of the catalog have both, and no other phase has. Pretraining on documents packed with
+    `data pack --vsl` starts from random weights.
+    """
+    trainers = trainers_of(params)
+    fit = section_at(trainers[-1][1], "fit") if trainers else None
+    return bool(section_at(fit, "ckpt_path")) and section_at(fit, "train_dataloader", "use_vsl") is True
 
 
 def model_section_of(params: Any, where: str) -> dict[str, Any]:
@@ -118,18 +145,25 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def trainer_params(section: Mapping[str, Any], checkpoint: str) -> dict[str, Any]:
+def trainer_params(section: Mapping[str, Any], checkpoint: str, *, chat: bool = False) -> dict[str, Any]:
     """Params that continue training of a converted checkpoint, in the Model Zoo and on the reference path alike.
 
     Args:
         section: the `model:` section.
         checkpoint: what `fit.ckpt_path` names.
+        chat: whether training continues on conversations, packed examples (use_vsl).
     """
     config = DecoderConfig.from_section(section)
     # Under muP this is the rate of the base model; the groups that mup_base_* imply scale it matrix by matrix.
     peak, last = (1.5e-3, 1.5e-4) if config.is_mup else (2e-5, 2e-6)
     warmup, steps = 100, 1000
-    data = {"data_processor": "GptHDF5MapDataProcessor", "batch_size": 8, "num_workers": 0}
+    data: dict[str, Any] = {"data_processor": "GptHDF5MapDataProcessor", "batch_size": 8, "num_workers": 0}
+    evaluation: dict[str, Any] = {}
+    if chat:
+        data["use_vsl"] = True
+        evaluation["batch_size"] = 1  # conversations held out fill few rows
+    folder = _DATA_FOLDERS[chat]
+    held_out = [f"{folder}/held_out/{language}" for language in ("ar", "en")]
     return {
         "trainer": {
             "init": {
@@ -154,8 +188,8 @@ def trainer_params(section: Mapping[str, Any], checkpoint: str) -> dict[str, Any
                 "logging": {"log_steps": 10},
             },
             "fit": {
-                "train_dataloader": {**data, "data_dir": "data/train", "shuffle": True, "shuffle_seed": 1},
-                "val_dataloader": {**data, "data_dir": ["data/held_out/ar", "data/held_out/en"], "shuffle": False},
+                "train_dataloader": {**data, "data_dir": f"{folder}/train", "shuffle": True, "shuffle_seed": 1},
+                "val_dataloader": {**data, **evaluation, "data_dir": held_out, "shuffle": False},
                 "ckpt_path": checkpoint,
             },
         }
@@ -176,8 +210,12 @@ def yaml_text(params: Mapping[str, Any], notes: list[str]) -> str:
         mup = (
             "mup_base_hidden_size and mup_base_filter_size imply the muP learning-rate groups; nothing else is needed."
         )
+    chat = tunes_on_conversations(params)
     head = _HEAD.format(
         name=Path(fit["ckpt_path"]).name,
+        command="chat" if chat else "pack",
+        material="conversations" if chat else "text",
+        folder=_DATA_FOLDERS[chat],
         length=config.max_position_embeddings,
         mup=mup,
         notes="".join(f"# Note: {note}\n" for note in notes),

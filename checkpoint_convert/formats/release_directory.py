@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from checkpoint_convert.errors import ConversionError
+from checkpoint_convert.formats.json_files import read_json
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -16,16 +17,19 @@ ADAPTER_CONFIG = "adapter_config.json"
 MANIFEST = "manifest.json"
 CARD = "README.md"
 TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+OLD_CHAT_TEMPLATE = "chat_template.json"
 TOKENIZER_FILES = (
     TOKENIZER,
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
     "tokenizer.model",
     "vocab.json",
     "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
+    CHAT_TEMPLATE,
+    OLD_CHAT_TEMPLATE,
     "additional_chat_templates/*.jinja",
 )
 CODE_SUFFIXES = frozenset({".py", ".pyc", ".pyd", ".so", ".dll", ".dylib"})
@@ -56,3 +60,13 @@ def names_in(release: Path) -> list[str]:
         links = [folder for folder in folders if (here / folder).is_symlink()]
         names += [(here / name).relative_to(release).as_posix() for name in (*files, *links)]
     return sorted(names)
+
+
+def has_chat_template(release: Path) -> bool:
+    """Whether a release has a chat template, in its own file or, as older ones, in tokenizer_config.json."""
+    if (release / CHAT_TEMPLATE).is_file():
+        return True
+    try:
+        return "chat_template" in read_json(release / TOKENIZER_CONFIG)
+    except ConversionError:  # absent, or damaged, which is for those to report who use the tokenizer
+        return False

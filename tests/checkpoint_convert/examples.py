@@ -67,11 +67,14 @@ def state_of(model, dtype=torch.float32):
     }
 
 
-def write_checkpoint(path, section, state, *, with_metadata=True):
-    """A checkpoint such as a trainer leaves behind: model, optimizer state, step, metadata."""
+def write_checkpoint(path, section, state, *, with_metadata=True, fit=None):
+    """A checkpoint such as a trainer leaves behind: model, optimizer state, step, metadata.
+
+    `fit` is the section of that name in the trainer YAML that the metadata has.
+    """
     rest = {"optimizer": {"state": {"0": {"exp_avg": np.ones(3, np.float32)}}}, "global_step": 20}
     if with_metadata:
-        params = {"trainer": {"init": {"model": section}}}
+        params = {"trainer": {"init": {"model": section}, **({"fit": fit} if fit else {})}}
         rest["__metadata__"] = [{"version": "2.10.0", "model_name": "JAISModel", "params": params}]
     save_checkpoint(path, {"model": state, **rest})
     return path

@@ -4,9 +4,10 @@ Contract: llama.cpp's own convert_hf_to_gguf.py, as it is, turns a release into 
 text into the tokens that the release's tokenizer gives; and its logits on Arabic and English text are those of the
 reference path and of transformers, at every position, for any number of heads, both sets of muP constants, tied and
 untied heads, grouped queries, rotary scaling. What llama.cpp has no place for (docs/gguf-and-vllm.md) is lost as the
-page says.
+page says. The chat template comes along, and llama.cpp's own Jinja engine renders the card's prompts with it.
 
 The environment variable LLAMA_CPP_SOURCE names llama.cpp's sources; llama_cpp (the package llama-cpp-python) runs them.
+The engine is that of llama.cpp's server, in the package xllamacpp: llama-cpp-python renders with Python's Jinja.
 """
 
 import ctypes
@@ -14,21 +15,25 @@ import json
 import os
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from cerebras_jais.catalog.chat import chat_template
 from cerebras_jais.data.documents import read_documents, sample_corpus_path
 from checkpoint_convert.convert import convert_to_hf
 from tests import published
+from tests.cerebras_jais.catalog.test_chat_template import CASES
 from tests.checkpoint_convert.examples import jais_section, llama_section, random_model, state_of, write_checkpoint
 from tests.tolerances import LLAMACPP_LOGITS, LLAMACPP_LOGITS_HALF_CACHE
 
 try:
     import llama_cpp
     import sentencepiece  # the script reads tokenizer.model with it
+    import xllamacpp
 except ImportError as error:
     MISSING = str(error)
 else:
@@ -134,11 +139,11 @@ def llama2_tokenizer(tmp_path_factory):
     return directory, pieces.encode
 
 
-def make_gguf(directory, section, tokenizer, *arguments):
+def make_gguf(directory, section, tokenizer, *arguments, chat=False):
     """A release with random weights and what llama.cpp's script makes of it: the model, the release, the GGUF file."""
     model = random_model(section, SEED)
     checkpoint = write_checkpoint(directory / "c.mdl", section, state_of(model))
-    convert_to_hf(checkpoint, directory / "release", tokenizer=tokenizer)
+    convert_to_hf(checkpoint, directory / "release", tokenizer=tokenizer, chat=chat)
     output = directory / "model.gguf"
     script = str(Path(SOURCE) / "convert_hf_to_gguf.py")
     command = [sys.executable, script, str(directory / "release"), "--outtype", "f32", "--outfile", str(output)]
@@ -238,3 +243,24 @@ def test_what_llama_cpp_has_no_place_for_is_lost(tmp_path, gpt2_tokenizer, chang
     lost = np.abs(logits_of(open_gguf(output), rows[0]) - ours).max() / np.abs(ours).max()
     kept = np.abs(theirs - ours).max() / np.abs(ours).max()
     assert kept <= LLAMACPP_LOGITS < 10 * LLAMACPP_LOGITS < lost
+
+
+@pytest.mark.parametrize("family", ["jais", "adapted"])
+def test_llama_cpps_own_jinja_renders_the_prompts_of_the_card(tmp_path, gpt2_tokenizer, llama2_tokenizer, family):
+    if family == "jais":
+        made = make_gguf(tmp_path, JAIS_RELEASES["12-heads"], gpt2_tokenizer[0], "--no-lazy", chat=True)
+    else:
+        made = make_gguf(tmp_path, ADAPTED_RELEASES["untied"], llama2_tokenizer[0], chat=True)
+    assert open_gguf(made[-1]).metadata["tokenizer.chat_template"] == chat_template()
+    params = xllamacpp.CommonParams()
+    params.model.path = str(made[-1])
+    params.n_ctx, params.n_parallel, params.warmup, params.port = 256, 1, False, 0
+    server = xllamacpp.Server(params)
+    for messages, keywords, expected in CASES.values():
+        if keywords.get("add_generation_prompt", True):  # the server continues a response that ends a conversation
+            body = json.dumps({"messages": messages, "chat_template_kwargs": keywords}).encode()
+            request = urllib.request.Request(
+                f"{server.listening_address}/apply-template", body, {"Content-Type": "application/json"}
+            )
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                assert json.load(answer)["prompt"] == expected

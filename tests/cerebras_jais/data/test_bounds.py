@@ -22,7 +22,7 @@ from cerebras_jais.cli import cli
 from cerebras_jais.data import documents as text_module
 from cerebras_jais.data.dataset import DataParameters, HDF5Samples, write_hdf5
 from cerebras_jais.data.documents import DataError, Document, passed_over, read_documents, sample_corpus_path
-from cerebras_jais.data.pipeline import _batches
+from cerebras_jais.data.pipeline import batches
 from cerebras_jais.data.shards import recorded_vocabulary
 from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer, save_tokenizer, train_tokenizer
 from tests.marks import slow_except
@@ -81,9 +81,9 @@ def test_the_longest_document_is_packed_in_two_gigabytes_of_memory(tmp_path, tok
 
 def test_documents_are_tokenised_in_batches_of_bounded_size():
     documents = [Document("x" * size, "en", str(size)) for size in (600_000, 600_000, 2_000_000, *range(1, 600))]
-    batches = list(_batches(documents))
-    assert [document for batch in batches for document in batch] == documents
-    assert [len(batch) for batch in batches] == [1, 1, 1, 256, 256, 87]
+    found = list(batches(documents, lambda document: len(document.text)))
+    assert [document for batch in found for document in batch] == documents
+    assert [len(batch) for batch in found] == [1, 1, 1, 256, 256, 87]
 
 
 @pytest.mark.parametrize(

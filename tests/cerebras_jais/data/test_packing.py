@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cerebras_jais.data.documents import DataError
-from cerebras_jais.data.packing import best_fit_decreasing, pack_stream, pack_vsl
+from cerebras_jais.data.packing import pack_stream, pack_vsl
 
 EOS, PAD = 0, 1
 
@@ -101,31 +101,6 @@ def test_vsl_row_order_is_shuffled_but_repeatable():
     assert not np.array_equal(first, other)
     documents_per_row = (first[:, 4] == 0).sum(1)
     assert not np.all(np.diff(documents_per_row) >= 0)
-
-
-def test_best_fit_decreasing_agrees_with_a_plain_search():
-    rng = np.random.default_rng(0)
-    for capacity in (1, 5, 64, 300):
-        lengths = rng.integers(1, capacity + 1, size=300).tolist()
-        rooms: list[int] = []
-        for length in sorted(lengths, reverse=True):
-            fitting = [room for room in rooms if room >= length]
-            if fitting:
-                rooms.remove(min(fitting))
-                rooms.append(min(fitting) - length)
-            else:
-                rooms.append(capacity - length)
-        bins = best_fit_decreasing(lengths, capacity)
-        assert sorted(i for members in bins for i in members) == list(range(len(lengths)))
-        assert sorted(capacity - sum(lengths[i] for i in members) for members in bins) == sorted(rooms)
-
-
-def test_best_fit_decreasing_fills_natural_lengths():
-    """Log-normal document lengths fill more than 99% of every row, long ones being cut first."""
-    rng = np.random.default_rng(0)
-    lengths = [1 + int(n) % 2048 for n in rng.lognormal(np.log(500), 1.0, size=5000)]
-    bins = best_fit_decreasing(lengths, 2048)
-    assert sum(lengths) / (len(bins) * 2048) > 0.99
 
 
 def test_length_below_1_is_refused():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cerebras_jais.data.documents import Document
-from cerebras_jais.evaluate.score import score_documents
+from cerebras_jais.evaluate.score import Scored, score_documents, score_texts
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.decoder import LanguageModel
 from tests import tolerances
@@ -62,3 +62,16 @@ def test_a_uniform_model_needs_log2_of_the_vocabulary_per_token(model):
         model.model.embedding_layer.word_embeddings.weight.zero_()
     score = score_documents(model, documents()[:1], encode, EOS)[0]
     assert score.loss == pytest.approx(math.log(97), rel=1e-5)
+
+
+def test_of_a_conversation_the_tokens_that_count_are_scored_across_pieces(model):
+    ids = torch.randint(1, 97, (60,), generator=torch.Generator().manual_seed(1)).tolist()
+    counted = [5 <= place < 12 or place >= 45 for place in range(60)]
+    (score,) = score_texts(model, [Scored("ar", ids, counted, 10)], 24)
+    nats = 0.0
+    for start in (0, 24, 48):
+        piece = torch.tensor([ids[start : start + 25]])
+        log_p = model.logits(piece[:, :-1]).log_softmax(-1).gather(-1, piece[:, 1:, None])[0, :, 0]
+        nats -= log_p[torch.tensor(counted[start + 1 : start + 25])].sum().item()
+    assert score.nats == pytest.approx(nats, rel=tolerances.SAME_IN_FLOAT32)
+    assert (score.documents, score.tokens, score.n_bytes) == (1, sum(counted), 10)

@@ -5,7 +5,14 @@ import torch
 from transformers import DataCollatorWithFlattening, DynamicCache
 
 from tests import tolerances
-from tests.checkpoint_convert.hf_code.examples import CACHE, plain_logits, random_ids, talkative_jais, tiny_model
+from tests.checkpoint_convert.hf_code.examples import (
+    CACHE,
+    plain_logits,
+    random_ids,
+    talkative_jais,
+    talkative_llama,
+    tiny_model,
+)
 from tests.checkpoint_convert.hf_code.test_modeling_jais import KERNELS, assert_same, left_padded
 
 LENGTHS = (7, 4, 9)
@@ -51,14 +58,15 @@ def test_packed_texts_have_the_gradients_of_texts_alone(attention):
         torch.testing.assert_close(result, gradient, atol=tolerances.HF_GRADIENT, rtol=0, msg=name)
 
 
-def test_the_padding_free_batch_of_trl_has_the_loss_of_texts_alone():
+@pytest.mark.parametrize("talkative", [talkative_jais, talkative_llama], ids=["jais", "llama"])
+def test_the_padding_free_batch_of_trl_has_the_loss_of_texts_alone(talkative):
     sft_trainer = pytest.importorskip("trl.trainer.sft_trainer")
     collator = sft_trainer.DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True, pad_to_multiple_of=8)
-    model = talkative_jais()
+    model = talkative("sdpa")
     batch = collator([{"input_ids": text.tolist()} for text in TEXTS])
     assert batch["input_ids"].shape == (1, 24)
     assert "attention_mask" not in batch
-    loss = model(**batch).loss.item()
+    loss = model(**batch, use_cache=False).loss.item()  # as TRL calls it; Llama takes a row with a cache for one text
     assert loss == pytest.approx(loss_one_by_one(model).item(), abs=tolerances.HF_LOSS)
 
 

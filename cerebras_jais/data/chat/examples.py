@@ -1,0 +1,166 @@
+"""Conversations as tokens, each with whether it is trained, and made to fit a context."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from enum import StrEnum
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from cerebras_jais.data.chat.prompts import Rendered
+from cerebras_jais.data.chat.reading import Conversation
+from cerebras_jais.data.documents import Document
+from cerebras_jais.data.tokenizer import check_end_of_text, check_round_trip
+from cerebras_jais.encoding import encode_texts, encodings
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+
+class TooLong(StrEnum):
+    """What is done with an example that is longer than a row."""
+
+    DROP = "drop"
+    """It is left out."""
+    CUT_TURNS = "cut-turns"
+    """The user's oldest message and its response go, again and again; left out if the last ones are too long."""
+    CUT_RESPONSE = "cut-response"
+    """The last response ends where the row does, without end of text; left out if nothing of it would remain."""
+
+
+_LONGEST_KEPT = 10_000  # characters of a part of a prompt, a system message in it, whose tokens are kept
+
+
+class Example(NamedTuple):
+    """Token ids, int32 [n], and which of them are trained, bool [n]."""
+
+    ids: np.ndarray
+    trained: np.ndarray
+
+
+class PromptEncoder:
+    """Turns conversations into examples with one tokenizer, which reads text as data.
+
+    Trained are the tokens of each response and the end of text behind the last one. After an earlier response the
+    template goes on with the marker of the user's turn, which a model must not learn to write, so nothing behind it is
+    trained. A response begins with the space before it, which a model has to write, too. A token that holds letters of
+    a response and of what is around it is not trained.
+
+    A tokenizer that always ends a token before white space (`by_messages`) is given the messages alone, and each part
+    of the prompt once; others are given the whole text, which is the same and takes twice as long.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, eos_id: int) -> None:
+        self.tokenizer = tokenizer
+        self.eos_id = eos_id
+        self.by_messages = _splits_before_spaces(tokenizer)
+        self._kept = lru_cache(maxsize=1024)(self._ids_of)
+
+    def encode(self, rendered: Sequence[Rendered]) -> Iterator[Example]:
+        """Yield the example of each conversation."""
+        if not self.by_messages:
+            whole = encodings(self.tokenizer, [conversation.text for conversation in rendered])
+            for conversation, encoding in zip(rendered, whole, strict=True):
+                yield self._whole_example(conversation, encoding)
+            return
+        cut = [_cut_at_messages(conversation) for conversation in rendered]
+        texts = [f" {message}" for parts in cut for _, message, _ in parts]
+        messages = iter(encode_texts(self.tokenizer, texts))
+        for parts in cut:
+            yield self._joined_example(parts, messages)
+
+    def _prompt(self, text: str) -> np.ndarray:
+        return (self._ids_of if len(text) > _LONGEST_KEPT else self._kept)(text)
+
+    def _ids_of(self, prompt: str) -> np.ndarray:
+        return np.asarray(encode_texts(self.tokenizer, [prompt])[0], dtype=np.int32)
+
+    def _joined_example(self, conversation: list[tuple[str, str, bool]], messages: Iterator[list[int]]) -> Example:
+        parts = [(self._prompt(before), next(messages), response) for before, _, response in conversation]
+        ids = np.empty(sum(len(before) + len(message) for before, message, _ in parts) + 1, dtype=np.int32)
+        trained = np.zeros(len(ids), dtype=bool)
+        end = 0
+        for before, message, response in parts:
+            start, end = end + len(before), end + len(before) + len(message)
+            ids[start - len(before) : start] = before
+            ids[start:end] = message
+            trained[start:end] = response
+        ids[-1], trained[-1] = self.eos_id, True
+        return Example(ids, trained)
+
+    def _whole_example(self, conversation: Rendered, encoding: Encoding) -> Example:
+        ids = np.asarray([*encoding.ids, self.eos_id], dtype=np.int32)
+        trained = np.zeros(len(ids), dtype=bool)
+        text, end = conversation.text, 0
+        for before, message, response in zip(*conversation, strict=True):
+            start, end = end + len(before), end + len(before) + len(message)
+            if response:
+                first = _token_at(encoding, start - 1, len(text))
+                begun = encoding.token_to_chars(first) if first < len(encoding.ids) else None
+                first += begun is not None and begun[0] < start - 1
+                trained[first : _token_at(encoding, end, len(text))] = True
+        trained[-1] = True
+        return Example(ids, trained)
+
+
+def check_example(tokenizer: Tokenizer, conversation: Conversation, text: str, ids: np.ndarray, eos_id: int) -> None:
+    """Raise DataError if the tokens of a conversation, its end left out, hold the end of text or give other text."""
+    document = Document(text, conversation.language, conversation.place)
+    check_end_of_text(document, ids.tolist(), eos_id)
+    check_round_trip(tokenizer, document, ids.tolist())
+
+
+def without_oldest_turn(conversation: Conversation) -> Conversation | None:
+    """A conversation without the user's first message and its response; None where no other is left."""
+    kept = [message for message in conversation.messages if message.role == "system"]
+    turns = conversation.messages[len(kept) + 2 :]
+    return replace(conversation, messages=(*kept, *turns)) if turns else None
+
+
+def cut_response(example: Example, max_sequence_length: int) -> Example | None:
+    """An example cut to the tokens that a row takes; None where none of its last response would remain."""
+    untrained = np.flatnonzero(~example.trained)
+    kept = max_sequence_length + 1
+    return None if kept <= untrained[-1] + 1 else Example(example.ids[:kept], example.trained[:kept])
+
+
+def _token_at(encoding: Encoding, place: int, length: int) -> int:
+    """The number of the token that has the character at a place, or of the first one after it that has any."""
+    for character in range(place, length):
+        token = encoding.char_to_token(character)
+        if token is not None:
+            return int(token)
+    return len(encoding.ids)
+
+
+def _cut_at_messages(conversation: Rendered) -> list[tuple[str, str, bool]]:
+    """The messages with the part of the prompt before each, which ends before a space, and whether they are responses.
+
+    Before a system message there is no space, so that message counts as a part of the prompt.
+    """
+    cut = []
+    before = ""
+    for part, message, response in zip(*conversation, strict=True):
+        if part.endswith(" "):
+            cut.append((before + part[:-1], message, response))
+            before = ""
+        else:
+            before += part + message
+    assert not before
+    return cut
+
+
+def _splits_before_spaces(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer always ends a token before white space, so that a text may be encoded in parts cut there.
+
+    GPT-2's pattern does, as all byte-level tokenizers of the family have it, unless a normaliser or a token that is
+    searched for in the text first takes what is on both sides.
+    """
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    splitter = tokenizer.pre_tokenizer
+    searched = [token for token in tokenizer.get_added_tokens_decoder().values() if not token.special]
+    return isinstance(splitter, ByteLevel) and splitter.use_regex and tokenizer.normalizer is None and not searched

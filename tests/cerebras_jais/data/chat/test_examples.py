@@ -1,0 +1,120 @@
+"""Contract: the tokens are transformers' for the same template, one by one; every token of a response and its end
+counts in the loss, and no other token does; an example that is too long is cut by the rule that was asked for."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from cerebras_jais.catalog.chat import chat_template
+from cerebras_jais.data.chat.examples import PromptEncoder, cut_response, without_oldest_turn
+from cerebras_jais.data.chat.prompts import harmless, render
+from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer
+from tests.cerebras_jais.data.chat.examples import EOS, TOKENIZERS, conversation, conversations, places
+
+
+@pytest.fixture(scope="module", params=[*TOKENIZERS])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(kind, tmp_path_factory):
+    return TOKENIZERS[kind](tmp_path_factory.mktemp(kind))
+
+
+@pytest.fixture(scope="module")
+def encoder(folder):
+    tokenizer = load_tokenizer(folder)
+    return PromptEncoder(tokenizer, end_of_text_id(tokenizer, folder))
+
+
+@pytest.fixture(scope="module")
+def theirs(folder, kind):
+    """transformers' tokenizer, told to spell special tokens out in text, the end of text apart."""
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), eos_token=EOS[kind])
+    tokenizer.chat_template = chat_template()
+    return tokenizer
+
+
+def encoded(encoder, chat):
+    (example,) = encoder.encode([render(chat.messages, chat.language)])
+    return example
+
+
+def as_dicts(chat):
+    """The messages for transformers, their markers made harmless."""
+    return [{"role": message.role, "content": harmless(message.content)} for message in chat.messages]
+
+
+def no_special_token(chat):
+    """Whether no message spells one: transformers would read it as one."""
+    names = ("<|endoftext|>", "</s>", "<s>", "<unk>")
+    return not any(name in message.content for message in chat.messages for name in names)
+
+
+def test_messages_are_encoded_alone_where_the_tokenizer_splits_before_spaces(encoder, kind):
+    assert encoder.by_messages == (kind != "llama")
+
+
+@settings(max_examples=100, deadline=None)
+@given(conversations.filter(no_special_token))
+def test_rendering_equals_apply_chat_template_token_for_token(encoder, theirs, chat):
+    wanted = theirs.apply_chat_template(as_dicts(chat), language=chat.language, tokenize=True, return_dict=True)
+    assert encoded(encoder, chat).ids.tolist() == wanted["input_ids"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(conversations)
+def test_the_loss_counts_every_token_of_a_response_and_its_end_and_no_other(encoder, chat):
+    """Against the places of the tokens in the text, from the tokenizer's offsets of the whole text at once."""
+    rendered = render(chat.messages, chat.language)
+    example = encoded(encoder, chat)
+    whole = encoder.tokenizer.encode(rendered.text, add_special_tokens=False)
+    assert example.ids.tolist() == [*whole.ids, encoder.eos_id]
+    inside = np.zeros(len(rendered.text) + 1, dtype=bool)
+    for start, end in places(rendered):
+        inside[start - 1 : end] = True  # with the space before it
+    for trained, (start, end) in zip(example.trained, whole.offsets, strict=False):
+        assert trained == inside[start:end].all() or start == end, "a token of spaces may have no place"
+    assert example.trained[-1], "the end"
+
+
+def test_the_loss_counts_what_transformers_calls_the_assistant_s(encoder, theirs):
+    chats = [
+        conversation("What is 2 + 2?", "It is 4."),
+        conversation("ما عاصمة عُمان؟", "مسقط.", "وما عملتها؟", "الريال العُماني.", language="ar"),
+        conversation("Hi", "Hello!", "And?", "Nothing.", "Bye", "Bye.", system="Be brief."),
+    ]
+    for chat in chats:
+        found = theirs.apply_chat_template(
+            as_dicts(chat), language=chat.language, return_dict=True, return_assistant_tokens_mask=True
+        )
+        ids, trained = encoded(encoder, chat)
+        theirs_too = np.array(found["assistant_masks"]) == 1
+        assert trained[theirs_too].all()
+        # A space of its own before a response: a model has to write it, and the template's blocks begin behind it.
+        assert not "".join(encoder.tokenizer.decode([token]) for token in ids[trained & ~theirs_too].tolist()).strip()
+
+
+def test_a_special_token_in_a_message_is_text(encoder, kind):
+    example = encoded(encoder, conversation(f"a {EOS[kind]} b", f"c{EOS[kind]}d"))
+    assert (example.ids == encoder.eos_id).sum() == 1
+    assert EOS[kind] in encoder.tokenizer.decode(example.ids[:-1].tolist(), skip_special_tokens=False)
+
+
+def test_without_the_oldest_turn_the_system_message_stays():
+    chat = conversation("a", "b", "c", "d", system="s")
+    assert without_oldest_turn(chat).messages == conversation("c", "d", system="s").messages
+    assert without_oldest_turn(without_oldest_turn(chat)) is None
+
+
+def test_a_cut_response_has_no_end_and_at_least_one_token(encoder):
+    example = encoded(encoder, conversation("Count.", "one two three four five six seven eight nine ten"))
+    prompt = int((~example.trained).sum())
+    cut = cut_response(example, prompt + 2)
+    assert cut.ids.tolist() == example.ids[: prompt + 3].tolist()
+    assert cut.trained.sum() == 3
+    assert encoder.eos_id not in cut.ids
+    assert cut_response(example, prompt).trained.sum() == 1
+    assert cut_response(example, prompt - 1) is None

@@ -1,0 +1,203 @@
+"""Contract: every conversation is in exactly one row or counted; no attention and no label crosses an example; the
+held-out split is by example; the same conversations and seed give the same bytes; all or nothing."""
+
+import json
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cerebras_jais.data.chat.examples import PromptEncoder, TooLong
+from cerebras_jais.data.chat.pipeline import pack_conversations
+from cerebras_jais.data.chat.prompts import render
+from cerebras_jais.data.chat.reading import read_conversations, sample_conversations_path
+from cerebras_jais.data.dataset import HDF5Samples
+from cerebras_jais.data.documents import DataError
+from cerebras_jais.data.packing import pack_examples
+from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer
+from tests.cerebras_jais.data.chat.examples import byte_level, conversation, conversations
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return byte_level(tmp_path_factory.mktemp("tokenizer"), 2048)
+
+
+@pytest.fixture(scope="module")
+def encoder(folder):
+    tokenizer = load_tokenizer(folder)
+    return PromptEncoder(tokenizer, end_of_text_id(tokenizer, folder))
+
+
+def examples_in(directory):
+    """The examples of packed data, found by position_ids alone: token ids, and which labels count in the loss."""
+    samples = HDF5Samples(directory, 1, use_vsl=True)
+    batch = samples.read(np.arange(len(samples)))
+    for ids, mask, labels, position in zip(
+        *(batch[name] for name in ("input_ids", "attention_mask", "labels", "position_ids")), strict=True
+    ):
+        last = int(np.flatnonzero(mask)[-1]) + 1
+        starts = [*np.flatnonzero(position[:last] == 0).tolist(), last]
+        for a, b in pairwise(starts):
+            assert ids[a + 1 : b].tolist() == labels[a : b - 1].tolist(), "a label is the next token of its example"
+            yield (*ids[a:b].tolist(), int(labels[b - 1])), (0, *mask[a:b].tolist())
+        assert not (ids[last:].any() or labels[last:].any() or position[last:].any())
+
+
+def expected(encoder, chats):
+    found = encoder.encode([render(chat.messages, chat.language) for chat in chats])
+    return [(tuple(ids.tolist()), tuple(trained.astype(int).tolist())) for ids, trained in found]
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(conversations, min_size=1, max_size=12), st.integers(0, 2**32), st.sampled_from([200, 300, 600]))
+def test_every_example_is_in_one_row_or_counted(encoder, folder, tmp_path_factory, chats, seed, length):
+    output = tmp_path_factory.mktemp("packed") / "data"
+    texts = [render(chat.messages, chat.language).text for chat in chats]
+    unique = [chat for number, chat in enumerate(chats) if texts[number] not in texts[:number]]
+    wanted = [example for example in expected(encoder, unique) if len(example[0]) - 1 <= length]
+    if not wanted:
+        with pytest.raises(DataError, match=f"no example fits {length} positions"):
+            pack_conversations(chats, folder, length, output, held_out=0, seed=seed)
+        assert not output.exists()
+        return
+    splits, counts = pack_conversations(chats, folder, length, output, held_out=0, seed=seed)
+    assert Counter(examples_in(output / "train")) == Counter(wanted)
+    assert counts.read == len(chats)
+    assert counts.duplicates == len(chats) - len(unique)
+    assert counts.too_long == len(unique) - len(wanted)
+    report = splits[0].report
+    assert (report.documents, report.tokens) == (len(wanted), sum(len(ids) for ids, _ in wanted))
+    assert report.filled_positions == report.tokens - report.documents
+    assert report.trained_positions == sum(sum(mask) for _, mask in wanted)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(2, 13), min_size=1, max_size=40),
+    st.integers(0, 2**32),
+    st.sampled_from([3, 10, 100]),
+)
+def test_no_attention_and_no_label_crosses_an_example(lengths, seed, window):
+    """The mask, built from attention_span as the Model Zoo defines it, against what the tokens say."""
+    bounds = np.cumsum([0, *lengths]) + 10
+
+    class InMemory:
+        @property
+        def lengths(self):
+            return np.array(lengths)
+
+        def read(self, index):
+            ids = np.arange(bounds[index], bounds[index + 1], dtype=np.int32)
+            return ids, np.arange(len(ids)) >= len(ids) - 1
+
+    rows = list(pack_examples(InMemory(), 12, 0, seed=seed, window=window))
+    owner_of = {
+        token: number for number, _ in enumerate(lengths) for token in range(bounds[number], bounds[number + 1])
+    }
+    seen_tokens = []
+    for ids, mask, labels, span, position in rows:
+        filled = ids > 0
+        owner = np.array([owner_of.get(token, -1 - place) for place, token in enumerate(ids.tolist())])
+        q, k = np.indices((12, 12))
+        assert np.array_equal((q >= k) & (q - k <= span[k]), (q >= k) & (owner[q] == owner[k]))
+        assert [owner_of[label] for label in labels[filled].tolist()] == owner[filled].tolist()
+        assert (labels[filled] == ids[filled] + 1).all()
+        assert np.array_equal(mask == 1, filled & np.isin(labels + 1, bounds[1:]))
+        assert not (labels[~filled].any() or span[~filled].any() or position[~filled].any())
+        seen_tokens += ids[filled].tolist()
+    assert sorted(seen_tokens) == sorted(set(owner_of) - set((bounds[1:] - 1).tolist()))
+
+
+def files_in(folder):
+    """The content of every file; of an HDF5 file its data, since its bytes depend on the library's version."""
+    found = {}
+    for path in sorted(Path(folder).rglob("*")):
+        if path.is_file():
+            found[path.relative_to(folder).as_posix()] = path.read_bytes()
+    return found
+
+
+def test_one_seed_gives_the_same_bytes_and_another_another_order(folder, tmp_path):
+    chats = list(read_conversations(sample_conversations_path()))
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        pack_conversations(chats, folder, 512, tmp_path / name, seed=seed)
+    a, b, c = (files_in(tmp_path / name) for name in "abc")
+    assert a == b
+    assert a.keys() == c.keys()
+    assert a["held_out.jsonl"] == c["held_out.jsonl"]
+    assert a["train/output_chunk_000000.h5"] != c["train/output_chunk_000000.h5"]
+    assert sorted(examples_in(tmp_path / "a/train")) == sorted(examples_in(tmp_path / "c/train"))
+
+
+def test_every_fifth_example_of_a_language_is_held_out_once_equal_ones_are_gone(encoder, folder, tmp_path):
+    chats = list(read_conversations(sample_conversations_path()))
+    splits, counts = pack_conversations([*chats, *chats], folder, 512, tmp_path / "data", held_out=5)
+    assert counts.duplicates == 40
+    assert [split.name for split in splits] == ["train", "held_out/ar", "held_out/en"]
+    for language in ("ar", "en"):
+        own = [chat for chat in chats if chat.language == language][4::5]
+        assert sorted(examples_in(tmp_path / "data/held_out" / language)) == sorted(expected(encoder, own))
+    kept = list(read_conversations(tmp_path / "data/held_out.jsonl"))
+    assert [(chat.messages, chat.language) for chat in kept] == [
+        (chat.messages, chat.language)
+        for number, chat in enumerate(chats)
+        if sum(other.language == chat.language for other in chats[: number + 1]) % 5 == 0
+    ]
+    assert {path.name for path in (tmp_path / "data").iterdir()} == {"train", "held_out", "held_out.jsonl"}
+    params = json.loads((tmp_path / "data/train/data_params.json").read_text())
+    assert params["setup"]["mode"] == "finetuning"
+    assert params["dataset"]["use_vsl"] is True
+
+
+def fitting(encoder, chat):
+    return len(expected(encoder, [chat])[0][0]) - 1
+
+
+@pytest.mark.parametrize("rule", [TooLong.DROP, TooLong.CUT_TURNS])
+def test_an_example_that_is_too_long_is_left_out_or_loses_its_oldest_turns(encoder, folder, tmp_path, rule):
+    short = conversation("Hi", "Hello")
+    long = conversation("First?", "one " * 40, "Second?", "two " * 10, "Third?", "three " * 10)
+    two = conversation("Second?", "two " * 10, "Third?", "three " * 10)
+    length = fitting(encoder, two)
+    assert length < fitting(encoder, long)
+    _, counts = pack_conversations([short, long], folder, length, tmp_path / "data", too_long=rule, held_out=0)
+    found = sorted(examples_in(tmp_path / "data/train"))
+    if rule is TooLong.DROP:
+        assert found == expected(encoder, [short])
+        assert (counts.too_long, counts.cut_turns, counts.cut_responses) == (1, 0, 0)
+    else:
+        assert found == sorted(expected(encoder, [short, two]))
+        assert (counts.too_long, counts.cut_turns, counts.cut_responses) == (0, 1, 0)
+
+
+def test_a_response_is_cut_where_the_row_ends(encoder, folder, tmp_path):
+    chat = conversation("Count.", "one two three four five six seven eight nine ten")
+    whole = expected(encoder, [chat])[0]
+    length = len(whole[0]) - 4
+    _, counts = pack_conversations([chat], folder, length, tmp_path / "data", too_long=TooLong.CUT_RESPONSE, held_out=0)
+    assert list(examples_in(tmp_path / "data/train")) == [tuple(part[: length + 1] for part in whole)]
+    assert counts.cut_responses == 1
+
+
+def test_nothing_is_left_of_a_run_that_fails(folder, tmp_path):
+    def breaking():
+        yield conversation("a", "b")
+        raise DataError("stop")
+
+    with pytest.raises(DataError, match="stop"):
+        pack_conversations(breaking(), folder, 512, tmp_path / "data")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_files_have_the_model_zoo_s_layout(folder, tmp_path):
+    pack_conversations(read_conversations(sample_conversations_path()), folder, 512, tmp_path / "data")
+    with h5py.File(tmp_path / "data/train/output_chunk_000000.h5") as file:
+        assert file["data"].shape[1:] == (5, 512)
+        assert file["data"].dtype == np.int32
+        assert file.attrs["n_examples"] == len(file["data"])

@@ -1,0 +1,59 @@
+"""Contract: every piece is in one row and no row is too full; rows are about as many as best fit decreasing needs, and
+clearly fewer where no piece is short."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cerebras_jais.data.filling import fill_rows
+
+
+def best_fit_decreasing(lengths, capacity):
+    """The number of rows of the usual method, by a plain search."""
+    rooms = []
+    for length in sorted(lengths, reverse=True):
+        fitting = [room for room in rooms if room >= length]
+        if fitting:
+            rooms.remove(min(fitting))
+        rooms.append(min(fitting, default=capacity) - length)
+    return len(rooms)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 90), st.data())
+def test_every_piece_is_in_one_row_that_it_fits(capacity, data):
+    lengths = data.draw(st.lists(st.integers(1, capacity), max_size=60))
+    rows = fill_rows(lengths, capacity)
+    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
+    assert all(sum(lengths[index] for index in row) <= capacity for row in rows)
+    waste = [capacity - sum(lengths[index] for index in row) for row in rows]
+    later = [
+        min((lengths[index] for row in rows[number + 1 :] for index in row), default=99) for number in range(len(rows))
+    ]
+    assert all(room < shortest for room, shortest in zip(waste, later, strict=True)), (
+        "nothing that fits is left waiting"
+    )
+
+
+def drawn(kind, count):
+    rng = np.random.default_rng(0)
+    if kind == "texts":  # long ones cut
+        return [1 + int(n) % 2048 for n in rng.lognormal(np.log(500), 1.0, size=count)]
+    if kind == "any length":
+        return rng.integers(1, 2049, size=count).tolist()
+    return np.minimum(150 + rng.lognormal(np.log(80), 0.8, size=count), 2048).astype(int).tolist()
+
+
+@pytest.mark.parametrize(("kind", "fill"), [("texts", 0.999), ("any length", 0.99), ("conversations", 0.99)])
+def test_natural_lengths_fill_the_rows(kind, fill):
+    lengths = drawn(kind, 5000)
+    rows = fill_rows(lengths, 2048)
+    assert sum(lengths) / (len(rows) * 2048) > fill
+
+
+def test_pieces_that_are_none_of_them_short_need_fewer_rows_than_best_fit_decreasing():
+    lengths = drawn("conversations", 3000)
+    assert len(fill_rows(lengths, 2048)) < 0.99 * best_fit_decreasing(lengths, 2048)
+    texts = drawn("texts", 3000)
+    assert len(fill_rows(texts, 2048)) <= best_fit_decreasing(texts, 2048) + 1
