@@ -22,7 +22,7 @@ from cerebras_jais.launch.estimate import describe_launch
 from cerebras_jais.launch.start import plan_launch
 from cerebras_jais.modelzoo.connection import explained
 from cerebras_jais.modelzoo.installed import modelzoo_is_installed, require_modelzoo
-from cerebras_jais.modelzoo.phases import run_fit
+from cerebras_jais.modelzoo.phases import on_cluster, run_fit
 from cerebras_jais.modelzoo.preflight import NotReady, inspect_launch
 from cerebras_jais.modelzoo.process import become_zoo
 from cerebras_jais.modelzoo.reading import read_unless_alone
@@ -113,14 +113,10 @@ def with_cluster(params: Mapping[str, Any], options: LaunchOptions) -> dict[str,
     """A trainer YAML on a CS system, with the options of the command line in every phase."""
     merged = copy.deepcopy(dict(params))
     for _, trainer in trainers_of(merged):
-        init = trainer["init"]
-        init.pop("device", None)
-        backend = dict(init.get("backend") or {}, backend_type="CSX")
-        if options.only is not None:
-            backend |= {"compile_only": False, "validate_only": False, options.only: True}
+        trainer["init"] = on_cluster(trainer["init"], options.only)
         if options.cluster:
+            backend = trainer["init"]["backend"]
             backend["cluster_config"] = {**(backend.get("cluster_config") or {}), **options.cluster}
-        init["backend"] = backend
     return merged
 
 

@@ -1,0 +1,167 @@
+"""Lowering the phases of a trainer YAML: each in a process of its own, whose time and memory are measured.
+
+Nothing of the Cerebras software is imported, or changed, in the process of the caller.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cerebras_jais.catalog.reader import read_trainers
+from cerebras_jais.config.yaml_file import ConfigFile
+from cerebras_jais.errors import Keys, UserError
+from cerebras_jais.launch.phases import Phase, plan_phases
+from cerebras_jais.launch.start import Start
+from cerebras_jais.modelzoo.installed import require_modelzoo
+from cerebras_jais.modelzoo.lower.data import with_data
+from cerebras_jais.modelzoo.phases import on_cluster, trainer_of
+
+CHILD = ("-m", "cerebras_jais.modelzoo.lower.child")
+SECONDS = 1800  # the largest model of the family takes one minute on two cores
+_LOG = "log.txt"
+# Callbacks and loggers that send mail or metrics, or evaluate on data from the network; the programs are the same.
+_LEFT_OUT = ("emailnotification", "slacknotification", "eleutherevalharness", "bigcodeevalharness", "wandblogger")
+
+
+class LoweringError(UserError):
+    """A phase that the Cerebras software cannot lower."""
+
+
+@dataclass(frozen=True)
+class LoweredProgram:
+    """The program of one step: "train" or "evaluate". `cirh` and `torch` are the files of its text at both levels.
+
+    `violations` has the operations that violate constraints of CS systems, each with the reason.
+    """
+
+    step: str
+    batch_size: int
+    cirh: Path
+    torch: Path
+    violations: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LoweredPhase:
+    """A phase, its programs, and what lowering took: seconds, and bytes of the largest process.
+
+    `stand_ins` has the paths below `trainer` of the loaders whose data is not on this machine.
+    """
+
+    phase: Phase
+    programs: tuple[LoweredProgram, ...]
+    stand_ins: tuple[Keys, ...]
+    seconds: float
+    memory: int
+
+
+def lower(file: ConfigFile, folder: Path, only: int | None = None) -> Iterator[LoweredPhase]:
+    """Lower the phases of a trainer YAML, one after another.
+
+    Args:
+        file: the YAML.
+        folder: where the programs go, each phase's into `phase-N`; those folders must not exist yet.
+        only: the number of the one phase to lower.
+
+    Raises:
+        ConfigError: what is wrong in the YAML.
+        ModelZooMissing: the Cerebras software is not installed.
+        LoweringError: a phase that cannot be lowered, in one line.
+    """
+    require_modelzoo()
+    phases = plan_phases(read_trainers(file), checked=False)
+    if only is not None and not 1 <= only <= len(phases):
+        raise UserError(f"{file.path}: it has {len(phases)} phases, and no phase {only}; give a number from 1")
+    for phase, (_, raw) in zip(phases, file.trainers, strict=True):
+        if only in (None, phase.number):
+            yield lower_phase(phase, raw, folder / f"phase-{phase.number}")
+
+
+def lower_phase(
+    phase: Phase, raw: Mapping[str, Any], folder: Path, *, child: Sequence[str] = CHILD, seconds: float = SECONDS
+) -> LoweredPhase:
+    """Lower one phase.
+
+    Args:
+        phase: as planned.
+        raw: its mapping under `trainer:`.
+        folder: made; where the programs go.
+        child: the main module of the process, as words of Python's command line.
+        seconds: after which the process is ended.
+
+    Raises LoweringError.
+    """
+    with tempfile.TemporaryDirectory(prefix="cerebras-jais-lower-") as temporary:
+        scratch = Path(temporary)
+        planned = trainer_of(phase, Start(None), {**raw, "init": on_cluster(raw["init"], "compile_only")})
+        trainer, stand_ins = with_data(planned, phase.config, scratch)
+        init = trainer["init"]
+        init["model_dir"] = str(scratch / "model_dir")
+        init["callbacks"] = [*_kept(init.get("callbacks"))]
+        init["loggers"] = [*_kept(init.get("loggers")), {"TelemetryLogger": None}]
+        (scratch / "request.json").write_text(json.dumps({"trainer": trainer}), encoding="utf-8")
+        started = time.monotonic()
+        status, memory = _run([sys.executable, *child, str(scratch)], scratch / _LOG, seconds)
+        took = time.monotonic() - started
+        answer = _answer(scratch, status, phase)
+        if answer["failure"] is not None:
+            raise LoweringError(f"{phase.config.source}, {phase.name}: {answer['failure']['message']}")
+        folder.mkdir(parents=True)
+        programs = []
+        for program in answer["programs"]:
+            files = [f"{program['name']}.{level}.mlir" for level in ("cirh", "torch")]
+            for name in files:
+                os.replace(scratch / name, folder / name)
+            cirh, torch = (folder / name for name in files)
+            programs.append(LoweredProgram(program["step"], program["batch_size"], cirh, torch, program["violations"]))
+    return LoweredPhase(phase, tuple(programs), stand_ins, took, memory)
+
+
+def _kept(entries: Sequence[Mapping[str, Any]] | None) -> Iterator[Mapping[str, Any]]:
+    return (entry for entry in entries or () if next(iter(entry)).lower() not in (*_LEFT_OUT, "telemetrylogger"))
+
+
+def _run(command: Sequence[str], log: Path, seconds: float) -> tuple[int, int]:
+    """Run a process; its exit status (negative: the signal that ended it), and bytes of its largest resident set."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+    timer = threading.Timer(seconds, _end, [process.pid])
+    timer.start()
+    try:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    finally:
+        timer.cancel()
+        if process.returncode is None:
+            _end(process.pid)
+            process.wait()
+    return process.returncode, usage.ru_maxrss * 1024
+
+
+def _end(leader: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+def _answer(folder: Path, status: int, phase: Phase) -> dict[str, Any]:
+    try:
+        answer: dict[str, Any] = json.loads((folder / "answer.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        log = (folder / _LOG).read_text(encoding="utf-8", errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(log) if line.strip()), "")
+        raise LoweringError(f"{phase.config.source}, {phase.name}: ended with status {status}: {last}") from None
+    return answer
