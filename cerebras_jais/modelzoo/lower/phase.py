@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cerebras_jais.atomic import whole_folder
 from cerebras_jais.catalog.reader import read_trainers
 from cerebras_jais.config.yaml_file import ConfigFile
 from cerebras_jais.errors import Keys, UserError
@@ -67,34 +69,41 @@ class LoweredPhase:
     memory: int
 
 
-def lower(file: ConfigFile, folder: Path, only: int | None = None) -> Iterator[LoweredPhase]:
-    """Lower the phases of a trainer YAML, one after another.
+def phases_to_lower(file: ConfigFile, only: int | None = None) -> list[tuple[Phase, Mapping[str, Any]]]:
+    """The phases of a trainer YAML, each with its mapping under `trainer:`.
 
     Args:
         file: the YAML.
-        folder: where the programs go, each phase's into `phase-N`; those folders must not exist yet.
-        only: the number of the one phase to lower.
+        only: the number of the one phase that is wanted.
 
     Raises:
         ConfigError: what is wrong in the YAML.
         ModelZooMissing: the Cerebras software is not installed.
-        LoweringError: a phase that cannot be lowered, in one line.
+        UserError: there is no phase `only`.
     """
     require_modelzoo()
     phases = plan_phases(read_trainers(file), checked=False)
     if only is not None and not 1 <= only <= len(phases):
-        raise UserError(f"{file.path}: it has {len(phases)} phases, and no phase {only}; give a number from 1")
-    for phase, (_, raw) in zip(phases, file.trainers, strict=True):
-        if only in (None, phase.number):
-            yield lower_phase(phase, raw, folder / f"phase-{phase.number}")
+        raise UserError(
+            f"{file.path}: has {len(phases)} phase{'s' if len(phases) > 1 else ''}; there is no phase {only}"
+        )
+    pairs = zip(phases, (raw for _, raw in file.trainers), strict=True)
+    return [(phase, raw) for phase, raw in pairs if only in (None, phase.number)]
 
 
 def lower_phase(
-    phase: Phase, raw: Mapping[str, Any], folder: Path, *, child: Sequence[str] = CHILD, seconds: float = SECONDS
+    file: ConfigFile,
+    phase: Phase,
+    raw: Mapping[str, Any],
+    folder: Path,
+    *,
+    child: Sequence[str] = CHILD,
+    seconds: float = SECONDS,
 ) -> LoweredPhase:
     """Lower one phase.
 
     Args:
+        file: the YAML that it is of.
         phase: as planned.
         raw: its mapping under `trainer:`.
         folder: made; where the programs go.
@@ -118,14 +127,14 @@ def lower_phase(
         answer = _answer(scratch, status, phase)
         if answer["failure"] is not None:
             raise LoweringError(f"{phase.config.source}, {phase.name}: {answer['failure']['message']}")
-        folder.mkdir(parents=True)
         programs = []
-        for program in answer["programs"]:
-            files = [f"{program['name']}.{level}.mlir" for level in ("cirh", "torch")]
-            for name in files:
-                os.replace(scratch / name, folder / name)
-            cirh, torch = (folder / name for name in files)
-            programs.append(LoweredProgram(program["step"], program["batch_size"], cirh, torch, program["violations"]))
+        with whole_folder(folder) as made:
+            for program in answer["programs"]:
+                files = [f"{program['name']}.{level}.mlir" for level in ("cirh", "torch")]
+                for name in files:
+                    shutil.move(scratch / name, made / name)
+                paths = (folder / name for name in files)
+                programs.append(LoweredProgram(program["step"], program["batch_size"], *paths, program["violations"]))
     return LoweredPhase(phase, tuple(programs), stand_ins, took, memory)
 
 

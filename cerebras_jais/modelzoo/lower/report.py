@@ -1,0 +1,178 @@
+"""What is said of a lowered phase: its programs in numbers, beside those that the config alone gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cerebras_jais.cirh.program import read_program
+from cerebras_jais.cirh.summary import Held, summarize
+from cerebras_jais.config.yaml_file import ConfigFile
+from cerebras_jais.errors import dotted
+from cerebras_jais.launch.estimate import evaluation_flops, model_size, training_flops
+from cerebras_jais.model.config import DecoderConfig
+from cerebras_jais.modelzoo.lower.phase import (
+    LoweredPhase,
+    LoweredProgram,
+    LoweringError,
+    lower_phase,
+    phases_to_lower,
+)
+
+_SHOWN = 8  # kinds of operations, and names, in a line for people
+
+
+def lower_file(file: ConfigFile, folder: Path, only: int | None = None) -> Iterator[dict[str, Any]]:
+    """Lower the phases of a trainer YAML, one after another; the facts of each.
+
+    Args:
+        file: the YAML.
+        folder: where the programs go, those of phase N into `phase-N`.
+        only: the number of the one phase that is wanted.
+
+    Yields `facts`, or for a phase that cannot be lowered {"file", "phase", "error": one line}.
+
+    Raises as `phases_to_lower` does.
+    """
+    for phase, raw in phases_to_lower(file, only):
+        try:
+            yield facts(lower_phase(file, phase, raw, folder / f"phase-{phase.number}"))
+        except LoweringError as error:
+            yield {"file": str(file.path), "phase": phase.number, "phases": phase.count, "error": str(error)}
+
+
+def facts(lowered: LoweredPhase) -> dict[str, Any]:
+    """Everything that is said of a phase, as plain values: bytes, seconds, counts of numbers and of operations.
+
+    Raises ProgramError for a program that this project cannot read.
+    """
+    phase = lowered.phase
+    return {
+        "file": phase.config.source,
+        "phase": phase.number,
+        "phases": phase.count,
+        "model": phase.config.init.model.name,
+        "seconds": round(lowered.seconds, 1),
+        "memory_bytes": lowered.memory,
+        "stand_ins": [dotted(("trainer", *keys)) for keys in lowered.stand_ins],
+        "programs": [_program_facts(program, phase.config.init.model) for program in lowered.programs],
+    }
+
+
+def _program_facts(program: LoweredProgram, model: DecoderConfig) -> dict[str, Any]:
+    summary = summarize(read_program(program.cirh.read_text(encoding="utf-8")))
+    size, tokens = model_size(model), program.batch_size * model.max_position_embeddings
+    estimate = (training_flops if program.step == "train" else evaluation_flops)(model, size, tokens)
+    return {
+        "step": program.step,
+        "hash": summary.digest,
+        "batch_size": program.batch_size,
+        "operations": dict(summary.operations),
+        "product_flops": summary.product_flops,
+        "estimated_flops": int(estimate),
+        "weights": _held(summary.weights),
+        "states": _held(summary.states),
+        "changed": list(summary.changed),
+        "read": list(summary.read),
+        "untouched": list(summary.untouched),
+        "inputs": {name: str(type_) for name, type_ in summary.inputs.items()},
+        "dtypes": dict(summary.dtypes),
+        "violations": dict(program.violations),
+    }
+
+
+def _held(held: Held) -> dict[str, Any]:
+    return {
+        "tensors": len(held.tensors),
+        "numbers": held.elements,
+        "bytes": held.bytes,
+        "dtypes": dict(held.elements_by_dtype),
+    }
+
+
+# ---- for people ------------------------------------------------------------------------------------------------------
+
+
+def lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """The facts of a phase for people."""
+    which = f", phase {found['phase']} of {found['phases']}" if found["phases"] > 1 else ""
+    yield f"{found['file']}{which}: lowered in {found['seconds']:.0f} s and {found['memory_bytes'] / 1e9:.1f} GB"
+    for keys in found["stand_ins"]:
+        yield f"  note: the data of {keys} is not here; an empty batch of its shapes stands in for it"
+    for program in found["programs"]:
+        yield f"  {program['step']}: program {program['hash'][:16]}, {program['batch_size']:,} sequences in a step"
+        yield from (f"    {line}" for line in _program_lines(program))
+
+
+def _program_lines(program: Mapping[str, Any]) -> Iterator[str]:
+    operations = program["operations"]
+    yield f"operations  {sum(operations.values()):,}: {_counts(operations)}"
+    estimate = program["estimated_flops"]
+    share = f" ({program['product_flops'] / estimate - 1:+.2%})" if estimate else ""
+    yield f"FLOPs       {program['product_flops']:.4g} in matrix products{share} of {estimate:.4g} by the config"
+    for name in ("weights", "states"):
+        held = program[name]
+        yield (
+            f"{name:<11} {held['numbers']:,} numbers in {held['tensors']:,} tensors, {held['bytes'] / 1e9:,.3g} GB: "
+            f"{_counts(held['dtypes']) or 'none'}"
+        )
+    yield f"changes     {len(program['changed']):,} of them"
+    yield f"only reads  {_names(program['read'])}"
+    if program["untouched"]:
+        yield f"leaves out  {_names(program['untouched'])}"
+    yield f"types       {_counts(program['dtypes'])}"
+    yield f"inputs      {', '.join(f'{name} {type_}' for name, type_ in program['inputs'].items())}"
+    violations = program["violations"]
+    yield f"constraints {'none is violated' if not violations else ''}".rstrip()
+    yield from (f"  {operation}: {reason}" for operation, reason in violations.items())
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    shown = [f"{name} {count:,}" for name, count in list(counts.items())[:_SHOWN]]
+    return ", ".join(shown + ([f"{len(counts) - _SHOWN} more kinds"] if len(counts) > _SHOWN else []))
+
+
+def _names(names: list[str]) -> str:
+    if not names:
+        return "none"
+    shown = ", ".join(names[:2])
+    return f"{len(names):,}: {shown}{', ...' if len(names) > 2 else ''}"
+
+
+def shared(every: list[Mapping[str, Any]]) -> Iterator[str]:
+    """A line for each training program that several phases have: a CS system compiles it once."""
+    by_hash: dict[tuple[str, str], list[str]] = {}
+    for found in every:
+        for program in found.get("programs", ()):
+            which = f" (phase {found['phase']})" if found["phases"] > 1 else ""
+            by_hash.setdefault((program["step"], program["hash"]), []).append(f"{found['file']}{which}")
+    for (step, digest), names in by_hash.items():
+        if len(names) > 1:
+            yield f"one compile: {step} {digest[:16]} is the program of {', '.join(names)}"
+
+
+# ---- for a document --------------------------------------------------------------------------------------------------
+
+_HEAD = ("config", "phase", "step", "operations", "FLOPs", "of the estimate", "weights", "states", "changed", "program")
+
+
+def table(every: list[Mapping[str, Any]]) -> Iterator[str]:
+    """The facts of many phases as a table in Markdown, a row for each program."""
+    yield f"| {' | '.join(_HEAD)} |"
+    yield f"|{' --- |' * len(_HEAD)}"
+    for found in every:
+        for program in found["programs"]:
+            held = [program[name] for name in ("weights", "states")]
+            cells = [
+                found["file"].removeprefix("configs/").removesuffix(".yaml"),
+                f"{found['phase']} of {found['phases']}",
+                program["step"],
+                f"{sum(program['operations'].values()):,}",
+                f"{program['product_flops']:.4g}",
+                f"{program['product_flops'] / program['estimated_flops']:.2%}",
+                *(f"{part['bytes'] / 1e9:,.3g} GB" for part in held),
+                f"{len(program['changed']):,}",
+                program["hash"][:16],
+            ]
+            yield f"| {' | '.join(cells)} |"
