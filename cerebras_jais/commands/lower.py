@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Keep the programs there: NAME/phase-N/STEP.cirh.mlir, and STEP.torch.mlir, the same in operations of PyTorch.",
+    help="Keep the programs: DIR/NAME/phase-N/STEP.cirh.mlir, and STEP.torch.mlir, the same in PyTorch's operations.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, with all names and the whole hash.")
 @click.option("--table", "as_table", is_flag=True, help="A table in Markdown, a row for each program.")
@@ -41,30 +41,26 @@ def lower(files: tuple[Path, ...], phase: int | None, output: Path | None, as_js
     have the same hash are one compile. The exit status is 1 where a phase cannot be lowered or violates a constraint.
     """
     import json
-    import tempfile
 
     from cerebras_jais.errors import DIFFERENT, GOOD
     from cerebras_jais.modelzoo.installed import require_modelzoo
-    from cerebras_jais.modelzoo.lower.report import lines, shared, table
+    from cerebras_jais.modelzoo.lower.report import is_good, lines, shared, table
 
     require_modelzoo()
-    quiet = as_json or as_table
     every: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="cerebras-jais-programs-") as temporary:
-        for found in _lowered(_expanded(files), output or Path(temporary), phase):
-            every.append(found)
-            if "error" in found:
-                click.echo(f"error: {found['error']}", err=True)
-            elif not quiet:
-                click.echo("\n".join(lines(found)))
+    for found in _lowered(_expanded(files), output, phase):
+        every.append(found)
+        if "error" in found:
+            click.echo(f"error: {found['error']}", err=True)
+        elif not as_json and not as_table:
+            click.echo("\n".join(lines(found)))
     whole = [found for found in every if "error" not in found]
     if as_json:
         click.echo(json.dumps(every, ensure_ascii=False))
     else:
         for line in table(whole) if as_table else shared(whole):
             click.echo(line)
-    bad = len(whole) < len(every) or any(p["violations"] for found in whole for p in found["programs"])
-    return DIFFERENT if bad else GOOD
+    return GOOD if all(map(is_good, every)) else DIFFERENT
 
 
 def _expanded(files: Sequence[Path]) -> Iterator[Path]:
@@ -73,15 +69,17 @@ def _expanded(files: Sequence[Path]) -> Iterator[Path]:
         yield from sorted(file.rglob("*.yaml")) if file.is_dir() and any(file.rglob("*.yaml")) else [file]
 
 
-def _lowered(files: Iterator[Path], folder: Path, phase: int | None) -> Iterator[dict[str, Any]]:
+def _lowered(files: Iterator[Path], output: Path | None, phase: int | None) -> Iterator[dict[str, Any]]:
     """The facts of every phase of every file; a file that cannot be read counts as one that cannot be lowered."""
     from cerebras_jais.catalog.yaml_files import open_config
     from cerebras_jais.errors import UserError
-    from cerebras_jais.modelzoo.lower.report import lower_file
+    from cerebras_jais.modelzoo.lower.phase import phases_to_lower
+    from cerebras_jais.modelzoo.lower.report import lower_phases
 
     for name in files:
         try:
             file = open_config(name)
-            yield from lower_file(file, folder / "-".join(file.path.with_suffix("").parts[-2:]), phase)
+            folder = output and output / "-".join(file.path.with_suffix("").parts[-2:])
+            yield from lower_phases(file, phases_to_lower(file, phase), folder)
         except UserError as error:
             yield {"file": str(name), "error": str(error)}

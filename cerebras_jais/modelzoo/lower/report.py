@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +12,36 @@ from cerebras_jais.cirh.summary import Held, summarize
 from cerebras_jais.config.yaml_file import ConfigFile
 from cerebras_jais.errors import dotted
 from cerebras_jais.launch.estimate import evaluation_flops, model_size, training_flops
+from cerebras_jais.launch.phases import Phase
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.modelzoo.lower.phase import (
     LoweredPhase,
     LoweredProgram,
     LoweringError,
     lower_phase,
-    phases_to_lower,
 )
 
 _SHOWN = 8  # kinds of operations, and names, in a line for people
 
 
-def lower_file(file: ConfigFile, folder: Path, only: int | None = None) -> Iterator[dict[str, Any]]:
-    """Lower the phases of a trainer YAML, one after another; the facts of each.
+def lower_phases(
+    file: ConfigFile, phases: Iterable[tuple[Phase, Mapping[str, Any]]], folder: Path | None = None
+) -> Iterator[dict[str, Any]]:
+    """Lower phases of a trainer YAML, one after another; the facts of each.
 
     Args:
         file: the YAML.
-        folder: where the programs go, those of phase N into `phase-N`.
-        only: the number of the one phase that is wanted.
+        phases: each with its mapping under `trainer:`.
+        folder: where the programs go, those of phase N into `phase-N`; None: nowhere.
 
-    Yields `facts`, or for a phase that cannot be lowered {"file", "phase", "error": one line}.
-
-    Raises as `phases_to_lower` does.
+    Yields `facts`, or for a phase that cannot be lowered {"file", "phase", "phases", "error": one line}.
     """
-    for phase, raw in phases_to_lower(file, only):
-        try:
-            yield facts(lower_phase(file, phase, raw, folder / f"phase-{phase.number}"))
-        except LoweringError as error:
-            yield {"file": str(file.path), "phase": phase.number, "phases": phase.count, "error": str(error)}
+    with tempfile.TemporaryDirectory(prefix="cerebras-jais-programs-") as temporary:
+        for phase, raw in phases:
+            try:
+                yield facts(lower_phase(file, phase, raw, (folder or Path(temporary)) / f"phase-{phase.number}"))
+            except LoweringError as error:
+                yield {"file": str(file.path), "phase": phase.number, "phases": phase.count, "error": str(error)}
 
 
 def facts(lowered: LoweredPhase) -> dict[str, Any]:
@@ -94,8 +96,25 @@ def _held(held: Held) -> dict[str, Any]:
 # ---- for people ------------------------------------------------------------------------------------------------------
 
 
+def problems_of(found: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each thing that is wrong with a phase: it cannot be lowered, or an operation violates a constraint."""
+    if "error" in found:
+        yield found["error"]
+    for program in found.get("programs", ()):
+        for operation, reason in program["violations"].items():
+            yield (
+                f"{found['file']}, phase {found['phase']}, {program['step']}: {operation} violates a constraint of CS "
+                f"systems: {reason}"
+            )
+
+
+def is_good(found: Mapping[str, Any]) -> bool:
+    """Whether `problems_of` finds nothing."""
+    return next(problems_of(found), None) is None
+
+
 def lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """The facts of a phase for people."""
+    """The facts of a phase that was lowered, for people."""
     which = f", phase {found['phase']} of {found['phases']}" if found["phases"] > 1 else ""
     yield f"{found['file']}{which}: lowered in {found['seconds']:.0f} s and {found['memory_bytes'] / 1e9:.1f} GB"
     for keys in found["stand_ins"]:
