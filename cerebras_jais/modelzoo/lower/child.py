@@ -21,6 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
+import pydantic
+
 from cerebras_jais.atomic import write_text
 from cerebras_jais.modelzoo.phases import FIT
 from cerebras_jais.modelzoo.process import add_programs_to_path
@@ -110,11 +112,18 @@ def violations(torch_level: str) -> dict[str, str]:
 
 
 def describe_failure(error: BaseException) -> dict[str, Any]:
-    """What went wrong, as plain values: the kind of exception, its message, the module of the model, the place."""
+    """What went wrong, as plain values.
+
+    The keys: `kind` of exception, its `message`, the `module` of the model, the `sources` that it passed through with
+    the innermost first, and the `location` in a config that the Model Zoo refuses, empty for any other exception.
+    """
+    errors = error.errors(include_url=False) if isinstance(error, pydantic.ValidationError) else []
     return {
         "kind": type(error).__name__,
-        "message": " ".join(str(error).split()),
+        "message": errors[0]["msg"] if errors else " ".join(str(error).split()),
         "module": module_of(error.__traceback__),
+        "sources": [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)][::-1],
+        "location": list(errors[0]["loc"])[1:] if errors else [],
     }
 
 

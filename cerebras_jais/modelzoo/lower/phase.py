@@ -28,11 +28,14 @@ from cerebras_jais.launch.phases import Phase, plan_phases
 from cerebras_jais.launch.start import Start
 from cerebras_jais.modelzoo.installed import require_modelzoo
 from cerebras_jais.modelzoo.lower.data import with_data
+from cerebras_jais.modelzoo.lower.failure import problem_of
 from cerebras_jais.modelzoo.phases import on_cluster, trainer_of
 
 CHILD = ("-m", "cerebras_jais.modelzoo.lower.child")
 SECONDS = 1800  # the largest model of the family takes one minute on two cores
 _LOG = "log.txt"
+_TIMED_OUT = 1000  # in place of an exit status, of which the largest is 255
+_MEMORY = "the largest model of the family takes 4 GB; end other programs"
 # Callbacks and loggers that send mail or metrics, or evaluate on data from the network; the programs are the same.
 _LEFT_OUT = ("emailnotification", "slacknotification", "eleutherevalharness", "bigcodeevalharness", "wandblogger")
 
@@ -124,9 +127,9 @@ def lower_phase(
         started = time.monotonic()
         status, memory = _run([sys.executable, *child, str(scratch)], scratch / _LOG, seconds)
         took = time.monotonic() - started
-        answer = _answer(scratch, status, phase)
+        answer = _answer(scratch, status, f"{file.path}, {phase.name}", seconds)
         if answer["failure"] is not None:
-            raise LoweringError(f"{phase.config.source}, {phase.name}: {answer['failure']['message']}")
+            raise LoweringError(file.message(problem_of(answer["failure"], raw).below(phase.config.at)))
         programs = []
         with whole_folder(folder) as made:
             for program in answer["programs"]:
@@ -143,7 +146,10 @@ def _kept(entries: Sequence[Mapping[str, Any]] | None) -> Iterator[Mapping[str, 
 
 
 def _run(command: Sequence[str], log: Path, seconds: float) -> tuple[int, int]:
-    """Run a process; its exit status (negative: the signal that ended it), and bytes of its largest resident set."""
+    """Run a process; its exit status (negative: the signal that ended it), and bytes of its largest resident set.
+
+    After `seconds` it is ended, with the processes that it started, and the status is _TIMED_OUT.
+    """
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
@@ -151,14 +157,14 @@ def _run(command: Sequence[str], log: Path, seconds: float) -> tuple[int, int]:
     timer = threading.Timer(seconds, _end, [process.pid])
     timer.start()
     try:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # its number stays its own until wait4
+    finally:
+        in_time = not timer.finished.is_set()
+        timer.cancel()
+        _end(process.pid)  # itself if the caller is interrupted, and what it started
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-    finally:
-        timer.cancel()
-        if process.returncode is None:
-            _end(process.pid)
-            process.wait()
-    return process.returncode, usage.ru_maxrss * 1024
+    return process.returncode if in_time else _TIMED_OUT, usage.ru_maxrss * 1024
 
 
 def _end(leader: int) -> None:
@@ -166,11 +172,25 @@ def _end(leader: int) -> None:
         os.killpg(leader, signal.SIGKILL)
 
 
-def _answer(folder: Path, status: int, phase: Phase) -> dict[str, Any]:
+def _answer(folder: Path, status: int, at: str, seconds: float) -> dict[str, Any]:
+    """What the process has written. Raises LoweringError, with how it ended, where it has written nothing."""
     try:
         answer: dict[str, Any] = json.loads((folder / "answer.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        log = (folder / _LOG).read_text(encoding="utf-8", errors="replace").split("\n")
-        last = next((line.strip() for line in reversed(log) if line.strip()), "")
-        raise LoweringError(f"{phase.config.source}, {phase.name}: ended with status {status}: {last}") from None
+        raise LoweringError(f"{at}: {_end_in_words(folder, status, seconds)}") from None
+    except ValueError as error:
+        raise LoweringError(f"{at}: its answer cannot be read ({error}); make room in {folder.parent}") from None
     return answer
+
+
+def _end_in_words(folder: Path, status: int, seconds: float) -> str:
+    if status == _TIMED_OUT:
+        return f"lowering was not done after {seconds:g} seconds; a loop in the model may not end"
+    log = (folder / _LOG).read_text(encoding="utf-8", errors="replace")
+    if "MemoryError" in log or "bad_alloc" in log or "LLVM ERROR: out of memory" in log:
+        return f"not enough memory to lower it; {_MEMORY}"
+    if status == -signal.SIGKILL:
+        return f"the process that lowers was ended by the system, as it is where memory runs out; {_MEMORY}"
+    last = next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "nothing")
+    how = f"was ended by the signal {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    return f"the process that lowers {how}; its last words: {last}"
