@@ -94,9 +94,7 @@ def _appliance(folder: Path, programs: list[dict[str, Any]]) -> type:
             torch_level = (self.artifact_dir / "torch.mlir").read_text(encoding="utf-8")
             write_text(folder / f"{name}.cirh.mlir", cirh)
             write_text(folder / f"{name}.torch.mlir", torch_level)
-            programs.append(
-                {"step": step, "name": name, "batch_size": batch_size, "violations": violations(torch_level)}
-            )
+            programs.append({"step": step, "name": name, "batch_size": batch_size})
 
     return StandIn
 

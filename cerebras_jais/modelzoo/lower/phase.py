@@ -137,7 +137,7 @@ def lower_phase(
                 for name in files:
                     shutil.move(scratch / name, made / name)
                 paths = (folder / name for name in files)
-                programs.append(LoweredProgram(program["step"], program["batch_size"], *paths, program["violations"]))
+                programs.append(LoweredProgram(program["step"], program["batch_size"], *paths, program.get("violations", {})))
     return LoweredPhase(phase, tuple(programs), stand_ins, took, memory)
 
 
