@@ -15,6 +15,7 @@ import json
 import logging
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,8 @@ def main() -> None:
     programs: list[dict[str, Any]] = []
     try:
         _lower(request["trainer"], folder, programs)
+        for program in programs:
+            program |= constraints_of((folder / f"{program['name']}.torch.mlir").read_text(encoding="utf-8"))
         failure = None
     except Exception as error:
         traceback.print_exc()  # into the log that the caller keeps
@@ -99,14 +102,37 @@ def _appliance(folder: Path, programs: list[dict[str, Any]]) -> type:
     return StandIn
 
 
-def violations(torch_level: str) -> dict[str, str]:
-    """The operations of a torch-level program that violate constraints of CS systems, each with the reason."""
+def constraints_of(torch_level: str) -> dict[str, Any]:
+    """What the Cerebras software knows of the constraints of a torch-level program's operations.
+
+    The keys: `checked`, how many operations it knows constraints of, `unknown`, of how many it knows none, and
+    `violations`, the operations that violate theirs, each with the reason.
+    """
     from cerebras.pytorch.cs_op_lib.utils import validate_torch_mlir
 
-    logging.getLogger(validate_torch_mlir.LOGGER.name).setLevel(
-        logging.ERROR
-    )  # it warns of each operation unknown to it
-    return dict(validate_torch_mlir.check_mlir_text(torch_level))
+    # Its native part looks for the modules of its own copy of torch_mlir under the name that they have elsewhere.
+    copy = validate_torch_mlir.torch_mlir.__name__
+    for name in [name for name in sys.modules if f"{name}.".startswith(f"{copy}.")]:
+        sys.modules[f"torch_mlir{name.removeprefix(copy)}"] = sys.modules[name]
+    count = _CountingHandler()
+    logger = validate_torch_mlir.LOGGER
+    logger.setLevel(logging.INFO)
+    logger.handlers, logger.propagate = [count], False
+    found = validate_torch_mlir.check_mlir_text(torch_level)
+    unknown = count.levels[logging.WARNING]
+    checked = count.levels[logging.INFO] + count.levels[logging.ERROR]
+    return {"checked": checked, "unknown": unknown, "violations": dict(found)}
+
+
+class _CountingHandler(logging.Handler):
+    """Counts the lines of a logger by their level: it has one for each operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels: Counter[int] = Counter()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.levels[record.levelno] += 1
 
 
 def describe_failure(error: BaseException) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,17 @@ class LoweringError(UserError):
 class LoweredProgram:
     """The program of one step: "train" or "evaluate". `cirh` and `torch` are the files of its text at both levels.
 
-    `violations` has the operations that violate constraints of CS systems, each with the reason.
+    The Cerebras software knows constraints of `checked` operations of the torch level, and of `unknown` others none;
+    `violations` has those that violate theirs, each with the reason.
     """
 
     step: str
     batch_size: int
     cirh: Path
     torch: Path
-    violations: Mapping[str, str] = field(default_factory=dict)
+    checked: int
+    unknown: int
+    violations: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -136,8 +139,8 @@ def lower_phase(
                 files = [f"{program['name']}.{level}.mlir" for level in ("cirh", "torch")]
                 for name in files:
                     shutil.move(scratch / name, made / name)
-                paths = (folder / name for name in files)
-                programs.append(LoweredProgram(program["step"], program["batch_size"], *paths, program.get("violations", {})))
+                own = {name: program[name] for name in ("step", "batch_size", "checked", "unknown", "violations")}
+                programs.append(LoweredProgram(**own, cirh=folder / files[0], torch=folder / files[1]))
     return LoweredPhase(phase, tuple(programs), stand_ins, took, memory)
 
 

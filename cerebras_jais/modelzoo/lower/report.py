@@ -80,6 +80,8 @@ def _program_facts(program: LoweredProgram, model: DecoderConfig) -> dict[str, A
         "untouched": list(summary.untouched),
         "inputs": {name: str(type_) for name, type_ in summary.inputs.items()},
         "dtypes": dict(summary.dtypes),
+        "constraints_checked": program.checked,
+        "constraints_unknown": program.unknown,
         "violations": dict(program.violations),
     }
 
@@ -143,7 +145,9 @@ def _program_lines(program: Mapping[str, Any]) -> Iterator[str]:
     yield f"types       {_counts(program['dtypes'])}"
     yield f"inputs      {', '.join(f'{name} {type_}' for name, type_ in program['inputs'].items())}"
     violations = program["violations"]
-    yield f"constraints {'none is violated' if not violations else ''}".rstrip()
+    known = f"{program['constraints_checked']:,} of {program['constraints_checked'] + program['constraints_unknown']:,}"
+    wrong = f"{len(violations)} violated" if violations else "none violated"
+    yield f"constraints {wrong}; the Cerebras software knows those of {known} operations"
     yield from (f"  {operation}: {reason}" for operation, reason in violations.items())
 
 
