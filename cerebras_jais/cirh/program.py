@@ -2,13 +2,18 @@
 
 CIRH is a dialect of MLIR whose text stands one operation a line:
 
-    func @graph(%arg0: tensor<12x1xf32> {tf.resource_name = "state.model..."}, ...) -> (tensor<f32>, ...) {
-      %0 = cirh.Cast %arg0 {Truncate = false} : tensor<12x1xf32> -> tensor<12x1xbf16>
-      return %0, ... : tensor<12x1xbf16>, ...
+    func @graph(%arg0: tensor<12x1xf32> {tf.resource_name = "state.model..."}, ...)
+        -> (tensor<12x1xbf16> {cs.output_name = "output_..."}, ...) {
+      %cst = cirh.Const dense<2.5> : tensor<12x1xbf16>
+      %0 = cirh.Cast %arg0 {Truncate = false} : tensor<12x1xf32> -> tensor<12x1xbf16> loc(#loc7)
+      %1 = cirh.Mul %0, %cst : tensor<12x1xbf16>
+      return %1, ... : tensor<12x1xbf16>, ...
     }
+    #loc7 = loc("model.fwd/aten::_to_copy"(callsite(...)))
 
-The dialect is not documented. The grammar of attributes and types is MLIR's (mlir.llvm.org/docs/LangRef); the forms of
-the lines are those that `torch-cirh-opt` of cerebras_pytorch 2.10.0 prints.
+The dialect is not documented. The grammar of attributes, types and locations is MLIR's (mlir.llvm.org/docs/LangRef);
+the forms of the lines are those that cerebras_pytorch 2.10.0 prints, the head of a function on one line. Operands of
+one type share it: `Compare %a, %b : tensor<4xf32> -> tensor<4xi1>`, and so do operands and results: `Mul` above.
 """
 
 from __future__ import annotations
@@ -66,7 +71,7 @@ class Argument:
 
     Attributes:
         name: in the program, such as "%arg3".
-        resource: of a weight or state, its key in a checkpoint after "state.", such as "model.ln_f.weight"; or None.
+        resource: of a weight or state, the path of its key in a checkpoint, such as "model.model.ln_f.weight"; or None.
         input: of a tensor of the batch, its feature, such as "input_ids"; or None.
         alias: the number of the result that is its next value, or None where the program has none.
     """
@@ -79,10 +84,21 @@ class Argument:
 
 
 @dataclass(frozen=True)
+class Result:
+    """What the program returns: a value, and the name that the trainer fetches it by, such as "loss", or None."""
+
+    value: str
+    type: TensorType
+    output: str | None
+
+
+@dataclass(frozen=True)
 class Operation:
     """One line: `results = cirh.kind operands {attributes} : types`.
 
-    Attributes of the line are bool, int, float, str, None (a bare name), Dense, tuples and mappings of these.
+    Attributes of the line are bool, int, float, str, None (a bare name), Dense, tuples and mappings of these; the
+    number of a Const is its attribute "value". `source` is the module and the PyTorch operation that the line was
+    lowered from, such as "model.fwd/aten::mul", where the text tells it.
     """
 
     line: int
@@ -92,16 +108,16 @@ class Operation:
     attributes: Mapping[str, Any]
     operand_types: tuple[TensorType, ...]
     result_types: tuple[TensorType, ...]
+    source: str = ""
 
 
 @dataclass(frozen=True)
 class Program:
-    """One step: `results` are names of values, in the order of `Argument.alias`."""
+    """One step; `Argument.alias` counts in `results`."""
 
     arguments: tuple[Argument, ...]
     operations: tuple[Operation, ...]
-    results: tuple[str, ...]
-    result_types: tuple[TensorType, ...]
+    results: tuple[Result, ...]
 
 
 _VALUE = r"%[\w$.-]+(?:#\d+)?"
@@ -111,6 +127,8 @@ _OPERANDS = re.compile(rf"[ (]*({_VALUE}(?:, {_VALUE})*)?\)? *")
 _RETURN = re.compile(rf"\s*return(?: ({_VALUE}(?:, {_VALUE})*) : (.*))?$")
 _TENSOR = re.compile(r"tensor<((?:\d+x)*)(\w+)>")
 _FRAME = re.compile(r"\s*(?:module\b.*\{|\}|//.*)?\s*$")
+_LOCATION = re.compile(r" loc\((?:unknown|(#loc\d*)|.*)\)$")
+_SOURCE = re.compile(r'^(#loc\d*) = loc\((?:unknown\)|"([^"]*)")', re.MULTILINE)
 
 
 def read_program(text: str) -> Program:
@@ -118,32 +136,42 @@ def read_program(text: str) -> Program:
 
     Raises ProgramError, with the line, for text it does not know.
     """
+    sources = dict(_SOURCE.findall(text))
     arguments: tuple[Argument, ...] | None = None
     operations: list[Operation] = []
     known: dict[str, TensorType] = {}
-    returned: tuple[tuple[str, ...], tuple[TensorType, ...]] | None = None
+    outputs: tuple[tuple[TensorType, str | None], ...] = ()
+    results: tuple[Result, ...] | None = None
     for number, line in enumerate(text.splitlines(), 1):
+        if line.startswith("#loc"):
+            continue
+        location = _LOCATION.search(line)
+        line = line if location is None else line[: location.start()]
         if (match := _OPERATION.match(line)) is not None and arguments is not None:
-            operation = _operation(number, line, match)
+            source = sources.get(location[1], "") if location is not None else ""
+            operation = _operation(number, line, match, source)
             _check_operands(number, operation.operands, operation.operand_types, known)
             known |= zip(operation.results, operation.result_types, strict=True)
             operations.append(operation)
         elif (match := _FUNCTION.match(line)) is not None:
             if arguments is not None:
                 raise ProgramError(f"line {number}: a second function; a program has one")
-            arguments = _arguments(_Scanner(number, line, match.end()))
+            arguments, outputs = _head(_Scanner(number, line, match.end()))
             known = {argument.name: argument.type for argument in arguments}
         elif (match := _RETURN.match(line)) is not None and arguments is not None:
-            returned = (_names(match[1]), _types(number, match[2] or ""))
-            _check_operands(number, *returned, known)
+            names, types = _names(match[1]), _types(number, match[2] or "")
+            _check_operands(number, names, types, known)
+            if types != tuple(type_ for type_, _ in outputs):
+                raise ProgramError(f"line {number}: returns other types than the head of the function says")
+            results = tuple(Result(name, *output) for name, output in zip(names, outputs, strict=True))
         elif _FRAME.match(line) is None:
             raise ProgramError(f"line {number}: not a line of a CIRH program: {_short(line)}")
-    if arguments is None or returned is None:
+    if arguments is None or results is None:
         raise ProgramError("not a CIRH program: it has no function with a return")
     aliases = [argument.alias for argument in arguments if argument.alias is not None]
-    if len(set(aliases)) != len(aliases) or any(alias >= len(returned[0]) for alias in aliases):
+    if len(set(aliases)) != len(aliases) or any(alias >= len(results) for alias in aliases):
         raise ProgramError("the results that tf.aliasing_output names are not one for each argument")
-    return Program(arguments, tuple(operations), *returned)
+    return Program(arguments, tuple(operations), results)
 
 
 def _check_operands(
@@ -157,7 +185,7 @@ def _check_operands(
             raise ProgramError(f"line {number}: {name} {what}, and is used as {type_}")
 
 
-def _operation(number: int, line: str, match: re.Match[str]) -> Operation:
+def _operation(number: int, line: str, match: re.Match[str], source: str) -> Operation:
     first, count, more, kind = match.groups()
     results = () if first is None else (first, *_names(more.removeprefix(", ")))
     if count is not None:
@@ -170,42 +198,50 @@ def _operation(number: int, line: str, match: re.Match[str]) -> Operation:
         end = _end_of_braces(number, line, at)
         attributes, at = _attributes(number, line[at:end]), end
     types = line[at:].strip()
+    if types.startswith("dense<"):  # the number of a constant, whose type is the result's
+        scanner = _Scanner(number, line, at)
+        value = scanner.value()
+        attributes, types = {**attributes, "value": value}, f": {value.type}{line[scanner.at :]}"
     if not types.startswith(":"):
         raise ProgramError(f"line {number}: cirh.{kind} without its types: {_short(line)}")
     operands = _names(after[1])
     taken, arrow, given = types[1:].partition("->")
     operand_types, result_types = _types(number, taken), _types(number, given)
-    if not arrow:  # one type for all of them, or those of the operands and then of the results
-        every = operand_types
-        if len(every) == 1:
-            operand_types, result_types = every * len(operands), every * len(results)
-        else:
-            operand_types, result_types = every[: len(operands)], every[len(operands) :]
+    if not arrow:  # all have one type
+        result_types = operand_types * len(results)
+    if len(operand_types) == 1:
+        operand_types *= len(operands)
     if len(operand_types) != len(operands) or len(result_types) != len(results):
         raise ProgramError(f"line {number}: cirh.{kind} has other numbers of values and of types: {_short(line)}")
-    return Operation(number, kind, results, operands, attributes, operand_types, result_types)
+    return Operation(number, kind, results, operands, attributes, operand_types, result_types, source)
 
 
-def _arguments(scanner: _Scanner) -> tuple[Argument, ...]:
-    """The arguments of a function, from behind its opening bracket."""
-    found = []
+def _head(scanner: _Scanner) -> tuple[tuple[Argument, ...], tuple[tuple[TensorType, str | None], ...]]:
+    """Arguments, and types and names of the results, of a function, from behind its opening bracket."""
+    arguments = []
     while not scanner.take(")"):
         name = scanner.match(_NAME, "an argument")[0]
         scanner.need(":")
         type_ = scanner.type()
         attributes = scanner.mapping() if scanner.take("{") else {}
+        scanner.location()
         scanner.take(",")
         resource, feature = attributes.get("tf.resource_name"), attributes.get("cs.input_name")
-        found.append(
-            Argument(
-                name,
-                type_,
-                None if resource is None else str(resource).removeprefix("state."),
-                None if feature is None else str(feature).removeprefix("input_"),
-                attributes.get("tf.aliasing_output"),
-            )
-        )
-    return tuple(found)
+        alias = attributes.get("tf.aliasing_output")
+        arguments.append(Argument(name, type_, _without("state.", resource), _without("input_", feature), alias))
+    results = []
+    if scanner.take("->"):
+        bracketed = scanner.take("(")
+        while not scanner.take(")" if bracketed else "{"):
+            type_ = scanner.type()
+            attributes = scanner.mapping() if bracketed and scanner.take("{") else {}
+            scanner.take(",")
+            results.append((type_, _without("output_", attributes.get("cs.output_name"))))
+    return tuple(arguments), tuple(results)
+
+
+def _without(prefix: str, name: str | None) -> str | None:
+    return None if name is None else name.removeprefix(prefix)
 
 
 def _names(text: str | None) -> tuple[str, ...]:
@@ -239,6 +275,7 @@ _STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _NUMBER = re.compile(r"0x[0-9A-Fa-f]+|[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?")
 _TYPE_OF_NUMBER = re.compile(r" : (?:[a-z]+\d+|index)")
 _WORD = re.compile(r"true|false|unit")
+_PLACE = re.compile(r"\s*loc\((?:unknown|#loc\d*)\)")
 _SPACE = re.compile(r"\s*")
 _ELEMENT = re.compile(r"true|false|0x[0-9A-Fa-f]+|[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?")
 
@@ -273,6 +310,10 @@ class _Scanner:
 
     def type(self) -> TensorType:
         return _types(self.number, self.match(_TENSOR, "the type of a tensor")[0])[0]
+
+    def location(self) -> None:
+        """Move behind `loc(...)`, if one is here."""
+        self.at += len(found[0]) if (found := _PLACE.match(self.line, self.at)) is not None else 0
 
     def mapping(self) -> dict[str, Any]:
         """`key = value, ...}`, from behind the opening brace; a key alone has the value None."""

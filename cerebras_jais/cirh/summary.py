@@ -1,4 +1,4 @@
-"""What a program is, in numbers: operations, FLOPs of its matrix products, bytes, what it changes, and a digest."""
+"""What a program is, in numbers: operations, FLOPs of its matrix products, bytes, what it changes, and digests."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ class Summary:
     """A program in numbers.
 
     Attributes:
-        digest: sha256 of the program; see `digest_of`.
+        digest: sha256 of the program but for the values of its constants: equal for configs that differ in learning
+            rates alone, another for another context.
+        exact_digest: sha256 with the values of its constants.
         operations: kind -> how many, the most frequent first.
         product_flops: multiplications and additions of MatMul and DotGeneral in one step, forward and backward.
         weights: tensors of the model that the program is given.
@@ -57,6 +59,7 @@ class Summary:
     """
 
     digest: str
+    exact_digest: str
     operations: Mapping[str, int]
     product_flops: int
     weights: Held
@@ -75,7 +78,8 @@ def summarize(program: Program) -> Summary:
     changed = [name for name, argument in held.items() if changes(program, argument)]
     read = [name for name, argument in held.items() if name not in changed and argument.name in used]
     return Summary(
-        digest=digest_of(program),
+        digest=digest_of(program, numbers=False),
+        exact_digest=digest_of(program, numbers=True),
         operations=_counted(operation.kind for operation in program.operations),
         product_flops=sum(map(product_flops, program.operations)),
         weights=Held({name: argument.type for name, argument in held.items() if name.startswith(MODEL)}),
@@ -90,7 +94,7 @@ def summarize(program: Program) -> Summary:
 
 def changes(program: Program, argument: Argument) -> bool:
     """Whether the step gives an argument a new value: its result is not the argument itself."""
-    return argument.alias is not None and program.results[argument.alias] != argument.name
+    return argument.alias is not None and program.results[argument.alias].value != argument.name
 
 
 def product_flops(operation: Operation) -> int:
@@ -106,18 +110,29 @@ def product_flops(operation: Operation) -> int:
     return 2 * operation.result_types[0].elements * summed
 
 
-def digest_of(program: Program) -> str:
-    """sha256 of arguments, operations and results, spaces and the order of attributes left out."""
+def digest_of(program: Program, *, numbers: bool) -> str:
+    """sha256 of arguments, operations and results; layout of the text and sources of its lines are left out.
+
+    Args:
+        numbers: whether the values of constants count: of float constants, and of single integers, such as a learning
+            rate, a weight decay, an embeddings scale or the length of a warm-up.
+    """
     digest = hashlib.sha256()
     for argument in program.arguments:
         digest.update(f"{argument}\n".encode())
     for operation in program.operations:
         attributes = _ordered(operation.attributes)
+        if operation.kind == "Const" and not numbers and _is_number(operation.result_types[0]):
+            attributes = ()
         types = (operation.operand_types, operation.result_types)
         line = (operation.kind, operation.results, operation.operands, attributes, *map(_texts, types))
         digest.update(f"{line}\n".encode())
     digest.update(f"{program.results}\n".encode())
     return digest.hexdigest()
+
+
+def _is_number(type_: TensorType) -> bool:
+    return "f" in type_.dtype or not type_.shape
 
 
 def _texts(types: Iterable[TensorType]) -> str:

@@ -1,0 +1,56 @@
+"""The 16-bit types of a program, as roundings of float32: cbfloat16, bfloat16 and IEEE half.
+
+A CS system takes 16-bit inputs and accumulates in float32 (docs.cerebras.net, "Data formats": "16-bit input to
+arithmetic operations, and FP32 accumulations"). So every operation is computed in float32 here, and its result is
+rounded once where the program gives it a 16-bit type.
+
+cbfloat16 has 1 sign, 6 exponent and 9 mantissa bits (published, same page). What is not published is assumed as IEEE
+754 has it for other widths:
+- bias 31, and the largest exponent for infinity and NaN: numbers up to 2^32 - 2^22. cerebras_pytorch agrees: the
+  largest loss scale is 2^31 of cbfloat16 where it is 2^15 of float16 (amp/grad_scaler.py).
+- subnormal numbers, in steps of 2^-39 below 2^-30; the page speaks of "denormals".
+- to nearest, ties to even; beyond the largest number to infinity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+Rounding = Callable[[Tensor], Tensor]
+
+_DROPPED_BITS = 23 - 9  # of the mantissa of float32
+_SMALLEST_NORMAL = 2.0**-30
+_OVERFLOW = 2.0**32
+# float32 numbers from here on are whole multiples of 2^-39, so adding it rounds to them.
+_STEPS_OF_SUBNORMALS = 2.0 ** (23 - 39)
+
+
+def to_cbfloat16(x: Tensor) -> Tensor:
+    """Float32 values rounded to those of cbfloat16, still as float32; NaN stays."""
+    bits = x.contiguous().view(torch.int32)
+    half_less_one = (1 << (_DROPPED_BITS - 1)) - 1
+    rounded = bits + (half_less_one + ((bits >> _DROPPED_BITS) & 1)) & -(1 << _DROPPED_BITS)
+    normal = rounded.view(torch.float32)
+    small = torch.copysign((x.abs() + _STEPS_OF_SUBNORMALS) - _STEPS_OF_SUBNORMALS, x)
+    out = torch.where(x.abs() < _SMALLEST_NORMAL, small, normal)
+    out = torch.where(out.abs() >= _OVERFLOW, torch.copysign(torch.full_like(x, float("inf")), x), out)
+    return torch.where(x.isnan(), x, out)
+
+
+def to_bfloat16(x: Tensor) -> Tensor:
+    """Float32 values rounded to those of bfloat16 (1 sign, 8 exponent, 7 mantissa bits), still as float32."""
+    return x.to(torch.bfloat16).to(torch.float32)
+
+
+def to_float16(x: Tensor) -> Tensor:
+    """Float32 values rounded to those of IEEE half (1 sign, 5 exponent, 10 mantissa bits), still as float32."""
+    return x.to(torch.float16).to(torch.float32)
+
+
+# Element type of a program -> how its values are rounded. `f16` is whichever half type the config names.
+FLOAT32: Mapping[str, Rounding] = {}
+CBFLOAT16: Mapping[str, Rounding] = {"f16": to_cbfloat16, "bf16": to_bfloat16}
+FLOAT16: Mapping[str, Rounding] = {"f16": to_float16, "bf16": to_bfloat16}
