@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -63,7 +64,7 @@ class LoweredProgram:
 
 @dataclass(frozen=True)
 class LoweredPhase:
-    """A phase, its programs, and what lowering took: seconds, and bytes of the largest process.
+    """A phase, its programs, and what lowering took: seconds, those of a processor, and bytes of the largest process.
 
     `stand_ins` has the paths below `trainer` of the loaders whose data is not on this machine.
     """
@@ -72,6 +73,7 @@ class LoweredPhase:
     programs: tuple[LoweredProgram, ...]
     stand_ins: tuple[Keys, ...]
     seconds: float
+    processor_seconds: float
     memory: int
 
 
@@ -128,7 +130,7 @@ def lower_phase(
         init["loggers"] = [*_kept(init.get("loggers")), {"TelemetryLogger": None}]
         (scratch / "request.json").write_text(json.dumps({"trainer": trainer}), encoding="utf-8")
         started = time.monotonic()
-        status, memory = _run([sys.executable, *child, str(scratch)], scratch / _LOG, seconds)
+        status, usage = _run([sys.executable, *child, str(scratch)], scratch / _LOG, seconds)
         took = time.monotonic() - started
         answer = _answer(scratch, status, f"{file.path}, {phase.name}", seconds)
         if answer["failure"] is not None:
@@ -141,15 +143,16 @@ def lower_phase(
                     shutil.move(scratch / name, made / name)
                 own = {name: program[name] for name in ("step", "batch_size", "checked", "unknown", "violations")}
                 programs.append(LoweredProgram(**own, cirh=folder / files[0], torch=folder / files[1]))
-    return LoweredPhase(phase, tuple(programs), stand_ins, took, memory)
+    processor, memory = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+    return LoweredPhase(phase, tuple(programs), stand_ins, took, processor, memory)
 
 
 def _kept(entries: Sequence[Mapping[str, Any]] | None) -> Iterator[Mapping[str, Any]]:
     return (entry for entry in entries or () if next(iter(entry)).lower() not in (*_LEFT_OUT, "telemetrylogger"))
 
 
-def _run(command: Sequence[str], log: Path, seconds: float) -> tuple[int, int]:
-    """Run a process; its exit status (negative: the signal that ended it), and bytes of its largest resident set.
+def _run(command: Sequence[str], log: Path, seconds: float) -> tuple[int, resource.struct_rusage]:
+    """Run a process; its exit status (negative: the signal that ended it), and what it and those it waited for used.
 
     After `seconds` it is ended, with the processes that it started, and the status is _TIMED_OUT.
     """
@@ -167,7 +170,7 @@ def _run(command: Sequence[str], log: Path, seconds: float) -> tuple[int, int]:
         _end(process.pid)  # itself if the caller is interrupted, and what it started
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode if in_time else _TIMED_OUT, usage.ru_maxrss * 1024
+    return process.returncode if in_time else _TIMED_OUT, usage
 
 
 def _end(leader: int) -> None:

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cerebras_jais.cirh.program import read_program
-from cerebras_jais.cirh.summary import Held, summarize
+from cerebras_jais.cirh.program import TensorType, read_program
+from cerebras_jais.cirh.summary import MODEL, Held, summarize
 from cerebras_jais.config.yaml_file import ConfigFile
 from cerebras_jais.errors import dotted
 from cerebras_jais.launch.estimate import evaluation_flops, model_size, training_flops
 from cerebras_jais.launch.phases import Phase
 from cerebras_jais.model.config import DecoderConfig
+from cerebras_jais.model.tensors import tensors
 from cerebras_jais.modelzoo.lower.phase import (
     LoweredPhase,
     LoweredProgram,
@@ -56,6 +57,7 @@ def facts(lowered: LoweredPhase) -> dict[str, Any]:
         "phases": phase.count,
         "model": phase.config.init.model.name,
         "seconds": round(lowered.seconds, 1),
+        "processor_seconds": round(lowered.processor_seconds, 1),
         "memory_bytes": lowered.memory,
         "stand_ins": [dotted(("trainer", *keys)) for keys in lowered.stand_ins],
         "programs": [_program_facts(program, phase.config.init.model) for program in lowered.programs],
@@ -66,6 +68,8 @@ def _program_facts(program: LoweredProgram, model: DecoderConfig) -> dict[str, A
     summary = summarize(read_program(program.cirh.read_text(encoding="utf-8")))
     size, tokens = model_size(model), program.batch_size * model.max_position_embeddings
     estimate = (training_flops if program.step == "train" else evaluation_flops)(model, size, tokens)
+    held = {**summary.weights.tensors, **summary.states.tensors}
+    own = {f"{MODEL}{tensor.name}" for tensor in tensors(model)}  # evaluation keeps sums below `model.` too
     return {
         "step": program.step,
         "hash": summary.digest,
@@ -73,8 +77,8 @@ def _program_facts(program: LoweredProgram, model: DecoderConfig) -> dict[str, A
         "operations": dict(summary.operations),
         "product_flops": summary.product_flops,
         "estimated_flops": int(estimate),
-        "weights": _held(summary.weights),
-        "states": _held(summary.states),
+        "weights": _held({name: type_ for name, type_ in held.items() if name in own}),
+        "states": _held({name: type_ for name, type_ in held.items() if name not in own}),
         "changed": list(summary.changed),
         "read": list(summary.read),
         "untouched": list(summary.untouched),
@@ -86,7 +90,8 @@ def _program_facts(program: LoweredProgram, model: DecoderConfig) -> dict[str, A
     }
 
 
-def _held(held: Held) -> dict[str, Any]:
+def _held(tensors: Mapping[str, TensorType]) -> dict[str, Any]:
+    held = Held(tensors)
     return {
         "tensors": len(held.tensors),
         "numbers": held.elements,
