@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -85,9 +85,7 @@ def run_steps(
         yield result
 
 
-def _given(
-    argument: Argument, state: Mapping[str, Tensor], batch: Mapping[str, Tensor], floats: torch.dtype
-) -> Tensor:
+def _given(argument: Argument, state: Mapping[str, Tensor], batch: Mapping[str, Tensor], floats: torch.dtype) -> Tensor:
     name, source = (argument.resource, state) if argument.resource is not None else (argument.input, batch)
     if name is None or name not in source:
         what = "the batch has no" if source is batch else "the state has no"
@@ -101,11 +99,16 @@ def _given(
 # ---- where a run begins ----------------------------------------------------------------------------------------------
 
 
-def initial_state(program: Program, checkpoint: Checkpoint) -> dict[str, Tensor]:
+def initial_state(
+    program: Program, checkpoint: Checkpoint, states: Collection[str] = ("model", "optimizer", "schedulers")
+) -> dict[str, Tensor]:
     """Weights and states of a program from a checkpoint; what it does not have begins as in a new run.
 
     A new run has moments and step counts of 0, and the powers of AdamW's betas at their first power, which is the
     factor that the step multiplies them by.
+
+    Args:
+        states: which of the checkpoint's states are taken from it, as in LoadCheckpointStates.
 
     Raises ProgramError for a weight that the checkpoint does not have.
     """
@@ -115,7 +118,7 @@ def initial_state(program: Program, checkpoint: Checkpoint) -> dict[str, Tensor]
         name = argument.resource
         if name is None:
             continue
-        stored = checkpoint.leaves.get(name)
+        stored = checkpoint.leaves.get(name) if name.partition(".")[0] in states else None
         if isinstance(stored, StoredTensor):
             state[name] = to_torch(stored)
         elif stored is not None:
