@@ -388,7 +388,17 @@ def _number(text: str, dtype: str) -> float | int | bool:
         return text == "true"
     if text.startswith("0x"):
         return from_bits(int(text, 16), dtype)
-    return float(text) if dtype.startswith(("f", "bf")) else int(text)
+    return _nearest(float(text), dtype) if "f" in dtype else int(text)
+
+
+def _nearest(value: float, dtype: str) -> float:
+    """The number of a type that is meant: the text has no more digits than tell it from its neighbours, or seven."""
+    if dtype == "bf16":
+        bits = int.from_bytes(struct.pack("<f", value), "little")
+        return float(from_bits((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16, "bf16"))
+    form = {"f16": "<e", "f32": "<f", "f64": "<d"}[dtype]
+    nearest: float = struct.unpack(form, struct.pack(form, value))[0]
+    return nearest
 
 
 def from_bits(bits: int, dtype: str) -> float | int | bool:

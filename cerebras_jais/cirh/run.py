@@ -98,27 +98,42 @@ def _given(argument: Argument, state: Mapping[str, Tensor], batch: Mapping[str, 
 
 # ---- where a run begins ----------------------------------------------------------------------------------------------
 
+# The program counts loss scalers, of which the trainer has one, and its checkpoint does not.
+_SCALER = "grad_scaler.0."
+_LOSS_SCALE = f"{_SCALER}loss_scale"
+
+
+STATES = ("model", "optimizer", "schedulers", "grad_scaler")
+
 
 def initial_state(
-    program: Program, checkpoint: Checkpoint, states: Collection[str] = ("model", "optimizer", "schedulers")
+    program: Program,
+    checkpoint: Checkpoint,
+    states: Collection[str] = STATES,
+    loss_scale: float | None = None,
 ) -> dict[str, Tensor]:
     """Weights and states of a program from a checkpoint; what it does not have begins as in a new run.
 
-    A new run has moments and step counts of 0, and the powers of AdamW's betas at their first power, which is the
-    factor that the step multiplies them by.
+    A new run has moments and step counts of 0, the powers of AdamW's betas at their first power, which is the factor
+    that the step multiplies them by, and the loss scale of cerebras_pytorch 2.10 (amp/grad_scaler.py): 2^31 for
+    cbfloat16, 2^15 for float16.
 
     Args:
         states: which of the checkpoint's states are taken from it, as in LoadCheckpointStates.
+        loss_scale: of a new run, where the config has an `initial_loss_scale`.
 
     Raises ProgramError for a weight that the checkpoint does not have.
     """
     factors = _factors(program)
+    cbfloat16 = program.attributes.get("cs.fp16_type") == "cbfloat16"
+    first = {_LOSS_SCALE: loss_scale or (2.0**31 if cbfloat16 else 2.0**15)}
     state = {}
     for argument in program.arguments:
         name = argument.resource
         if name is None:
             continue
-        stored = checkpoint.leaves.get(name) if name.partition(".")[0] in states else None
+        key = name.replace(_SCALER, "grad_scaler.", 1)
+        stored = checkpoint.leaves.get(key) if name.partition(".")[0] in states else None
         if isinstance(stored, StoredTensor):
             state[name] = to_torch(stored)
         elif stored is not None:
@@ -126,8 +141,8 @@ def initial_state(
         elif name.startswith("model.model."):
             raise ProgramError(f"{checkpoint.path}: has no {name}; the program is of another model")
         else:
-            first = factors.get(argument.name, 0.0)
-            state[name] = torch.full(argument.type.shape, first, dtype=dtype_of(argument.type.dtype, torch.float32))
+            value = first.get(name, factors.get(argument.name, 0.0))
+            state[name] = torch.full(argument.type.shape, value, dtype=dtype_of(argument.type.dtype, torch.float32))
     return state
 
 
