@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cerebras_jais.checkpoint import Checkpoint, StoredTensor
+from cerebras_jais.checkpoint import StoredTensor
 from cerebras_jais.cirh.operations import compute, dtype_of
 from cerebras_jais.cirh.program import Argument, Program, ProgramError
 from cerebras_jais.cirh.rounding import FLOAT32, Rounding
@@ -108,7 +109,7 @@ STATES = ("model", "optimizer", "schedulers", "grad_scaler")
 
 def initial_state(
     program: Program,
-    checkpoint: Checkpoint,
+    leaves: Mapping[str, Any],
     states: Collection[str] = STATES,
     loss_scale: float | None = None,
 ) -> dict[str, Tensor]:
@@ -119,6 +120,7 @@ def initial_state(
     cbfloat16, 2^15 for float16.
 
     Args:
+        leaves: of the checkpoint (`Checkpoint.leaves`): tensors of it or of PyTorch, and numbers, by flat key.
         states: which of the checkpoint's states are taken from it, as in LoadCheckpointStates.
         loss_scale: of a new run, where the config has an `initial_loss_scale`.
 
@@ -133,13 +135,13 @@ def initial_state(
         if name is None:
             continue
         key = name.replace(_SCALER, "grad_scaler.", 1)
-        stored = checkpoint.leaves.get(key) if name.partition(".")[0] in states else None
-        if isinstance(stored, StoredTensor):
-            state[name] = to_torch(stored)
+        stored = leaves.get(key) if name.partition(".")[0] in states else None
+        if isinstance(stored, Tensor):
+            state[name] = stored
         elif stored is not None:
-            state[name] = torch.tensor(stored)
+            state[name] = to_torch(stored) if isinstance(stored, StoredTensor) else torch.tensor(stored)
         elif name.startswith("model.model."):
-            raise ProgramError(f"{checkpoint.path}: has no {name}; the program is of another model")
+            raise ProgramError(f"the checkpoint has no {name}; the program is of another model")
         else:
             value = first.get(name, factors.get(argument.name, 0.0))
             state[name] = torch.full(argument.type.shape, value, dtype=dtype_of(argument.type.dtype, torch.float32))

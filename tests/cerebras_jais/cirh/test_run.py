@@ -36,7 +36,7 @@ def batches(count):
 
 
 def test_a_new_run_has_no_moments_and_the_first_power_of_beta(program, checkpoint):
-    state = initial_state(program, checkpoint)
+    state = initial_state(program, checkpoint.leaves)
     assert torch.equal(state["model.model.w"], torch.from_numpy(checkpoint.leaves["model.model.w"].read()))
     assert not state["optimizer.state.0.momentum"].any()
     assert state["schedulers.0.last_epoch"].item() == 0
@@ -52,8 +52,8 @@ def test_states_are_taken_from_a_checkpoint_as_far_as_they_are_asked_for(program
     }
     save_checkpoint(tmp_path / "a.mdl", state)
     with open_checkpoint(tmp_path / "a.mdl") as checkpoint:
-        whole = initial_state(program, checkpoint)
-        fresh = initial_state(program, checkpoint, {"model", "optimizer"})
+        whole = initial_state(program, checkpoint.leaves)
+        fresh = initial_state(program, checkpoint.leaves, {"model", "optimizer"})
     assert whole["optimizer.state.0.momentum"].eq(2).all()
     assert whole["schedulers.0.last_epoch"].item() == 9
     assert fresh["optimizer.state.0.momentum"].eq(2).all()
@@ -61,7 +61,7 @@ def test_states_are_taken_from_a_checkpoint_as_far_as_they_are_asked_for(program
 
 
 def test_five_steps_are_those_of_autograd(program, checkpoint):
-    state = initial_state(program, checkpoint)
+    state = initial_state(program, checkpoint.leaves)
     w, momentum = state["model.model.w"].clone(), torch.zeros(3, 2)
     results = run_steps(program, state, batches(5))
     for epoch, (batch, result) in enumerate(zip(batches(5), results, strict=True)):
@@ -78,7 +78,7 @@ def test_five_steps_are_those_of_autograd(program, checkpoint):
 
 
 def test_a_product_in_16_bits_is_that_of_rounded_operands_rounded(program, checkpoint):
-    state, (batch,) = initial_state(program, checkpoint), batches(1)
+    state, (batch,) = initial_state(program, checkpoint.leaves), batches(1)
     exact = run_step(program, state, batch)
     rounded = run_step(program, state, batch, types=types_of(program))
     product = to_cbfloat16(to_cbfloat16(batch["x"]) @ to_cbfloat16(state["model.model.w"]))
@@ -89,19 +89,19 @@ def test_a_product_in_16_bits_is_that_of_rounded_operands_rounded(program, check
 
 def test_float64_is_used_where_it_is_asked_for(program, checkpoint):
     (batch,) = batches(1)
-    result = run_step(program, initial_state(program, checkpoint), batch, floats=torch.float64)
+    result = run_step(program, initial_state(program, checkpoint.leaves), batch, floats=torch.float64)
     assert result.outputs["loss"].dtype == torch.float64
 
 
 def test_the_given_state_is_left_as_it_is(program, checkpoint):
-    state, (batch,) = initial_state(program, checkpoint), batches(1)
+    state, (batch,) = initial_state(program, checkpoint.leaves), batches(1)
     before = {name: value.clone() for name, value in state.items()}
     run_step(program, state, batch)
     assert all(torch.equal(state[name], before[name]) for name in before)
 
 
 def test_what_is_missing_or_of_another_shape_is_named(program, checkpoint, tmp_path):
-    state, (batch,) = initial_state(program, checkpoint), batches(1)
+    state, (batch,) = initial_state(program, checkpoint.leaves), batches(1)
     with pytest.raises(ProgramError, match=r"the batch has no y, which the program takes as tensor<4x2xf32>"):
         run_step(program, state, {"x": batch["x"]})
     with pytest.raises(ProgramError, match=r"x is \[5, 3\], the program takes it as tensor<4x3xf32>"):
@@ -110,4 +110,4 @@ def test_what_is_missing_or_of_another_shape_is_named(program, checkpoint, tmp_p
         run_step(program, {}, batch)
     save_checkpoint(tmp_path / "other.mdl", {"model": {"model.v": torch.ones(2).numpy()}})
     with open_checkpoint(tmp_path / "other.mdl") as other, pytest.raises(ProgramError, match=r"has no model.model.w"):
-        initial_state(program, other)
+        initial_state(program, other.leaves)
