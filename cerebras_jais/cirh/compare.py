@@ -63,7 +63,8 @@ def compare_types(
         else:
             leaves = {f"model.{name}": value for name, value in _drawn(config).items()}
         precision = config.init.precision
-        state = initial_state(program, leaves, states, precision and precision.initial_loss_scale)
+        scale = None if precision is None else precision.initial_loss_scale
+        state = initial_state(program, leaves, states, scale)
     runs = [run_steps(program, state, _batches(data, steps), types=types) for types in (FLOAT32, types_of(program))]
     for step, (exact, rounded) in enumerate(zip(*runs, strict=True), 1):
         yield ComparedStep(step, exact.loss, rounded.loss, *_scaling(rounded))
