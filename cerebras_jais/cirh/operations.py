@@ -206,7 +206,8 @@ OPERATIONS: Mapping[str, Compute] = {
     "And": _plain(torch.logical_and),
     "Arange": _arange,
     "BroadcastInDim": _broadcast,
-    # To whole numbers the family casts only values that are whole, so how it rounds does not show.
+    # To whole numbers towards zero, as aten::_to_copy, which it is lowered from; `Truncate` is false in every program.
+    # Rotary embeddings rely on it: the pair of dimension k is k / 2 cast to i16.
     "Cast": _plain(lambda x: x),
     "Clamp": _plain(lambda x, low, high: torch.minimum(torch.maximum(x, low), high)),
     "Compare": lambda operation, operands: _COMPARISONS[operation.attributes["comparison_direction"]](*operands),

@@ -148,7 +148,7 @@ def test_numbers():
     check("Compare", [x, y], [x >= y], 'comparison_direction = "GE"')
     check("Select", [x > 0, x, y], [torch.where(x > 0, x, y)])
     check("And", [x > 0, y > 1], [(x > 0) & (y > 1)])
-    check("Cast", [torch.tensor([3.0, -2.0])], [torch.tensor([3, -2])], "Truncate = false")
+    check("Cast", [torch.tensor([3.5, -2.5])], [torch.tensor([3, -2])], "Truncate = false")
     check("Cast", [torch.tensor([True, False])], [torch.tensor([1.0, 0.0])], "Truncate = false")
 
 
