@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,7 @@ def _program_facts(program: LoweredProgram, model: DecoderConfig) -> dict[str, A
     return {
         "step": program.step,
         "hash": summary.digest,
+        "exact_hash": summary.exact_digest,
         "batch_size": program.batch_size,
         "operations": dict(summary.operations),
         "product_flops": summary.product_flops,
@@ -168,16 +169,18 @@ def _names(names: list[str]) -> str:
     return f"{len(names):,}: {shown}{', ...' if len(names) > 2 else ''}"
 
 
-def shared(every: list[Mapping[str, Any]]) -> Iterator[str]:
-    """A line for each training program that several phases have: a CS system compiles it once."""
-    by_hash: dict[tuple[str, str], list[str]] = {}
+def shared(every: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A line for each program that several phases have, and whether they differ in the numbers of its constants."""
+    by_hash: dict[str, list[tuple[str, str]]] = {}
     for found in every:
-        for program in found.get("programs", ()):
+        for program in found["programs"]:
             which = f" (phase {found['phase']})" if found["phases"] > 1 else ""
-            by_hash.setdefault((program["step"], program["hash"]), []).append(f"{found['file']}{which}")
-    for (step, digest), names in by_hash.items():
-        if len(names) > 1:
-            yield f"one compile: {step} {digest[:16]} is the program of {', '.join(names)}"
+            name = f"{found['file']}{which}, {program['step']}"
+            by_hash.setdefault(program["hash"], []).append((name, program["exact_hash"]))
+    for digest, same in by_hash.items():
+        if len(same) > 1:
+            apart = "; the numbers of its constants differ" if len({exact for _, exact in same}) > 1 else ""
+            yield f"one program, {digest[:16]}: {'; '.join(name for name, _ in same)}{apart}"
 
 
 # ---- for a document --------------------------------------------------------------------------------------------------
@@ -185,7 +188,7 @@ def shared(every: list[Mapping[str, Any]]) -> Iterator[str]:
 _HEAD = ("config", "phase", "step", "operations", "FLOPs", "of the estimate", "weights", "states", "changed", "program")
 
 
-def table(every: list[Mapping[str, Any]]) -> Iterator[str]:
+def table(every: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """The facts of many phases as a table in Markdown, a row for each program."""
     yield f"| {' | '.join(_HEAD)} |"
     yield f"|{' --- |' * len(_HEAD)}"
