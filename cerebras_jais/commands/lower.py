@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     help="Keep the programs: DIR/NAME/phase-N/STEP.cirh.mlir, and STEP.torch.mlir, the same in PyTorch's operations.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, with all names and the whole hash.")
-@click.option("--table", "as_table", is_flag=True, help="A table in Markdown, a row for each program.")
+@click.option("--table", "as_table", is_flag=True, help="A table in Markdown, a row for each phase.")
 def lower(files: tuple[Path, ...], phase: int | None, output: Path | None, as_json: bool, as_table: bool) -> int:
     """Lower trainer YAML to the programs that a CS system would compile, and say what they are.
 

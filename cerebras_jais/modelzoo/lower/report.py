@@ -185,25 +185,28 @@ def shared(every: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 # ---- for a document --------------------------------------------------------------------------------------------------
 
-_HEAD = ("config", "phase", "step", "operations", "FLOPs", "of the estimate", "weights", "states", "changed", "program")
+_COLUMNS = ("config", "phase", "operations", "FLOPs", "of the estimate", "weights", "states", "changed", "program")
+_OF_EVALUATION = ("operations to evaluate", "program to evaluate")
 
 
 def table(every: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The facts of many phases as a table in Markdown, a row for each program."""
-    yield f"| {' | '.join(_HEAD)} |"
-    yield f"|{' --- |' * len(_HEAD)}"
+    """The facts of phases that were lowered as a table in Markdown, a row for each phase; what varies is left out."""
+    columns = (*_COLUMNS, *_OF_EVALUATION)
+    yield f"| {' | '.join(columns)} |"
+    yield f"|{' --- |' * len(columns)}"
     for found in every:
-        for program in found["programs"]:
-            held = [program[name] for name in ("weights", "states")]
-            cells = [
-                found["file"].removeprefix("configs/").removesuffix(".yaml"),
-                f"{found['phase']} of {found['phases']}",
-                program["step"],
-                f"{sum(program['operations'].values()):,}",
-                f"{program['product_flops']:.4g}",
-                f"{program['product_flops'] / program['estimated_flops']:.2%}",
-                *(f"{part['bytes'] / 1e9:,.3g} GB" for part in held),
-                f"{len(program['changed']):,}",
-                program["hash"][:16],
-            ]
-            yield f"| {' | '.join(cells)} |"
+        steps = {program["step"]: program for program in found["programs"]}
+        train, evaluate = steps["train"], steps.get("evaluate")
+        cells = [
+            found["file"].removeprefix("configs/").removesuffix(".yaml"),
+            f"{found['phase']} of {found['phases']}",
+            f"{sum(train['operations'].values()):,}",
+            f"{train['product_flops']:.4g}",
+            f"{train['product_flops'] / train['estimated_flops']:.2%}",
+            *(f"{train[part]['bytes'] / 1e9:,.3g} GB" for part in ("weights", "states")),
+            f"{len(train['changed']):,}",
+            train["hash"][:16],
+            "-" if evaluate is None else f"{sum(evaluate['operations'].values()):,}",
+            "-" if evaluate is None else evaluate["hash"][:16],
+        ]
+        yield f"| {' | '.join(cells)} |"

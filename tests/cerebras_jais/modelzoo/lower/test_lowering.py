@@ -22,7 +22,8 @@ from cerebras_jais.launch.estimate import model_size
 from cerebras_jais.model.freeze import trained_names
 from cerebras_jais.model.tensors import second_names
 from cerebras_jais.modelzoo.lower.phase import LoweringError, lower_phase, phases_to_lower
-from tests.cerebras_jais.modelzoo.runs import environment, require_modelzoo, trainers_of
+from cerebras_jais.modelzoo.lower.report import table
+from tests.cerebras_jais.modelzoo.runs import ROOT, environment, require_modelzoo, trainers_of
 
 pytestmark = [pytest.mark.modelzoo, pytest.mark.slow]
 
@@ -65,6 +66,8 @@ def training(found):
 
 @pytest.mark.parametrize("name", [preset.name for preset in presets()])
 def test_every_phase_of_every_config_lowers_to_the_program_of_its_model(name):
+    document = (ROOT / "docs" / "lowering.md").read_text(encoding="utf-8").splitlines()
+    assert set(table(facts_of(name))) <= set(document)  # which is made by `cerebras-jais lower configs --table`
     for phase, found in phases_of(name):
         model = phase.config.init.model
         size, second = model_size(model), second_names(model)

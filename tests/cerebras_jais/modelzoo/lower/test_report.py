@@ -1,7 +1,7 @@
 """What is said of lowered phases, from facts.
 
 Contract: every number that is printed is in the facts; a phase with a problem is not good; phases with one hash are one
-program, and it is said where the numbers of constants differ; the table has a row for each program.
+program, and it is said where the numbers of constants differ; the table has a row for each phase.
 """
 
 import pytest
@@ -86,8 +86,9 @@ def test_phases_with_one_hash_are_one_program():
     ]
 
 
-def test_the_table_has_a_row_for_each_program():
-    head, line, *rows = table([FOUND, {**FOUND, "programs": [PROGRAM, PROGRAM]}])
-    assert len(rows) == 3
-    assert head.count("|") == line.count("|") == rows[0].count("|")
-    assert rows[0].startswith("| a/b | 1 of 2 | train | 9,955 | 1010 | 101.00% |")
+def test_the_table_has_a_row_for_each_phase():
+    evaluation = {**PROGRAM, "step": "evaluate", "hash": "e" * 64, "operations": {"Add": 12}}
+    head, line, first, second = table([FOUND, {**FOUND, "programs": [PROGRAM, evaluation]}])
+    assert head.count("|") == line.count("|") == first.count("|")
+    assert first.startswith("| a/b | 1 of 2 | 9,955 | 1010 | 101.00% | 4.94e-05 GB | 0 GB | 1 | aaaaaaaaaaaaaaaa | - |")
+    assert second.endswith("| 12 | eeeeeeeeeeeeeeee |")
