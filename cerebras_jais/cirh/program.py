@@ -113,11 +113,12 @@ class Operation:
 
 @dataclass(frozen=True)
 class Program:
-    """One step; `Argument.alias` counts in `results`."""
+    """One step; `Argument.alias` counts in `results`, `attributes` are those of the function (`cs.fp16_type`)."""
 
     arguments: tuple[Argument, ...]
     operations: tuple[Operation, ...]
     results: tuple[Result, ...]
+    attributes: Mapping[str, Any]
 
 
 _VALUE = r"%[\w$.-]+(?:#\d+)?"
@@ -141,6 +142,7 @@ def read_program(text: str) -> Program:
     operations: list[Operation] = []
     known: dict[str, TensorType] = {}
     outputs: tuple[tuple[TensorType, str | None], ...] = ()
+    attributes: Mapping[str, Any] = {}
     results: tuple[Result, ...] | None = None
     for number, line in enumerate(text.splitlines(), 1):
         if line.startswith("#loc"):
@@ -156,7 +158,7 @@ def read_program(text: str) -> Program:
         elif (match := _FUNCTION.match(line)) is not None:
             if arguments is not None:
                 raise ProgramError(f"line {number}: a second function; a program has one")
-            arguments, outputs = _head(_Scanner(number, line, match.end()))
+            arguments, outputs, attributes = _head(_Scanner(number, line, match.end()))
             known = {argument.name: argument.type for argument in arguments}
         elif (match := _RETURN.match(line)) is not None and arguments is not None:
             names, types = _names(match[1]), _types(number, match[2] or "")
@@ -171,7 +173,7 @@ def read_program(text: str) -> Program:
     aliases = [argument.alias for argument in arguments if argument.alias is not None]
     if len(set(aliases)) != len(aliases) or any(alias >= len(results) for alias in aliases):
         raise ProgramError("the results that tf.aliasing_output names are not one for each argument")
-    return Program(arguments, tuple(operations), results)
+    return Program(arguments, tuple(operations), results, attributes)
 
 
 def _check_operands(
@@ -216,8 +218,10 @@ def _operation(number: int, line: str, match: re.Match[str], source: str) -> Ope
     return Operation(number, kind, results, operands, attributes, operand_types, result_types, source)
 
 
-def _head(scanner: _Scanner) -> tuple[tuple[Argument, ...], tuple[tuple[TensorType, str | None], ...]]:
-    """Arguments, and types and names of the results, of a function, from behind its opening bracket."""
+def _head(
+    scanner: _Scanner,
+) -> tuple[tuple[Argument, ...], tuple[tuple[TensorType, str | None], ...], dict[str, Any]]:
+    """Arguments, types and names of results, and attributes of a function, from behind its opening bracket."""
     arguments = []
     while not scanner.take(")"):
         name = scanner.match(_NAME, "an argument")[0]
@@ -232,12 +236,16 @@ def _head(scanner: _Scanner) -> tuple[tuple[Argument, ...], tuple[tuple[TensorTy
     results = []
     if scanner.take("->"):
         bracketed = scanner.take("(")
-        while not scanner.take(")" if bracketed else "{"):
+        while True:
             type_ = scanner.type()
             attributes = scanner.mapping() if bracketed and scanner.take("{") else {}
-            scanner.take(",")
             results.append((type_, _without("output_", attributes.get("cs.output_name"))))
-    return tuple(arguments), tuple(results)
+            if not scanner.take(","):
+                break
+        if bracketed:
+            scanner.need(")")
+    own = scanner.mapping() if scanner.take("attributes {") else {}
+    return tuple(arguments), tuple(results), own
 
 
 def _without(prefix: str, name: str | None) -> str | None:
@@ -380,7 +388,17 @@ def _number(text: str, dtype: str) -> float | int | bool:
         return text == "true"
     if text.startswith("0x"):
         return from_bits(int(text, 16), dtype)
-    return float(text) if dtype.startswith(("f", "bf")) else int(text)
+    return _nearest(float(text), dtype) if "f" in dtype else int(text)
+
+
+def _nearest(value: float, dtype: str) -> float:
+    """The number of a type that is meant: the text has no more digits than tell it from its neighbours, or seven."""
+    if dtype == "bf16":
+        bits = int.from_bytes(struct.pack("<f", value), "little")
+        return float(from_bits((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16, "bf16"))
+    form = {"f16": "<e", "f32": "<f", "f64": "<d"}[dtype]
+    nearest: float = struct.unpack(form, struct.pack(form, value))[0]
+    return nearest
 
 
 def from_bits(bits: int, dtype: str) -> float | int | bool:

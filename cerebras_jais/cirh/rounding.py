@@ -19,6 +19,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from cerebras_jais.cirh.program import Program, ProgramError
+
 Rounding = Callable[[Tensor], Tensor]
 
 _DROPPED_BITS = 23 - 9  # of the mantissa of float32
@@ -32,7 +34,7 @@ def to_cbfloat16(x: Tensor) -> Tensor:
     """Float32 values rounded to those of cbfloat16, still as float32; NaN stays."""
     bits = x.contiguous().view(torch.int32)
     half_less_one = (1 << (_DROPPED_BITS - 1)) - 1
-    rounded = bits + (half_less_one + ((bits >> _DROPPED_BITS) & 1)) & -(1 << _DROPPED_BITS)
+    rounded = (bits + half_less_one + ((bits >> _DROPPED_BITS) & 1)) & -(1 << _DROPPED_BITS)
     normal = rounded.view(torch.float32)
     small = torch.copysign((x.abs() + _STEPS_OF_SUBNORMALS) - _STEPS_OF_SUBNORMALS, x)
     out = torch.where(x.abs() < _SMALLEST_NORMAL, small, normal)
@@ -50,7 +52,15 @@ def to_float16(x: Tensor) -> Tensor:
     return x.to(torch.float16).to(torch.float32)
 
 
-# Element type of a program -> how its values are rounded. `f16` is whichever half type the config names.
 FLOAT32: Mapping[str, Rounding] = {}
-CBFLOAT16: Mapping[str, Rounding] = {"f16": to_cbfloat16, "bf16": to_bfloat16}
-FLOAT16: Mapping[str, Rounding] = {"f16": to_float16, "bf16": to_bfloat16}
+"""Element type of a program -> how its values are rounded; here none is, so all is float32."""
+
+_HALF_TYPES = {"cbfloat16": to_cbfloat16, "float16": to_float16, "bfloat16": to_bfloat16}
+
+
+def types_of(program: Program) -> Mapping[str, Rounding]:
+    """Element type of a program -> how its values are rounded: bf16 is bfloat16, f16 the half type of its config."""
+    half = program.attributes.get("cs.fp16_type", "float16")
+    if half not in _HALF_TYPES:
+        raise ProgramError(f"cs.fp16_type {half!r} is not one of {', '.join(_HALF_TYPES)}")
+    return {"f16": _HALF_TYPES[half], "bf16": to_bfloat16}
