@@ -46,6 +46,10 @@ _EXPLAINED: Sequence[tuple[str, str]] = (
 )
 _UNSUPPORTED = re.compile(r"does not yet support `(\S+?)\(")
 _FEWER_SAMPLES = "number of CS devices"
+NO_MEMORY = "not enough memory to lower it; the largest model of the family takes 3 GB, so end other programs"
+_OF_MEMORY = re.compile(
+    "MemoryError|bad_alloc|allocate memory|failed to map segment|not enough memory|out of memory|can't start new thread"
+)
 _CIRH_OPT_FAILED = "torch-to-cirh lowering failed"
 _BACKEND: Keys = ("init", "backend", "cluster_config", "num_csx")
 # What follows is for who wrote the software: addresses, files that are removed, advice about other compilers.
@@ -60,6 +64,8 @@ def problem_of(failure: Mapping[str, Any], trainer: Mapping[str, Any], log: str 
         trainer: the mapping under `trainer:` that was lowered.
         log: what the process printed.
     """
+    if is_of_memory(f"{failure['kind']} {failure['message']}"):
+        return Problem((), NO_MEMORY)
     if _CIRH_OPT_FAILED in failure["message"]:
         said = next((line for line in log.splitlines() if "error:" in line), "it said nothing")
         return Problem((), f"torch-cirh-opt failed, as it does too where memory or disk run out: {_short(said)}")
@@ -73,6 +79,11 @@ def problem_of(failure: Mapping[str, Any], trainer: Mapping[str, Any], log: str 
     keys = _keys_of(module, failure["sources"])
     subject = f"the module {module} cannot be lowered" if module else "cannot be lowered"
     return Problem(keys, f"{subject}: {_in_words(failure)}")
+
+
+def is_of_memory(text: str) -> bool:
+    """Whether a text, as a process that runs out of memory leaves it, says so."""
+    return _OF_MEMORY.search(text) is not None
 
 
 def _in_words(failure: Mapping[str, Any]) -> str:

@@ -235,7 +235,7 @@ BROKEN = {
     ),
     "too little memory": (
         "import resource; resource.setrlimit(resource.RLIMIT_AS, (1_200_000_000,) * 2)\n",
-        "tiny/jais, run: ",
+        "tiny/jais, run: not enough memory to lower it",
     ),
 }
 
@@ -248,7 +248,6 @@ def test_what_is_broken_is_one_line_that_names_the_module_and_the_key(case):
     assert words in str(error.value)
     assert len(str(error.value).splitlines()) == 1
     assert len(str(error.value)) < 500
-    assert "memory" in str(error.value) or case != "too little memory"
     assert list(Path.cwd().iterdir()) == []
 
 

@@ -126,6 +126,14 @@ def test_programs_that_are_there_are_not_replaced(phases):
     assert os.listdir("programs") == ["mine"]
 
 
+def test_a_phase_without_data_or_optimizer_is_refused_at_the_key(phases):
+    document = yaml.safe_load(open_config("tiny/jais").text)
+    del trainers_of(document)[0]["init"]["optimizer"]
+    Path("run.yaml").write_text(yaml.safe_dump(document))
+    with pytest.raises(LoweringError, match=r"run.yaml, line \d+: trainer.init.optimizer: missing; add AdamW"):
+        lowered(phases("run.yaml")[0], ANSWER % "")
+
+
 def test_a_phase_that_a_config_does_not_have_is_refused(phases):
     assert [phase.number for _, phase, _ in phases("tiny/context", 2)] == [2]
     with pytest.raises(UserError, match="tiny/context: has 3 phases; there is no phase 4"):
