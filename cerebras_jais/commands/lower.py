@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     help="Keep the programs: DIR/NAME/phase-N/STEP.cirh.mlir, and STEP.torch.mlir, the same in PyTorch's operations.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, with all names and the whole hash.")
-@click.option("--table", "as_table", is_flag=True, help="A table in Markdown, a row for each program.")
+@click.option("--table", "as_table", is_flag=True, help="A table in Markdown, a row for each phase.")
 def lower(files: tuple[Path, ...], phase: int | None, output: Path | None, as_json: bool, as_table: bool) -> int:
     """Lower trainer YAML to the programs that a CS system would compile, and say what they are.
 
@@ -37,8 +37,9 @@ def lower(files: tuple[Path, ...], phase: int | None, output: Path | None, as_js
     Each phase goes through the Model Zoo's own trainer up to the compile request: no cluster is contacted, no weights
     are made, and where the data is not here an empty batch of its shapes stands in for it. The Cerebras software must
     be installed. Per program: its hash, operations, FLOPs of matrix products beside the estimate of --dry-run, weights
-    and states, what the step changes and only reads, types, inputs, and violated constraints. Two phases whose programs
-    have the same hash are one compile. The exit status is 1 where a phase cannot be lowered or violates a constraint.
+    and states, what the step changes and only reads, types, inputs, and violated constraints. The hash leaves out the
+    numbers of constants, so another learning rate has the same hash and another context another. The exit status is 1
+    where a phase cannot be lowered or violates a constraint.
     """
     import json
 

@@ -25,8 +25,9 @@ from typing import Any, NoReturn
 import pydantic
 
 from cerebras_jais.atomic import write_text
+from cerebras_jais.errors import UserError
 from cerebras_jais.modelzoo.phases import FIT
-from cerebras_jais.modelzoo.process import add_programs_to_path
+from cerebras_jais.modelzoo.process import add_programs_to_path, require_cirh_opt
 
 STEPS = {"train": "train", "eval": "evaluate"}  # the modes of cerebras.pytorch, and the names of programs here
 
@@ -38,6 +39,7 @@ def main() -> None:
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     programs: list[dict[str, Any]] = []
     try:
+        require_cirh_opt()
         _lower(request["trainer"], folder, programs)
         for program in programs:
             program |= constraints_of((folder / f"{program['name']}.torch.mlir").read_text(encoding="utf-8"))
@@ -52,7 +54,7 @@ def _lower(trainer: Mapping[str, Any], folder: Path, programs: list[dict[str, An
     from cerebras_jais.modelzoo import plugin
 
     plugin.register()
-    ltc_backend = importlib.import_module("cerebras.pytorch.backend.ltc_backend")
+    ltc_backend: Any = importlib.import_module("cerebras.pytorch.backend.ltc_backend")
     ltc_backend.ApplianceMode = _appliance(folder, programs)
     ltc_backend.ClusterManager.client = property(_no_cluster)
     ltc_backend.ClusterManager.start_workflow = _no_cluster
@@ -138,12 +140,14 @@ class _CountingHandler(logging.Handler):
 def describe_failure(error: BaseException) -> dict[str, Any]:
     """What went wrong, as plain values.
 
-    The keys: `kind` of exception, its `message`, the `module` of the model, the `sources` that it passed through with
-    the innermost first, and the `location` in a config that the Model Zoo refuses, empty for any other exception.
+    The keys: `kind` of exception, its `message` and whether that is `for_users`, the `module` of the model, the
+    `sources` that it passed through with the innermost first, and the `location` in a config that the Model Zoo
+    refuses, empty for any other exception.
     """
     errors = error.errors(include_url=False) if isinstance(error, pydantic.ValidationError) else []
     return {
         "kind": type(error).__name__,
+        "for_users": isinstance(error, UserError),
         "message": errors[0]["msg"] if errors else " ".join(str(error).split()),
         "module": module_of(error.__traceback__),
         "sources": [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)][::-1],

@@ -6,6 +6,7 @@ Of a step's data only the shapes go into its program.
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ def with_data(
         section: Any = there
         for key in keys:
             section = section[key]
+        _make_absolute(section)
         if not loader.folders or not all(Path(name).is_dir() for name in loader.folders):
             data_dir = folder / "-".join(map(str, keys))
             write_stand_in(data_dir, loader, config.init.model.max_position_embeddings)
@@ -54,3 +56,13 @@ def write_stand_in(folder: Path, loader: DataLoader, length: int) -> None:
     folder.mkdir(parents=True)
     with h5py.File(folder / "stand_in.h5", "w") as file:
         file.create_dataset("data", (loader.batch_size, len(features), length), "i4")
+
+
+def _make_absolute(section: dict[str, Any]) -> None:
+    """Have a loader's folders named from the root, since the process that lowers has another working directory."""
+    for part in (section, *(section.get("mixture") or ())):
+        named = part.get("data_dir")
+        if named:
+            part["data_dir"] = (
+                [os.path.abspath(f) for f in named] if isinstance(named, list) else os.path.abspath(named)
+            )

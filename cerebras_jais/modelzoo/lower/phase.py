@@ -21,22 +21,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cerebras_jais
 from cerebras_jais.atomic import whole_folder
 from cerebras_jais.catalog.reader import read_trainers
 from cerebras_jais.config.yaml_file import ConfigFile
-from cerebras_jais.errors import Keys, UserError
+from cerebras_jais.errors import Keys, Problem, UserError
+from cerebras_jais.files import shown_path
 from cerebras_jais.launch.phases import Phase, plan_phases
+from cerebras_jais.launch.plan import missing_sections
 from cerebras_jais.launch.start import Start
 from cerebras_jais.modelzoo.installed import require_modelzoo
 from cerebras_jais.modelzoo.lower.data import with_data
-from cerebras_jais.modelzoo.lower.failure import problem_of
+from cerebras_jais.modelzoo.lower.failure import NO_MEMORY, is_of_memory, problem_of
 from cerebras_jais.modelzoo.phases import on_cluster, trainer_of
 
 CHILD = ("-m", "cerebras_jais.modelzoo.lower.child")
 SECONDS = 1800  # the largest model of the family takes one minute on two cores
 _LOG = "log.txt"
+_PACKAGES = str(Path(cerebras_jais.__file__).resolve().parents[1])  # also where this is not installed
 _TIMED_OUT = 1000  # in place of an exit status, of which the largest is 255
-_MEMORY = "the largest model of the family takes 4 GB; end other programs"
 # Callbacks and loggers that send mail or metrics, or evaluate on data from the network; the programs are the same.
 _LEFT_OUT = ("emailnotification", "slacknotification", "eleutherevalharness", "bigcodeevalharness", "wandblogger")
 
@@ -114,12 +117,18 @@ def lower_phase(
         file: the YAML that it is of.
         phase: as planned.
         raw: its mapping under `trainer:`.
-        folder: made; where the programs go.
+        folder: where the programs go; made when they are there.
         child: the main module of the process, as words of Python's command line.
         seconds: after which the process is ended.
 
-    Raises LoweringError.
+    Raises:
+        LoweringError: it cannot be lowered.
+        UserError: `folder` is there.
     """
+    if folder.exists():
+        raise UserError(f"{shown_path(folder)}: already exists; choose another folder, or remove it")
+    for problem in missing_sections(phase.config):
+        raise LoweringError(_line(file, phase, problem))
     with tempfile.TemporaryDirectory(prefix="cerebras-jais-lower-") as temporary:
         scratch = Path(temporary)
         planned = trainer_of(phase, Start(None), {**raw, "init": on_cluster(raw["init"], "compile_only")})
@@ -134,7 +143,7 @@ def lower_phase(
         took = time.monotonic() - started
         answer = _answer(scratch, status, f"{file.path}, {phase.name}", seconds)
         if answer["failure"] is not None:
-            raise LoweringError(file.message(problem_of(answer["failure"], raw).below(phase.config.at)))
+            raise LoweringError(_line(file, phase, problem_of(answer["failure"], raw, _log_of(scratch))))
         programs = []
         with whole_folder(folder) as made:
             for program in answer["programs"]:
@@ -145,6 +154,13 @@ def lower_phase(
                 programs.append(LoweredProgram(**own, cirh=folder / files[0], torch=folder / files[1]))
     processor, memory = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
     return LoweredPhase(phase, tuple(programs), stand_ins, took, processor, memory)
+
+
+def _line(file: ConfigFile, phase: Phase, problem: Problem) -> str:
+    """The line of a problem: with its key and line of the file, or with the phase where no key decides it."""
+    if problem.keys:
+        return file.message(problem.below(phase.config.at))
+    return f"{file.path}, {phase.name}: {problem.message}"
 
 
 def _kept(entries: Sequence[Mapping[str, Any]] | None) -> Iterator[Mapping[str, Any]]:
@@ -158,7 +174,16 @@ def _run(command: Sequence[str], log: Path, seconds: float) -> tuple[int, resour
     """
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            command,
+            cwd=log.parent,  # the Cerebras software writes into its working directory
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join([_PACKAGES, *filter(None, [os.environ.get("PYTHONPATH")])]),
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
     timer = threading.Timer(seconds, _end, [process.pid])
     timer.start()
@@ -192,11 +217,15 @@ def _answer(folder: Path, status: int, at: str, seconds: float) -> dict[str, Any
 def _end_in_words(folder: Path, status: int, seconds: float) -> str:
     if status == _TIMED_OUT:
         return f"lowering was not done after {seconds:g} seconds; a loop in the model may not end"
-    log = (folder / _LOG).read_text(encoding="utf-8", errors="replace")
-    if "MemoryError" in log or "bad_alloc" in log or "LLVM ERROR: out of memory" in log:
-        return f"not enough memory to lower it; {_MEMORY}"
+    log = _log_of(folder)
+    if is_of_memory(log):
+        return NO_MEMORY
     if status == -signal.SIGKILL:
-        return f"the process that lowers was ended by the system, as it is where memory runs out; {_MEMORY}"
+        return f"the process that lowers was ended by the system, as it is where memory runs out: {NO_MEMORY}"
     last = next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "nothing")
     how = f"was ended by the signal {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
     return f"the process that lowers {how}; its last words: {last}"
+
+
+def _log_of(folder: Path) -> str:
+    return (folder / _LOG).read_text(encoding="utf-8", errors="replace")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,7 @@ def _program_facts(program: LoweredProgram, model: DecoderConfig) -> dict[str, A
     return {
         "step": program.step,
         "hash": summary.digest,
+        "exact_hash": summary.exact_digest,
         "batch_size": program.batch_size,
         "operations": dict(summary.operations),
         "product_flops": summary.product_flops,
@@ -168,39 +169,44 @@ def _names(names: list[str]) -> str:
     return f"{len(names):,}: {shown}{', ...' if len(names) > 2 else ''}"
 
 
-def shared(every: list[Mapping[str, Any]]) -> Iterator[str]:
-    """A line for each training program that several phases have: a CS system compiles it once."""
-    by_hash: dict[tuple[str, str], list[str]] = {}
+def shared(every: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A line for each program that several phases have, and whether they differ in the numbers of its constants."""
+    by_hash: dict[str, list[tuple[str, str]]] = {}
     for found in every:
-        for program in found.get("programs", ()):
+        for program in found["programs"]:
             which = f" (phase {found['phase']})" if found["phases"] > 1 else ""
-            by_hash.setdefault((program["step"], program["hash"]), []).append(f"{found['file']}{which}")
-    for (step, digest), names in by_hash.items():
-        if len(names) > 1:
-            yield f"one compile: {step} {digest[:16]} is the program of {', '.join(names)}"
+            name = f"{found['file']}{which}, {program['step']}"
+            by_hash.setdefault(program["hash"], []).append((name, program["exact_hash"]))
+    for digest, same in by_hash.items():
+        if len(same) > 1:
+            apart = "; the numbers of its constants differ" if len({exact for _, exact in same}) > 1 else ""
+            yield f"one program, {digest[:16]}: {'; '.join(name for name, _ in same)}{apart}"
 
 
 # ---- for a document --------------------------------------------------------------------------------------------------
 
-_HEAD = ("config", "phase", "step", "operations", "FLOPs", "of the estimate", "weights", "states", "changed", "program")
+_COLUMNS = ("config", "phase", "operations", "FLOPs", "of the estimate", "weights", "states", "changed", "program")
+_OF_EVALUATION = ("operations to evaluate", "program to evaluate")
 
 
-def table(every: list[Mapping[str, Any]]) -> Iterator[str]:
-    """The facts of many phases as a table in Markdown, a row for each program."""
-    yield f"| {' | '.join(_HEAD)} |"
-    yield f"|{' --- |' * len(_HEAD)}"
+def table(every: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The facts of phases that were lowered as a table in Markdown, a row for each phase; what varies is left out."""
+    columns = (*_COLUMNS, *_OF_EVALUATION)
+    yield f"| {' | '.join(columns)} |"
+    yield f"|{' --- |' * len(columns)}"
     for found in every:
-        for program in found["programs"]:
-            held = [program[name] for name in ("weights", "states")]
-            cells = [
-                found["file"].removeprefix("configs/").removesuffix(".yaml"),
-                f"{found['phase']} of {found['phases']}",
-                program["step"],
-                f"{sum(program['operations'].values()):,}",
-                f"{program['product_flops']:.4g}",
-                f"{program['product_flops'] / program['estimated_flops']:.2%}",
-                *(f"{part['bytes'] / 1e9:,.3g} GB" for part in held),
-                f"{len(program['changed']):,}",
-                program["hash"][:16],
-            ]
-            yield f"| {' | '.join(cells)} |"
+        steps = {program["step"]: program for program in found["programs"]}
+        train, evaluate = steps["train"], steps.get("evaluate")
+        cells = [
+            found["file"].removeprefix("configs/").removesuffix(".yaml"),
+            f"{found['phase']} of {found['phases']}",
+            f"{sum(train['operations'].values()):,}",
+            f"{train['product_flops']:.4g}",
+            f"{train['product_flops'] / train['estimated_flops']:.2%}",
+            *(f"{train[part]['bytes'] / 1e9:,.3g} GB" for part in ("weights", "states")),
+            f"{len(train['changed']):,}",
+            train["hash"][:16],
+            "-" if evaluate is None else f"{sum(evaluate['operations'].values()):,}",
+            "-" if evaluate is None else evaluate["hash"][:16],
+        ]
+        yield f"| {' | '.join(cells)} |"

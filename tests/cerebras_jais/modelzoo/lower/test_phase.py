@@ -25,7 +25,7 @@ from tests.cerebras_jais.modelzoo.runs import trainers_of
 START = "import json, os, pathlib, sys, time; folder = pathlib.Path(sys.argv[1]); "
 REQUEST = "request = json.loads((folder / 'request.json').read_text()); "
 ANSWER = "(folder / 'answer.json').write_text(json.dumps({'programs': [%s], 'failure': None})); "
-PROGRAM = "{'step': 'train', 'name': 'train', 'batch_size': 8, 'violations': {}}"
+PROGRAM = "{'step': 'train', 'name': 'train', 'batch_size': 8, 'checked': 2, 'unknown': 3, 'violations': {}}"
 TEXTS = "(folder / 'train.cirh.mlir').write_text('cirh'); (folder / 'train.torch.mlir').write_text('torch'); "
 
 
@@ -126,6 +126,14 @@ def test_programs_that_are_there_are_not_replaced(phases):
     assert os.listdir("programs") == ["mine"]
 
 
+def test_a_phase_without_data_or_optimizer_is_refused_at_the_key(phases):
+    document = yaml.safe_load(open_config("tiny/jais").text)
+    del trainers_of(document)[0]["init"]["optimizer"]
+    Path("run.yaml").write_text(yaml.safe_dump(document))
+    with pytest.raises(LoweringError, match=r"run.yaml, line \d+: trainer.init.optimizer: missing; add AdamW"):
+        lowered(phases("run.yaml")[0], ANSWER % "")
+
+
 def test_a_phase_that_a_config_does_not_have_is_refused(phases):
     assert [phase.number for _, phase, _ in phases("tiny/context", 2)] == [2]
     with pytest.raises(UserError, match="tiny/context: has 3 phases; there is no phase 4"):
@@ -169,7 +177,8 @@ def test_data_that_is_here_is_read_as_the_config_says(phases):
         file.create_dataset("data", (64, 3, 128), "i4")
     loaders = loaders_of(phases()[0])
     section, shapes = loaders["train_dataloader"]
-    assert (section["data_dir"], section["shuffle"], shapes) == ("data/train", True, [[64, 3, 128]])
+    assert (section["data_dir"], section["shuffle"]) == (str(folder.resolve()), True)
+    assert shapes == [[64, 3, 128]]
     assert loaders["val_dataloader"][0]["data_dir"] != ["data/held_out/ar", "data/held_out/en"]
 
 
