@@ -160,6 +160,8 @@ def test_infinities_of_a_mask_give_a_probability_of_zero():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (operation("MatMul", ["4x2xf32"] * 2, ["4x4xf32"]), "line 3: cirh.MatMul with these .*: 'transpose_a'"),
+        (operation("Add", ["4xf32", "3xf32"], ["4xf32"]), "line 3: cirh.Add with these operands"),
         (operation("Gelu", ["4xf32"], ["4xf32"]), "line 3: cirh.Gelu is not among the operations"),
         (operation("Add", ["4xf32", "4xf32"], ["5xf32"]), r"line 3: cirh.Add gives \[4\], the program says \[5\]"),
         (
