@@ -88,9 +88,11 @@ def _scaling(result: StepResult) -> tuple[float | None, int]:
 
 
 def table(compared: Iterator[ComparedStep]) -> Iterator[str]:
-    """A line for each step, as it is done, below a heading."""
-    yield f"{'step':>4}  {'loss, float32':>13}  {'own types':>10}  {'difference':>10}  {'loss scale':>10}  skipped"
-    for each in compared:
+    """A line for each step, as it is done; the first below a heading."""
+    heading = f"{'step':>4}  {'loss, float32':>13}  {'own types':>10}  {'difference':>10}  {'loss scale':>10}  skipped"
+    for number, each in enumerate(compared):
+        if number == 0:
+            yield heading
         scale = "" if each.loss_scale is None else f"{each.loss_scale:.4g}"
         apart = each.rounded_loss - each.loss
         yield (

@@ -29,14 +29,21 @@ def dtype_of(name: str, floats: torch.dtype) -> torch.dtype:
 def compute(operation: Operation, operands: Sequence[Tensor], floats: torch.dtype) -> tuple[Tensor, ...]:
     """The results of one operation, in the types that the program gives them.
 
-    Raises ProgramError for a kind that is not in the table, and for a result of another shape than the program says.
+    Raises ProgramError for a kind that is not in the table, for operands and attributes that it does not take, and for
+    a result of another shape than the program says.
     """
     if operation.kind not in OPERATIONS:
         raise ProgramError(
             f"line {operation.line}: cirh.{operation.kind} is not among the operations that can be run here; "
             "add it to cerebras_jais/cirh/operations.py"
         )
-    found = OPERATIONS[operation.kind](operation, operands)
+    try:
+        found = OPERATIONS[operation.kind](operation, operands)
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ProgramError(
+            f"line {operation.line}: cirh.{operation.kind} with these operands and attributes cannot be run: {reason}"
+        ) from error
     results = found if isinstance(found, tuple) else (found,)
     for result, type_ in zip(results, operation.result_types, strict=True):
         if tuple(result.shape) != type_.shape:
@@ -206,7 +213,8 @@ OPERATIONS: Mapping[str, Compute] = {
     "And": _plain(torch.logical_and),
     "Arange": _arange,
     "BroadcastInDim": _broadcast,
-    # To whole numbers the family casts only values that are whole, so how it rounds does not show.
+    # To whole numbers towards zero, as aten::_to_copy, which it is lowered from; `Truncate` is false in every program.
+    # Rotary embeddings rely on it: the pair of dimension k is k / 2 cast to i16.
     "Cast": _plain(lambda x: x),
     "Clamp": _plain(lambda x, low, high: torch.minimum(torch.maximum(x, low), high)),
     "Compare": lambda operation, operands: _COMPARISONS[operation.attributes["comparison_direction"]](*operands),

@@ -149,16 +149,18 @@ def initial_state(
 
 
 def _factors(program: Program) -> dict[str, float]:
-    """Scalar arguments whose next value is a multiple of theirs -> the multiple."""
+    """Scalar arguments whose next value is a multiple of theirs, where the step is not left out -> the multiple."""
     made = {name: operation for operation in program.operations for name in operation.results}
     found = {}
     for argument in program.arguments:
         if argument.alias is None or argument.type.shape:
             continue
         operation = made.get(program.results[argument.alias].value)
+        if operation is not None and operation.kind == "Select":  # loss scaling: this or the old value
+            operation = made.get(operation.operands[1])
         if operation is None or operation.kind != "Mul" or argument.name not in operation.operands:
             continue
-        (other,) = [name for name in operation.operands if name != argument.name] or [argument.name]
-        if other in made and made[other].kind == "Const":
-            found[argument.name] = float(made[other].attributes["value"].values[0])
+        for name in operation.operands:
+            if name in made and made[name].kind == "Const":
+                found[argument.name] = float(made[name].attributes["value"].values[0])
     return found

@@ -148,7 +148,7 @@ def test_numbers():
     check("Compare", [x, y], [x >= y], 'comparison_direction = "GE"')
     check("Select", [x > 0, x, y], [torch.where(x > 0, x, y)])
     check("And", [x > 0, y > 1], [(x > 0) & (y > 1)])
-    check("Cast", [torch.tensor([3.0, -2.0])], [torch.tensor([3, -2])], "Truncate = false")
+    check("Cast", [torch.tensor([3.5, -2.5])], [torch.tensor([3, -2])], "Truncate = false")
     check("Cast", [torch.tensor([True, False])], [torch.tensor([1.0, 0.0])], "Truncate = false")
 
 
@@ -160,6 +160,8 @@ def test_infinities_of_a_mask_give_a_probability_of_zero():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (operation("MatMul", ["4x2xf32"] * 2, ["4x4xf32"]), "line 3: cirh.MatMul with these .*: 'transpose_a'"),
+        (operation("Add", ["4xf32", "3xf32"], ["4xf32"]), "line 3: cirh.Add with these operands"),
         (operation("Gelu", ["4xf32"], ["4xf32"]), "line 3: cirh.Gelu is not among the operations"),
         (operation("Add", ["4xf32", "4xf32"], ["5xf32"]), r"line 3: cirh.Add gives \[4\], the program says \[5\]"),
         (

@@ -34,7 +34,7 @@ def test_arguments_have_their_names_in_a_checkpoint_and_their_next_values():
 
 def test_operations_have_their_types_attributes_and_source():
     program = read_program(REGRESSION)
-    assert len(program.operations) == 26
+    assert len(program.operations) == 28
     product = next(each for each in program.operations if each.kind == "MatMul")
     assert product.results == ("%2",)
     assert product.operands == ("%0", "%1")
@@ -91,8 +91,8 @@ def test_a_constant_of_another_length_is_refused():
         ("Truncate = false}", "Truncate = @}", "line 10: a value is expected before"),
         ("aliasing_output = 2", "aliasing_output = 1", "results that tf.aliasing_output names are not one for each"),
         ("aliasing_output = 5", "aliasing_output = 9", "results that tf.aliasing_output names are not one for each"),
-        ("return %7, %17", "return %17, %7", "line 30: %17 is tensor<3x2xf32>, and is used as tensor<f32>"),
-        ("(tensor<f32> {cs.output", "(tensor<i64> {cs.output", "line 30: returns other types than the head"),
+        ("return %7, %17", "return %17, %7", "line 32: %17 is tensor<3x2xf32>, and is used as tensor<f32>"),
+        ("(tensor<f32> {cs.output", "(tensor<i64> {cs.output", "line 32: returns other types than the head"),
     ],
 )
 def test_what_is_not_understood_is_one_line_with_its_number(before, after, message):
