@@ -157,8 +157,9 @@ def describe_failure(error: BaseException) -> dict[str, Any]:
 
 def module_of(trace: TracebackType | None) -> str | None:
     """The name of the innermost module of the model whose method an exception passed through."""
-    import torch
-
+    torch = sys.modules.get("torch")  # which may be what could not be imported
+    if torch is None:
+        return None
     owners = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(trace)]
     modules = [owner for owner in owners if isinstance(owner, torch.nn.Module)]
     if not modules:

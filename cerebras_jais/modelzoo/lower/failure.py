@@ -26,6 +26,11 @@ _KEYS_OF_MODULES = (
 )
 # A part of the path of the source that raised it, and the key that it serves.
 _KEYS_OF_SOURCES: Sequence[tuple[str, Keys]] = (
+    ("/layers/AttentionLayer", ("init", "model", "num_heads")),
+    ("/layers/FeedForward", ("init", "model", "nonlinearity")),
+    ("/layers/activations", ("init", "model", "nonlinearity")),
+    ("/layers/Embedding", ("init", "model", "vocab_size")),
+    ("/modelzoo/losses/", ("init", "model", "loss_scaling")),
     ("/cerebras/pytorch/optim/", ("init", "optimizer")),
     ("/cerebras/pytorch/amp/", ("init", "precision")),
     ("/trainer/callbacks/precision.py", ("init", "precision")),

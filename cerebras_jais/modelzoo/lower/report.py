@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cerebras_jais.cirh.program import TensorType, read_program
+from cerebras_jais.cirh.program import ProgramError, TensorType, read_program
 from cerebras_jais.cirh.summary import MODEL, Held, summarize
 from cerebras_jais.config.yaml_file import ConfigFile
 from cerebras_jais.errors import dotted
@@ -41,14 +41,14 @@ def lower_phases(
         for phase, raw in phases:
             try:
                 yield facts(lower_phase(file, phase, raw, (folder or Path(temporary)) / f"phase-{phase.number}"))
-            except LoweringError as error:
+            except (LoweringError, ProgramError) as error:
                 yield {"file": str(file.path), "phase": phase.number, "phases": phase.count, "error": str(error)}
 
 
 def facts(lowered: LoweredPhase) -> dict[str, Any]:
     """Everything that is said of a phase, as plain values: bytes, seconds, counts of numbers and of operations.
 
-    Raises ProgramError for a program that this project cannot read.
+    Raises ProgramError, with the file, for a program that this project cannot read.
     """
     phase = lowered.phase
     return {
@@ -65,7 +65,10 @@ def facts(lowered: LoweredPhase) -> dict[str, Any]:
 
 
 def _program_facts(program: LoweredProgram, model: DecoderConfig) -> dict[str, Any]:
-    summary = summarize(read_program(program.cirh.read_text(encoding="utf-8")))
+    try:
+        summary = summarize(read_program(program.cirh.read_text(encoding="utf-8")))
+    except ProgramError as error:
+        raise ProgramError(f"{program.cirh}: {error}") from None
     size, tokens = model_size(model), program.batch_size * model.max_position_embeddings
     estimate = (training_flops if program.step == "train" else evaluation_flops)(model, size, tokens)
     held = {**summary.weights.tensors, **summary.states.tensors}
