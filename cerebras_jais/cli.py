@@ -12,6 +12,8 @@ VERBS = {
     "config": ("cerebras_jais.commands.config:config", "Check, list, show, compare and write trainer YAML."),
     "data": ("cerebras_jais.commands.data:data", "Turn text into a tokenizer and packed training data."),
     "fit": ("cerebras_jais.commands.fit:fit", "Train a model from a Model Zoo trainer YAML: CPU, GPU or CS systems."),
+    "lower": ("cerebras_jais.commands.lower:lower", "Lower trainer YAML to the programs of CS systems, without one."),
+    "run-program": ("cerebras_jais.commands.run_program:run_program", "Run a lowered program's first steps on a CPU."),
     "generate": ("cerebras_jais.commands.evaluate:generate", "Continue a prompt with a checkpoint or a release."),
     "score": ("cerebras_jais.commands.evaluate:score", "Loss and bits per byte of a checkpoint or a release on text."),
     "zoo": ("cerebras_jais.commands.zoo:zoo", "Run cszoo of the Model Zoo with the models of the family."),

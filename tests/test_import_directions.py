@@ -26,6 +26,7 @@ ORDER = (
     ("catalog",),
     ("optimizer",),
     ("data",),
+    ("cirh",),
     ("launch",),
     ("checkpoint_convert",),
     ("evaluate",),

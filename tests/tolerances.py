@@ -52,3 +52,7 @@ LLAMACPP_LOGITS_HALF_CACHE = 2e-3  # of the largest logit, keys and values kept 
 MODELZOO_NORM_RELATIVE = 1e-3  # norm of all gradients, at every step
 MODELZOO_WEIGHTS_RELATIVE = 1e-4  # norm of the difference over the norm, tensor by tensor, at the end
 CHECKPOINT_BYTES_RELATIVE = 0.05  # tiny models; HDF5 adds a few kilobytes to each of some 250 tensors
+
+# The program of a CS system, run in float32 on a CPU.
+PROGRAM_RELATIVE = 1e-5  # losses, and norm of the difference over the norm of each weight and state; 10 steps
+PROGRAM_CONSTANTS_RELATIVE = 1e-3  # losses; the constants of the program have 16 bits, those of both trainers 32

@@ -44,8 +44,9 @@ def config() -> None:
 @click.option(
     "--tokenizer", type=click.Path(exists=True, path_type=Path), metavar="DIR", help="Compare its vocabulary too."
 )
+@click.option("--lower", is_flag=True, help="Lower each phase too, as `cerebras-jais lower` does; takes minutes.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-def check(files: tuple[Path, ...], tokenizer: Path | None, as_json: bool) -> int:
+def check(files: tuple[Path, ...], tokenizer: Path | None, lower: bool, as_json: bool) -> int:
     """Check trainer YAML files before any machine is reserved; status 1 where something is wrong.
 
     \b
@@ -59,10 +60,12 @@ def check(files: tuple[Path, ...], tokenizer: Path | None, as_json: bool) -> int
     """
     import json
 
-    from cerebras_jais.modelzoo.installed import modelzoo_is_installed
+    from cerebras_jais.modelzoo.installed import modelzoo_is_installed, require_modelzoo
 
+    if lower:
+        require_modelzoo()
     zoo = modelzoo_is_installed()
-    results = [(str(file), *check_file(file, tokenizer, modelzoo=zoo)) for file in files]
+    results = [(str(file), *check_file(file, tokenizer, modelzoo=zoo, lower=lower)) for file in files]
     failed = any(problems for _, problems, _ in results)
     if as_json:
         keys = ("file", "problems", "notes")
@@ -165,7 +168,7 @@ def write(name: str | None, output: Path | None, stock: bool, overwrite: bool, e
 
 
 def check_file(
-    name: str | Path, tokenizer: Path | None = None, *, modelzoo: bool = False
+    name: str | Path, tokenizer: Path | None = None, *, modelzoo: bool = False, lower: bool = False
 ) -> tuple[list[str], list[str]]:
     """The problems of a YAML, a line for each, and notes; each kind of check runs where the one before found nothing.
 
@@ -175,6 +178,7 @@ def check_file(
         name: a file, or the name of a built-in config.
         tokenizer: a folder with tokenizer.json, whose vocabulary the model's must hold.
         modelzoo: whether the Model Zoo, which must then be installed, judges it too.
+        lower: whether its phases are lowered too; needs the Model Zoo.
 
     Raises:
         UserError: the tokenizer cannot be read.
@@ -203,7 +207,14 @@ def check_file(
         from cerebras_jais.modelzoo.validate import modelzoo_problems
 
         problems = modelzoo_problems(file)
-    return [file.message(problem) for problem in problems], notes
+    told = [file.message(problem) for problem in problems]
+    if lower and not told:
+        from cerebras_jais.modelzoo.lower.phase import phases_to_lower
+        from cerebras_jais.modelzoo.lower.report import lower_phases, problems_of
+
+        for found in lower_phases(file, phases_to_lower(file)):
+            told += problems_of(found)
+    return told, notes
 
 
 def _plain(value: object) -> object:

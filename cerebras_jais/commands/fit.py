@@ -54,6 +54,7 @@ _CLUSTER_KEYS = {
 @click.option(
     "--dry-run", is_flag=True, help="Say what would run, phase by phase, and start nothing; csx: status 1 if wrong."
 )
+@click.option("--lower-only", is_flag=True, help="csx: say what program each phase is (`lower`), and start nothing.")
 @click.option("--num-csx", type=Number(COUNT), help="csx: CS systems to train on.")
 @click.option("--workers-per-csx", type=Number(COUNT), help="csx: processes that feed each system.")
 @click.option("--mount-dir", "mount_dirs", multiple=True, help="csx: directory that workers see; may be repeated.")
@@ -74,6 +75,7 @@ def fit(
     compile_layers: bool,
     sharding: str,
     dry_run: bool,
+    lower_only: bool,
     only: str | None,
     **cluster: Any,
 ) -> None:
@@ -130,9 +132,10 @@ def fit(
             cluster=said,
             only=only,
             dry_run=dry_run,
+            lower_only=lower_only,
         )
-    if said or only:
-        option = "--" + (only or next(iter(said))).replace("_", "-")
+    if said or only or lower_only:
+        option = "--" + ("lower_only" if lower_only else only or next(iter(said))).replace("_", "-")
         raise UserError(f"{option} is an option of a cluster; add --backend csx, or remove it")
     configs = read_trainer_yaml(yaml_file)
     for config in configs:

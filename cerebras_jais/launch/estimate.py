@@ -67,6 +67,12 @@ def training_flops(config: DecoderConfig, size: ModelSize, tokens: int) -> float
     return float(tokens) * (4 * size.multiplied + 2 * size.multiplied_and_trained + attention)
 
 
+def evaluation_flops(config: DecoderConfig, size: ModelSize, tokens: int) -> float:
+    """Floating point operations of evaluating `tokens` tokens: the forward part of `training_flops`."""
+    attention = 4 * config.max_position_embeddings * config.hidden_size * config.num_hidden_layers
+    return float(tokens) * (2 * size.multiplied + attention)
+
+
 def describe_launch(launch: Launch) -> Iterator[str]:
     """Lines that say what a launch would run: for each phase its size, tokens, steps, FLOPs, checkpoints and start."""
     index = launch.index

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,17 @@ from typing import Any
 from cerebras_jais.catalog.yaml_files import open_config
 from cerebras_jais.commandline import leave
 from cerebras_jais.config.trainer import parse_trainer
+from cerebras_jais.config.yaml_file import ConfigFile
 from cerebras_jais.errors import DIFFERENT, GOOD, UserError
 from cerebras_jais.launch.estimate import describe_launch
+from cerebras_jais.launch.phases import Phase
 from cerebras_jais.launch.start import plan_launch
 from cerebras_jais.modelzoo.connection import explained
 from cerebras_jais.modelzoo.installed import modelzoo_is_installed, require_modelzoo
-from cerebras_jais.modelzoo.phases import run_fit
-from cerebras_jais.modelzoo.preflight import NotReady, inspect_launch
-from cerebras_jais.modelzoo.process import become_zoo
+from cerebras_jais.modelzoo.lower.report import is_good, lines, lower_phases, problems_of
+from cerebras_jais.modelzoo.phases import on_cluster, run_fit
+from cerebras_jais.modelzoo.preflight import Finding, NotReady, inspect_launch
+from cerebras_jais.modelzoo.process import add_programs_to_path, become_zoo
 from cerebras_jais.modelzoo.reading import read_unless_alone
 from cerebras_jais.params import trainers_of
 
@@ -51,6 +54,7 @@ class LaunchOptions:
     cluster: Mapping[str, Any] = field(default_factory=dict)
     only: str | None = None
     dry_run: bool = False
+    lower_only: bool = False
 
 
 def launch(options: LaunchOptions) -> int:
@@ -64,6 +68,8 @@ def launch(options: LaunchOptions) -> int:
     """
     file = open_config(options.file)
     if read_unless_alone(file) is None:  # its errors name lines, which is lost once the command line is merged in
+        if options.lower_only:
+            raise UserError(f"{options.file}: --lower-only is for models of the family; compile with --compile-only")
         _leave_to_modelzoo(options)
         return GOOD
     params = with_cluster(file.data, options)
@@ -76,6 +82,9 @@ def launch(options: LaunchOptions) -> int:
         checkpoint=checkpoint,
         checked=False,  # the pre-flight checks it, and names its lines
     )
+    pairs = [(phase, raw) for phase, (_, raw) in zip(planned.phases, trainers_of(params), strict=True)]
+    if options.lower_only:
+        return _say_programs(file, pairs)
     if options.dry_run:
         for line in describe_launch(planned):
             print(line)
@@ -85,9 +94,33 @@ def launch(options: LaunchOptions) -> int:
             return DIFFERENT
         return GOOD
     inspect_launch(file, planned)
+    _lower_first(file, pairs[planned.index :])
     with explained():
         run_fit(params, planned)
     return GOOD
+
+
+def _say_programs(file: ConfigFile, phases: Sequence[tuple[Phase, Mapping[str, Any]]]) -> int:
+    """Lower every phase and say what its programs are; the exit status, DIFFERENT where something is wrong."""
+    status = GOOD
+    for found in lower_phases(file, phases):
+        if "error" in found:
+            print(f"error: {found['error']}", file=sys.stderr)
+        else:
+            print(*lines(found), sep="\n", flush=True)
+        status = status if is_good(found) else DIFFERENT
+    return status
+
+
+def _lower_first(file: ConfigFile, phases: Sequence[tuple[Phase, Mapping[str, Any]]]) -> None:
+    """Lower each phase that is to run, before anything is asked of a cluster. Raises NotReady."""
+    for found in lower_phases(file, phases):
+        name = f"phase {found['phase']} of {found['phases']}" if found["phases"] > 1 else "run"
+        wrong = next(problems_of(found), None)
+        if wrong is not None:
+            raise NotReady(f"nothing was started: {wrong}")
+        programs = ", ".join(f"{program['step']} {program['hash'][:16]}" for program in found["programs"])
+        print(Finding(f"{name} lowers to the programs {programs}"), flush=True)
 
 
 def _leave_to_modelzoo(options: LaunchOptions) -> None:
@@ -113,19 +146,16 @@ def with_cluster(params: Mapping[str, Any], options: LaunchOptions) -> dict[str,
     """A trainer YAML on a CS system, with the options of the command line in every phase."""
     merged = copy.deepcopy(dict(params))
     for _, trainer in trainers_of(merged):
-        init = trainer["init"]
-        init.pop("device", None)
-        backend = dict(init.get("backend") or {}, backend_type="CSX")
-        if options.only is not None:
-            backend |= {"compile_only": False, "validate_only": False, options.only: True}
+        trainer["init"] = on_cluster(trainer["init"], options.only)
         if options.cluster:
+            backend = trainer["init"]["backend"]
             backend["cluster_config"] = {**(backend.get("cluster_config") or {}), **options.cluster}
-        init["backend"] = backend
     return merged
 
 
 def main() -> None:
     """Entry point of the process; a script may start it again after status 1 or 3, not after 2 (docs/launching.md)."""
+    add_programs_to_path()
     leave("cerebras-jais", lambda: launch(LaunchOptions(**json.loads(sys.argv[1]))))
 
 

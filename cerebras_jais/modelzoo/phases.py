@@ -68,6 +68,14 @@ def trainer_of(phase: Phase, start: Start, raw: Mapping[str, Any]) -> dict[str, 
     return trainer
 
 
+def on_cluster(init: Mapping[str, Any], only: str | None = None) -> dict[str, Any]:
+    """The section `init` on a CS system; `only` is None, "compile_only" or "validate_only"."""
+    backend = dict(init.get("backend") or {}, backend_type="CSX")
+    if only is not None:
+        backend |= {"compile_only": False, "validate_only": False, only: True}
+    return {**{key: value for key, value in init.items() if key != "device"}, "backend": backend}
+
+
 def _executes(phases: Sequence[Phase]) -> bool:
     backends = [phase.config.init.backend for phase in phases]
     return not any(backend.compile_only or backend.validate_only for backend in backends)

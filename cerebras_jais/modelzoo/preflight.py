@@ -23,6 +23,7 @@ from cerebras_jais.launch.start import Launch
 from cerebras_jais.launch.surroundings import data_problems, section_problems
 from cerebras_jais.modelzoo.connection import cluster_file
 from cerebras_jais.modelzoo.installed import ModelZooMissing, modelzoo_is_installed, require_modelzoo
+from cerebras_jais.modelzoo.process import CIRH_OPT, ProgramMissing, require_cirh_opt
 from cerebras_jais.modelzoo.validate import modelzoo_problems
 from cerebras_jais.modelzoo_version import RELEASE, is_of_this_release
 
@@ -97,6 +98,10 @@ def _software() -> Iterator[Finding]:
     except ModelZooMissing as missing:
         yield Finding("Cerebras software", str(missing))
         return
+    try:
+        require_cirh_opt()
+    except ProgramMissing as missing:
+        yield Finding(CIRH_OPT, str(missing))
     version = metadata.version("cerebras_pytorch")
     wrong = None if is_of_this_release(version) else f"this plugin is for release {RELEASE}; install that"
     yield Finding(f"cerebras_pytorch {version} and the Model Zoo", wrong)

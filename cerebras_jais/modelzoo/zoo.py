@@ -20,11 +20,13 @@ from cerebras_jais.errors import UserError
 from cerebras_jais.modelzoo import plugin  # noqa: F401  # registers the plugin in this and in spawned processes
 from cerebras_jais.modelzoo.connection import explained
 from cerebras_jais.modelzoo.converting import convert
+from cerebras_jais.modelzoo.process import add_programs_to_path
 from cerebras_jais.modelzoo_version import PLUGIN_NAMES
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one cszoo command line and leave with an exit status."""
+    add_programs_to_path()
     words = list(sys.argv[1:] if arguments is None else arguments)
     leave("cerebras-jais", lambda: _run(words))
 

@@ -5,6 +5,7 @@ YAML, the data, the mounts and the cluster before anything is started; a cluster
 says what is missing; `--dry-run` says per phase what would run.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from cerebras_jais.config.trainer import parse_trainer
 from cerebras_jais.config.yaml_file import read_yaml
 from cerebras_jais.launch.saved import EVERYTHING
 from cerebras_jais.launch.start import Start, plan_launch
+from cerebras_jais.modelzoo import launch as launching
 from cerebras_jais.modelzoo import preflight
 from cerebras_jais.modelzoo.launch import LaunchOptions, launch, with_cluster
 from cerebras_jais.modelzoo.phases import trainer_of
@@ -110,6 +112,7 @@ def test_fit_hands_its_options_to_the_launching_process(ready, monkeypatch):
     [
         (["--backend", "cpu", "--num-csx", "2"], "--num-csx is an option of a cluster; add --backend csx"),
         (["--backend", "cpu", "--compile-only"], "--compile-only is an option of a cluster"),
+        (["--backend", "cpu", "--lower-only"], "--lower-only is an option of a cluster"),
         (["--backend", "csx", "--compile"], "--compile and --sharding are for --backend cpu and gpu"),
     ],
 )
@@ -215,6 +218,33 @@ def test_a_machine_without_a_cluster_is_told_what_is_missing(ready, monkeypatch)
     monkeypatch.setenv("CSCONFIG_PATH", "/nowhere/config_v2")
     _, error = findings(ready, monkeypatch, mgmt_address=None)
     assert "/nowhere/config_v2 is absent, so this is no user node of a cluster" in error
+
+
+def test_a_launch_without_torch_cirh_opt_is_told_so(monkeypatch):
+    monkeypatch.setattr(preflight, "require_modelzoo", lambda: None)
+    monkeypatch.setattr(preflight.metadata, "version", lambda name: "2.10.0")
+    monkeypatch.setenv("PATH", "/nowhere")
+    (wrong,) = (finding for finding in preflight._software() if "torch-cirh-opt" in finding.subject)
+    assert wrong.problem.startswith("torch-cirh-opt is not on PATH, and cerebras_pytorch lowers with it; activate")
+
+
+PROGRAM = {"step": "train", "hash": "a" * 64, "violations": {}}
+
+
+@pytest.mark.parametrize(
+    ("found", "said", "error"),
+    [
+        ({"programs": [PROGRAM]}, "ok    phase 2 of 3 lowers to the programs train aaaaaaaaaaaaaaaa\n", None),
+        ({"error": "run.yaml, line 3: wrong"}, "", "nothing was started: run.yaml, line 3: wrong"),
+        ({"programs": [{**PROGRAM, "violations": {"relu": "2D"}}]}, "", "relu violates a constraint of CS systems: 2D"),
+    ],
+)
+def test_what_cannot_be_lowered_is_not_started(ready, monkeypatch, capsys, found, said, error):
+    facts = {"file": "run.yaml", "phase": 2, "phases": 3, **found}
+    monkeypatch.setattr(launching, "lower_phases", lambda file, phases: iter([facts]))
+    with contextlib.nullcontext() if error is None else pytest.raises(NotReady, match=error):
+        launching._lower_first(read_yaml(ready), [])
+    assert capsys.readouterr().out == said
 
 
 # ---- what the Model Zoo's trainer is given ---------------------------------------------------------------------------
