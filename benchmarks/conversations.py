@@ -24,6 +24,8 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])
 
+import numpy as np
+
 from cerebras_jais.data.chat.prompts import render
 from cerebras_jais.data.chat.reading import read_conversations
 from cerebras_jais.data.documents import read_documents, sample_corpus_path
@@ -98,10 +100,11 @@ def run(command: list[str]) -> tuple[Run, str]:
 def fill(folder: Path) -> float:
     """The share of positions that hold a token."""
     source = HDF5Source(folder, use_vsl=True)
-    rows = range(len(source))
-    return sum(int(filled_positions(source.read([row])[0]).sum()) for row in rows) / (
-        len(rows) * source.sequence_length
-    )
+    filled = 0
+    for start in range(0, len(source), BATCH):
+        rows = source.read(np.arange(start, min(start + BATCH, len(source))))
+        filled += sum(int(filled_positions(row).sum()) for row in rows)
+    return filled / (len(source) * source.sequence_length)
 
 
 def main() -> None:

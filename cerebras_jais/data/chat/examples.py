@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from functools import lru_cache
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -56,6 +57,7 @@ class PromptEncoder:
     def __init__(self, tokenizer: Tokenizer, eos_id: int) -> None:
         self.tokenizer = tokenizer
         self.eos_id = eos_id
+        self._end = np.asarray([eos_id], dtype=np.int32)
         self.by_messages = _splits_before_spaces(tokenizer)
         self._kept = lru_cache(maxsize=1024)(self._ids_of)
 
@@ -68,7 +70,9 @@ class PromptEncoder:
             return
         cut = [_cut_at_messages(conversation) for conversation in rendered]
         texts = [f" {message}" for parts in cut for _, message, _ in parts]
-        messages = iter(encode_texts(self.tokenizer, texts))
+        found = encode_texts(self.tokenizer, texts)
+        together = np.fromiter(chain.from_iterable(found), dtype=np.int32, count=sum(map(len, found)))
+        messages = iter(np.split(together, list(accumulate(map(len, found[:-1])))))
         for parts in cut:
             yield self._joined_example(parts, messages)
 
@@ -78,17 +82,19 @@ class PromptEncoder:
     def _ids_of(self, prompt: str) -> np.ndarray:
         return np.asarray(encode_texts(self.tokenizer, [prompt])[0], dtype=np.int32)
 
-    def _joined_example(self, conversation: list[tuple[str, str, bool]], messages: Iterator[list[int]]) -> Example:
-        parts = [(self._prompt(before), next(messages), response) for before, _, response in conversation]
-        ids = np.empty(sum(len(before) + len(message) for before, message, _ in parts) + 1, dtype=np.int32)
-        trained = np.zeros(len(ids), dtype=bool)
+    def _joined_example(self, conversation: list[tuple[str, str, bool]], messages: Iterator[np.ndarray]) -> Example:
+        parts: list[np.ndarray] = []
+        places: list[tuple[int, int]] = []
         end = 0
-        for before, message, response in parts:
-            start, end = end + len(before), end + len(before) + len(message)
-            ids[start - len(before) : start] = before
-            ids[start:end] = message
-            trained[start:end] = response
-        ids[-1], trained[-1] = self.eos_id, True
+        for before, _, response in conversation:
+            parts += [self._prompt(before), next(messages)]
+            start, end = end + len(parts[-2]), end + len(parts[-2]) + len(parts[-1])
+            places += [(start, end)] * response
+        ids = np.concatenate([*parts, self._end])
+        trained = np.zeros(len(ids), dtype=bool)
+        for start, end in places:
+            trained[start:end] = True
+        trained[-1] = True
         return Example(ids, trained)
 
     def _whole_example(self, conversation: Rendered, encoding: Encoding) -> Example:

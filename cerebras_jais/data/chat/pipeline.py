@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 from cerebras_jais.atomic import whole_folder
 from cerebras_jais.data.chat.examples import (
@@ -47,6 +47,15 @@ class Counts:
     """In a row, with a part of the last response."""
     by_language: Counter[str] = field(default_factory=Counter)
     """Those that are no duplicates."""
+
+
+class _Read(NamedTuple):
+    """A conversation with its text, and how many bytes of UTF-8 and characters that has."""
+
+    conversation: Conversation
+    rendered: Rendered
+    n_bytes: int
+    characters: int
 
 
 @dataclass
@@ -141,8 +150,10 @@ def _collect(
     shortest = 0
     with (folder / HELD_OUT_FILE).open("w", encoding="utf-8", newline="\n") as kept:
         unique = _unique(conversations, counts)
-        for batch, examples in _encoded(batches(unique, lambda pair: len(pair[1].text)), encoder):
-            for number, ((conversation, rendered), example) in enumerate(zip(batch, examples, strict=True)):
+        for batch, examples in _encoded(batches(unique, lambda read: read.characters), encoder):
+            for number, ((conversation, rendered, n_bytes, characters), example) in enumerate(
+                zip(batch, examples, strict=True)
+            ):
                 if encoder.eos_id in example.ids[:-1] or number < DECODED_AGAIN:
                     check_example(encoder.tokenizer, conversation, rendered.text, example.ids[:-1], encoder.eos_id)
                 split = _split_of(conversation, held_out, counts, splits, waiting)
@@ -153,8 +164,8 @@ def _collect(
                 if split is not splits[_TRAIN]:
                     _write(kept, conversation)
                 split.store.append(*fitted)
-                split.n_bytes += len(rendered.text.encode("utf-8"))
-                split.characters += len(rendered.text)
+                split.n_bytes += n_bytes
+                split.characters += characters
     for split in splits.values():
         split.store.close()
     if not len(splits[_TRAIN].store):
@@ -164,27 +175,27 @@ def _collect(
     return {name: split for name, split in splits.items() if len(split.store)}
 
 
-def _unique(conversations: Iterable[Conversation], counts: Counts) -> Iterator[tuple[Conversation, Rendered]]:
+def _unique(conversations: Iterable[Conversation], counts: Counts) -> Iterator[_Read]:
     seen: set[bytes] = set()
     for conversation in conversations:
         counts.read += 1
         rendered = render(conversation.messages, conversation.language)
-        digest = blake2b(rendered.text.encode("utf-8"), digest_size=16).digest()
+        text = rendered.text
+        encoded = text.encode("utf-8")
+        digest = blake2b(encoded, digest_size=16).digest()
         if digest in seen:
             counts.duplicates += 1
             continue
         seen.add(digest)
-        yield conversation, rendered
+        yield _Read(conversation, rendered, len(encoded), len(text))
 
 
-def _encoded(
-    batches: Iterable[list[tuple[Conversation, Rendered]]], encoder: PromptEncoder
-) -> Iterator[tuple[list[tuple[Conversation, Rendered]], list[Example]]]:
+def _encoded(batches: Iterable[list[_Read]], encoder: PromptEncoder) -> Iterator[tuple[list[_Read], list[Example]]]:
     """Yield batches with their examples; one batch is encoded while the next is read and rendered."""
     with ThreadPoolExecutor(1) as thread:
         before = None
         for batch in batches:
-            encoding = thread.submit(lambda batch: list(encoder.encode([rendered for _, rendered in batch])), batch)
+            encoding = thread.submit(lambda batch: list(encoder.encode([read.rendered for read in batch])), batch)
             if before is not None:
                 yield before[0], before[1].result()
             before = batch, encoding
