@@ -42,6 +42,12 @@ CASES = {
     "english_by_choice": ([user("Translate مرحبا")], {"language": "en"}, prompt("en", "Translate مرحبا")),
     "arabic_by_choice": ([user("2 + 2")], {"language": "ar"}, prompt("ar", "2 + 2")),
     "neither_alphabet": ([user("2 + 2 = ?")], {}, prompt("en", "2 + 2 = ?")),
+    "spaces_around_a_system_message": (
+        [system(" You are a tour guide.\n"), user(ENGLISH)],
+        {},
+        "### Instruction:You are a tour guide. Complete the conversation between [|Human|] and [|AI|]:"
+        f"\n### Input: [|Human|] {ENGLISH}{ANSWER}",
+    ),
     "spaces_around": ([user(f"  {ENGLISH}\n")], {}, prompt("en", ENGLISH)),
     "lines_and_quotes": (
         [user('Who\'s "Jais"?\n\n1. {x}')],
@@ -106,8 +112,9 @@ def test_the_assistant_mask_covers_the_responses_and_their_end(tokenizer, case):
     assert ids == tokenizer(expected, add_special_tokens=False)["input_ids"]
     assert ids[-1] == tokenizer.eos_token_id
     masked = tokenizer.decode([number for number, covered in zip(ids, mask, strict=True) if covered])
-    *earlier, last = [message["content"].strip() for message in messages if message["role"] == "assistant"]
-    assert masked.lstrip() == f"{''.join(earlier)} {last}{EOS}".lstrip()
+    responses = [message["content"] for message in messages if message["role"] == "assistant"]
+    # A space before a response is covered only where it is one token with what follows.
+    assert "".join(masked.split()) == "".join(f"{''.join(responses)}{EOS}".split())
 
 
 @pytest.mark.parametrize(
