@@ -26,7 +26,13 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 REASONS = ("a cluster", "downloads", "eight GPUs", "the Model Zoo", "llama.cpp", "the Cerebras software")
 COMMAND = re.compile(r"(cerebras-jais|checkpoint-convert|torchrun) \S")
-NOT_IN_HELP = {"--backend csx": "a cluster", "torchrun": "several GPUs", "zoo ": "the Model Zoo", "lower ": "the Model Zoo"}
+NOT_IN_HELP = {
+    "--backend csx": "a cluster",
+    "torchrun": "several GPUs",
+    "zoo ": "the Model Zoo",
+    "lower ": "the Model Zoo",
+    "run-program ": "the Model Zoo",
+}
 NUMBER = re.compile(r"\d[\d,]*(\.\d+)?(e[+-]\d+)?")
 
 

@@ -123,7 +123,7 @@ class Program:
 
 _VALUE = r"%[\w$.-]+(?:#\d+)?"
 _FUNCTION = re.compile(r"\s*func(?:\.func)? (?:\w+ )?@[\w$.]+\(")
-_OPERATION = re.compile(rf"\s*(?:(%[\w$.-]+)(?::(\d+))?((?:, {_VALUE})*) = )?cirh\.(\w+)")
+_OPERATION = re.compile(rf"\s*(?:(%[\w$.-]+)(?::(\d{{1,3}}))?((?:, {_VALUE})*) = )?cirh\.(\w+)")
 _OPERANDS = re.compile(rf"[ (]*({_VALUE}(?:, {_VALUE})*)?\)? *")
 _RETURN = re.compile(rf"\s*return(?: ({_VALUE}(?:, {_VALUE})*) : (.*))?$")
 _TENSOR = re.compile(r"tensor<((?:\d+x)*)(\w+)>")
@@ -171,7 +171,7 @@ def read_program(text: str) -> Program:
     if arguments is None or results is None:
         raise ProgramError("not a CIRH program: it has no function with a return")
     aliases = [argument.alias for argument in arguments if argument.alias is not None]
-    if len(set(aliases)) != len(aliases) or any(alias >= len(results) for alias in aliases):
+    if len(set(aliases)) != len(aliases) or not set(aliases) <= set(range(len(results))):
         raise ProgramError("the results that tf.aliasing_output names are not one for each argument")
     return Program(arguments, tuple(operations), results, attributes)
 
@@ -333,6 +333,12 @@ class _Scanner:
         return found
 
     def value(self) -> Any:
+        try:
+            return self._value()
+        except (ValueError, OverflowError, RecursionError, struct.error):
+            raise self.error("a value that its type can have") from None
+
+    def _value(self) -> Any:
         if self.take("{"):
             return self.mapping()
         if self.take("["):

@@ -26,20 +26,28 @@ Rounding = Callable[[Tensor], Tensor]
 _DROPPED_BITS = 23 - 9  # of the mantissa of float32
 _SMALLEST_NORMAL = 2.0**-30
 _OVERFLOW = 2.0**32
+_HALF_STEP_BELOW_OVERFLOW = 2.0**21
 # float32 numbers from here on are whole multiples of 2^-39, so adding it rounds to them.
 _STEPS_OF_SUBNORMALS = 2.0 ** (23 - 39)
 
 
 def to_cbfloat16(x: Tensor) -> Tensor:
     """Float32 values rounded to those of cbfloat16, still as float32; NaN stays."""
-    bits = x.contiguous().view(torch.int32)
-    half_less_one = (1 << (_DROPPED_BITS - 1)) - 1
-    rounded = (bits + half_less_one + ((bits >> _DROPPED_BITS) & 1)) & -(1 << _DROPPED_BITS)
-    normal = rounded.view(torch.float32)
-    small = torch.copysign((x.abs() + _STEPS_OF_SUBNORMALS) - _STEPS_OF_SUBNORMALS, x)
-    out = torch.where(x.abs() < _SMALLEST_NORMAL, small, normal)
-    out = torch.where(out.abs() >= _OVERFLOW, torch.copysign(torch.full_like(x, float("inf")), x), out)
-    return torch.where(x.isnan(), x, out)
+    x = x.contiguous()
+    bits = x.view(torch.int32)
+    rounded = (bits >> _DROPPED_BITS).bitwise_and_(1).add_((1 << (_DROPPED_BITS - 1)) - 1).add_(bits)
+    out = rounded.bitwise_and_(-(1 << _DROPPED_BITS)).view(torch.float32)
+    size = x.abs()
+    small = (size > 0).logical_and_(size < _SMALLEST_NORMAL)
+    if bool(small.any()):
+        near = (size + _STEPS_OF_SUBNORMALS).sub_(_STEPS_OF_SUBNORMALS)
+        out = torch.where(small, near.copysign_(x), out)
+    # NaN compares as not below, so it is among these.
+    large = (size < _OVERFLOW - _HALF_STEP_BELOW_OVERFLOW).logical_not_()
+    if bool(large.any()):
+        beyond = torch.where(x.isnan(), x, torch.full_like(x, float("inf")).copysign_(x))
+        out = torch.where(large, beyond, out)
+    return out
 
 
 def to_bfloat16(x: Tensor) -> Tensor:

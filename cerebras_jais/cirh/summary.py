@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cerebras_jais.cirh.program import Argument, Dense, Operation, Program, TensorType
+from cerebras_jais.cirh.program import Argument, Dense, Operation, Program, ProgramError, TensorType
 
 MODEL, OPTIMIZER = "model.", "optimizer."
 
@@ -98,16 +98,26 @@ def changes(program: Program, argument: Argument) -> bool:
 
 
 def product_flops(operation: Operation) -> int:
-    """2 m n k of a matrix product (a multiplication and an addition each), 0 of every other operation."""
+    """2 m n k of a matrix product (a multiplication and an addition each), 0 of every other operation.
+
+    Raises ProgramError for a product whose attributes are not those of one.
+    """
+    try:
+        terms = _summed(operation)
+        return 2 * operation.result_types[0].elements * terms if terms else 0
+    except (AttributeError, LookupError, TypeError):
+        raise ProgramError(f"line {operation.line}: cirh.{operation.kind} without its dimensions") from None
+
+
+def _summed(operation: Operation) -> int:
+    """How many terms each element of a product is the sum of; 0 for what is not a product."""
     if operation.kind == "MatMul":
         left = operation.operand_types[0].shape
-        summed = left[-2] if operation.attributes["transpose_a"] else left[-1]
-    elif operation.kind == "DotGeneral":
+        return left[-2] if operation.attributes["transpose_a"] else left[-1]
+    if operation.kind == "DotGeneral":
         left = operation.operand_types[0].shape
-        summed = math.prod(left[dim] for dim in operation.attributes["lhs_contracting_dimensions"].values)
-    else:
-        return 0
-    return 2 * operation.result_types[0].elements * summed
+        return math.prod(left[dim] for dim in operation.attributes["lhs_contracting_dimensions"].values)
+    return 0
 
 
 def digest_of(program: Program, *, numbers: bool) -> str:

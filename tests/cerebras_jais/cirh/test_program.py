@@ -10,6 +10,7 @@ import random
 import pytest
 
 from cerebras_jais.cirh.program import ProgramError, TensorType, read_program
+from cerebras_jais.cirh.summary import summarize
 from tests.cerebras_jais.cirh.text import REGRESSION, operation
 
 
@@ -113,6 +114,25 @@ def test_a_text_that_is_cut_anywhere_is_read_whole_or_refused():
             continue
         assert program.results == whole.results
         assert len(program.operations) == len(whole.operations)
+
+
+@pytest.mark.parametrize("text", ["1e10", '"0xZZ"', "[" * 5000])
+def test_a_constant_that_its_type_cannot_have_is_refused(text):
+    with pytest.raises(ProgramError, match="line 3"):
+        constant(text, "8xf16")
+
+
+def test_a_text_that_is_changed_anywhere_is_read_or_refused():
+    generator = random.Random(1)
+    for _ in range(500):
+        at, length = generator.randrange(len(REGRESSION)), generator.choice([0, 1, 5])
+        other = generator.choice(["", "%", "{", "[", "<", ">", "9" * 9, "dense<", "\n", REGRESSION[at : at + 40]])
+        try:
+            program = read_program(REGRESSION[:at] + other + REGRESSION[at + length :])
+            assert summarize(program).digest
+        except ProgramError:
+            continue
+        assert program.results
 
 
 @pytest.mark.parametrize("text", ["", "module  {\n}\n", "{}", "\0", "func @graph("])
