@@ -29,6 +29,8 @@ from cerebras_jais.errors import UserError
 from cerebras_jais.modelzoo.phases import FIT
 from cerebras_jais.modelzoo.process import add_programs_to_path, require_cirh_opt
 
+# What the Model Zoo raises in place of the error that ended a run, where a callback fails at that end too.
+_OF_A_CALLBACK = "Encountered error when calling"
 STEPS = {"train": "train", "eval": "evaluate"}  # the modes of cerebras.pytorch, and the names of programs here
 
 
@@ -144,6 +146,8 @@ def describe_failure(error: BaseException) -> dict[str, Any]:
     `sources` that it passed through with the innermost first, and the `location` in a config that the Model Zoo
     refuses, empty for any other exception.
     """
+    while str(error).startswith(_OF_A_CALLBACK) and (earlier := error.__cause__ or error.__context__) is not None:
+        error = earlier
     errors = error.errors(include_url=False) if isinstance(error, pydantic.ValidationError) else []
     return {
         "kind": type(error).__name__,

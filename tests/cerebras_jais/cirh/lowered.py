@@ -1,7 +1,6 @@
 """Configs lowered by the Model Zoo, their programs run, and the reference path beside them; not a test itself."""
 
 import contextlib
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -105,8 +104,3 @@ def learning_rates(result, groups):
     """Of each group; the program names equal ones once, so a rate without a name is that of a group that has one."""
     named = {int(name.split("/")[1]): v.item() for name, v in result.outputs.items() if name.startswith("metrics_lr/")}
     return np.asarray([named.get(group, next(iter(named.values()))) for group in range(groups)])
-
-
-def with_model(phase, config):
-    """The phase with another config."""
-    return replace(phase, config=config)

@@ -15,7 +15,8 @@ import yaml
 
 from cerebras_jais.catalog.reader import read_trainer_yaml
 from cerebras_jais.cirh.rounding import types_of
-from cerebras_jais.cirh.run import run_step
+from cerebras_jais.cirh.run import initial_state, run_step
+from cerebras_jais.model.decoder import LanguageModel
 from tests import tolerances
 from tests.cerebras_jais.cirh.lowered import (
     apart,
@@ -24,6 +25,7 @@ from tests.cerebras_jais.cirh.lowered import (
     reference,
     steps_of,
     tensors_of,
+    with_constants_of,
     without_effect,
 )
 from tests.cerebras_jais.modelzoo.runs import TINY, group_rates, prepare, require_modelzoo, zoo, zoo_scalars
@@ -154,10 +156,6 @@ def test_gradient_accumulation_is_not_lowered(scaling, tmp_path):
 def test_an_evaluation_step_gives_loss_and_accuracy_of_its_batch(name, tmp_path):
     require_modelzoo()
     program = programs_of(TINY / name, tmp_path / "programs")[0]["evaluate"]
-    from cerebras_jais.cirh.run import initial_state
-    from cerebras_jais.model.decoder import LanguageModel
-    from tests.cerebras_jais.cirh.lowered import with_constants_of
-
     config = with_constants_of(program, read_trainer_yaml(TINY / name)[0])
     torch.manual_seed(3)
     model = LanguageModel(config.init.model).eval()
