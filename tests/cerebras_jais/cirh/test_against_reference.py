@@ -2,8 +2,8 @@
 
 Contract: for every tiny config and each of its phases, ten steps of the lowered program in float32 give the losses,
 learning rates, weights and states of the reference path with the constants that the program holds; the losses of the
-unchanged reference path and of the Model Zoo on a CPU differ by no more than 16 bits change the constants. Loss scaling, value
-clipping and evaluation agree too; a step with an overflow is left out.
+unchanged reference path and of the Model Zoo on a CPU differ by no more than 16 bits change the constants. Loss
+scaling, value clipping and evaluation agree too; a step with an overflow is left out.
 """
 
 import math
