@@ -55,4 +55,3 @@ CHECKPOINT_BYTES_RELATIVE = 0.05  # tiny models; HDF5 adds a few kilobytes to ea
 
 # The program of a CS system, run in float32 on a CPU.
 PROGRAM_RELATIVE = 1e-5  # losses, and norm of the difference over the norm of each weight and state; 10 steps
-PROGRAM_CONSTANTS_RELATIVE = 1e-3  # losses; the constants of the program have 16 bits, those of both trainers 32

@@ -50,6 +50,13 @@ def with_constants_of(program, config):
     return config.model_copy(update={"init": init})
 
 
+def change_of_constants(program, config):
+    """The largest relative change that 16 bits make to the muP constants of a config."""
+    before, after = config.init.model, with_constants_of(program, config).init.model
+    pairs = [(after.embeddings_scale, before.embeddings_scale), (after.logits_scale, before.logits_scale)]
+    return max(abs(new / old - 1) for new, old in pairs)
+
+
 def reference(folder, path, model_dir, programs=None):
     """All phases on the reference path: (phase, result, start) of each, with the constants of programs if given."""
     with contextlib.chdir(folder):

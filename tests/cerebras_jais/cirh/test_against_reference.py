@@ -2,8 +2,8 @@
 
 Contract: for every tiny config and each of its phases, ten steps of the lowered program in float32 give the losses,
 learning rates, weights and states of the reference path with the constants that the program holds; the losses of the
-unchanged reference path and of the Model Zoo on a CPU differ by what the constants' 16 bits change. Loss scaling, value
-clipping and evaluation agree too; a step with an overflow is left out.
+unchanged reference path and of the Model Zoo on a CPU differ by no more than 16 bits change the constants. Loss
+scaling, value clipping and evaluation agree too; a step with an overflow is left out.
 """
 
 import math
@@ -20,6 +20,7 @@ from cerebras_jais.model.decoder import LanguageModel
 from tests import tolerances
 from tests.cerebras_jais.cirh.lowered import (
     apart,
+    change_of_constants,
     learning_rates,
     programs_of,
     reference,
@@ -96,7 +97,8 @@ def test_losses_are_those_of_both_trainers_but_for_the_constants(lowered):
         for name, losses in (("reference", result.losses), ("Model Zoo", theirs)):
             far = np.abs(np.asarray(ours) / losses - 1).max()
             print(lowered.name, phase.name, name, f"{far:.1e}")
-            assert far <= tolerances.PROGRAM_CONSTANTS_RELATIVE
+            allowed = max(tolerances.PROGRAM_RELATIVE, change_of_constants(programs["train"], phase.config))
+            assert far <= allowed
 
 
 def scaled(trainer):
