@@ -134,7 +134,7 @@ def _with_rate(init):
 
 
 def _with_systems(init):
-    init["backend"] = {"backend_type": "CSX", "cluster_config": {"num_csx": 8}}
+    init["backend"] = {"backend_type": "CSX", "cluster_config": {"num_csx": 2}}  # evaluation has 2 samples
 
 
 def _with_context(init):
