@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cerebras_jais.atomic import locked, partial_path, sync, write_text
+from cerebras_jais.atomic import abandoned, locked, partial_path, sync, write_text
 from cerebras_jais.errors import UserError
 from checkpoint_convert.errors import ConversionError
 
@@ -64,6 +64,9 @@ class Work:
         lines = self._lines()
         if can_continue and self.files.is_dir() and lines and lines[0] == {"conversion": identity}:
             self.finished = {line["step"]: tuple(line["digests"]) for line in lines[1:] if "step" in line}
+            for folder in (self.files, *filter(Path.is_dir, self.files.iterdir())):
+                for left in abandoned(folder, ".+"):  # a kill came while a file beside the weights was written
+                    left.unlink()
             self._rewrite(identity)
             return True
         for old in self._directory.iterdir():

@@ -16,8 +16,10 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[2])
@@ -25,7 +27,7 @@ if __name__ == "__main__":
 from checkpoint_convert.convert import convert_to_cerebras, convert_to_hf
 
 # The calls between which a conversion's state on the disk changes.
-STEPS = ("mkdir", "rename", "replace", "fsync", "unlink", "rmdir", "open", "ftruncate")
+STEPS = ("mkdir", "rename", "replace", "link", "fsync", "unlink", "rmdir", "open", "ftruncate")
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,14 @@ def _arm(moment: Moment | None) -> None:
         setattr(os, name, armed(getattr(os, name)))
 
 
+def steps_of(direction: str, source: Path, output: Path) -> int:
+    """How many of the calls of STEPS a conversion makes."""
+    with ExitStack() as patched:
+        calls = [patched.enter_context(patch.object(os, name, wraps=getattr(os, name))) for name in STEPS]
+        convert(direction, source, output)
+        return sum(call.call_count for call in calls)
+
+
 def contents(directory: Path) -> dict[str, bytes]:
     """Every file below a directory, hidden ones too: relative name -> bytes."""
     return {
@@ -167,9 +177,13 @@ def main() -> None:
         for direction, source, _, output in both:
             run_killed(direction, source, directory / f"timed-{direction}", None) if output == "release" else None
         seconds = time.monotonic() - begun
+        steps = {
+            direction: steps_of(direction, source, directory / f"counted{output}")
+            for direction, source, _, output in both
+        }
         for number in range(arguments.count):
             direction, source, expected, output = both[number % 2]
-            moments = draw_moments(draw, seconds, 60)
+            moments = draw_moments(draw, seconds, steps[direction])
             kills += len(moments)
             wrong = trial(direction, source, expected, output, moments)
             outcomes["bad" if wrong else "continued to the same bytes"] += 1
