@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from cerebras_jais.checkpoint import open_checkpoint
-from cerebras_jais.cirh.program import Program
+from cerebras_jais.cirh.program import Program, ProgramError
 from cerebras_jais.cirh.rounding import FLOAT32, types_of
 from cerebras_jais.cirh.run import STATES, StepResult, initial_state, run_steps
 from cerebras_jais.config.trainer import TrainerConfig
 from cerebras_jais.data.dataset import HDF5Samples
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.decoder import LanguageModel
+
+_LOSS_SCALE, _SKIPPED_STEPS = "grad_scaler.0.loss_scale", "grad_scaler.0.num_skipped_steps"
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,12 @@ def compare_types(
         states: which of the checkpoint's states are loaded.
 
     Raises:
-        UserError: (one of its kinds) data or a checkpoint that cannot be read or does not fit the program.
+        UserError: (one of its kinds) a program without a loss, data or a checkpoint that cannot be read or does not fit
+            the program.
     """
     if config.fit is None:
         raise UserError(f"{config.source}: has no trainer.fit, which names the training data")
+    _check_scalars(program)
     data = HDF5Samples(**config.fit.train_dataloader.reader_keys())
     with ExitStack() as opening:
         if checkpoint is not None:
@@ -70,6 +74,15 @@ def compare_types(
         yield ComparedStep(step, exact.loss, rounded.loss, *_scaling(rounded))
 
 
+def _check_scalars(program: Program) -> None:
+    """Raise ProgramError unless the loss is there, and it and the loss scaler's counts are one number each."""
+    if [result.type.elements for result in program.results if result.output == "loss"] != [1]:
+        raise ProgramError('has no result "loss" of one number; give the train.cirh.mlir of a lowered config')
+    for argument in program.arguments:
+        if argument.resource in (_LOSS_SCALE, _SKIPPED_STEPS) and argument.type.elements != 1:
+            raise ProgramError(f"{argument.resource} is {argument.type}, and must be one number")
+
+
 def _drawn(config: TrainerConfig) -> dict[str, Tensor]:
     if config.init.seed is not None:
         torch.manual_seed(config.init.seed)
@@ -82,8 +95,8 @@ def _batches(data: HDF5Samples, steps: int) -> Iterator[dict[str, Tensor]]:
 
 
 def _scaling(result: StepResult) -> tuple[float | None, int]:
-    scale = result.state.get("grad_scaler.0.loss_scale")
-    skipped = result.state.get("grad_scaler.0.num_skipped_steps")
+    scale = result.state.get(_LOSS_SCALE)
+    skipped = result.state.get(_SKIPPED_STEPS)
     return None if scale is None else scale.item(), 0 if skipped is None else int(skipped.item())
 
 

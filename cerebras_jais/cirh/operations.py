@@ -15,9 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cerebras_jais.cirh.program import Dense, Operation, ProgramError
+from cerebras_jais.ranges import shown
 
 Compute = Callable[[Operation, Sequence[Tensor]], Tensor | tuple[Tensor, ...]]
 
+_MOST_DIMENSIONS = 64  # that PyTorch takes
 _WHOLE = {"i64": torch.int64, "i32": torch.int32, "i16": torch.int16, "i8": torch.int8, "i1": torch.bool}
 
 
@@ -39,20 +41,26 @@ def compute(operation: Operation, operands: Sequence[Tensor], floats: torch.dtyp
         )
     try:
         found = OPERATIONS[operation.kind](operation, operands)
+        made = found if isinstance(found, tuple) else (found,)
+        types = zip(made, operation.result_types, strict=False)
+        results = tuple(result.to(dtype_of(type_.dtype, floats)) for result, type_ in types)
     except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ProgramError(
             f"line {operation.line}: cirh.{operation.kind} with these operands and attributes cannot be run: {reason}"
         ) from error
-    results = found if isinstance(found, tuple) else (found,)
+    if len(made) != len(operation.result_types):
+        raise ProgramError(
+            f"line {operation.line}: cirh.{operation.kind} has {len(operation.result_types)} results in the program, "
+            f"and gives {len(made)} here"
+        )
     for result, type_ in zip(results, operation.result_types, strict=True):
         if tuple(result.shape) != type_.shape:
             raise ProgramError(
                 f"line {operation.line}: cirh.{operation.kind} gives {list(result.shape)}, the program says "
                 f"{list(type_.shape)}; it means something else here than cerebras_jais/cirh/operations.py assumes"
             )
-    types = zip(results, operation.result_types, strict=True)
-    return tuple(result.to(dtype_of(type_.dtype, floats)) for result, type_ in types)
+    return results
 
 
 # ---- attributes ------------------------------------------------------------------------------------------------------
@@ -61,7 +69,8 @@ def compute(operation: Operation, operands: Sequence[Tensor], floats: torch.dtyp
 def _dims(operation: Operation, key: str) -> list[int]:
     """An attribute that lists dimensions."""
     dense = operation.attributes[key]
-    assert isinstance(dense, Dense)
+    if not isinstance(dense, Dense) or dense.type.elements > _MOST_DIMENSIONS:
+        raise ValueError(f"{key} must list dimensions as dense<...>")
     count = dense.type.elements
     return [int(value) for value in (dense.values * count if len(dense.values) == 1 else dense.values)][:count]
 
@@ -111,7 +120,7 @@ def _reduce(operation: Operation, operands: Sequence[Tensor]) -> Tensor:
     elif kind == "ARGMAX" and len(dims) == 1:
         out = x.argmax(dims[0], keepdim=True)
     else:
-        raise ProgramError(f"line {operation.line}: cirh.Reduce of kind {kind} over {dims} cannot be run here")
+        raise ProgramError(f"line {operation.line}: cirh.Reduce of kind {shown(kind)} over {dims} cannot be run here")
     return out.squeeze([dim for dim in dims if dim not in kept])
 
 

@@ -24,9 +24,12 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from cerebras_jais.errors import UserError
+from cerebras_jais.ranges import shown
+
+T = TypeVar("T")
 
 # Bytes of an element; i1 is a byte, as a mask is in memory.
 BYTES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "i1": 1}
@@ -126,7 +129,7 @@ _FUNCTION = re.compile(r"\s*func(?:\.func)? (?:\w+ )?@[\w$.]+\(")
 _OPERATION = re.compile(rf"\s*(?:(%[\w$.-]+)(?::(\d{{1,3}}))?((?:, {_VALUE})*) = )?cirh\.(\w+)")
 _OPERANDS = re.compile(rf"[ (]*({_VALUE}(?:, {_VALUE})*)?\)? *")
 _RETURN = re.compile(rf"\s*return(?: ({_VALUE}(?:, {_VALUE})*) : (.*))?$")
-_TENSOR = re.compile(r"tensor<((?:\d+x)*)(\w+)>")
+_TENSOR = re.compile(r"tensor<((?:[0-9]{1,18}x)*)([a-z]\w*)>")  # a size of 18 digits is below 2^63
 _FRAME = re.compile(r"\s*(?:module\b.*\{|\}|//.*)?\s*$")
 _LOCATION = re.compile(r" loc\((?:unknown|(#loc\d*)|.*)\)$")
 _SOURCE = re.compile(r'^(#loc\d*) = loc\((?:unknown\)|"([^"]*)")', re.MULTILINE)
@@ -215,6 +218,10 @@ def _operation(number: int, line: str, match: re.Match[str], source: str) -> Ope
         operand_types *= len(operands)
     if len(operand_types) != len(operands) or len(result_types) != len(results):
         raise ProgramError(f"line {number}: cirh.{kind} has other numbers of values and of types: {_short(line)}")
+    if kind == "Const":
+        dense = attributes.get("value")
+        if not isinstance(dense, Dense) or result_types != (dense.type,):
+            raise ProgramError(f"line {number}: cirh.Const must have a value dense<...> of its one result's type")
     return Operation(number, kind, results, operands, attributes, operand_types, result_types, source)
 
 
@@ -230,25 +237,39 @@ def _head(
         attributes = scanner.mapping() if scanner.take("{") else {}
         scanner.location()
         scanner.take(",")
-        resource, feature = attributes.get("tf.resource_name"), attributes.get("cs.input_name")
-        alias = attributes.get("tf.aliasing_output")
-        arguments.append(Argument(name, type_, _without("state.", resource), _without("input_", feature), alias))
+        resource = _name_of(scanner, attributes, "tf.resource_name", "state.")
+        feature = _name_of(scanner, attributes, "cs.input_name", "input_")
+        alias = _attribute(scanner, attributes, "tf.aliasing_output", int, "a whole number")
+        arguments.append(Argument(name, type_, resource, feature, alias))
     results = []
     if scanner.take("->"):
         bracketed = scanner.take("(")
         while True:
             type_ = scanner.type()
             attributes = scanner.mapping() if bracketed and scanner.take("{") else {}
-            results.append((type_, _without("output_", attributes.get("cs.output_name"))))
+            results.append((type_, _name_of(scanner, attributes, "cs.output_name", "output_")))
             if not scanner.take(","):
                 break
         if bracketed:
             scanner.need(")")
     own = scanner.mapping() if scanner.take("attributes {") else {}
+    _attribute(scanner, own, "cs.fp16_type", str, "a text")
     return tuple(arguments), tuple(results), own
 
 
-def _without(prefix: str, name: str | None) -> str | None:
+def _attribute(scanner: _Scanner, attributes: Mapping[str, Any], key: str, kind: type[T], what: str) -> T | None:
+    """An attribute of the function's head, None where it is not there; ProgramError for one of another type."""
+    value = attributes.get(key)
+    if value is not None and type(value) is not kind:  # true is no whole number
+        raise ProgramError(f"line {scanner.number}: {key} must be {what}")
+    return value
+
+
+def _name_of(scanner: _Scanner, attributes: Mapping[str, Any], key: str, prefix: str) -> str | None:
+    """A name among attributes, without its prefix; messages print it as it is."""
+    name = _attribute(scanner, attributes, key, str, "a text")
+    if name is not None and not name.isprintable():
+        raise ProgramError(f"line {scanner.number}: {key} must be printable text (got {shown(name)})")
     return None if name is None else name.removeprefix(prefix)
 
 
@@ -271,8 +292,7 @@ def _type(sizes: str, dtype: str) -> TensorType:
 
 
 def _short(text: str) -> str:
-    text = text.strip()
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return shown(text.strip())
 
 
 # ---- attributes ------------------------------------------------------------------------------------------------------
@@ -335,7 +355,7 @@ class _Scanner:
     def value(self) -> Any:
         try:
             return self._value()
-        except (ValueError, OverflowError, RecursionError, struct.error):
+        except (LookupError, OverflowError, RecursionError, ValueError, struct.error):
             raise self.error("a value that its type can have") from None
 
     def _value(self) -> Any:
@@ -394,7 +414,12 @@ def _number(text: str, dtype: str) -> float | int | bool:
         return text == "true"
     if text.startswith("0x"):
         return from_bits(int(text, 16), dtype)
-    return _nearest(float(text), dtype) if "f" in dtype else int(text)
+    if "f" in dtype:
+        return _nearest(float(text), dtype)
+    whole = int(text)
+    if not -(2**63) <= whole < 2**64:
+        raise OverflowError
+    return whole
 
 
 def _nearest(value: float, dtype: str) -> float:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from cerebras_jais.cirh.program import Program, ProgramError
+from cerebras_jais.ranges import shown
 
 Rounding = Callable[[Tensor], Tensor]
 
@@ -70,5 +71,5 @@ def types_of(program: Program) -> Mapping[str, Rounding]:
     """Element type of a program -> how its values are rounded: bf16 is bfloat16, f16 the half type of its config."""
     half = program.attributes.get("cs.fp16_type", "float16")
     if half not in _HALF_TYPES:
-        raise ProgramError(f"cs.fp16_type {half!r} is not one of {', '.join(_HALF_TYPES)}")
+        raise ProgramError(f"cs.fp16_type {shown(half)} is not one of {', '.join(_HALF_TYPES)}")
     return {"f16": _HALF_TYPES[half], "bf16": to_bfloat16}

@@ -124,7 +124,7 @@ def initial_state(
         states: which of the checkpoint's states are taken from it, as in LoadCheckpointStates.
         loss_scale: of a new run, where the config has an `initial_loss_scale`.
 
-    Raises ProgramError for a weight that the checkpoint does not have.
+    Raises ProgramError for a weight that the checkpoint does not have, and for a state that the memory cannot hold.
     """
     factors = _factors(program)
     cbfloat16 = program.attributes.get("cs.fp16_type") == "cbfloat16"
@@ -144,7 +144,11 @@ def initial_state(
             raise ProgramError(f"the checkpoint has no {name}; the program is of another model")
         else:
             value = first.get(name, factors.get(argument.name, 0.0))
-            state[name] = torch.full(argument.type.shape, value, dtype=dtype_of(argument.type.dtype, torch.float32))
+            dtype = dtype_of(argument.type.dtype, torch.float32)
+            try:
+                state[name] = torch.full(argument.type.shape, value, dtype=dtype)
+            except RuntimeError:
+                raise ProgramError(f"{name} is {argument.type}, for which the memory does not suffice") from None
     return state
 
 
@@ -156,11 +160,13 @@ def _factors(program: Program) -> dict[str, float]:
         if argument.alias is None or argument.type.shape:
             continue
         operation = made.get(program.results[argument.alias].value)
-        if operation is not None and operation.kind == "Select":  # loss scaling: this or the old value
+        if (
+            operation is not None and operation.kind == "Select" and len(operation.operands) == 3
+        ):  # loss scaling: this or the old value
             operation = made.get(operation.operands[1])
         if operation is None or operation.kind != "Mul" or argument.name not in operation.operands:
             continue
         for name in operation.operands:
-            if name in made and made[name].kind == "Const":
+            if name in made and made[name].kind == "Const" and not made[name].result_types[0].shape:
                 found[argument.name] = float(made[name].attributes["value"].values[0])
     return found

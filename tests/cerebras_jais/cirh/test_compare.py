@@ -10,7 +10,7 @@ import pytest
 
 from cerebras_jais.checkpoint import save_checkpoint
 from cerebras_jais.cirh import compare
-from cerebras_jais.cirh.program import read_program
+from cerebras_jais.cirh.program import ProgramError, read_program
 from cerebras_jais.errors import UserError
 from tests.cerebras_jais.cirh.text import REGRESSION, regression
 
@@ -68,3 +68,22 @@ def test_a_config_without_data_is_refused(config):
     config.fit = None
     with pytest.raises(UserError, match=r"a.yaml: has no trainer.fit"):
         next(compare.compare_types(read_program(REGRESSION), config, 1))
+
+
+@pytest.mark.parametrize(
+    ("argument", "result", "message"),
+    [
+        ("tensor<f32>", 'tensor<f32> {cs.output_name = "output_metric"}', 'has no result "loss" of one number'),
+        ("tensor<2x1xf32>", 'tensor<2x1xf32> {cs.output_name = "output_loss"}', 'has no result "loss" of one number'),
+        (
+            'tensor<2xf32> {tf.resource_name = "state.grad_scaler.0.loss_scale"}, %arg1: tensor<f32>',
+            'tensor<f32> {cs.output_name = "output_loss"}',
+            r"grad_scaler.0.loss_scale is tensor<2xf32>, and must be one number",
+        ),
+    ],
+)
+def test_a_program_without_a_loss_of_one_number_is_refused(config, argument, result, message):
+    returned = "%arg1" if "%arg1" in argument else "%arg0"
+    text = f"func @graph(%arg0: {argument}) -> ({result}) {{\n  return {returned} : {result.split(' ')[0]}\n}}"
+    with pytest.raises(ProgramError, match=message):
+        next(compare.compare_types(read_program(text), config, 1))

@@ -162,11 +162,23 @@ def test_infinities_of_a_mask_give_a_probability_of_zero():
     [
         (operation("MatMul", ["4x2xf32"] * 2, ["4x4xf32"]), "line 3: cirh.MatMul with these .*: 'transpose_a'"),
         (operation("Add", ["4xf32", "3xf32"], ["4xf32"]), "line 3: cirh.Add with these operands"),
+        (
+            operation("Mul", ["4xf32"] * 2, ["4xf32"] * 2),
+            "line 3: cirh.Mul has 2 results in the program, and gives 1 here",
+        ),
+        (
+            operation("Reduce", ["4xf32"], ["f32"], "dimensions = 0"),
+            r"line 3: cirh.Reduce .*: dimensions must list dimensions as dense<...>",
+        ),
+        (
+            operation("Const", [], [f"{10**15}xf32"], f"value = dense<1.0> : tensor<{10**15}xf32>"),
+            "line 3: cirh.Const with",
+        ),
         (operation("Gelu", ["4xf32"], ["4xf32"]), "line 3: cirh.Gelu is not among the operations"),
         (operation("Add", ["4xf32", "4xf32"], ["5xf32"]), r"line 3: cirh.Add gives \[4\], the program says \[5\]"),
         (
             operation("Reduce", ["4xf32"], ["f32"], f'{dims(dimensions=[0], keep_dims=[])}, reduce_kind = "MUL"'),
-            "kind MUL",
+            "kind 'MUL'",
         ),
         (
             operation("Gather", ["4x2xf32", "3xi32"], ["4x3xf32"], "axis = 1 : i64, batch_dims = 0 : i64"),

@@ -82,7 +82,7 @@ def test_a_constant_of_another_length_is_refused():
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ("cirh.Sub", "cirh2.Sub", r"line 14: not a line of a CIRH program: %4 = cirh2.Sub"),
+        ("cirh.Sub", "cirh2.Sub", r"line 14: not a line of a CIRH program: '%4 = cirh2.Sub"),
         ("%4, %4 : tensor<4x2xf32>", "%4, %99 : tensor<4x2xf32>", "line 15: %99 is not defined"),
         ("%4, %4 : tensor<4x2xf32>", "%4, %4 : tensor<4x3xf32>", r"line 15: %4 is tensor<4x2xf32>, and is used as"),
         ("%4, %4 : tensor<4x2xf32>", "%4, %4", "line 15: cirh.Mul without its types"),
@@ -101,6 +101,48 @@ def test_what_is_not_understood_is_one_line_with_its_number(before, after, messa
     with pytest.raises(ProgramError, match=message) as error:
         read_program(REGRESSION.replace(before, after, 1))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ("tf.resource_name = 5", "tf.resource_name must be a text"),
+        ('tf.resource_name = "\x1b[31m"', r"tf.resource_name must be printable text \(got '\\x1b\[31m'\)"),
+        ("cs.input_name = true", "cs.input_name must be a text"),
+        ("tf.aliasing_output = {a = 1}", "tf.aliasing_output must be a whole number"),
+        ("tf.aliasing_output = 0.0 : f32", "tf.aliasing_output must be a whole number"),
+        ("tf.aliasing_output = true", "tf.aliasing_output must be a whole number"),
+        ("x = 1.0 : f80", "a value that its type can have is expected before"),
+        ("x = 99999999999999999999", "a value that its type can have is expected before"),
+    ],
+)
+def test_an_attribute_of_another_type_is_one_line_with_its_number(attributes, message):
+    with pytest.raises(ProgramError, match=f"^line 1: {message}"):
+        read_program(
+            f"func @graph(%arg0: tensor<f32> {{{attributes}}}) -> tensor<f32> {{\n  return %arg0 : tensor<f32>\n}}"
+        )
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("%0 = cirh.Const {value = 5} : tensor<f32>", "cirh.Const must have a value dense"),
+        ("%0 = cirh.Const : tensor<f32>", "cirh.Const must have a value dense"),
+        ("cirh.Const dense<5.0> : tensor<f32>", "cirh.Const must have a value dense"),
+        ("%0 = cirh.Const {value = dense<> : tensor<0xf32>} : tensor<f32>", "cirh.Const must have a value dense"),
+        (f"%0 = cirh.Const dense<5.0> : tensor<{'9' * 5000}xf32>", "the type of a tensor is expected"),
+        (f"%0 = cirh.Abs %arg0 : tensor<{'9' * 5000}xf32>", "not types of tensors"),
+        ("%0 = \x1b[31m", r"not a line of a CIRH program: '%0 = \\x1b\[31m'$"),
+    ],
+)
+def test_an_operation_that_is_not_whole_is_one_line_with_its_number(line, message):
+    with pytest.raises(ProgramError, match=f"^line 2: {message}"):
+        read_program(f"func @graph(%arg0: tensor<f32>) -> tensor<f32> {{\n{line}\n  return %arg0 : tensor<f32>\n}}")
+
+
+def test_a_name_that_is_no_text_is_refused_among_results_too():
+    with pytest.raises(ProgramError, match=r"line 1: cs.output_name must be a text"):
+        read_program("func @graph() -> (tensor<f32> {cs.output_name = 7}) {\n}")
 
 
 def test_a_text_that_is_cut_anywhere_is_read_whole_or_refused():

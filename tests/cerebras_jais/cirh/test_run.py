@@ -111,3 +111,10 @@ def test_what_is_missing_or_of_another_shape_is_named(program, checkpoint, tmp_p
     save_checkpoint(tmp_path / "other.mdl", {"model": {"model.v": torch.ones(2).numpy()}})
     with open_checkpoint(tmp_path / "other.mdl") as other, pytest.raises(ProgramError, match=r"has no model.model.w"):
         initial_state(program, other.leaves)
+
+
+def test_a_state_that_the_memory_cannot_hold_is_refused_by_name():
+    head = f'%arg0: tensor<{10**17}x{10**17}xf32> {{tf.resource_name = "state.optimizer.m"}}, %arg1: tensor<f32>'
+    program = read_program(f"func @graph({head}) -> tensor<f32> {{\n  return %arg1 : tensor<f32>\n}}")
+    with pytest.raises(ProgramError, match=r"optimizer.m is tensor<.*>, for which the memory does not suffice"):
+        initial_state(program, {})
