@@ -34,14 +34,15 @@ def run_program(program: Path, config: str, phase: int, checkpoint: Path | None,
     from cerebras_jais.cirh.compare import compare_types, table
     from cerebras_jais.cirh.program import ProgramError, read_program
     from cerebras_jais.errors import UserError
-    from cerebras_jais.files import read_text
+    from cerebras_jais.files import read_text, shown_path
 
     configs = read_trainer_yaml(config)
     if phase > len(configs):
-        raise UserError(f"{config}: has {len(configs)} phases; there is no phase {phase}")
+        phases = f"{len(configs)} phase{'s' * (len(configs) != 1)}"
+        raise UserError(f"{shown_path(config)}: has {phases}; there is no phase {phase}")
     text = read_text(program, MOST)
     try:
         for line in table(compare_types(read_program(text), configs[phase - 1], steps, checkpoint)):
             click.echo(line)
     except ProgramError as error:
-        raise ProgramError(f"{program}: {error}") from error
+        raise ProgramError(f"{shown_path(program)}: {error}") from error

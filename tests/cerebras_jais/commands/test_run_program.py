@@ -31,12 +31,17 @@ def folder(tmp_path_factory):
 
 def test_what_is_not_a_program_is_named(folder):
     assert refused(TINY / "jais.yaml", "--config", TINY / "jais.yaml").startswith(f"{TINY / 'jais.yaml'}: line 1: not")
+    (folder / "\x1b[31m.mlir").write_text("\x1b[32m")
+    message = refused(folder / "\x1b[31m.mlir", "--config", TINY / "jais.yaml")
+    assert message.endswith(r"/\x1b[31m.mlir': line 1: not a line of a CIRH program: '\x1b[32m'")
     assert "no such file" in refused(folder / "b.mlir", "--config", TINY / "jais.yaml")
 
 
 def test_a_phase_that_is_not_there_is_named(folder):
     message = refused(folder / "a.cirh.mlir", "--config", TINY / "context.yaml", "--phase", 4)
     assert message.endswith("has 3 phases; there is no phase 4")
+    message = refused(folder / "a.cirh.mlir", "--config", TINY / "jais.yaml", "--phase", 2)
+    assert message.endswith("has 1 phase; there is no phase 2")
 
 
 def test_a_program_of_another_model_is_named(folder, monkeypatch):
