@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cerebras_jais.errors import UserError
-from cerebras_jais.files import MIB, STANDARD_INPUT, check_regular, open_regular, parse_json, read_bytes
+from cerebras_jais.files import MIB, STANDARD_INPUT, check_regular, open_regular, parse_json, read_bytes, shown_path
 from cerebras_jais.ranges import shown
 
 TEXT_SUFFIXES = (".txt", ".jsonl", ".json")
@@ -49,7 +49,7 @@ class Line:
     @property
     def source(self) -> str:
         """`FILE:LINE`, as messages name it."""
-        return f"{self.file}:{self.number}"
+        return f"{shown_path(self.file)}:{self.number}"
 
 
 def sample_corpus_path() -> Path:
@@ -254,7 +254,7 @@ def object_in(line: Line, example: str) -> dict[str, Any] | None:
     text = _decode(line.content, line.file, line.number)
     if not text.strip():
         return None
-    entry = parse_json(text.rstrip(), str(line.file), DataError, line=line.number)
+    entry = parse_json(text.rstrip(), shown_path(line.file), DataError, line=line.number)
     if not isinstance(entry, dict):
         raise DataError(f"{line.source}: expected an object such as {example}, got {type(entry).__name__}")
     return entry
@@ -293,4 +293,4 @@ def _decode(content: bytes, file: Path, line: int | None = None) -> str:
         return content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         at = line if line is not None else content.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{file}:{at}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+        raise DataError(f"{shown_path(file)}:{at}: not UTF-8 ({error.reason}); save the file as UTF-8") from error

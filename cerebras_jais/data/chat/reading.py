@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from cerebras_jais.data.chat.prompts import LANGUAGES, Message, prompt_language
 from cerebras_jais.data.documents import LONGEST_DOCUMENT, DataError, Line, lines_of, object_in
-from cerebras_jais.files import MIB
+from cerebras_jais.files import MIB, shown_path
 from cerebras_jais.ranges import shown
 from cerebras_jais.wording import suggestion
 
@@ -85,7 +85,9 @@ def read_conversations(
     """
     for line in lines_of(file):
         if line.number == 1 and line.content.lstrip().startswith(b"["):
-            raise DataError(f"{file}: is one list of JSON; write one object to a line: jq -c '.[]' FILE > LINES.jsonl")
+            raise DataError(
+                f"{shown_path(file)}: is one list of JSON; write one object to a line: jq -c '.[]' FILE > LINES.jsonl"
+            )
         try:
             entry = object_in(line, _EXAMPLE)
             conversation = None if entry is None else _conversation(entry, line, ignored)

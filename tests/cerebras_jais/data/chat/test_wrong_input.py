@@ -114,3 +114,11 @@ def test_a_language_of_too_few_examples_is_noted(tmp_path, tokenizer):
 
 def test_the_rules_for_examples_that_are_too_long_are_those_of_the_option():
     assert list(commands.TOO_LONG) == [rule.value for rule in TooLong]
+
+
+@pytest.mark.parametrize("content", [b"{", b'{"prompt": 1}', b"\xff", b"[]"])
+def test_escape_sequences_of_a_file_name_are_spelled_out(tmp_path, tokenizer, content):
+    path = tmp_path / "\x1b[31m.jsonl"
+    path.write_bytes(content)
+    said = refused(tmp_path, "--text", path, *options(tmp_path, tokenizer))
+    assert said.isprintable() and r"\x1b[31m.jsonl" in said
