@@ -257,13 +257,15 @@ def chat(
 @click.option(
     "--html", "page", type=click.Path(path_type=Path), metavar="FILE", help="Write them as one HTML page instead."
 )
-def show(path: Path, tokenizer_dir: Path, rows: str, page: Path | None) -> None:
+@click.option("--overwrite", is_flag=True, help="Replace a page that is there.")
+def show(path: Path, tokenizer_dir: Path, rows: str, page: Path | None, overwrite: bool) -> None:
     """Show packed rows: the text, where each example ends, what counts in the loss.
 
     PATH is a folder that `data chat` or `data pack` wrote, its train folder is then shown, or a folder of .h5 files, or
     one such file. Arabic stands in logical order, as a terminal or a browser expects it.
     """
     from cerebras_jais.atomic import write_text
+    from cerebras_jais.data.documents import DataError
     from cerebras_jais.data.show import (
         LEGEND,
         html_page,
@@ -277,6 +279,8 @@ def show(path: Path, tokenizer_dir: Path, rows: str, page: Path | None) -> None:
     from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer
     from cerebras_jais.files import shown_path
 
+    if page is not None and page.exists() and not overwrite:
+        raise DataError(f"{shown_path(page)}: exists; choose another --html or give --overwrite")
     numbers = row_numbers(rows)
     source, encoder = open_rows(path), load_tokenizer(tokenizer_dir)
     if click.get_current_context().get_parameter_source("rows") is click.core.ParameterSource.DEFAULT:
@@ -284,7 +288,7 @@ def show(path: Path, tokenizer_dir: Path, rows: str, page: Path | None) -> None:
     found = read_rows(source, numbers, encoder, end_of_text_id(encoder, tokenizer_dir))
     if page is not None:
         write_text(page, "".join(html_page(found, shown_path(path))))
-        click.echo(f"{page}: {len(numbers)} of {len(source)} rows")
+        click.echo(f"{shown_path(page)}: {len(numbers)} of {len(source)} rows")
         return
     click.echo(f"{len(source)} rows of {source.sequence_length}; {LEGEND}")
     for row in found:

@@ -129,6 +129,18 @@ def test_the_page_is_one_file_with_the_loss_marked_and_markup_as_text(folder, tm
     assert re.search(r"<html lang=\"en\">.*<meta charset=\"utf-8\">", text, re.DOTALL)
 
 
+def test_a_file_that_is_there_is_replaced_by_a_page_where_that_is_asked_for(folder, packed, tmp_path):
+    page = tmp_path / "notes.html"
+    page.write_text("mine")
+    words = packed, "--tokenizer", folder, "--rows", "0", "--html", page
+    error = show(*words).exception
+    assert isinstance(error, DataError)
+    assert str(error) == f"{page}: exists; choose another --html or give --overwrite"
+    assert page.read_text() == "mine"
+    assert show(*words, "--overwrite").exception is None
+    assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
 def test_a_file_and_the_folder_around_it_show_the_same(folder, packed):
     shown = [show(path, "--tokenizer", folder, "--rows", "0-1,3").output for path in (packed, packed / "train")]
     shown.append(show(next((packed / "train").glob("*.h5")), "--tokenizer", folder, "--rows", "0-1,3").output)
