@@ -75,9 +75,10 @@ def read_rows(source: HDF5Source, numbers: Iterable[int], tokenizer: Tokenizer, 
         (row,) = source.read(np.asarray([number]))
         for ids in (row[0], row[2]):
             if ids.max() >= tokenizer.get_vocab_size() or ids.min() < 0:
+                offender = ids.min() if ids.min() < 0 else ids.max()
                 raise DataError(
-                    f"{source.file_of(number)}: has the token id {max(ids.max(), -ids.min())}, which the tokenizer has "
-                    "not; give the one that the data was packed with"
+                    f"{source.file_of(number)}: has the token id {offender}, which the tokenizer has not; "
+                    "give the one that the data was packed with"
                 )
         filled = filled_positions(row)
         packed = len(row) != len(STREAM_FEATURES)

@@ -4,6 +4,7 @@ a line of a terminal is of one kind and holds no control character; the page is 
 import re
 from html.parser import HTMLParser
 
+import h5py
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -177,6 +178,17 @@ def test_wrong_input_is_one_line(folder, packed, tmp_path):
     ):
         error = show(*words).exception
         assert isinstance(error, DataError) and said in str(error) and "\n" not in str(error)
+
+
+@pytest.mark.parametrize("wrong", [-3, 3000])
+def test_a_token_id_that_the_tokenizer_has_not_is_named_with_its_sign(folder, tmp_path, wrong):
+    rows = np.random.default_rng(0).integers(1, 2048, (1, 3, 16), dtype=np.int32)
+    write_hdf5(tmp_path / "data", iter(rows), metadata=DataParameters(2048, 0, 0))
+    with h5py.File(next((tmp_path / "data").glob("*.h5")), "r+") as file:
+        (name,) = file
+        file[name][0, 0, 5] = wrong
+    with pytest.raises(DataError, match=f"has the token id {wrong}, which the tokenizer has not"):
+        all_rows(tmp_path / "data", folder)
 
 
 def test_rows_of_spans_that_cannot_be_are_shown_all_the_same(folder, tmp_path):
