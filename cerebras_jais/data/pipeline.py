@@ -26,6 +26,7 @@ from cerebras_jais.data.tokenizer import (
     check_round_trip,
     end_of_text_id,
     load_tokenizer,
+    vocabulary_size,
 )
 from cerebras_jais.encoding import encode_texts
 
@@ -98,7 +99,7 @@ def pack_documents(
                 else pack_stream(token_docs, max_sequence_length, eos_id)
             )
             metadata = DataParameters(
-                vocab_size=encoder.get_vocab_size(),
+                vocab_size=vocabulary_size(encoder),
                 eos_id=eos_id,
                 pad_id=eos_id,
                 tokenizer=str(tokenizer),

@@ -15,6 +15,7 @@ import numpy as np
 from cerebras_jais.data.documents import DataError, detect_language
 from cerebras_jais.data.packing import STREAM_FEATURES, filled_positions
 from cerebras_jais.data.shards import HDF5Source
+from cerebras_jais.data.tokenizer import vocabulary_size
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -69,12 +70,13 @@ def open_rows(path: str | Path) -> HDF5Source:
 
 def read_rows(source: HDF5Source, numbers: Iterable[int], tokenizer: Tokenizer, eos_id: int) -> Iterator[Row]:
     """Yield rows by their numbers, each read as it is asked for; DataError for a token that the tokenizer has not."""
+    vocabulary = vocabulary_size(tokenizer)
     for number in numbers:
         if not 0 <= number < len(source):
             raise DataError(f"row {number}: there are {len(source)} rows, 0 to {len(source) - 1}; choose among them")
         (row,) = source.read(np.asarray([number]))
         for ids in (row[0], row[2]):
-            if ids.max() >= tokenizer.get_vocab_size() or ids.min() < 0:
+            if ids.max() >= vocabulary or ids.min() < 0:
                 offender = ids.min() if ids.min() < 0 else ids.max()
                 raise DataError(
                     f"{source.file_of(number)}: has the token id {offender}, which the tokenizer has not; "

@@ -134,13 +134,18 @@ def load_tokenizer(directory: str | Path) -> "Tokenizer":
     content = read_text(file, LARGEST, DataError)
     with explained(str(file), DataError):
         tokenizer = reading_text_as_data(Tokenizer.from_str(content))
-    largest = max(tokenizer.get_vocab().values(), default=0)
+    largest = vocabulary_size(tokenizer) - 1
     if largest >= VOCABULARY.high:
         raise DataError(
             f"{file}: has the token id {largest}, beyond the {VOCABULARY.high:,} entries that a model can have; give "
             "another tokenizer"
         )
     return tokenizer
+
+
+def vocabulary_size(tokenizer: "Tokenizer") -> int:
+    """The largest token id + 1, below which every id is; there can be fewer entries, as ids may have gaps."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def encode_document(tokenizer: "Tokenizer", document: Document, eos_id: int) -> list[int]:

@@ -28,7 +28,7 @@ from cerebras_jais.data.documents import DataError, check_held_out, lines_of, ob
 from cerebras_jais.data.packing import pack_examples
 from cerebras_jais.data.pipeline import DECODED_AGAIN, HELD_OUT_FILE, PackedSplit, batches
 from cerebras_jais.data.token_store import TokenStore
-from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer
+from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer, vocabulary_size
 
 _TRAIN = "train"
 _POSITIONS_PER_FILE = 2**22  # a file is made in memory, of 20 bytes a position
@@ -108,7 +108,7 @@ def pack_conversations(
         for name, split in splits.items():
             rows = pack_examples(split.store, max_sequence_length, encoder.eos_id, seed=seed)
             metadata = DataParameters(
-                vocab_size=loaded.get_vocab_size(),
+                vocab_size=vocabulary_size(loaded),
                 eos_id=encoder.eos_id,
                 pad_id=encoder.eos_id,
                 tokenizer=str(tokenizer),

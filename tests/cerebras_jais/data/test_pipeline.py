@@ -11,7 +11,10 @@ from cerebras_jais.commands.data import data
 from cerebras_jais.data.dataset import HDF5Samples
 from cerebras_jais.data.documents import DataError, Document, read_documents, sample_corpus_path, split_held_out
 from cerebras_jais.data.pipeline import held_out_documents, pack_documents
+from cerebras_jais.data.shards import recorded_vocabulary
+from cerebras_jais.data.show import END_SIGN, open_rows, read_rows
 from cerebras_jais.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from tests.cerebras_jais.data.chat.examples import with_gap
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +179,12 @@ def test_a_folder_without_held_out_documents_is_refused(tokenizer_dir, tmp_path)
     assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["train"]
     with pytest.raises(DataError, match=r"p: has no held_out\.jsonl, .*without --held-out 0"):
         held_out_documents(tmp_path / "p")
+
+
+def test_ids_of_a_tokenizer_may_have_gaps(tmp_path):
+    folder = with_gap(tmp_path / "tokenizer")
+    pack_documents([Document("xaxax a", "en", "x")], folder, 8, tmp_path / "data", held_out=0)
+    assert recorded_vocabulary(tmp_path / "data/train") == 5001
+    source = open_rows(tmp_path / "data")
+    ((piece,),) = (row.pieces for row in read_rows(source, [0], load_tokenizer(folder), 0))
+    assert "".join(run.text for run in piece.runs) == f"xaxax a{END_SIGN}"

@@ -27,6 +27,15 @@ def byte_level(folder, entries=600):
     return save_tokenizer(train_tokenizer(read_documents(sample_corpus_path()), entries), folder, 512)
 
 
+def with_gap(folder, last=5000):
+    """The folder of the first, whose letter "a" has the id `last`: its ids have a gap before it."""
+    file = byte_level(folder) / "tokenizer.json"
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    stored["model"]["vocab"]["a"] = last
+    file.write_text(json.dumps(stored), encoding="utf-8")
+    return folder
+
+
 def llama(folder):
     """The folder of a tokenizer of Llama-2's kind: merges across words, byte fallback, a space put first."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, trainers

@@ -19,8 +19,9 @@ from cerebras_jais.data.chat.reading import read_conversations, sample_conversat
 from cerebras_jais.data.dataset import HDF5Samples
 from cerebras_jais.data.documents import DataError
 from cerebras_jais.data.packing import pack_examples
+from cerebras_jais.data.shards import recorded_vocabulary
 from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer
-from tests.cerebras_jais.data.chat.examples import byte_level, conversation, conversations
+from tests.cerebras_jais.data.chat.examples import byte_level, conversation, conversations, with_gap
 
 
 @pytest.fixture(scope="module")
@@ -201,3 +202,11 @@ def test_the_files_have_the_model_zoo_s_layout(folder, tmp_path):
         assert file["data"].shape[1:] == (5, 512)
         assert file["data"].dtype == np.int32
         assert file.attrs["n_examples"] == len(file["data"])
+
+
+def test_ids_of_a_tokenizer_may_have_gaps(tmp_path):
+    folder = with_gap(tmp_path / "tokenizer")
+    pack_conversations([conversation("a", "a xaxax")], folder, 512, tmp_path / "data", held_out=0)
+    ((ids, _),) = examples_in(tmp_path / "data/train")
+    assert max(ids) == 5000
+    assert recorded_vocabulary(tmp_path / "data/train") == 5001
