@@ -15,7 +15,8 @@ def fill_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     every piece is longer than some length, as each example of a conversation holds the same prompt.
 
     Pieces of one length are interchangeable, and the lengths that wait are the bits of a whole number, so that each
-    question is a few operations on it: about a microsecond a piece, however many wait.
+    question is a few operations on `capacity` bits. A piece takes 0.5 to 2 microseconds of one core up to a capacity of
+    8,192, 6 to 9 at 131,072, and 65 to 165 at 2^20 (measured, the higher figures on a loaded machine).
     """
     waiting: defaultdict[int, list[int]] = defaultdict(list)
     for index, length in enumerate(lengths):
