@@ -5,9 +5,13 @@ chosen language have one form each; a conversation that ends in a response is it
 text; the assistant mask covers the responses and that end, and nothing else.
 """
 
+import itertools
+import json
+
 import pytest
 
 from cerebras_jais.catalog.chat import chat_template
+from cerebras_jais.data.documents import detect_language, sample_corpus_path
 from tests.card import PROMPTS, prompt
 from tests.chat_tokenizers import EOS, TOKENIZERS
 
@@ -38,8 +42,11 @@ def before_answer(language, question):
 CASES = {
     "arabic": ([user(ARABIC)], {}, prompt("ar", ARABIC)),
     "english": ([user(ENGLISH)], {}, prompt("en", ENGLISH)),
-    "one_arabic_word": ([user("Translate مرحبا")], {}, prompt("ar", "Translate مرحبا")),
-    "english_by_choice": ([user("Translate مرحبا")], {"language": "en"}, prompt("en", "Translate مرحبا")),
+    "fewer_arabic_letters": ([user("Translate مرحبا")], {}, prompt("en", "Translate مرحبا")),
+    "half_arabic_letters": ([user("Word كلمة")], {}, prompt("ar", "Word كلمة")),
+    "rare_letters": ([user("شخص")], {}, prompt("ar", "شخص")),
+    "persian_letters": ([user("گپ")], {}, prompt("ar", "گپ")),
+    "english_by_choice": ([user(ARABIC)], {"language": "en"}, prompt("en", ARABIC)),
     "arabic_by_choice": ([user("2 + 2")], {"language": "ar"}, prompt("ar", "2 + 2")),
     "neither_alphabet": ([user("2 + 2 = ?")], {}, prompt("en", "2 + 2 = ?")),
     "spaces_around_a_system_message": (
@@ -102,6 +109,18 @@ def test_transformers_renders_a_conversation(tokenizer, case):
     messages, keywords, expected = CASES[case]
     text = tokenizer.apply_chat_template(messages, tokenize=False, **{"add_generation_prompt": True, **keywords})
     assert text == expected
+
+
+def test_a_prompt_without_a_language_is_in_the_one_of_the_training_data(tokenizer):
+    questions = [
+        line for path in sorted(sample_corpus_path().glob("*.jsonl")) for line in path.read_text().splitlines()
+    ]
+    questions = [json.loads(line)["text"][:80] for line in questions]
+    questions += [f"{first[:cut]} {second[:20]}" for first, second in itertools.pairwise(questions) for cut in (5, 20)]
+    for question in questions:
+        text = tokenizer.apply_chat_template([user(question)], tokenize=False, add_generation_prompt=True)
+        assert text == prompt(detect_language(question), question.strip()), question
+    assert {detect_language(question) for question in questions} == {"ar", "en"}
 
 
 @pytest.mark.parametrize("case", ["answered", "answered_turns"])
