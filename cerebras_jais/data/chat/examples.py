@@ -163,10 +163,12 @@ def _splits_before_spaces(tokenizer: Tokenizer) -> bool:
     """Whether a tokenizer always ends a token before white space, so that a text may be encoded in parts cut there.
 
     GPT-2's pattern does, as all byte-level tokenizers of the family have it, unless a normaliser or a token that is
-    searched for in the text first takes what is on both sides.
+    searched for in the text first takes what is on both sides, or a space is put before each part.
     """
     from tokenizers.pre_tokenizers import ByteLevel
 
     splitter = tokenizer.pre_tokenizer
     searched = [token for token in tokenizer.get_added_tokens_decoder().values() if not token.special]
-    return isinstance(splitter, ByteLevel) and splitter.use_regex and tokenizer.normalizer is None and not searched
+    if not isinstance(splitter, ByteLevel) or splitter.add_prefix_space or not splitter.use_regex:
+        return False
+    return tokenizer.normalizer is None and not searched
