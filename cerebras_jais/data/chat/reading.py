@@ -15,6 +15,7 @@ from cerebras_jais.wording import suggestion
 
 _EXAMPLE = '{"prompt": "...", "response": "..."}'
 _COMMON = ("language", "system", "source")
+MOST_MESSAGES = 10_000
 
 
 class _Turns(NamedTuple):
@@ -80,8 +81,9 @@ def read_conversations(
         malformed: called with what is wrong with a line, which is then left out; without it the error is raised.
 
     Raises DataError, naming file and line, for what is no conversation: broken JSON, text that is not UTF-8, half a
-    character, an unknown or missing field, an empty message, roles out of order, no response, more than
-    LONGEST_DOCUMENT bytes; and for a file that cannot be read or is one list of JSON, whatever `malformed` is.
+    character, an unknown or missing field, an empty message, roles out of order, no response, more than MOST_MESSAGES
+    messages or LONGEST_DOCUMENT bytes; and for a file that cannot be read or is one list of JSON, whatever `malformed`
+    is.
     """
     for line in lines_of(file):
         if line.number == 1 and line.content.lstrip().startswith(b"["):
@@ -137,6 +139,8 @@ def _turns(found: Any, form: str, names: _Turns, ignored: Collection[str], place
     if not isinstance(found, list) or not found:
         raise DataError(f'{place}: "{form}" must be a list of messages, got {shown(found)}')
     messages = []
+    if len(found) > MOST_MESSAGES:
+        raise DataError(f'{place}: "{form}" has {len(found)} messages, more than {MOST_MESSAGES}; cut it into several')
     for number, turn in enumerate(found):
         where = f"{place}: {form}[{number}]"
         if not isinstance(turn, dict):

@@ -63,6 +63,7 @@ MALFORMED = {
     "no output": ({"instruction": "a"}, 'no response: the field "output" is missing'),
     "last of the user": ({"messages": [USER, ASSISTANT, USER]}, "no response: the last message is of the user"),
     "only a system message": ({"messages": [{"role": "system", "content": "a"}]}, "no response"),
+    "too many messages": ({"messages": [USER, ASSISTANT] * 5001}, "has 10002 messages, more than 10000"),
     "empty turn": ({"messages": [USER, {"role": "assistant", "content": " \n"}]}, '[1]: the field "content" is empty'),
     "empty response": ({"prompt": "a", "response": ""}, 'the field "response" is empty'),
     "roles out of order": ({"messages": [ASSISTANT, USER]}, "roles out of order: message 1 is of the assistant"),
