@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,6 +12,7 @@ from cerebras_jais.commandline import Number
 from cerebras_jais.ranges import COUNT_OR_NONE, SEED, SIZE, VOCABULARY
 
 if TYPE_CHECKING:
+    from cerebras_jais.data.chat.reading import Conversation
     from cerebras_jais.data.documents import Document
 
 T = TypeVar("T")
@@ -205,33 +206,48 @@ def chat(
     from cerebras_jais.data.chat.examples import TooLong
     from cerebras_jais.data.chat.pipeline import pack_conversations
     from cerebras_jais.data.chat.reading import read_conversations, sample_conversations_path
+    from cerebras_jais.data.documents import DataError
 
     malformed = Malformed()
-    conversations = (
-        conversation
-        for file in files or (sample_conversations_path(),)
-        for conversation in read_conversations(
-            file, ignored=ignore, malformed=malformed.count if skip_malformed else None
+    without: list[Path] = []
+
+    def conversations() -> Iterator[Conversation]:
+        for file in files or (sample_conversations_path(),):
+            found = False
+            for conversation in read_conversations(
+                file, ignored=ignore, malformed=malformed.count if skip_malformed else None
+            ):
+                found = True
+                yield conversation
+            if not found:
+                without.append(file)
+
+    try:
+        splits, counts = pack_conversations(
+            conversations(),
+            tokenizer_dir,
+            max_sequence_length,
+            output,
+            too_long=TooLong(too_long),
+            held_out=held_out,
+            seed=seed,
+            progress=_progress,
         )
-    )
-    splits, counts = pack_conversations(
-        conversations,
-        tokenizer_dir,
-        max_sequence_length,
-        output,
-        too_long=TooLong(too_long),
-        held_out=held_out,
-        seed=seed,
-        progress=_progress,
-    )
+    except DataError:
+        if malformed.number:
+            _print_note(f"lines left out as malformed: {malformed.number}")
+        raise
+    finally:
+        for error in malformed.first:
+            _print_note(f"left out: {error}")
+        for file in without:
+            _print_note(f"{file}: has no conversation")
     for split in splits:
         report = split.report
         click.echo(
             f"{split.directory}: {report.documents} examples, {report.tokens} tokens, {report.trained_positions} in "
             f"the loss, {report.rows} rows of {max_sequence_length} ({report.fill:.1%} full)"
         )
-    for error in malformed.first:
-        _print_note(f"left out: {error}")
     for count, what in (
         (malformed.number, "malformed"),
         (counts.duplicates, "equal to an earlier one"),

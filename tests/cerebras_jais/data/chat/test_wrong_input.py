@@ -66,6 +66,25 @@ def test_nothing_but_malformed_lines(tmp_path, tokenizer):
     assert "no conversation to train on" in said
 
 
+def test_what_was_left_out_and_files_without_a_conversation_are_named_before_the_error(tmp_path, tokenizer):
+    path, blank = written(tmp_path / "a.jsonl", "{", "["), written(tmp_path / "b.jsonl", " ")
+    result = chat("--text", path, "--text", blank, "--skip-malformed", *options(tmp_path, tokenizer))
+    assert isinstance(result.exception, UserError)
+    said = result.output.splitlines()
+    assert said[0] == "note: lines left out as malformed: 2"
+    assert [line.partition(": not valid")[0] for line in said[1:3]] == [
+        f"note: left out: {path}:{number}" for number in (1, 2)
+    ]
+    assert said[3:] == [f"note: {file}: has no conversation" for file in (path, blank)]
+
+
+def test_a_file_without_a_conversation_is_named_beside_one_that_has_some(tmp_path, tokenizer):
+    path, empty = written(tmp_path / "a.jsonl", GOOD), written(tmp_path / "b.jsonl")
+    result = chat("--text", path, "--text", empty, "--held-out", 0, *options(tmp_path, tokenizer))
+    assert result.exception is None
+    assert f"note: {empty}: has no conversation" in result.output
+
+
 def test_a_context_shorter_than_the_prompt_says_the_shortest_that_is_enough(tmp_path, tokenizer):
     path = written(tmp_path / "a.jsonl", GOOD)
     said = refused(tmp_path, "--text", path, *options(tmp_path, tokenizer, length=30))
