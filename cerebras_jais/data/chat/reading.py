@@ -77,7 +77,8 @@ def read_conversations(
         {"instruction": ..., "input": ..., "output": ...}     Alpaca; an input follows after an empty line
 
     Args:
-        ignored: fields that are passed over; any other unknown one is malformed, since it could be a misspelt one.
+        ignored: fields that are passed over, unknown ones or those three; any other unknown one is malformed, since it
+            could be a misspelt one.
         malformed: called with what is wrong with a line, which is then left out; without it the error is raised.
 
     Raises DataError, naming file and line, for what is no conversation: broken JSON, text that is not UTF-8, half a
@@ -104,6 +105,7 @@ def _conversation(entry: Mapping[str, Any], line: Line, ignored: Collection[str]
     place = line.source
     if len(line.content) > LONGEST_DOCUMENT:
         raise DataError(f"{place}: a conversation of more than {LONGEST_DOCUMENT // MIB} MiB; cut it into several")
+    entry = {key: value for key, value in entry.items() if key not in ignored or key not in _COMMON}
     form = next((key for key in _FORMS if key in entry), None)
     if form is None:
         raise DataError(f"{place}: has none of the fields {', '.join(_FORMS)}; write a line such as {_EXAMPLE}")
