@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -342,7 +344,11 @@ def _print_note(note: str | None) -> None:
 
 
 def _progress(items: Iterable[T], name: str) -> Iterable[T]:
+    """The items, with a bar on a terminal. It has a descriptor of its own, since encoding silences standard error."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield from items
+        return
     from tqdm import tqdm
 
-    bar: Iterable[T] = tqdm(items, desc=name, unit=" documents", disable=None, leave=False)
-    return bar
+    with open(os.dup(sys.stderr.fileno()), "w", encoding="utf-8", errors="replace") as terminal:
+        yield from tqdm(items, desc=name, unit=" documents", leave=False, file=terminal, dynamic_ncols=True)
