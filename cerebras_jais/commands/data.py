@@ -260,12 +260,16 @@ def chat(
     for count, what in ((counts.cut_turns, "the oldest turns"), (counts.cut_responses, "the end of the last response")):
         if count:
             click.echo(f"cut: {what} of {count}")
-    few = [language for language, count in sorted(counts.by_language.items()) if count < held_out]
-    for language in few:
-        _print_note(
-            f"nothing is held out of {language} ({counts.by_language[language]} examples): every {held_out}th of a "
-            "language is; give a smaller --held-out, or leave its held_out folder out of the trainer YAML"
-        )
+    names = {split.name for split in splits}
+    for language, count in sorted(counts.by_language.items()) if held_out else ():
+        if f"held_out/{language}" in names:
+            continue
+        of = f"nothing is held out of {language} ({count} examples)"
+        remedy = "or leave its held_out folder out of the trainer YAML"
+        if count < held_out:
+            _print_note(f"{of}: every {held_out}th of a language is; give a smaller --held-out, {remedy}")
+        else:
+            _print_note(f"{of}: those that would be are too long; give a larger --max-sequence-length, {remedy}")
 
 
 @data.command()

@@ -84,8 +84,8 @@ def pack_conversations(
     Each becomes one example: the family's prompt with all its turns, packed whole beside others that it does not see
     (`pack_examples`), the loss on responses alone (`PromptEncoder.encode`). Of conversations that render to the same
     text one is kept, also where they do so only once they are cut. Every `held_out`-th one of each language is held out
-    (0: none), and written to `output`/held_out.jsonl as messages, without the turns that were cut. The same
-    conversations and seed give the same bytes.
+    (0: none), and written to `output`/held_out.jsonl as messages, without the turns that were cut; where none is, there
+    is no such file. The same conversations and seed give the same bytes.
 
     Memory: 16 bytes a conversation for its digest and what the set of digests takes, about 200 bytes in all, beside one
     window of `pack_examples` and one file; the tokens wait on the disk, in `output`.
@@ -181,7 +181,7 @@ def _collect(
         split.store.close()
     if not len(splits[_TRAIN].store):
         raise DataError(_nothing_left(counts, shortest, max_sequence_length))
-    if not held_out:
+    if not (folder / HELD_OUT_FILE).stat().st_size:
         (folder / HELD_OUT_FILE).unlink()
     return {name: split for name, split in splits.items() if len(split.store)}
 

@@ -131,5 +131,22 @@ def test_a_language_of_too_few_examples_is_noted(tmp_path, tokenizer):
     assert "nothing is held out of en" not in result.output
 
 
+def test_a_language_whose_held_out_examples_are_all_too_long_is_noted_and_no_empty_file_is_left(tmp_path, tokenizer):
+    lines = [
+        {"prompt": f"question {number}", "response": "answer " * (1 + 900 * (number == 9))} for number in range(10)
+    ]
+    path = written(tmp_path / "a.jsonl", *lines)
+    result = chat("--text", path, *options(tmp_path, tokenizer, length=512))
+    assert "note: nothing is held out of en (10 examples): those that would be are too long" in result.output
+    assert [file.name for file in (tmp_path / "data").iterdir()] == ["train"]
+
+
+def test_nothing_is_noted_where_nothing_is_to_be_held_out(tmp_path, tokenizer):
+    path = written(tmp_path / "a.jsonl", GOOD)
+    result = chat("--text", path, "--held-out", 0, *options(tmp_path, tokenizer))
+    assert result.exception is None
+    assert "note:" not in result.output
+
+
 def test_the_rules_for_examples_that_are_too_long_are_those_of_the_option():
     assert list(commands.TOO_LONG) == [rule.value for rule in TooLong]
