@@ -10,7 +10,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cerebras_jais.errors import UserError
@@ -138,6 +138,7 @@ def partial_path(target: Path) -> Path:
 def whole_folder(target: StrPath, *, replaces: bool = False) -> Iterator[Path]:
     """Yield a hidden folder beside `target` which becomes `target` when the block ends well, else is removed.
 
+    The folders above it that were not there are made, and removed with it.
     One that a kill left is removed by the next use for the same target. A folder that is not empty is replaced where
     `replaces` is true; the caller has looked what is in it.
 
@@ -147,6 +148,7 @@ def whole_folder(target: StrPath, *, replaces: bool = False) -> Iterator[Path]:
     target = Path(os.path.realpath(target))
     old = target.parent / f".{target.name}.replaced"
     hidden = partial_path(target)
+    above = [folder for folder in target.parents if not os.path.exists(folder)]
     _make_folder(hidden, target)
     busy = UserError(f"{shown_path(target)}: another process is making it; wait, or choose another name")
     with locked(hidden, busy):
@@ -167,6 +169,9 @@ def whole_folder(target: StrPath, *, replaces: bool = False) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
+            with suppress(OSError):  # not empty: the target is there, or what another process has made meanwhile
+                for folder in above:
+                    folder.rmdir()
 
 
 @contextmanager

@@ -21,12 +21,17 @@ _STANDARD_ERROR = threading.Lock()
 
 
 def reading_text_as_data(tokenizer: Tokenizer) -> Tokenizer:
-    """Set a tokenizer to spell special tokens out, and switch its truncation, padding and BPE dropout off."""
+    """Set a tokenizer to spell special tokens out, and switch its truncation, padding and BPE dropout off.
+
+    Its post-processor goes, too: of encoding without special tokens it changes nothing but the places of the tokens in
+    the text, from which ByteLevel and RobertaProcessing take the spaces.
+    """
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if getattr(tokenizer.model, "dropout", None):
         tokenizer.model.dropout = None
+    tokenizer.post_processor = None
     return tokenizer
 
 

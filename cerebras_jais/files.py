@@ -6,6 +6,7 @@ import json
 import os
 import stat
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
@@ -67,6 +68,8 @@ def check_regular(path: StrPath, error: type[UserError] = UserError) -> os.stat_
 def open_regular(path: StrPath, error: type[UserError] = UserError) -> Iterator[BinaryIO]:
     """Open a regular file for reading, or `-`, standard input; raises `error` for any other."""
     if os.fspath(path) == STANDARD_INPUT:
+        if sys.stdin is None:  # the process began with it closed
+            raise error(f"{STANDARD_INPUT}: standard input is closed; give it something to read, or name a file")
         yield sys.stdin.buffer
         return
     check_regular(path, error)
@@ -102,8 +105,8 @@ def read_text(path: StrPath, most: int, error: type[UserError] = UserError) -> s
 def parse_json(text: str, where: str, error: type[UserError] = UserError, *, line: int | None = None) -> Any:
     """Parse JSON; raises `error` for invalid text.
 
-    Refused too are what Python's reader takes beyond the standard, NaN and Infinity, and halves of surrogate pairs,
-    which are no characters and which nothing can write.
+    Refused too are what Python's reader takes beyond the standard, NaN and Infinity, halves of surrogate pairs, which
+    are no characters and which nothing can write, and a key twice in one object, of which it would take the last.
 
     Args:
         where: the name of its file, for messages.
@@ -113,9 +116,16 @@ def parse_json(text: str, where: str, error: type[UserError] = UserError, *, lin
     def no_number(name: str) -> Any:
         raise ValueError(f"{name} is no number of JSON")
 
+    def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
+            raise error(f"{place}: has the key {twice[:100]!r} twice in one object; remove one")
+        return found
+
     place = where if line is None else f"{where}:{line}"
     try:
-        value = json.loads(text, parse_constant=no_number)
+        value = json.loads(text, parse_constant=no_number, object_pairs_hook=each_key_once)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as damage:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,6 +14,7 @@ from cerebras_jais.commandline import Number
 from cerebras_jais.ranges import COUNT_OR_NONE, SEED, SIZE, VOCABULARY
 
 if TYPE_CHECKING:
+    from cerebras_jais.data.chat.reading import Conversation
     from cerebras_jais.data.documents import Document
 
 T = TypeVar("T")
@@ -205,33 +208,48 @@ def chat(
     from cerebras_jais.data.chat.examples import TooLong
     from cerebras_jais.data.chat.pipeline import pack_conversations
     from cerebras_jais.data.chat.reading import read_conversations, sample_conversations_path
+    from cerebras_jais.data.documents import DataError
 
     malformed = Malformed()
-    conversations = (
-        conversation
-        for file in files or (sample_conversations_path(),)
-        for conversation in read_conversations(
-            file, ignored=ignore, malformed=malformed.count if skip_malformed else None
+    without: list[Path] = []
+
+    def conversations() -> Iterator[Conversation]:
+        for file in files or (sample_conversations_path(),):
+            found = False
+            for conversation in read_conversations(
+                file, ignored=ignore, malformed=malformed.count if skip_malformed else None
+            ):
+                found = True
+                yield conversation
+            if not found:
+                without.append(file)
+
+    try:
+        splits, counts = pack_conversations(
+            conversations(),
+            tokenizer_dir,
+            max_sequence_length,
+            output,
+            too_long=TooLong(too_long),
+            held_out=held_out,
+            seed=seed,
+            progress=_progress,
         )
-    )
-    splits, counts = pack_conversations(
-        conversations,
-        tokenizer_dir,
-        max_sequence_length,
-        output,
-        too_long=TooLong(too_long),
-        held_out=held_out,
-        seed=seed,
-        progress=_progress,
-    )
+    except DataError:
+        if malformed.number:
+            _print_note(f"lines left out as malformed: {malformed.number}")
+        raise
+    finally:
+        for error in malformed.first:
+            _print_note(f"left out: {error}")
+        for file in without:
+            _print_note(f"{file}: has no conversation")
     for split in splits:
         report = split.report
         click.echo(
             f"{split.directory}: {report.documents} examples, {report.tokens} tokens, {report.trained_positions} in "
             f"the loss, {report.rows} rows of {max_sequence_length} ({report.fill:.1%} full)"
         )
-    for error in malformed.first:
-        _print_note(f"left out: {error}")
     for count, what in (
         (malformed.number, "malformed"),
         (counts.duplicates, "equal to an earlier one"),
@@ -242,12 +260,16 @@ def chat(
     for count, what in ((counts.cut_turns, "the oldest turns"), (counts.cut_responses, "the end of the last response")):
         if count:
             click.echo(f"cut: {what} of {count}")
-    few = [language for language, count in sorted(counts.by_language.items()) if count < held_out]
-    for language in few:
-        _print_note(
-            f"nothing is held out of {language} ({counts.by_language[language]} examples): every {held_out}th of a "
-            "language is; give a smaller --held-out, or leave its held_out folder out of the trainer YAML"
-        )
+    names = {split.name for split in splits}
+    for language, count in sorted(counts.by_language.items()) if held_out else ():
+        if f"held_out/{language}" in names:
+            continue
+        of = f"nothing is held out of {language} ({count} examples)"
+        remedy = "or leave its held_out folder out of the trainer YAML"
+        if count < held_out:
+            _print_note(f"{of}: every {held_out}th of a language is; give a smaller --held-out, {remedy}")
+        else:
+            _print_note(f"{of}: those that would be are too long; give a larger --max-sequence-length, {remedy}")
 
 
 @data.command()
@@ -330,7 +352,11 @@ def _print_note(note: str | None) -> None:
 
 
 def _progress(items: Iterable[T], name: str) -> Iterable[T]:
+    """The items, with a bar on a terminal. It has a descriptor of its own, since encoding silences standard error."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield from items
+        return
     from tqdm import tqdm
 
-    bar: Iterable[T] = tqdm(items, desc=name, unit=" documents", disable=None, leave=False)
-    return bar
+    with open(os.dup(sys.stderr.fileno()), "w", encoding="utf-8", errors="replace") as terminal:
+        yield from tqdm(items, desc=name, unit=" documents", leave=False, file=terminal, dynamic_ncols=True)

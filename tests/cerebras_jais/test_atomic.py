@@ -190,6 +190,25 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     assert [p.name for p in target.iterdir()] == ["b"] and [p.name for p in tmp_path.iterdir()] == ["new"]
 
 
+def test_the_folders_above_a_folder_stay_where_it_was_made_or_another_one_is_there(tmp_path):
+    target = tmp_path / "a" / "b" / "new"
+
+    def fail(meanwhile=lambda: None):
+        with whole_folder(target):
+            meanwhile()
+            raise UserError("stop")
+
+    with pytest.raises(UserError, match="stop"):
+        fail()
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="stop"):
+        fail((tmp_path / "a" / "other").mkdir)
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "other"]
+    with whole_folder(target):
+        pass
+    assert target.is_dir()
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

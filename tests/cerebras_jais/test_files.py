@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cerebras_jais.errors import UserError
-from cerebras_jais.files import MIB, parse_json, read_bytes, read_text
+from cerebras_jais.files import MIB, open_regular, parse_json, read_bytes, read_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -104,6 +104,7 @@ def test_a_file_that_is_too_large_is_refused(tmp_path):
         ('{"a":' * 100_000, "nested too deeply"),
         ("[NaN]", "NaN is no number"),
         ("[-Infinity]", "-Infinity is no number"),
+        ('{"b": {"a": 1, "c": 2, "\\u0061": 1}}', "the key 'a' twice"),
         ("", "not valid JSON"),
         ('{"a": 1} x', "not valid JSON"),
     ],
@@ -114,6 +115,12 @@ def test_json_beyond_the_standard_is_refused_in_one_line(text, words):
     assert str(caught.value).startswith("file.json:") and "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"file\.json:7: "):
         parse_json(text, "file.json", line=7)
+
+
+def test_a_standard_input_that_is_closed_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UserError, match="-: standard input is closed"), open_regular("-"):
+        pass
 
 
 def test_json_of_the_standard_is_read_as_the_library_reads_it():

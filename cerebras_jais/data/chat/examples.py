@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from enum import StrEnum
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from cerebras_jais.data.chat.prompts import Rendered
+from cerebras_jais.data.chat.prompts import Rendered, render
 from cerebras_jais.data.chat.reading import Conversation
 from cerebras_jais.data.documents import Document
 from cerebras_jais.data.tokenizer import check_end_of_text, check_round_trip
@@ -100,14 +101,15 @@ class PromptEncoder:
     def _whole_example(self, conversation: Rendered, encoding: Encoding) -> Example:
         ids = np.asarray([*encoding.ids, self.eos_id], dtype=np.int32)
         trained = np.zeros(len(ids), dtype=bool)
-        text, end = conversation.text, 0
+        begins, ends = zip(*encoding.offsets, strict=True)
+        end = 0
         for before, message, response in zip(*conversation, strict=True):
             start, end = end + len(before), end + len(before) + len(message)
             if response:
-                first = _token_at(encoding, start - 1, len(text))
-                begun = encoding.token_to_chars(first) if first < len(encoding.ids) else None
-                first += begun is not None and begun[0] < start - 1
-                trained[first : _token_at(encoding, end, len(text))] = True
+                # Of the character at a place, or the first one after it, the token is the first that ends behind it.
+                first = bisect_right(ends, start - 1)
+                first += first < len(begins) and begins[first] < start - 1
+                trained[first : bisect_right(ends, end)] = True
         trained[-1] = True
         return Example(ids, trained)
 
@@ -119,11 +121,30 @@ def check_example(tokenizer: Tokenizer, conversation: Conversation, text: str, i
     check_round_trip(tokenizer, document, ids.tolist())
 
 
-def without_oldest_turn(conversation: Conversation) -> Conversation | None:
-    """A conversation without the user's first message and its response; None where no other is left."""
-    kept = [message for message in conversation.messages if message.role == "system"]
-    turns = conversation.messages[len(kept) + 2 :]
-    return replace(conversation, messages=(*kept, *turns)) if turns else None
+def without_oldest_turns(
+    conversation: Conversation, encoder: PromptEncoder, max_sequence_length: int
+) -> tuple[Conversation, Rendered, Example] | None:
+    """A conversation without as many of its oldest turns as must go to fit a row; None where the last one does not.
+
+    A turn is a message of the user and its response. Fewer turns have fewer tokens, so the number is found by halving:
+    of n turns about log2(n) examples are encoded.
+    """
+    system = sum(message.role == "system" for message in conversation.messages)
+    head, turns = conversation.messages[:system], conversation.messages[system:]
+    fitting = None
+    low, high = 1, len(turns) // 2 - 1
+    while low <= high:
+        gone = (low + high) // 2 if fitting else high
+        shorter = replace(conversation, messages=(*head, *turns[2 * gone :]))
+        rendered = render(shorter.messages, shorter.language)
+        (example,) = encoder.encode([rendered])
+        if len(example.ids) - 1 <= max_sequence_length:
+            fitting, high = (shorter, rendered, example), gone - 1
+        elif fitting is None:
+            return None
+        else:
+            low = gone + 1
+    return fitting
 
 
 def cut_response(example: Example, max_sequence_length: int) -> Example | None:
@@ -131,15 +152,6 @@ def cut_response(example: Example, max_sequence_length: int) -> Example | None:
     untrained = np.flatnonzero(~example.trained)
     kept = max_sequence_length + 1
     return None if kept <= untrained[-1] + 1 else Example(example.ids[:kept], example.trained[:kept])
-
-
-def _token_at(encoding: Encoding, place: int, length: int) -> int:
-    """The number of the token that has the character at a place, or of the first one after it that has any."""
-    for character in range(place, length):
-        token = encoding.char_to_token(character)
-        if token is not None:
-            return int(token)
-    return len(encoding.ids)
 
 
 def _cut_at_messages(conversation: Rendered) -> list[tuple[str, str, bool]]:
@@ -163,10 +175,12 @@ def _splits_before_spaces(tokenizer: Tokenizer) -> bool:
     """Whether a tokenizer always ends a token before white space, so that a text may be encoded in parts cut there.
 
     GPT-2's pattern does, as all byte-level tokenizers of the family have it, unless a normaliser or a token that is
-    searched for in the text first takes what is on both sides.
+    searched for in the text first takes what is on both sides, or a space is put before each part.
     """
     from tokenizers.pre_tokenizers import ByteLevel
 
     splitter = tokenizer.pre_tokenizer
     searched = [token for token in tokenizer.get_added_tokens_decoder().values() if not token.special]
-    return isinstance(splitter, ByteLevel) and splitter.use_regex and tokenizer.normalizer is None and not searched
+    if not isinstance(splitter, ByteLevel) or splitter.add_prefix_space or not splitter.use_regex:
+        return False
+    return tokenizer.normalizer is None and not searched

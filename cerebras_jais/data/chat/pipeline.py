@@ -19,7 +19,7 @@ from cerebras_jais.data.chat.examples import (
     TooLong,
     check_example,
     cut_response,
-    without_oldest_turn,
+    without_oldest_turns,
 )
 from cerebras_jais.data.chat.prompts import Rendered, render
 from cerebras_jais.data.chat.reading import Conversation, read_conversations
@@ -50,12 +50,13 @@ class Counts:
 
 
 class _Read(NamedTuple):
-    """A conversation with its text, and how many bytes of UTF-8 and characters that has."""
+    """A conversation with its text, how many bytes of UTF-8 and characters that has, and a digest of the example."""
 
     conversation: Conversation
     rendered: Rendered
     n_bytes: int
     characters: int
+    digest: bytes
 
 
 @dataclass
@@ -82,8 +83,9 @@ def pack_conversations(
 
     Each becomes one example: the family's prompt with all its turns, packed whole beside others that it does not see
     (`pack_examples`), the loss on responses alone (`PromptEncoder.encode`). Of conversations that render to the same
-    text the first is kept. Every `held_out`-th one of each language is held out (0: none), and written to
-    `output`/held_out.jsonl as messages. The same conversations and seed give the same bytes.
+    text one is kept, also where they do so only once they are cut. Every `held_out`-th one of each language is held out
+    (0: none), and written to `output`/held_out.jsonl as messages, without the turns that were cut; where none is, there
+    is no such file. The same conversations and seed give the same bytes.
 
     Memory: 16 bytes a conversation for its digest and what the set of digests takes, about 200 bytes in all, beside one
     window of `pack_examples` and one file; the tokens wait on the disk, in `output`.
@@ -149,45 +151,60 @@ def _collect(
     splits = {_TRAIN: _Split(TokenStore(waiting / "0"))}
     shortest = 0
     with (folder / HELD_OUT_FILE).open("w", encoding="utf-8", newline="\n") as kept:
-        unique = _unique(conversations, counts)
+        seen: set[bytes] = set()
+        unique = _unique(conversations, seen, counts)
         for batch, examples in _encoded(batches(unique, lambda read: read.characters), encoder):
-            for number, ((conversation, rendered, n_bytes, characters), example) in enumerate(
-                zip(batch, examples, strict=True)
-            ):
+            for number, (whole, example) in enumerate(zip(batch, examples, strict=True)):
                 if encoder.eos_id in example.ids[:-1] or number < DECODED_AGAIN:
-                    check_example(encoder.tokenizer, conversation, rendered.text, example.ids[:-1], encoder.eos_id)
-                split = _split_of(conversation, held_out, counts, splits, waiting)
-                fitted = _fit(conversation, example, encoder, max_sequence_length, too_long, counts)
+                    text, ids = whole.rendered.text, example.ids[:-1]
+                    check_example(encoder.tokenizer, whole.conversation, text, ids, encoder.eos_id)
+                fitted = _fit(whole, example, encoder, max_sequence_length, too_long)
+                if fitted is not None and fitted[0] is not whole:
+                    if fitted[0].digest in seen:
+                        counts.duplicates += 1
+                        continue
+                    seen.add(fitted[0].digest)
+                    counts.cut_turns += too_long is TooLong.CUT_TURNS
+                    counts.cut_responses += too_long is TooLong.CUT_RESPONSE
+                split = _split_of(whole.conversation, held_out, counts, splits, waiting)
                 if fitted is None:
+                    counts.too_long += 1
                     shortest = min(shortest or len(example.ids), len(example.ids))
                     continue
+                read, kept_example = fitted
                 if split is not splits[_TRAIN]:
-                    _write(kept, conversation)
-                split.store.append(*fitted)
-                split.n_bytes += n_bytes
-                split.characters += characters
+                    _write(kept, read.conversation)
+                split.store.append(*kept_example)
+                split.n_bytes += read.n_bytes
+                split.characters += read.characters
     for split in splits.values():
         split.store.close()
     if not len(splits[_TRAIN].store):
         raise DataError(_nothing_left(counts, shortest, max_sequence_length))
-    if not held_out:
+    if not (folder / HELD_OUT_FILE).stat().st_size:
         (folder / HELD_OUT_FILE).unlink()
     return {name: split for name, split in splits.items() if len(split.store)}
 
 
-def _unique(conversations: Iterable[Conversation], counts: Counts) -> Iterator[_Read]:
-    seen: set[bytes] = set()
+def _unique(conversations: Iterable[Conversation], seen: set[bytes], counts: Counts) -> Iterator[_Read]:
     for conversation in conversations:
         counts.read += 1
-        rendered = render(conversation.messages, conversation.language)
-        text = rendered.text
-        encoded = text.encode("utf-8")
-        digest = blake2b(encoded, digest_size=16).digest()
-        if digest in seen:
+        read = _read(conversation, render(conversation.messages, conversation.language))
+        if read.digest in seen:
             counts.duplicates += 1
             continue
-        seen.add(digest)
-        yield _Read(conversation, rendered, len(encoded), len(text))
+        seen.add(read.digest)
+        yield read
+
+
+def _read(conversation: Conversation, rendered: Rendered) -> _Read:
+    text = rendered.text
+    encoded = text.encode("utf-8")
+    return _Read(conversation, rendered, len(encoded), len(text), _digest(encoded))
+
+
+def _digest(content: bytes) -> bytes:
+    return blake2b(content, digest_size=16).digest()
 
 
 def _encoded(batches: Iterable[list[_Read]], encoder: PromptEncoder) -> Iterator[tuple[list[_Read], list[Example]]]:
@@ -217,27 +234,21 @@ def _split_of(
 
 
 def _fit(
-    conversation: Conversation,
-    example: Example,
-    encoder: PromptEncoder,
-    max_sequence_length: int,
-    too_long: TooLong,
-    counts: Counts,
-) -> Example | None:
-    """An example that a row takes, cut by the rule where it is longer; None where it is left out."""
+    read: _Read, example: Example, encoder: PromptEncoder, max_sequence_length: int, too_long: TooLong
+) -> tuple[_Read, Example] | None:
+    """An example that a row takes, with what was read, cut by the rule where it is longer; None where it is left out.
+
+    What is cut has a digest of its own, since two that differ may be equal once they are cut.
+    """
     if len(example.ids) - 1 <= max_sequence_length:
-        return example
+        return read, example
     if too_long is TooLong.CUT_RESPONSE and (cut := cut_response(example, max_sequence_length)):
-        counts.cut_responses += 1
-        return cut
-    shorter = without_oldest_turn(conversation) if too_long is TooLong.CUT_TURNS else None
-    while shorter is not None:
-        (example,) = encoder.encode([render(shorter.messages, shorter.language)])
-        if len(example.ids) - 1 <= max_sequence_length:
-            counts.cut_turns += 1
-            return example
-        shorter = without_oldest_turn(shorter)
-    counts.too_long += 1
+        return read._replace(digest=_digest(cut.ids.tobytes())), cut
+    if too_long is TooLong.CUT_TURNS:
+        fitting = without_oldest_turns(read.conversation, encoder, max_sequence_length)
+        if fitting is not None:
+            conversation, rendered, shorter = fitting
+            return _read(conversation, rendered), shorter
     return None
 
 

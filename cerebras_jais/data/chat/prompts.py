@@ -16,6 +16,7 @@ from cerebras_jais.catalog.chat import chat_template
 from cerebras_jais.data.documents import DataError, detect_language
 
 LANGUAGES = ("ar", "en")  # those of the prompts
+_MOST_KEPT = 100  # messages of a conversation whose prompt is kept for the next of the same roles
 
 
 class Message(NamedTuple):
@@ -66,11 +67,11 @@ def render(messages: Sequence[Message], language: str) -> Rendered:
     The same text as transformers' `apply_chat_template` gives with language=..., without the end of text, which is no
     text here: the caller appends its id. Raises DataError where the template refuses the order of the messages.
     """
-    frame, responses = _frame(tuple(message.role for message in messages), language)
+    roles = tuple(message.role for message in messages)
+    frame, responses = (_frame if len(roles) > _MOST_KEPT else _kept_frame)(roles, language)
     return Rendered(frame, tuple(harmless(message.content).strip() for message in messages), responses)
 
 
-@lru_cache(maxsize=1024)
 def _frame(roles: tuple[str, ...], language: str) -> tuple[tuple[str, ...], tuple[bool, ...]]:
     """What the template puts before each message of these roles, and which messages it calls responses.
 
@@ -78,19 +79,19 @@ def _frame(roles: tuple[str, ...], language: str) -> tuple[tuple[str, ...], tupl
     it is run once for a sequence of roles, with a mark in the place of each message.
     """
     environment, template = _compiled()
-    marks = [f"\ue000{number}\ue001" for number in range(len(roles))]
+    marks = {f"\ue000{number}\ue001": number for number in range(len(roles))}
     shown = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
     environment.responses.clear()
-    rest = template.render(messages=shown, language=language, eos_token="")
-    frame = []
-    for mark in marks:
-        before, found, rest = rest.partition(mark)
-        assert found, "the template writes every message, in order"
-        frame.append(before)
-    assert not rest, "nothing but the end of text follows the last response"
-    responses = tuple(mark in environment.responses for mark in marks)
-    assert sum(responses) == len(environment.responses), "a generation block is one message"
-    return tuple(frame), responses
+    parts = re.split("(\ue000[0-9]+\ue001)", template.render(messages=shown, language=language, eos_token=""))
+    assert parts[1::2] == [*marks], "the template writes every message, in order"
+    assert not parts[-1], "nothing but the end of text follows the last response"
+    responses = [False] * len(roles)
+    for mark in environment.responses:
+        responses[marks[mark]] = True  # a generation block is one message
+    return tuple(parts[:-1:2]), tuple(responses)
+
+
+_kept_frame = lru_cache(maxsize=1024)(_frame)
 
 
 class _Recording(Environment):

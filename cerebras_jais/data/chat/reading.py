@@ -15,6 +15,7 @@ from cerebras_jais.wording import suggestion
 
 _EXAMPLE = '{"prompt": "...", "response": "..."}'
 _COMMON = ("language", "system", "source")
+MOST_MESSAGES = 10_000
 
 
 class _Turns(NamedTuple):
@@ -76,12 +77,14 @@ def read_conversations(
         {"instruction": ..., "input": ..., "output": ...}     Alpaca; an input follows after an empty line
 
     Args:
-        ignored: fields that are passed over; any other unknown one is malformed, since it could be a misspelt one.
+        ignored: fields that are passed over, unknown ones or those three; any other unknown one is malformed, since it
+            could be a misspelt one.
         malformed: called with what is wrong with a line, which is then left out; without it the error is raised.
 
     Raises DataError, naming file and line, for what is no conversation: broken JSON, text that is not UTF-8, half a
-    character, an unknown or missing field, an empty message, roles out of order, no response, more than
-    LONGEST_DOCUMENT bytes; and for a file that cannot be read or is one list of JSON, whatever `malformed` is.
+    character, an unknown or missing field, an empty message, roles out of order, no response, more than MOST_MESSAGES
+    messages or LONGEST_DOCUMENT bytes; and for a file that cannot be read or is one list of JSON, whatever `malformed`
+    is.
     """
     for line in lines_of(file):
         if line.number == 1 and line.content.lstrip().startswith(b"["):
@@ -104,6 +107,7 @@ def _conversation(entry: Mapping[str, Any], line: Line, ignored: Collection[str]
     place = line.source
     if len(line.content) > LONGEST_DOCUMENT:
         raise DataError(f"{place}: a conversation of more than {LONGEST_DOCUMENT // MIB} MiB; cut it into several")
+    entry = {key: value for key, value in entry.items() if key not in ignored or key not in _COMMON}
     form = next((key for key in _FORMS if key in entry), None)
     if form is None:
         raise DataError(f"{place}: has none of the fields {', '.join(_FORMS)}; write a line such as {_EXAMPLE}")
@@ -139,6 +143,8 @@ def _turns(found: Any, form: str, names: _Turns, ignored: Collection[str], place
     if not isinstance(found, list) or not found:
         raise DataError(f'{place}: "{form}" must be a list of messages, got {shown(found)}')
     messages = []
+    if len(found) > MOST_MESSAGES:
+        raise DataError(f'{place}: "{form}" has {len(found)} messages, more than {MOST_MESSAGES}; cut it into several')
     for number, turn in enumerate(found):
         where = f"{place}: {form}[{number}]"
         if not isinstance(turn, dict):

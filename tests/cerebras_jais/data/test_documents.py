@@ -47,6 +47,7 @@ def test_text_is_left_as_it_is(tmp_path):
     [
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', "a.jsonl:2: not valid JSON"),
         ("a.jsonl", b'{"text": "x"}\n{"body": "y"}\n', 'a.jsonl:2: the key "text"'),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "x", "text": "y"}\n', "a.jsonl:2: has the key 'text' twice"),
         ("a.jsonl", b'["x"]\n', "a.jsonl:1: expected an object"),
         ("a.jsonl", b'{"text": "x", "language": "../up"}\n', 'a.jsonl:1: the key "language"'),
         ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}\n', "a.jsonl:2: not UTF-8"),

@@ -19,7 +19,8 @@ def places(rendered):
     return found
 
 
-EOS = {"byte-level": "<|endoftext|>", "trimming": "<|endoftext|>", "llama": "</s>"}
+_END = "<|endoftext|>"
+EOS = {"byte-level": _END, "trimming": _END, "normalising": _END, "prefixing": _END, "llama": "</s>"}
 
 
 def byte_level(folder, entries=600):
@@ -63,16 +64,40 @@ def llama(folder):
     return folder
 
 
-def trimming(folder):
+def trimming(folder, normalizer=None):
     """The first, with a post-processor that leaves spaces out of the places of tokens, as GPT-2's file has it."""
     from tokenizers import processors
 
     tokenizer = train_tokenizer(read_documents(sample_corpus_path()), 600)
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
     return save_tokenizer(tokenizer, folder, 512)
 
 
-TOKENIZERS = {"byte-level": byte_level, "trimming": trimming, "llama": llama}
+def normalising(folder):
+    """The same with a normaliser, so that it is given whole texts, as GPT-NeoX's file has it."""
+    from tokenizers import normalizers
+
+    return trimming(folder, normalizers.NFC())
+
+
+def prefixing(folder):
+    """The first, which puts a space before each text that has none."""
+    from tokenizers import pre_tokenizers
+
+    tokenizer = train_tokenizer(read_documents(sample_corpus_path()), 600)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    return save_tokenizer(tokenizer, folder, 512)
+
+
+TOKENIZERS = {
+    "byte-level": byte_level,
+    "trimming": trimming,
+    "normalising": normalising,
+    "prefixing": prefixing,
+    "llama": llama,
+}
 
 
 def conversation(*turns, system=None, language="en", place="file:1"):

@@ -177,6 +177,36 @@ def test_an_example_that_is_too_long_is_left_out_or_loses_its_oldest_turns(encod
         assert (counts.too_long, counts.cut_turns, counts.cut_responses) == (0, 1, 0)
 
 
+def test_conversations_that_are_equal_once_cut_are_one_and_held_out_as_they_were_cut(encoder, folder, tmp_path):
+    end = ["Last?", "two " * 10]
+    chats = [conversation(f"First {number}?", "one " * 40, *end) for number in range(3)]
+    others = [conversation(f"Begin {number}?", "one " * 40, f"End {number}?", "two " * 10) for number in range(2)]
+    kept = [chats[0], *others]
+    cut = [conversation(*(message.content for message in chat.messages[2:])) for chat in kept]
+    length = max(fitting(encoder, chat) for chat in cut)
+    everything = [chats[0], others[0], chats[1], conversation(*end), others[1], chats[2]]
+    splits, counts = pack_conversations(
+        everything, folder, length, tmp_path / "data", too_long=TooLong.CUT_TURNS, held_out=2
+    )
+    assert (counts.read, counts.duplicates, counts.too_long) == (6, 3, 0)
+    found = [example for split in splits for example in examples_in(tmp_path / "data" / split.name)]
+    assert sorted(found) == sorted(expected(encoder, cut))
+    written = list(read_conversations(tmp_path / "data/held_out.jsonl"))
+    assert written
+    assert sorted(examples_in(tmp_path / "data/held_out/en")) == sorted(expected(encoder, written))
+    assert sum(split.n_bytes for split in splits) == sum(
+        len(render(chat.messages, chat.language).text.encode()) for chat in cut
+    )
+
+
+def test_responses_that_are_equal_once_cut_are_one(encoder, folder, tmp_path):
+    chats = [conversation("Count.", "one two three four five six " + last) for last in ("seven eight", "ten eleven")]
+    length = fitting(encoder, conversation("Count.", "one two three"))
+    _, counts = pack_conversations(chats, folder, length, tmp_path / "data", too_long=TooLong.CUT_RESPONSE, held_out=0)
+    assert (counts.duplicates, counts.cut_responses) == (1, 1)
+    assert len(list(examples_in(tmp_path / "data/train"))) == 1
+
+
 def test_a_response_is_cut_where_the_row_ends(encoder, folder, tmp_path):
     chat = conversation("Count.", "one two three four five six seven eight nine ten")
     whole = expected(encoder, [chat])[0]

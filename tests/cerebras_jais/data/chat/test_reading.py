@@ -63,6 +63,12 @@ MALFORMED = {
     "no output": ({"instruction": "a"}, 'no response: the field "output" is missing'),
     "last of the user": ({"messages": [USER, ASSISTANT, USER]}, "no response: the last message is of the user"),
     "only a system message": ({"messages": [{"role": "system", "content": "a"}]}, "no response"),
+    "too many messages": ({"messages": [USER, ASSISTANT] * 5001}, "has 10002 messages, more than 10000"),
+    "a key twice": ('{"prompt": "a", "response": "b", "response": "c"}', "has the key 'response' twice"),
+    "a key twice in a turn": (
+        '{"messages": [{"role": "user", "content": "a", "content": "b"}, {"role": "assistant", "content": "b"}]}',
+        "has the key 'content' twice",
+    ),
     "empty turn": ({"messages": [USER, {"role": "assistant", "content": " \n"}]}, '[1]: the field "content" is empty'),
     "empty response": ({"prompt": "a", "response": ""}, 'the field "response" is empty'),
     "roles out of order": ({"messages": [ASSISTANT, USER]}, "roles out of order: message 1 is of the assistant"),
@@ -119,6 +125,13 @@ def test_ignored_fields_are_passed_over(tmp_path):
     assert read(path, ignored=("score", "topic"))[0].messages[1].content == "b"
     with pytest.raises(DataError, match=r"unknown field 'topic'; .*--ignore 'topic'"):
         read(path, ignored=("score",))
+
+
+def test_a_known_field_is_passed_over_where_that_is_asked_for(tmp_path):
+    others = {"language": "Arabic", "system": ["x"], "source": 7}
+    path = written(tmp_path / "a.jsonl", {**GOOD, **others})
+    assert read(path, ignored=[*others]) == read(written(path, GOOD))
+    assert read(path, ignored=["prompt"]) == read(path), "what a form is made of stays"
 
 
 def test_a_file_that_is_not_there_is_refused_even_where_lines_are_left_out(tmp_path):

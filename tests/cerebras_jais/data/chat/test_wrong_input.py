@@ -66,6 +66,25 @@ def test_nothing_but_malformed_lines(tmp_path, tokenizer):
     assert "no conversation to train on" in said
 
 
+def test_what_was_left_out_and_files_without_a_conversation_are_named_before_the_error(tmp_path, tokenizer):
+    path, blank = written(tmp_path / "a.jsonl", "{", "["), written(tmp_path / "b.jsonl", " ")
+    result = chat("--text", path, "--text", blank, "--skip-malformed", *options(tmp_path, tokenizer))
+    assert isinstance(result.exception, UserError)
+    said = result.output.splitlines()
+    assert said[0] == "note: lines left out as malformed: 2"
+    assert [line.partition(": not valid")[0] for line in said[1:3]] == [
+        f"note: left out: {path}:{number}" for number in (1, 2)
+    ]
+    assert said[3:] == [f"note: {file}: has no conversation" for file in (path, blank)]
+
+
+def test_a_file_without_a_conversation_is_named_beside_one_that_has_some(tmp_path, tokenizer):
+    path, empty = written(tmp_path / "a.jsonl", GOOD), written(tmp_path / "b.jsonl")
+    result = chat("--text", path, "--text", empty, "--held-out", 0, *options(tmp_path, tokenizer))
+    assert result.exception is None
+    assert f"note: {empty}: has no conversation" in result.output
+
+
 def test_a_context_shorter_than_the_prompt_says_the_shortest_that_is_enough(tmp_path, tokenizer):
     path = written(tmp_path / "a.jsonl", GOOD)
     said = refused(tmp_path, "--text", path, *options(tmp_path, tokenizer, length=30))
@@ -110,6 +129,23 @@ def test_a_language_of_too_few_examples_is_noted(tmp_path, tokenizer):
     result = chat("--text", path, *options(tmp_path, tokenizer))
     assert "note: nothing is held out of ar (1 examples)" in result.output
     assert "nothing is held out of en" not in result.output
+
+
+def test_a_language_whose_held_out_examples_are_all_too_long_is_noted_and_no_empty_file_is_left(tmp_path, tokenizer):
+    lines = [
+        {"prompt": f"question {number}", "response": "answer " * (1 + 900 * (number == 9))} for number in range(10)
+    ]
+    path = written(tmp_path / "a.jsonl", *lines)
+    result = chat("--text", path, *options(tmp_path, tokenizer, length=512))
+    assert "note: nothing is held out of en (10 examples): those that would be are too long" in result.output
+    assert [file.name for file in (tmp_path / "data").iterdir()] == ["train"]
+
+
+def test_nothing_is_noted_where_nothing_is_to_be_held_out(tmp_path, tokenizer):
+    path = written(tmp_path / "a.jsonl", GOOD)
+    result = chat("--text", path, "--held-out", 0, *options(tmp_path, tokenizer))
+    assert result.exception is None
+    assert "note:" not in result.output
 
 
 def test_the_rules_for_examples_that_are_too_long_are_those_of_the_option():
