@@ -32,7 +32,11 @@ def encoder(folder):
 def theirs(folder, kind):
     """transformers' tokenizer, told to spell special tokens out in text, the end of text apart."""
     transformers = pytest.importorskip("transformers")
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), eos_token=EOS[kind])
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"),
+        eos_token=EOS[kind],
+        add_prefix_space=kind == "prefixing",  # which transformers 4 puts in place of the file's
+    )
     tokenizer.chat_template = chat_template()
     return tokenizer
 
