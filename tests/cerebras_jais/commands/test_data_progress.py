@@ -5,6 +5,8 @@ import subprocess
 import sys
 import termios
 
+import pytest
+
 from cerebras_jais.commands.data import _progress
 
 DRAWN = """
@@ -20,6 +22,7 @@ with _silenced():
 """
 
 
+@pytest.mark.slow
 def test_the_bar_is_drawn_while_standard_error_is_silenced():
     ours, theirs = os.openpty()
     os.set_blocking(ours, False)

@@ -131,6 +131,7 @@ def test_as_few_of_the_oldest_turns_go_as_fit_and_the_system_message_stays(encod
             assert found[2].ids.tolist() == encoded(encoder, fitting[0]).ids.tolist()
 
 
+@pytest.mark.slow
 def test_a_long_conversation_is_cut_with_few_encodings(encoder, monkeypatch):
     made = []
     encode = encoder.encode

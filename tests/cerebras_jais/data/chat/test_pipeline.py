@@ -57,6 +57,7 @@ def expected(encoder, chats):
 
 @settings(max_examples=12, deadline=None)
 @given(st.lists(conversations, min_size=1, max_size=12), st.integers(0, 2**32), st.sampled_from([200, 300, 600]))
+@pytest.mark.slow
 def test_every_example_is_in_one_row_or_counted(encoder, folder, tmp_path_factory, chats, seed, length):
     output = tmp_path_factory.mktemp("packed") / "data"
     texts = [render(chat.messages, chat.language).text for chat in chats]

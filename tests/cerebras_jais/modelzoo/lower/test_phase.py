@@ -106,6 +106,7 @@ def test_however_the_process_ends_one_line_says_it_and_nothing_is_left(phases, s
     assert os.listdir(".") == []
 
 
+@pytest.mark.slow
 def test_a_process_that_does_not_end_is_ended_with_those_that_it_started(phases, tmp_path):
     pids = tmp_path / "pids"
     script = (
