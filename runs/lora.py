@@ -14,11 +14,11 @@ from tuning import (
     examples_of,
     finish,
     has_own_code,
-    on_cpu,
     open_tokenizer,
     parse,
     print_table,
     read_lines,
+    settings_of,
     split,
 )
 
@@ -53,16 +53,16 @@ def main() -> None:
     # padding_free puts the examples of a batch one after the other into one row. Their position_ids begin anew, and by
     # these both families keep the examples apart.
     settings = SFTConfig(
-        str(options.output / "adapters"),
-        max_steps=options.steps,
-        per_device_train_batch_size=8,
-        learning_rate=2e-3,  # far above that of full training: only the small matrices move
-        lr_scheduler_type="cosine",
-        warmup_steps=5,
-        padding_free=True,
-        max_length=None,  # examples in a padding-free row are not cut
-        completion_only_loss=True,  # prompts are read, responses are learnt
-        **on_cpu(),
+        **settings_of(
+            options,
+            "adapters",
+            per_device_train_batch_size=8,
+            learning_rate=2e-3,  # far above that of full training: only the small matrices move
+            warmup_steps=5,
+            padding_free=True,
+            max_length=None,  # examples in a padding-free row are not cut
+            completion_only_loss=True,  # prompts are read, responses are learnt
+        )
     )
     trainer = SFTTrainer(
         model,

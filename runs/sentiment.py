@@ -9,7 +9,7 @@ needs thousands.
 Needs the extra `tune`. Reviews are JSON lines, {"text": "الطعام لذيذ", "label": "positive"}, with any labels.
 """
 
-from tuning import TEXTS, finish, has_own_code, on_cpu, open_tokenizer, parse, print_table, read_lines, split
+from tuning import TEXTS, finish, has_own_code, open_tokenizer, parse, print_table, read_lines, settings_of, split
 
 
 def main() -> None:
@@ -54,14 +54,14 @@ def main() -> None:
         return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
     settings = TrainingArguments(
-        str(options.output / "trainer"),
-        max_steps=options.steps,
-        per_device_train_batch_size=16,
-        learning_rate=1e-3,
-        lr_scheduler_type="cosine",
-        warmup_steps=10,
-        weight_decay=0.1,
-        **on_cpu(),
+        **settings_of(
+            options,
+            "trainer",
+            per_device_train_batch_size=16,
+            learning_rate=1e-3,
+            warmup_steps=10,
+            weight_decay=0.1,
+        )
     )
     trainer = Trainer(
         model,

@@ -10,7 +10,7 @@ Needs the extra `tune`. Texts are JSON lines, {"ar": {"text": ..., "summary": ..
 runs/texts were written for this project.
 """
 
-from tuning import TEXTS, finish, has_own_code, on_cpu, open_tokenizer, parse, print_table, read_lines, split
+from tuning import TEXTS, finish, has_own_code, open_tokenizer, parse, print_table, read_lines, settings_of, split
 
 # (language of the text, language of the summary) -> the instruction, in the language of the summary.
 INSTRUCTIONS = {
@@ -55,19 +55,19 @@ def main() -> None:
     # ---- 2. Instruction tuning: whole examples packed into rows, loss on responses alone ----------------------------
 
     settings = SFTConfig(
-        str(options.output / "trainer"),
-        max_steps=options.steps,
-        per_device_train_batch_size=4,
-        learning_rate=1e-3,
-        lr_scheduler_type="cosine",
-        warmup_steps=8,
-        weight_decay=0.1,
-        packing=True,
-        packing_strategy="bfd",  # best fit; no example is split
-        max_length=model.config.max_position_embeddings,
-        completion_only_loss=True,
-        eval_packing=False,
-        **on_cpu(),
+        **settings_of(
+            options,
+            "trainer",
+            per_device_train_batch_size=4,
+            learning_rate=1e-3,
+            warmup_steps=8,
+            weight_decay=0.1,
+            packing=True,
+            packing_strategy="bfd",  # best fit; no example is split
+            max_length=model.config.max_position_embeddings,
+            completion_only_loss=True,
+            eval_packing=False,
+        )
     )
     trainer = SFTTrainer(
         model, settings, train_dataset=Dataset.from_list(tasks), eval_dataset=unseen, processing_class=tokenizer

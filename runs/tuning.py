@@ -93,12 +93,19 @@ def examples_of(conversation: dict) -> Iterator[dict]:
             yield {"prompt": messages[:number], "completion": [message], **more}
 
 
-def on_cpu(**settings) -> dict:
-    """Settings of transformers' and TRL's trainers for a small run: a CPU in float32, no reports, no checkpoints."""
+def settings_of(options: argparse.Namespace, folder: str, **settings) -> dict:
+    """Settings of transformers' and TRL's trainers for a small run, `settings` among them.
+
+    The trainer works in a folder of the run's output, on a GPU in bfloat16 or a CPU in float32, over one cosine of the
+    learning rate, with no checkpoints and no reports to services.
+    """
     import torch
 
     gpu = torch.cuda.is_available()
     return {
+        "output_dir": str(options.output / folder),
+        "max_steps": options.steps,
+        "lr_scheduler_type": "cosine",
         "use_cpu": not gpu,
         "bf16": gpu,
         "activation_checkpointing": False,  # it saves memory, which is not short here, and costs a third of the time

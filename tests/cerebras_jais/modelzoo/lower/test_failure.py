@@ -91,7 +91,7 @@ def test_a_failure_is_said_at_the_key_that_decides_it(found, keys, words):
 
 
 def test_what_torch_cirh_opt_prints_is_the_reason_that_it_gives():
-    message = "torch-to-cirh lowering failed: To re-run: torch-cirh-opt -o /tmp/x"
+    message = "torch-to-cirh lowering failed: To re-run: torch-cirh-opt -o step.mlir"
     log = "loading\n<stdin>:3:4: error: 'torch.aten.x' has no lowering\nTraceback"
     assert problem_of(failure(message), TRAINER, log).message.endswith("error: 'torch.aten.x' has no lowering")
     assert problem_of(failure(message), TRAINER).message.endswith("it said nothing")
