@@ -5,7 +5,6 @@ import contextlib
 import numpy as np
 import torch
 
-from cerebras_jais.catalog.reader import read_trainer_yaml
 from cerebras_jais.catalog.yaml_files import open_config
 from cerebras_jais.checkpoint import open_checkpoint
 from cerebras_jais.checkpoint.tensors import StoredTensor
@@ -13,13 +12,12 @@ from cerebras_jais.cirh.program import read_program
 from cerebras_jais.cirh.rounding import FLOAT32
 from cerebras_jais.cirh.run import initial_state, run_steps
 from cerebras_jais.data.dataset import HDF5Samples
-from cerebras_jais.launch.start import plan_launch, remaining_phases
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.freeze import freeze_parameters
 from cerebras_jais.model.load import to_torch
 from cerebras_jais.modelzoo.lower.phase import lower_phase, phases_to_lower
 from cerebras_jais.optimizer.groups import groups_of
-from cerebras_jais.train.loop import FitOptions, fit
+from tests.cerebras_jais.modelzoo.runs import reference
 
 
 def programs_of(path, folder):
@@ -57,16 +55,13 @@ def change_of_constants(program, config):
     return max(abs(new / old - 1) for new, old in pairs)
 
 
-def reference(folder, path, model_dir, programs=None):
-    """All phases on the reference path: (phase, result, start) of each, with the constants of programs if given."""
-    with contextlib.chdir(folder):
-        configs = read_trainer_yaml(path)
-        if programs is not None:
-            configs = [with_constants_of(each["train"], c) for each, c in zip(programs, configs, strict=True)]
-        launch = plan_launch(configs, model_dir=model_dir)
-        options = FitOptions(progress=False)
-        remaining = remaining_phases(launch, lambda line: None)
-        return [(phase, fit(phase, start, options), start) for phase, start in remaining]
+def reference_with_constants(folder, path, model_dir, programs):
+    """All phases on the reference path, with the constants of their programs: (phase, result, start) of each."""
+
+    def change(configs):
+        return [with_constants_of(each["train"], config) for each, config in zip(programs, configs, strict=True)]
+
+    return reference(folder, path, model_dir, change)
 
 
 def steps_of(folder, program, phase, start, count, *, types=FLOAT32, floats=torch.float32, **keys):

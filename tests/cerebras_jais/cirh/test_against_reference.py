@@ -23,17 +23,25 @@ from tests.cerebras_jais.cirh.lowered import (
     change_of_constants,
     learning_rates,
     programs_of,
-    reference,
+    reference_with_constants,
     steps_of,
     tensors_of,
     with_constants_of,
     without_effect,
 )
-from tests.cerebras_jais.modelzoo.runs import TINY, group_rates, prepare, require_modelzoo, zoo, zoo_scalars
+from tests.cerebras_jais.modelzoo.runs import (
+    CONFIGS,
+    TINY,
+    group_rates,
+    prepare,
+    reference,
+    require_modelzoo,
+    zoo,
+    zoo_scalars,
+)
 
 pytestmark = [pytest.mark.modelzoo, pytest.mark.slow]
 
-CONFIGS = ["jais.yaml", "adapted.yaml", "chat.yaml", "context.yaml", "stages.yaml"]
 STEPS = 10
 
 
@@ -83,7 +91,7 @@ def compare(lowered, runs, **keys):
 
 
 def test_ten_steps_are_those_of_the_reference_path_with_the_programs_constants(lowered):
-    compare(lowered, reference(lowered.folder, lowered.path, "rounded", lowered.programs))
+    compare(lowered, reference_with_constants(lowered.folder, lowered.path, "rounded", lowered.programs))
 
 
 def test_losses_are_those_of_both_trainers_but_for_the_constants(lowered):
@@ -111,7 +119,7 @@ def scaling(tmp_path_factory):
 
 
 def test_dynamic_loss_scaling_changes_nothing_in_float32(scaling):
-    compare(scaling, reference(scaling.folder, scaling.path, "rounded", scaling.programs))
+    compare(scaling, reference_with_constants(scaling.folder, scaling.path, "rounded", scaling.programs))
 
 
 def test_a_step_whose_gradients_overflow_is_left_out_and_the_scale_halved(scaling):
@@ -139,7 +147,7 @@ def test_clipping_by_value_agrees(tmp_path):
     document = yaml.safe_load(lowered.path.read_text())
     clipped(document["trainer"])
     lowered.path.write_text(yaml.safe_dump(document, sort_keys=False))
-    compare(lowered, reference(tmp_path, lowered.path, "rounded", lowered.programs))
+    compare(lowered, reference_with_constants(tmp_path, lowered.path, "rounded", lowered.programs))
 
 
 def test_gradient_accumulation_is_not_lowered(scaling, tmp_path):

@@ -21,11 +21,12 @@ from cerebras_jais.launch.start import plan_launch, remaining_phases
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.stored import stored_weights
 from cerebras_jais.optimizer.groups import parameter_groups
-from cerebras_jais.optimizer.schedule import learning_rates
+from cerebras_jais.optimizer.schedule import learning_rate, learning_rates
 from cerebras_jais.train.loop import FitOptions, fit
 
 ROOT = Path(__file__).parents[3]
 TINY = ROOT / "configs" / "tiny"
+CONFIGS = ["jais.yaml", "adapted.yaml", "chat.yaml", "context.yaml", "stages.yaml"]
 
 
 def require_modelzoo():
@@ -43,6 +44,12 @@ def trainers_of(document):
     return [each["trainer"] for each in found] if isinstance(found, list) else [found]
 
 
+def loaded_from(trainer):
+    """The names of the states that a phase loads from its checkpoint, as LoadCheckpointStates lists them."""
+    states = next(iter(trainer["init"].get("callbacks", [{}])), {}).get("LoadCheckpointStates", {})
+    return states.get("load_checkpoint_states", "model,optimizer,schedulers,global_step").split(",")
+
+
 def prepare(folder, name, *, steps=None, save_every=None, batch_size=None):
     """Write a tiny config with its data and one initial checkpoint into `folder`; every step is logged, none evaluated.
 
@@ -58,11 +65,9 @@ def prepare(folder, name, *, steps=None, save_every=None, batch_size=None):
     end = 0
     for trainer in trainers:
         init, data = trainer["init"], trainer["fit"]["train_dataloader"]
-        states = next(iter(init.get("callbacks", [{}])), {}).get("LoadCheckpointStates", {})
         if trainer is not trainers[0]:
             trainer["fit"]["ckpt_path"] = re.sub(r"checkpoint_\d+", f"checkpoint_{end}", trainer["fit"]["ckpt_path"])
-        counts_on = "global_step" in states.get("load_checkpoint_states", "global_step")
-        end = (end if counts_on else 0) + (steps or 30)
+        end = (end if "global_step" in loaded_from(trainer) else 0) + (steps or 30)
         init["loop"] = {"max_steps": end, "eval_frequency": None}
         init["checkpoint"] = {"steps": save_every or end}
         init["logging"] = {"log_steps": 1}
@@ -81,6 +86,14 @@ def prepare(folder, name, *, steps=None, save_every=None, batch_size=None):
     trainers[0]["fit"]["ckpt_path"] = "initial.mdl"
     path = folder / name
     path.write_text(yaml.safe_dump(document, sort_keys=False))
+    for number, trainer in enumerate(trainers[1:] if steps else ()):
+        if "schedulers" in loaded_from(trainer) or "optimizer" not in loaded_from(trainer):
+            continue
+        # On a CPU the Model Zoo takes the first step of such a phase with the rate in the checkpoint, so a phase begins
+        # at the rate at which the one before was cut short.
+        (before,) = read_trainer_yaml(path)[number].init.schedulers
+        trainer["init"]["schedulers"][0]["LinearLR"]["initial_learning_rate"] = learning_rate(before, steps)
+        path.write_text(yaml.safe_dump(document, sort_keys=False))
     torch.manual_seed(7)
     model = LanguageModel(read_trainer_yaml(path)[0].init.model)
     save_checkpoint(folder / "initial.mdl", {"model": {k: v.detach().numpy() for k, v in model.state_dict().items()}})
@@ -184,12 +197,12 @@ def zoo_scalars(model_dir):
 # ---- the reference trainer -------------------------------------------------------------------------------------------
 
 
-def reference(folder, path, model_dir):
-    """Run all phases of a YAML on the reference path; (phase, result) of each."""
+def reference(folder, path, model_dir, change=lambda configs: configs):
+    """Run all phases of a YAML, its configs changed, on the reference path; (phase, result, start) of each."""
     with contextlib.chdir(folder):
-        launch = plan_launch(read_trainer_yaml(path), model_dir=model_dir)
-        options = FitOptions(progress=False)
-        return [(phase, fit(phase, start, options)) for phase, start in remaining_phases(launch, lambda line: None)]
+        launch = plan_launch(change(read_trainer_yaml(path)), model_dir=model_dir)
+        remaining = remaining_phases(launch, lambda line: None)
+        return [(phase, fit(phase, start, FitOptions(progress=False)), start) for phase, start in remaining]
 
 
 def group_rates(config, steps):

@@ -10,6 +10,7 @@ import pytest
 
 from tests import tolerances
 from tests.cerebras_jais.modelzoo.runs import (
+    CONFIGS,
     group_rates,
     last_checkpoint,
     optimizer_tensors,
@@ -23,8 +24,6 @@ from tests.cerebras_jais.modelzoo.runs import (
 
 pytestmark = [pytest.mark.modelzoo, pytest.mark.slow]
 
-CONFIGS = ["jais.yaml", "adapted.yaml", "chat.yaml", "context.yaml", "stages.yaml"]
-
 
 class Pair:
     """One config, trained by both: `phases` has (phase, result of the reference, the Model Zoo's folder)."""
@@ -35,7 +34,7 @@ class Pair:
         self.output = zoo(folder, "fit", path.name, "-o", "zoo")
         ours = reference(folder, path, "ours")
         self.phases = []
-        for phase, result in ours:
+        for phase, result, _ in ours:
             inner = phase.model_dir.relative_to("ours")
             self.phases.append((phase, result, folder / "ours" / inner, folder / "zoo" / inner))
 

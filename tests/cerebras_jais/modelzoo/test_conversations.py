@@ -44,7 +44,7 @@ def test_both_trainers_have_the_same_losses_on_conversations(tmp_path, kind):
     path = prepare(tmp_path, "chat.yaml", steps=STEPS)
     assert not list((tmp_path / "data/chat/train").glob("a.h5")), "the data is ours"
     zoo(tmp_path, "fit", path.name, "-o", "zoo")
-    ((phase, result),) = reference(tmp_path, path, "ours")
+    ((phase, result, _),) = reference(tmp_path, path, "ours")
     scalars = zoo_scalars(tmp_path / "zoo" / phase.model_dir.relative_to("ours"))
     theirs = [scalars["loss"][step] for step in range(1, STEPS + 1)]
     print(f"{kind}: largest difference {np.abs(np.subtract(theirs, result.losses)).max():.1e} of {theirs}")
