@@ -61,7 +61,7 @@ TERMINAL = frozenset(
 # belong to: they count as words there.
 SYMBOLS = (
     string.punctuation
-    + "\u00ab\u00b4\u00bb\u2013\u2014\u2018\u2019\u201c\u201d\u201e\u2026\u2236\u2501\u25ba"
+    + "\u00ab\u00b4\u00bb\u2013\u2014\u2019\u201c\u201d\u201e\u2026\u2236\u2501\u25ba"
     + "\u3001\u3002\u3008\u3009\u300a\u300b\u300c\u300d\u3010\u3011\uff05\uff08\uff09\uff0c\uff11\uff1a\uff1b\uff5e"
     + "".join(sorted(TERMINAL))
 )
