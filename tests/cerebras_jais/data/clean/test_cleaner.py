@@ -73,6 +73,34 @@ def test_any_string_is_cleaned_to_a_text_or_dropped(text):
         assert found.text.encode("utf-8")
 
 
+HOSTILE = [
+    "a.",
+    "\u064e",
+    "ـ",
+    "لـ",
+    "\ufeff",
+    "\u200c",
+    "طآ",
+    "Ø§",
+    "Ø§ a",
+    ")",
+    "ب)",
+    "1,",
+    "\n",
+    "a\n",
+    "؟ ",
+    "نعم ",
+]
+
+
+@pytest.mark.parametrize("part", HOSTILE)
+@pytest.mark.parametrize("rest", ["", "b", "َّ"])
+def test_long_runs_take_no_more_than_linear_time(part, rest):
+    # A step that took quadratic time would need hours.
+    for quality in ("fineweb", "c4", "jais"):
+        assert isinstance(clean("نعم" + part * 100_000 + rest, quality=quality), Cleaned | Dropped)
+
+
 @every_corpus
 def test_real_text_keeps_its_letters_and_marks_and_is_clean_afterwards(corpus):
     cleaner = Cleaner(CleanerSettings())
