@@ -50,7 +50,7 @@ def loaded_from(trainer):
     return states.get("load_checkpoint_states", "model,optimizer,schedulers,global_step").split(",")
 
 
-def prepare(folder, name, *, steps=None, save_every=None, batch_size=None):
+def prepare(folder, name, *, steps=None, save_every=None, batch_size=None, rates_meet=True):
     """Write a tiny config with its data and one initial checkpoint into `folder`; every step is logged, none evaluated.
 
     Args:
@@ -59,6 +59,7 @@ def prepare(folder, name, *, steps=None, save_every=None, batch_size=None):
         steps: of each phase, the config's own if None.
         save_every: steps between checkpoints, only the end of each phase if None.
         batch_size: the config's own if None.
+        rates_meet: whether a phase begins at the learning rate at which the one before was cut short.
     """
     document = yaml.safe_load((TINY / name).read_text(encoding="utf-8"))
     trainers = trainers_of(document)
@@ -86,11 +87,10 @@ def prepare(folder, name, *, steps=None, save_every=None, batch_size=None):
     trainers[0]["fit"]["ckpt_path"] = "initial.mdl"
     path = folder / name
     path.write_text(yaml.safe_dump(document, sort_keys=False))
-    for number, trainer in enumerate(trainers[1:] if steps else ()):
+    for number, trainer in enumerate(trainers[1:] if steps and rates_meet else ()):
         if "schedulers" in loaded_from(trainer) or "optimizer" not in loaded_from(trainer):
             continue
-        # On a CPU the Model Zoo takes the first step of such a phase with the rate in the checkpoint, so a phase begins
-        # at the rate at which the one before was cut short.
+        # Otherwise the first step of the phase differs between the trainers (docs/differences.md).
         (before,) = read_trainer_yaml(path)[number].init.schedulers
         trainer["init"]["schedulers"][0]["LinearLR"]["initial_learning_rate"] = learning_rate(before, steps)
         path.write_text(yaml.safe_dump(document, sort_keys=False))
