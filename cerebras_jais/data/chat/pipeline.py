@@ -29,6 +29,7 @@ from cerebras_jais.data.packing import pack_examples
 from cerebras_jais.data.pipeline import DECODED_AGAIN, HELD_OUT_FILE, PackedSplit, batches
 from cerebras_jais.data.token_store import TokenStore
 from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer, vocabulary_size
+from cerebras_jais.wording import counted
 
 _TRAIN = "train"
 _POSITIONS_PER_FILE = 2**22  # a file is made in memory, of 20 bytes a position
@@ -266,7 +267,7 @@ def _nothing_left(counts: Counts, shortest: int, max_sequence_length: int) -> st
         return "no conversation to train on; give more, one to a line"
     if counts.too_long == counts.by_language.total():
         return (
-            f"no example fits {max_sequence_length} positions, prompt and response together: the shortest has "
-            f"{shortest} tokens; give --max-sequence-length {shortest - 1} or more, or a tokenizer with more entries"
+            f"no example fits {counted(max_sequence_length, 'position')}, prompt and response together: the shortest "
+            f"has {shortest} tokens; give --max-sequence-length {shortest - 1} or more, or a tokenizer with more entries"
         )
     return "no conversation is left to train on; give more, or a larger --held-out"

@@ -34,6 +34,7 @@ from cerebras_jais.modelzoo.installed import require_modelzoo
 from cerebras_jais.modelzoo.lower.data import with_data
 from cerebras_jais.modelzoo.lower.failure import NO_MEMORY, is_of_memory, problem_of
 from cerebras_jais.modelzoo.phases import on_cluster, trainer_of
+from cerebras_jais.wording import counted
 
 CHILD = ("-m", "cerebras_jais.modelzoo.lower.child")
 SECONDS = 1800  # the largest model of the family takes one minute on two cores
@@ -95,9 +96,7 @@ def phases_to_lower(file: ConfigFile, only: int | None = None) -> list[tuple[Pha
     require_modelzoo()
     phases = plan_phases(read_trainers(file), checked=False)
     if only is not None and not 1 <= only <= len(phases):
-        raise UserError(
-            f"{file.path}: has {len(phases)} phase{'s' if len(phases) > 1 else ''}; there is no phase {only}"
-        )
+        raise UserError(f"{file.path}: has {counted(len(phases), 'phase')}; there is no phase {only}")
     pairs = zip(phases, (raw for _, raw in file.trainers), strict=True)
     return [(phase, raw) for phase, raw in pairs if only in (None, phase.number)]
 

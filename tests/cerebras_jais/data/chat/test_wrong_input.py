@@ -127,7 +127,7 @@ def test_a_language_of_too_few_examples_is_noted(tmp_path, tokenizer):
     lines = [{"prompt": f"question {number}", "response": "answer"} for number in range(10)]
     path = written(tmp_path / "a.jsonl", *lines, {"prompt": "سؤال", "response": "جواب"})
     result = chat("--text", path, *options(tmp_path, tokenizer))
-    assert "note: nothing is held out of ar (1 examples)" in result.output
+    assert "note: nothing is held out of ar (1 example)" in result.output
     assert "nothing is held out of en" not in result.output
 
 
