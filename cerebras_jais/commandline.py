@@ -12,12 +12,13 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 from cerebras_jais.errors import GOOD, INTERRUPTED, REFUSED, STATUSES, TERMINATED, UNFORESEEN, UserError
-from cerebras_jais.files import shown_path
+from cerebras_jais.files import STANDARD_INPUT, shown_path
 from cerebras_jais.ranges import Range
 
 _NO_MEMORY = re.compile("not enough memory|can't allocate memory|out of memory")  # as torch says it
@@ -62,6 +63,15 @@ class Number(click.ParamType):  # type: ignore[type-arg]  # click 8.3 cannot sub
         if problem is not None:
             self.fail(problem, param, ctx)
         return number
+
+
+def standard_input_once(ctx: click.Context, param: click.Parameter, paths: tuple[Path, ...]) -> tuple[Path, ...]:
+    """The paths of an option, a callback of it; raises UserError for standard input twice, which has one content."""
+    if paths.count(Path(STANDARD_INPUT)) > 1:
+        raise UserError(
+            f"{param.opts[0]} {STANDARD_INPUT}: standard input is given twice, and can be read once; give it once"
+        )
+    return paths
 
 
 class LazyGroup(click.Group):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from cerebras_jais.commandline import Number
+from cerebras_jais.commandline import Number, standard_input_once
 from cerebras_jais.ranges import COUNT_OR_NONE, SEED, SIZE, VOCABULARY
 from cerebras_jais.wording import counted
 
@@ -44,6 +44,7 @@ _text = click.option(
     "texts",
     multiple=True,
     type=click.Path(path_type=Path),
+    callback=standard_input_once,
     metavar="PATH",
     help="Folder or file of .txt, .jsonl or SQuAD .json; - is text on standard input; repeatable. Default: the sample.",
 )
@@ -160,6 +161,7 @@ def pack(
     "files",
     multiple=True,
     type=click.Path(path_type=Path),
+    callback=standard_input_once,
     metavar="FILE",
     help="JSON lines; - is standard input; repeatable. Default: the conversations that come with the package.",
 )
