@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import tempfile
+from unittest import mock
 
 import pytest
 
@@ -17,17 +18,41 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="cerebras_jais_tests_")
 atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 
+_SUITE = os.getpid()
+
+
+def end_the_session(number, frame):
+    """End the fixtures and remove what was made for the session, before the process ends."""
+    if os.getpid() != _SUITE:  # a process that a test has forked
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    pytest.exit(f"ended by {signal.Signals(number).name}", returncode=128 + number)
+
+
 # Signals that whoever started the tests ignores (nohup, a job in the background) would be ignored by every program that
-# a test starts and ends by a signal.
+# a test starts and ends by a signal. Those that have a handler here have none in such a program.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGTERM, end_the_session)
+signal.signal(signal.SIGHUP, end_the_session)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def working_directory():
+def temporary_directory(tmp_path_factory):
+    """One for whatever this process and those that it starts put into the system's: reports of errors, caches."""
+    tmp_path_factory.getbasetemp()  # this one stays in the system's: it keeps the files of tests that failed
+    with (
+        tempfile.TemporaryDirectory(prefix="cerebras_jais_tmp_", ignore_cleanup_errors=True) as directory,
+        mock.patch.dict(os.environ, TMPDIR=directory),
+        mock.patch.object(tempfile, "tempdir", directory),
+    ):
+        yield directory
+
+
+@pytest.fixture(scope="session", autouse=True)
+def working_directory(temporary_directory):
     """An empty directory that no test leaves anything in: what lies where the suite is started changes no result."""
     before = os.getcwd()
-    with tempfile.TemporaryDirectory(prefix="cerebras_jais_cwd_") as directory:
+    with tempfile.TemporaryDirectory(prefix="cwd_") as directory:
         os.chdir(directory)
         yield directory
         left = os.listdir(directory)
