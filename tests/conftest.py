@@ -36,6 +36,15 @@ signal.signal(signal.SIGTERM, end_the_session)
 signal.signal(signal.SIGHUP, end_the_session)
 
 
+@pytest.fixture(autouse=True)
+def handlers_of_signals():
+    """Put back those that a program replaces where a test runs it in this process."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def temporary_directory(tmp_path_factory):
     """One for whatever this process and those that it starts put into the system's: reports of errors, caches."""

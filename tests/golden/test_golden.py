@@ -16,7 +16,6 @@ import io
 import os
 import platform
 import re
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -69,10 +68,7 @@ def surroundings():
         mock.patch.object(sys, "argv", sys.argv),
         mock.patch.object(os, "execv", _become),
         mock.patch.object(importlib.util, "find_spec", _find_no_cerebras),
-        contextlib.ExitStack() as after,
     ):
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # whose handlers the programs replace
-            after.callback(signal.signal, number, signal.getsignal(number))
         yield
 
 
