@@ -28,6 +28,7 @@ from cerebras_jais.errors import (
     UserError,
 )
 from cerebras_jais.modelzoo.connection import NoConnection
+from tests.process import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ("cerebras_jais.cli", "checkpoint_convert.cli")
@@ -51,7 +52,7 @@ REPLACED = WAITING.replace(
 
 def run(*arguments, **options):
     command = [sys.executable, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=ROOT, **options)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE, cwd=ROOT, **options)
 
 
 def raising(error):
@@ -99,7 +100,7 @@ def test_a_signal_unwinds_the_work_and_is_said(number, status, program):
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == status and out == "unwound\n"
     assert err.split("\n") in ([STATUSES[status], ""], ["", STATUSES[status], ""]), "click ends the line of ^C"
 
