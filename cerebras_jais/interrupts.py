@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,8 +40,14 @@ def interrupted_by() -> int | None:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """A block, which must be short, at whose end a signal that comes within it raises."""
+    """A block, which must be short, at whose end a signal that comes within it raises.
+
+    Outside the main thread, where Python handles no signals, it is a block like any other.
+    """
     global _delayed
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     outermost = _delayed is None
     _delayed = [] if _delayed is None else _delayed
     try:
