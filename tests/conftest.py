@@ -2,8 +2,10 @@
 
 import atexit
 import os
+import random
 import shutil
 import signal
+import sys
 import tempfile
 from unittest import mock
 
@@ -39,6 +41,15 @@ def end_the_session(number, frame):
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGTERM, end_the_session)
 signal.signal(signal.SIGHUP, end_the_session)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Seed what a test and its fixtures draw without a seed of their own, so that no test before changes it."""
+    random.seed(0)
+    for library, seed in (("numpy.random", "seed"), ("torch", "manual_seed")):
+        if library in sys.modules:
+            getattr(sys.modules[library], seed)(0)
 
 
 @pytest.fixture(autouse=True)
