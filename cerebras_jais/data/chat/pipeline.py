@@ -6,13 +6,13 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from cerebras_jais.atomic import whole_folder
+from cerebras_jais.data.ahead import one_ahead
 from cerebras_jais.data.chat.examples import (
     Example,
     PromptEncoder,
@@ -154,7 +154,8 @@ def _collect(
     with (folder / HELD_OUT_FILE).open("w", encoding="utf-8", newline="\n") as kept:
         seen: set[bytes] = set()
         unique = _unique(conversations, encoder, seen, counts)
-        for batch, examples in _encoded(batches(unique, lambda read: read.characters), encoder):
+        read_batches = batches(unique, lambda read: read.characters)
+        for batch, examples in one_ahead(lambda batch: (batch, _examples(batch, encoder)), read_batches):
             for number, (whole, example) in enumerate(zip(batch, examples, strict=True)):
                 if encoder.eos_id in example.ids[:-1] or number < DECODED_AGAIN:
                     text, ids = whole.rendered.text, example.ids[:-1]
@@ -210,17 +211,8 @@ def _digest(content: bytes) -> bytes:
     return blake2b(content, digest_size=16).digest()
 
 
-def _encoded(batches: Iterable[list[_Read]], encoder: PromptEncoder) -> Iterator[tuple[list[_Read], list[Example]]]:
-    """Yield batches with their examples; one batch is encoded while the next is read and rendered."""
-    with ThreadPoolExecutor(1) as thread:
-        before = None
-        for batch in batches:
-            encoding = thread.submit(lambda batch: list(encoder.encode([read.rendered for read in batch])), batch)
-            if before is not None:
-                yield before[0], before[1].result()
-            before = batch, encoding
-        if before is not None:
-            yield before[0], before[1].result()
+def _examples(batch: list[_Read], encoder: PromptEncoder) -> list[Example]:
+    return list(encoder.encode([read.rendered for read in batch]))
 
 
 def _split_of(
