@@ -22,11 +22,15 @@ _MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
 
 @dataclass(frozen=True)
 class Source:
-    """Documents of one kind, and their weight: shares of the tokens are proportional to the weights."""
+    """Documents of one kind, and their weight: shares of the tokens are proportional to the weights.
+
+    `documents` are the numbers of those that may be drawn, int64 [n]; None: all of the store.
+    """
 
     name: str
     store: Store
     weight: float
+    documents: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,7 @@ def mix(sources: Sequence[Source], *, tokens: int | None = None, bands: Sequence
     cut = [
         (source, band.least, share * source.weight / total_weight, chosen, first)
         for source, first in zip(sources, firsts.tolist(), strict=False)
-        for band, share, chosen in _bands_of(source.store, bands)
+        for band, share, chosen in _bands_of(source, bands)
     ]
     there = [int(source.store.lengths[chosen].sum()) for source, _, _, chosen, _ in cut]
     wanted = min(have / share for have, (_, _, share, _, _) in zip(there, cut, strict=True))
@@ -187,7 +191,7 @@ def _check(sources: Sequence[Source], bands: Sequence[Band]) -> None:
     if not names or len(set(names)) < len(names):
         raise DataError(f"mixture: sources need names of their own, got {names}")
     for source in sources:
-        if not len(source.store):
+        if not len(source.store if source.documents is None else source.documents):
             raise DataError(f"mixture: source {source.name} has no document; give it text, or leave it out")
         if not source.weight > 0:
             raise DataError(f"mixture: source {source.name} has weight {source.weight}; give a positive number")
@@ -196,13 +200,14 @@ def _check(sources: Sequence[Source], bands: Sequence[Band]) -> None:
         raise DataError(f"mixture: bands must rise and have positive shares, got {list(bands)}")
 
 
-def _bands_of(store: Store, bands: Sequence[Band]) -> Iterator[tuple[Band, float, np.ndarray]]:
+def _bands_of(source: Source, bands: Sequence[Band]) -> Iterator[tuple[Band, float, np.ndarray]]:
     """Yield the bands that have documents in a store, with the share of each and the documents."""
-    lengths = store.lengths
+    there = np.arange(len(source.store)) if source.documents is None else source.documents
+    lengths = source.store.lengths[there]
     ends = [*(band.least for band in bands[1:]), None]
     found = []
     for band, end in zip(bands or [Band(0, 1.0)], ends, strict=True):
-        chosen = np.flatnonzero((lengths >= band.least) & (True if end is None else lengths < end))
+        chosen = there[(lengths >= band.least) & (True if end is None else lengths < end)]
         if len(chosen):
             found.append((band, chosen))
     if not found:

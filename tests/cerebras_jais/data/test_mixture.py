@@ -125,6 +125,16 @@ def test_bands_choose_by_length_and_say_how_many_long_documents_there_are():
         mix(short, bands=[Band(8, 1.0)])
 
 
+def test_only_the_documents_that_are_given_are_drawn():
+    shards = ((4, 9, 4, 9), (4, 4, 9, 4))
+    chosen = np.array([0, 3, 5])
+    mixture = mix([Source("a", store(*shards), 1, chosen), Source("b", store((5,) * 40), 1)])
+    assert sorted(mixture.order[mixture.order < 8]) == chosen.tolist()
+    assert (mixture.parts[0].there, mixture.parts[0].tokens_there) == (3, 17)
+    with pytest.raises(DataError, match="source a has no document"):
+        mix([Source("a", store(*shards), 1, chosen[:0])])
+
+
 def test_what_cannot_be_mixed_is_refused_by_name():
     good = Source("a", store([3]), 1)
     for sources, said in (
