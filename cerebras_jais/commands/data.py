@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from cerebras_jais.commandline import Number
+from cerebras_jais.commandline import Number, standard_input_once
 from cerebras_jais.ranges import COUNT_OR_NONE, SEED, SIZE, VOCABULARY
+from cerebras_jais.wording import counted
 
 if TYPE_CHECKING:
     from cerebras_jais.data.chat.reading import Conversation
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 TOO_LONG = ("drop", "cut-turns", "cut-response")  # those of data.chat.examples.TooLong, whose import needs numpy
+ENGINES = ("auto", "fastokens", "tokenizers")  # those of encoding.Engine, whose import does, too
 
 
 @click.group()
@@ -43,6 +46,7 @@ _text = click.option(
     "texts",
     multiple=True,
     type=click.Path(path_type=Path),
+    callback=standard_input_once,
     metavar="PATH",
     help="Folder or file of .txt, .jsonl or SQuAD .json; - is text on standard input; repeatable. Default: the sample.",
 )
@@ -64,6 +68,13 @@ _tokenizer = click.option(
 )
 _output = click.option(
     "--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="New folder to write."
+)
+_engine = click.option(
+    "--engine",
+    type=click.Choice([*ENGINES]),
+    default="auto",
+    show_default=True,
+    help="What encodes text: auto is fastokens where it is installed, which gives the ids of tokenizers faster.",
 )
 _length = click.option("--max-sequence-length", type=Number(SIZE), required=True, help="Tokens per row, e.g. 2048.")
 
@@ -95,7 +106,7 @@ def tokenizer(
     training, kept = _read(texts, held_out)
     trained = train_tokenizer(_progress(training, "learning"), vocab_size)
     save_tokenizer(trained, output, model_max_length, overwrite=overwrite)
-    click.echo(f"{output}: {trained.get_vocab_size()} entries from {len(training)} documents")
+    click.echo(f"{output}: {trained.get_vocab_size()} entries from {counted(len(training), 'document')}")
     if trained.get_vocab_size() < vocab_size:
         click.echo(f"  (fewer than the requested {vocab_size}: the text has no more merges)")
     judged = kept or training
@@ -112,6 +123,7 @@ def tokenizer(
 @click.option("--vsl", is_flag=True, help="Pack whole documents that attend to themselves alone (use_vsl: True).")
 @_held_out
 @click.option("--seed", type=Number(SEED), default=0, show_default=True, help="Order of the training documents.")
+@_engine
 def pack(
     texts: tuple[Path, ...],
     tokenizer_dir: Path,
@@ -120,6 +132,7 @@ def pack(
     vsl: bool,
     held_out: int,
     seed: int,
+    engine: str,
 ) -> None:
     """Tokenise text and pack it into the Model Zoo's HDF5 files.
 
@@ -128,27 +141,36 @@ def pack(
     Without --vsl the documents are joined, each followed by the end-of-text token, and cut into rows: no position is
     wasted, but a row can begin inside a document. With --vsl each document stays whole and sees only itself.
     """
-    from cerebras_jais.data.documents import not_held_out
+    from cerebras_jais.data.documents import language_of, not_held_out
     from cerebras_jais.data.pipeline import pack_documents
+    from cerebras_jais.encoding import Engine
 
-    documents, _ = _read(texts, 0)
-    if texts and held_out:
-        _print_note(not_held_out(documents, held_out))
+    languages: Counter[str] = Counter()
+
+    def documents() -> Iterator[Document]:
+        for document in _documents(texts):
+            languages[language_of(document)] += 1
+            yield document
+
     splits = pack_documents(
-        documents,
+        documents(),
         tokenizer_dir,
         max_sequence_length,
         output,
         vsl=vsl,
         held_out=held_out,
         seed=seed,
+        engine=Engine(engine),
         progress=_progress,
     )
+    if texts and held_out:
+        _print_note(not_held_out(languages, held_out))
     for split in splits:
         report = split.report
         click.echo(
-            f"{split.directory}: {split.documents} documents, {split.n_bytes} bytes, {report.tokens} tokens, "
-            f"{report.rows} rows of {max_sequence_length} ({report.fill:.1%} full)"
+            f"{split.directory}: {counted(split.documents, 'document')}, {counted(split.n_bytes, 'byte')}, "
+            f"{counted(report.tokens, 'token')}, {counted(report.rows, 'row')} of {max_sequence_length} "
+            f"({report.fill:.1%} full)"
         )
 
 
@@ -158,6 +180,7 @@ def pack(
     "files",
     multiple=True,
     type=click.Path(path_type=Path),
+    callback=standard_input_once,
     metavar="FILE",
     help="JSON lines; - is standard input; repeatable. Default: the conversations that come with the package.",
 )
@@ -175,6 +198,7 @@ def pack(
 @click.option("--skip-malformed", is_flag=True, help="Count lines that cannot be used instead of stopping.")
 @_held_out
 @click.option("--seed", type=Number(SEED), default=0, show_default=True, help="Order of the examples.")
+@_engine
 def chat(
     files: tuple[Path, ...],
     tokenizer_dir: Path,
@@ -185,6 +209,7 @@ def chat(
     skip_malformed: bool,
     held_out: int,
     seed: int,
+    engine: str,
 ) -> None:
     """Pack conversations into the Model Zoo's HDF5 files: instruction data.
 
@@ -209,6 +234,7 @@ def chat(
     from cerebras_jais.data.chat.pipeline import pack_conversations
     from cerebras_jais.data.chat.reading import read_conversations, sample_conversations_path
     from cerebras_jais.data.documents import DataError
+    from cerebras_jais.encoding import Engine
 
     malformed = Malformed()
     without: list[Path] = []
@@ -233,6 +259,7 @@ def chat(
             too_long=TooLong(too_long),
             held_out=held_out,
             seed=seed,
+            engine=Engine(engine),
             progress=_progress,
         )
     except DataError:
@@ -247,13 +274,14 @@ def chat(
     for split in splits:
         report = split.report
         click.echo(
-            f"{split.directory}: {report.documents} examples, {report.tokens} tokens, {report.trained_positions} in "
-            f"the loss, {report.rows} rows of {max_sequence_length} ({report.fill:.1%} full)"
+            f"{split.directory}: {counted(report.documents, 'example')}, {counted(report.tokens, 'token')}, "
+            f"{report.trained_positions} in the loss, {counted(report.rows, 'row')} of {max_sequence_length} "
+            f"({report.fill:.1%} full)"
         )
     for count, what in (
         (malformed.number, "malformed"),
         (counts.duplicates, "equal to an earlier one"),
-        (counts.too_long, f"longer than {max_sequence_length} positions"),
+        (counts.too_long, f"longer than {counted(max_sequence_length, 'position')}"),
     ):
         if count:
             click.echo(f"left out: {count} of {counts.read + malformed.number}, {what}")
@@ -264,7 +292,7 @@ def chat(
     for language, count in sorted(counts.by_language.items()) if held_out else ():
         if f"held_out/{language}" in names:
             continue
-        of = f"nothing is held out of {language} ({count} examples)"
+        of = f"nothing is held out of {language} ({counted(count, 'example')})"
         remedy = "or leave its held_out folder out of the trainer YAML"
         if count < held_out:
             _print_note(f"{of}: every {held_out}th of a language is; give a smaller --held-out, {remedy}")
@@ -310,15 +338,40 @@ def show(path: Path, tokenizer_dir: Path, rows: str, page: Path | None, overwrit
     found = read_rows(source, numbers, encoder, end_of_text_id(encoder, tokenizer_dir))
     if page is not None:
         write_text(page, "".join(html_page(found, shown_path(path))))
-        click.echo(f"{shown_path(page)}: {len(numbers)} of {len(source)} rows")
+        click.echo(f"{shown_path(page)}: {len(numbers)} of {counted(len(source), 'row')}")
         return
-    click.echo(f"{len(source)} rows of {source.sequence_length}; {LEGEND}")
+    click.echo(f"{counted(len(source), 'row')} of {source.sequence_length}; {LEGEND}")
     for row in found:
         click.echo(f"\n{title(row)}")
         for number, piece in enumerate(row.pieces, 1):
             click.echo(f"  {piece_title(number, piece)}")
-            for line, counted in terminal_lines(piece):
-                click.echo(f"  {click.style(line, fg='green') if counted else line}")
+            for line, trained in terminal_lines(piece):
+                click.echo(f"  {click.style(line, fg='green') if trained else line}")
+
+
+@data.command()
+@click.argument("path", type=click.Path(path_type=Path), metavar="FOLDER")
+@click.option(
+    "--tokenizer",
+    "tokenizer_dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder with tokenizer.json; without it languages are not told.",
+)
+def stats(path: Path, tokenizer_dir: Path | None) -> None:
+    """Count what FOLDER holds: rows, fill, documents, tokens, lengths, duplicates, languages.
+
+    FOLDER is what a `data` command wrote, or a token store. Each folder of packed rows, and each store, below it is
+    counted by itself. A document that a row holds a part of counts as that part.
+    """
+    from cerebras_jais.data.stats import count, data_folders, lines
+    from cerebras_jais.data.tokenizer import load_tokenizer
+
+    encoder = None if tokenizer_dir is None else load_tokenizer(tokenizer_dir)
+    for folder in data_folders(path):
+        click.echo(f"{folder}:")
+        for line in lines(count(folder, encoder)):
+            click.echo(f"  {line}")
 
 
 class Malformed:
@@ -338,12 +391,20 @@ class Malformed:
 
 def _read(texts: tuple[Path, ...], held_out: int) -> tuple[list[Document], list[Document]]:
     """Return (training, held out) documents of all the paths, of the bundled sample when there are none."""
-    from cerebras_jais.data.documents import passed_over, read_documents, sample_corpus_path, split_held_out
+    from cerebras_jais.data.documents import split_held_out
+
+    documents = list(_documents(texts))
+    return split_held_out(documents, held_out) if held_out else (documents, [])
+
+
+def _documents(texts: tuple[Path, ...]) -> Iterator[Document]:
+    """The documents of all the paths, of the bundled sample when there are none."""
+    from cerebras_jais.data.documents import passed_over, read_documents, sample_corpus_path
 
     for path in texts:
         _print_note(passed_over(path))
-    documents = [document for path in texts or (sample_corpus_path(),) for document in read_documents(path)]
-    return split_held_out(documents, held_out) if held_out else (documents, [])
+    for path in texts or (sample_corpus_path(),):
+        yield from read_documents(path)
 
 
 def _print_note(note: str | None) -> None:

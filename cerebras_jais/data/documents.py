@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from cerebras_jais.data.clean.languages import detect_language
 from cerebras_jais.errors import UserError
 from cerebras_jais.files import MIB, STANDARD_INPUT, check_regular, open_regular, parse_json, read_bytes, shown_path
 from cerebras_jais.ranges import shown
+from cerebras_jais.wording import counted
 
 TEXT_SUFFIXES = (".txt", ".jsonl", ".json")
 # A tokenizer takes up to 250 bytes of memory for each byte of a document.
@@ -111,13 +112,12 @@ def passed_over(path: str | Path) -> str | None:
     )
 
 
-def not_held_out(documents: Iterable[Document], every: int) -> str | None:
-    """Of which languages `split_held_out` holds nothing out, with the count and the remedy; None where of none."""
-    counts = Counter(language_of(document) for document in documents)
+def not_held_out(counts: Mapping[str, int], every: int) -> str | None:
+    """Of which languages nothing is held out, of so many documents each, and the remedy; None where of none."""
     few = {language: count for language, count in counts.items() if count < every}
     if not few:
         return None
-    found = ", ".join(f"{language} ({count} document{'s' * (count > 1)})" for language, count in sorted(few.items()))
+    found = ", ".join(f"{language} ({counted(count, 'document')})" for language, count in sorted(few.items()))
     return (
         f"nothing is held out of {found}: every {every}th document of a language is. A .txt file is one document: cut "
         'it into one to a line of a .jsonl file ({"text": ...}), or give a smaller --held-out; or else leave held_out '
@@ -171,11 +171,6 @@ def split_held_out(documents: Iterable[Document], every: int = 10) -> tuple[list
         seen[language] = seen.get(language, 0) + 1
         (held_out if seen[language] % every == 0 else training).append(document)
     return training, held_out
-
-
-def count_bytes(documents: Sequence[Document]) -> int:
-    """Return the number of UTF-8 bytes of all texts: the denominator of bits per byte."""
-    return sum(len(document.text.encode("utf-8")) for document in documents)
 
 
 def count_words(text: str) -> int:
