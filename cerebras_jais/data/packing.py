@@ -14,7 +14,7 @@ from cerebras_jais.data.token_store import TRAINED, Store
 STREAM_FEATURES = ("input_ids", "attention_mask", "labels")
 VSL_FEATURES = (*STREAM_FEATURES, "attention_span", "position_ids")
 
-PACKED_AT_ONCE = 2**18  # documents; with more nothing measurable is gained in fill
+PACKED_AT_ONCE = 2**20  # documents; with more nothing measurable is gained in fill
 _MADE_AT_ONCE = 2**19  # positions, of 20 bytes each
 
 
