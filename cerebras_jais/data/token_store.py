@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -160,6 +161,10 @@ def write_shard(
             sync(hidden)
             hidden.replace(path)
         sync(folder)
+    except OSError as error:  # the system names a hidden file, or, of a full disk, none
+        if error.filename is None or Path(os.fsdecode(error.filename)) in partial:
+            error.filename = str(files[0])
+        raise
     finally:
         for hidden in partial:
             hidden.unlink(missing_ok=True)
@@ -213,6 +218,7 @@ class Store:
     def __init__(self, parts: Sequence[Tokens], shards: Sequence[Shard] = ()) -> None:
         self.shards = tuple(shards)
         self.parts = tuple(parts)
+        self._ids = [part.ids for part in parts]
         ends = [part.ends for part in parts] or [np.empty(0, np.int64)]
         self.lengths = np.concatenate([np.diff(bounds, prepend=0) for bounds in ends])
         self._starts = np.concatenate(ends) - self.lengths
@@ -235,9 +241,8 @@ class Store:
         shards = np.searchsorted(self._firsts, documents, side="right") - 1
         starts = self._starts[documents]
         ends = starts + self.lengths[documents]
-        ids = [part.ids for part in self.parts]
         return [
-            ids[shard][start:end]
+            self._ids[shard][start:end]
             for shard, start, end in zip(shards.tolist(), starts.tolist(), ends.tolist(), strict=True)
         ]
 

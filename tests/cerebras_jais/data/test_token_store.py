@@ -1,7 +1,9 @@
 """Contract: a store gives back the documents that were put into it, in any order; a shard is whole or not there; the
 same documents give the same bytes; files that do not belong together are refused."""
 
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -135,6 +137,27 @@ def test_a_failure_leaves_no_shard_and_no_file_half_written(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000000.ends", "000000.json", "000000.tokens"]
     with pytest.raises(DataError, match="shard 1 of 2 is missing"):
         finish_store(tmp_path, 2)
+
+
+def test_what_the_system_refuses_names_the_shard(tmp_path, monkeypatch):
+    def full(self, batch):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(TokenWriter, "extend", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*000000\.tokens'"):
+        write(tmp_path, 0, [[[1]]])
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+
+    def unreadable():
+        yield tokens_of([[1]])
+        (tmp_path / "none.txt").read_bytes()
+
+    with pytest.raises(OSError, match=r"none\.txt"):
+        write_shard(tmp_path, 0, unreadable(), eos_id=0, inputs="", settings={})
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        write(tmp_path / "file", 0, [[[1]]])
 
 
 def test_what_is_no_whole_store_is_refused_by_name(tmp_path):
