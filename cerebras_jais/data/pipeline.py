@@ -36,7 +36,6 @@ TRAIN = "train"
 HELD_OUT_FILE = "held_out.jsonl"
 ORDERED_ABOVE = 2**29
 """Tokens of a store that are read in any order, as they lie: 2 GiB, which the system keeps in memory."""
-_POSITIONS_PER_FILE = 2**22  # a file is made in memory, of 20 bytes a position
 # Documents tokenised at once, and their characters: enough to keep all cores busy, in bounded memory.
 _BATCH = 256
 _BATCH_CHARACTERS = 1_000_000
@@ -201,8 +200,7 @@ def pack_store(
             rows = pack_vsl(store, max_sequence_length, metadata.pad_id, order=order, marked=marked, seed=seed)
         else:
             rows = pack_stream(store, max_sequence_length, metadata.pad_id, order=order)
-        per_file = max(1, min(samples_per_file, _POSITIONS_PER_FILE // max_sequence_length))
-        write_hdf5(directory, rows, metadata=metadata, samples_per_file=per_file)
+        write_hdf5(directory, rows, metadata=metadata, samples_per_file=samples_per_file)
     return rows.report
 
 
