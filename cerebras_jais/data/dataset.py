@@ -57,8 +57,8 @@ def write_hdf5(
 
     Files `output_chunk_000000.h5`, ... hold dataset `data` [N, 3 or 5, max_sequence_length] int32, shuffle and gzip,
     one sample a chunk, with attribute `n_examples`; `data_params.json` holds features, processing and `post-process`
-    statistics as the Model Zoo's preprocessing writes them. Streaming: the rows of two files are held, one being written
-    in a thread while the rows of the next are made; of long rows a file has fewer than `samples_per_file`.
+    statistics as the Model Zoo's preprocessing writes them. Streaming: the rows of two files are held, one being
+    written in a thread while the rows of the next are made; of long rows a file has fewer than `samples_per_file`.
     Everything is made in a directory beside and renamed at the end, so a failure leaves nothing. Raises DataError if
     `directory` exists and is not empty, for no rows, for a token id outside the vocabulary and for rows of
     different shapes.

@@ -63,13 +63,19 @@ class Split:
 
     def __init__(self, name: str, file: Path, eos_id: int | None = None) -> None:
         self.name = name
-        self.documents = self.n_bytes = self.characters = 0
+        self.documents = self.n_bytes = self.characters = self.discarded = 0
         self.files: set[str] = set()
         self._paths = file.with_suffix(".tokens"), file.with_suffix(".ends")
         self._writer = TokenWriter(*self._paths, eos_id)
 
     def add(self, ids: np.ndarray, n_bytes: int, characters: int) -> None:
-        """Add a document: its ids, uint32 [n], and the bytes of UTF-8 and characters of its text."""
+        """Add a document: its ids, uint32 [n], and the bytes of UTF-8 and characters of its text.
+
+        One without a token, of which a normaliser leaves nothing, is counted as discarded.
+        """
+        if not len(ids):
+            self.discarded += 1
+            return
         self._writer.append(ids)
         self.documents += 1
         self.n_bytes += n_bytes
@@ -128,6 +134,7 @@ def pack_documents(
                 documents=split.documents,
                 raw_bytes=split.n_bytes,
                 raw_characters=split.characters,
+                discarded=split.discarded,
             )
             report = pack_store(
                 store,
