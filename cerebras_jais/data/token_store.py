@@ -83,7 +83,7 @@ class TokenWriter:
 
     def append(self, ids: np.ndarray) -> None:
         """Add one document: its ids, uint32 [n]."""
-        self._waiting.append(ids)
+        self._waiting.append(ids.copy())  # a view would keep the whole batch that it is of
         self._waiting_tokens += len(ids)
         if self._waiting_tokens >= _WRITTEN_AT_ONCE:
             self.extend(_NOTHING)
@@ -109,9 +109,11 @@ class TokenWriter:
 
     def close(self) -> None:
         """Write what waits to be written; the files are complete."""
-        self.extend(_NOTHING)
-        for file in self._files:
-            file.close()
+        try:
+            self.extend(_NOTHING)
+        finally:
+            for file in self._files:
+                file.close()
 
     def __enter__(self) -> TokenWriter:
         return self
