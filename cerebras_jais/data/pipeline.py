@@ -196,12 +196,12 @@ def pack_store(
 ) -> PackingReport:
     """Pack documents of a store into a new Model Zoo data directory, and return what went into its rows.
 
-    `order`, `marked` and `seed` are those of `pack_stream` and `pack_vsl`, the others those of `write_hdf5`. More than
-    ORDERED_ABOVE tokens are first written in their order to files in the folder `scratch`, since reading them one
-    document here, one there, would be slow.
+    `order`, `marked` and `seed` are those of `pack_stream` and `pack_vsl`, the others those of `write_hdf5`. The documents
+    of a store of more than ORDERED_ABOVE tokens are first written in their order to files in the folder `scratch`: so
+    the store is read from its begin to its end, where one document here, one there, would be slow.
     """
     with TemporaryDirectory(dir=scratch) as folder:
-        if order is not None and int(store.lengths[order].sum()) > ORDERED_ABOVE:
+        if order is not None and store.tokens > ORDERED_ABOVE:
             store, order = in_order(store, order, Path(folder)), None
         if vsl:
             rows = pack_vsl(store, max_sequence_length, metadata.pad_id, order=order, marked=marked, seed=seed)
