@@ -196,9 +196,9 @@ def pack_store(
 ) -> PackingReport:
     """Pack documents of a store into a new Model Zoo data directory, and return what went into its rows.
 
-    `order`, `marked` and `seed` are those of `pack_stream` and `pack_vsl`, the others those of `write_hdf5`. The documents
-    of a store of more than ORDERED_ABOVE tokens are first written in their order to files in the folder `scratch`: so
-    the store is read from its begin to its end, where one document here, one there, would be slow.
+    `order`, `marked` and `seed` are those of `pack_stream` and `pack_vsl`, the others those of `write_hdf5`. Of a store
+    of more than ORDERED_ABOVE tokens the documents are first written in their order to files in the folder `scratch`:
+    so the store is read from its begin to its end, where one document here, one there, would be slow.
     """
     with TemporaryDirectory(dir=scratch) as folder:
         if order is not None and store.tokens > ORDERED_ABOVE:
