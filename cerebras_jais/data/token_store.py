@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -234,6 +235,14 @@ class Store:
         """The number of ids of all documents, end-of-text tokens included."""
         return int(self.lengths.sum())
 
+    def release(self) -> None:
+        """Give the pages of the files that were read back to the system, so that they do not count as memory of this
+        process; what is read again is mapped again."""
+        for ids in self._ids:
+            base = ids.base.obj if isinstance(ids.base, memoryview) else ids.base
+            if isinstance(base, mmap.mmap):
+                base.madvise(mmap.MADV_DONTNEED)
+
     def read(self, document: int) -> np.ndarray:
         """The ids of one document, uint32 [n], not copied and not to be written to."""
         return self.slices(np.asarray([document]))[0]
@@ -305,6 +314,7 @@ def in_order(store: Store, order: np.ndarray, folder: Path, at_once: int = _ORDE
         for members in np.split(group, bounds) if len(group) else ():
             with (folder / f"{stretches[members[0]]}.scattered").open("ab") as file:
                 file.writelines(ids.data for ids in store.slices(order[members]))
+        store.release()
     parts = []
     for stretch in np.unique(stretches):
         members = places[stretches[places] == stretch]
@@ -336,12 +346,13 @@ def _files(folder: Path, index: int) -> tuple[Path, Path, Path]:
 
 
 def _mapped(path: Path, kind: np.dtype[Any]) -> np.ndarray:
-    """A file as an array; a plain one over the map, whose slices cost less than those of np.memmap."""
+    """A file as an array over its memory map, whose slices cost less than those of np.memmap."""
     if not path.stat().st_size:
         return np.empty(0, kind)
     if path.stat().st_size % kind.itemsize:
         raise DataError(f"{shown_path(path)}: was cut; {_MAKE_AGAIN}")
-    return np.memmap(path, kind, mode="r").view(np.ndarray)
+    with path.open("rb") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), kind)
 
 
 def _sizes(tokens: Path, ends: Path) -> tuple[int, int]:
