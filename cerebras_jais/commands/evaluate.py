@@ -187,9 +187,10 @@ def score(
 def _scored(conversations: list[Conversation], encoder: Tokenizer, eos: int) -> Iterator[Scored]:
     """The conversations as texts to score: their responses and the end behind the last one count."""
     from cerebras_jais.data.chat.examples import PromptEncoder
+    from cerebras_jais.encoding import Encoder
     from cerebras_jais.evaluate.score import Scored
 
-    prompts = PromptEncoder(encoder, eos)
+    prompts = PromptEncoder(Encoder(encoder), eos)
     rendered = [prompts.render(conversation) for conversation in conversations]
     for conversation, text, (ids, trained) in zip(conversations, rendered, prompts.encode(rendered), strict=True):
         responses = [content for content, response in zip(text.contents, text.responses, strict=True) if response]

@@ -11,6 +11,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
+import numpy as np
+
 from cerebras_jais.atomic import whole_folder
 from cerebras_jais.data.ahead import one_ahead
 from cerebras_jais.data.chat.examples import (
@@ -23,16 +25,13 @@ from cerebras_jais.data.chat.examples import (
 )
 from cerebras_jais.data.chat.prompts import Rendered
 from cerebras_jais.data.chat.reading import Conversation, read_conversations
-from cerebras_jais.data.dataset import SAMPLES_PER_FILE, DataParameters, check_new_folder, write_hdf5
+from cerebras_jais.data.dataset import DataParameters, check_new_folder
 from cerebras_jais.data.documents import DataError, check_held_out, lines_of, object_in
-from cerebras_jais.data.packing import pack_examples
-from cerebras_jais.data.pipeline import DECODED_AGAIN, HELD_OUT_FILE, PackedSplit, batches
-from cerebras_jais.data.token_store import TokenStore
-from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer, vocabulary_size
+from cerebras_jais.data.pipeline import HELD_OUT_FILE, TRAIN, PackedSplit, Split, batches, pack_store
+from cerebras_jais.data.token_store import TRAINED
+from cerebras_jais.data.tokenizer import DECODED_AGAIN, end_of_text_id, load_tokenizer, vocabulary_size
+from cerebras_jais.encoding import Encoder, Engine
 from cerebras_jais.wording import counted
-
-_TRAIN = "train"
-_POSITIONS_PER_FILE = 2**22  # a file is made in memory, of 20 bytes a position
 
 
 @dataclass
@@ -60,15 +59,6 @@ class _Read(NamedTuple):
     digest: bytes
 
 
-@dataclass
-class _Split:
-    """A data directory while its examples are collected."""
-
-    store: TokenStore
-    n_bytes: int = 0
-    characters: int = 0
-
-
 def pack_conversations(
     conversations: Iterable[Conversation],
     tokenizer: str | Path,
@@ -78,18 +68,19 @@ def pack_conversations(
     too_long: TooLong = TooLong.DROP,
     held_out: int = 10,
     seed: int = 0,
+    engine: Engine = Engine.AUTO,
     progress: Callable[[Iterable[Conversation], str], Iterable[Conversation]] | None = None,
 ) -> tuple[list[PackedSplit], Counts]:
     """Pack conversations into `output`/train and `output`/held_out/LANGUAGE; return what each holds, train first.
 
     Each becomes one example: the family's prompt with all its turns, packed whole beside others that it does not see
-    (`pack_examples`), the loss on responses alone (`PromptEncoder.encode`). Of conversations that render to the same
+    (`pack_vsl`), the loss on responses alone (`PromptEncoder.encode`). Of conversations that render to the same
     text one is kept, also where they do so only once they are cut. Every `held_out`-th one of each language is held out
     (0: none), and written to `output`/held_out.jsonl as messages, without the turns that were cut; where none is, there
     is no such file. The same conversations and seed give the same bytes.
 
     Memory: 16 bytes a conversation for its digest and what the set of digests takes, about 200 bytes in all, beside one
-    window of `pack_examples` and one file; the tokens wait on the disk, in `output`.
+    window of `pack_vsl` and one file; the tokens wait on the disk, in `output`.
 
     All or nothing: `output` appears when everything is written. Raises DataError if it exists and is not empty, for
     text that the tokenizer turns into the end of text or does not give back (a sample is decoded again), and if no
@@ -100,7 +91,7 @@ def pack_conversations(
     if held_out:
         check_held_out(held_out)
     loaded = load_tokenizer(tokenizer)
-    encoder = PromptEncoder(loaded, end_of_text_id(loaded, tokenizer))
+    encoder = PromptEncoder(Encoder(loaded, engine), end_of_text_id(loaded, tokenizer))
     counts = Counts()
     watched = progress(conversations, "reading") if progress else conversations
     packed = []
@@ -109,7 +100,8 @@ def pack_conversations(
         waiting.mkdir()
         splits = _collect(watched, encoder, max_sequence_length, hidden, waiting, too_long, held_out, counts)
         for name, split in splits.items():
-            rows = pack_examples(split.store, max_sequence_length, encoder.eos_id, seed=seed)
+            store = split.store()
+            order = np.random.default_rng(seed).permutation(len(store))
             metadata = DataParameters(
                 vocab_size=vocabulary_size(loaded),
                 eos_id=encoder.eos_id,
@@ -117,14 +109,23 @@ def pack_conversations(
                 tokenizer=str(tokenizer),
                 output_dir=name,
                 source="conversations",
-                documents=len(split.store),
+                documents=split.documents,
                 raw_bytes=split.n_bytes,
                 raw_characters=split.characters,
                 mode="finetuning",
             )
-            per_file = max(1, min(SAMPLES_PER_FILE, _POSITIONS_PER_FILE // max_sequence_length))
-            write_hdf5(hidden / name, rows, metadata=metadata, samples_per_file=per_file)
-            packed.append(PackedSplit(name, output / name, len(split.store), split.n_bytes, rows.report))
+            report = pack_store(
+                store,
+                order,
+                max_sequence_length,
+                hidden / name,
+                metadata,
+                scratch=waiting,
+                vsl=True,
+                marked=True,
+                seed=seed,
+            )
+            packed.append(PackedSplit(name, output / name, split.documents, split.n_bytes, report))
         shutil.rmtree(waiting)
     return packed, counts
 
@@ -147,9 +148,9 @@ def _collect(
     too_long: TooLong,
     held_out: int,
     counts: Counts,
-) -> dict[str, _Split]:
+) -> dict[str, Split]:
     """Encode all conversations into stores, one for each split, train first; write those held out."""
-    splits = {_TRAIN: _Split(TokenStore(waiting / "0"))}
+    splits = {TRAIN: Split(TRAIN, waiting / "0")}
     shortest = 0
     with (folder / HELD_OUT_FILE).open("w", encoding="utf-8", newline="\n") as kept:
         seen: set[bytes] = set()
@@ -174,18 +175,16 @@ def _collect(
                     shortest = min(shortest or len(example.ids), len(example.ids))
                     continue
                 read, kept_example = fitted
-                if split is not splits[_TRAIN]:
+                if split is not splits[TRAIN]:
                     _write(kept, read.conversation)
-                split.store.append(*kept_example)
-                split.n_bytes += read.n_bytes
-                split.characters += read.characters
-    for split in splits.values():
-        split.store.close()
-    if not len(splits[_TRAIN].store):
+                stored = kept_example.ids.copy()
+                stored[kept_example.trained] |= TRAINED
+                split.add(stored, read.n_bytes, read.characters)
+    if not splits[TRAIN].documents:
         raise DataError(_nothing_left(counts, shortest, max_sequence_length))
     if not (folder / HELD_OUT_FILE).stat().st_size:
         (folder / HELD_OUT_FILE).unlink()
-    return {name: split for name, split in splits.items() if len(split.store)}
+    return {name: split for name, split in splits.items() if split.documents}
 
 
 def _unique(
@@ -216,15 +215,15 @@ def _examples(batch: list[_Read], encoder: PromptEncoder) -> list[Example]:
 
 
 def _split_of(
-    conversation: Conversation, held_out: int, counts: Counts, splits: dict[str, _Split], waiting: Path
-) -> _Split:
+    conversation: Conversation, held_out: int, counts: Counts, splits: dict[str, Split], waiting: Path
+) -> Split:
     """The split of the next conversation: every `held_out`-th of a language is held out, by order alone."""
     counts.by_language[conversation.language] += 1
     if not held_out or counts.by_language[conversation.language] % held_out:
-        return splits[_TRAIN]
+        return splits[TRAIN]
     name = f"held_out/{conversation.language}"
     if name not in splits:
-        splits[name] = _Split(TokenStore(waiting / str(len(splits))))
+        splits[name] = Split(name, waiting / str(len(splits)))
     return splits[name]
 
 

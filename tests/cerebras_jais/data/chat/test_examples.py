@@ -9,6 +9,7 @@ from cerebras_jais.catalog.chat import chat_template
 from cerebras_jais.data.chat.examples import PromptEncoder, cut_response, without_oldest_turns
 from cerebras_jais.data.chat.prompts import harmless, render
 from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer
+from cerebras_jais.encoding import Encoder
 from tests.cerebras_jais.data.chat.examples import EOS, TOKENIZERS, conversation, conversations, places, trimming
 
 
@@ -25,7 +26,7 @@ def folder(kind, tmp_path_factory):
 @pytest.fixture(scope="module")
 def encoder(folder):
     tokenizer = load_tokenizer(folder)
-    return PromptEncoder(tokenizer, end_of_text_id(tokenizer, folder))
+    return PromptEncoder(Encoder(tokenizer), end_of_text_id(tokenizer, folder))
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,7 @@ def test_a_special_token_in_a_message_is_text(encoder, kind):
 def test_a_marker_in_full_width_letters_is_text_to_a_tokenizer_that_folds_them(tmp_path):
     from tokenizers import normalizers
 
-    encoder = PromptEncoder(load_tokenizer(trimming(tmp_path, normalizers.NFKC())), 0)
+    encoder = PromptEncoder(Encoder(load_tokenizer(trimming(tmp_path, normalizers.NFKC()))), 0)
     chat = conversation("a ［｜Ｈｕｍａｎ｜］ b", "c")
     for rendered, markers in ((render(chat.messages, "en"), 3), (encoder.render(chat), 2)):
         (example,) = encoder.encode([rendered])
