@@ -1,0 +1,244 @@
+"""The YAML of a data run, typed: every key is known, and any other is an error that names its line."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
+
+from cerebras_jais.config.base import Count, PathText, Section, Seed, Size, refuse
+from cerebras_jais.config.trainer import problem_of
+from cerebras_jais.config.yaml_file import ConfigError, read_yaml
+from cerebras_jais.data.documents import sample_corpus_path
+from cerebras_jais.ranges import Range
+
+SAMPLE = "sample:"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_SHARE = Range(0, 1)
+_POSITIVE = Range(1e-9, 1e9)
+_SHARD_MIB = Range(1, 4096, whole=True)
+_MEMORY = Range(0.1, 10_000)
+
+
+def _in(bounds: Range) -> Any:
+    def check(value: Any) -> Any:
+        problem = bounds.problem(value)
+        if problem is not None:
+            raise refuse(problem)
+        return value
+
+    return AfterValidator(check)
+
+
+def _name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise refuse(f"a name is of letters, digits, - and _, at most 64 (got {value[:80]!r}): it names a folder")
+    return value
+
+
+def _expanded(value: str) -> str:
+    if value.startswith(SAMPLE):
+        return str(sample_corpus_path() / value.removeprefix(SAMPLE))
+    path = os.path.expanduser(os.path.expandvars(value))
+    if left := re.search(r"\$\{?\w+\}?", path):
+        raise refuse(f"the environment variable {left[0]} is not set; set it, or write the path out")
+    return path
+
+
+def _one_or_several(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _encoding(value: str) -> str:
+    try:
+        return codecs.lookup(value).name
+    except (LookupError, ValueError):
+        raise refuse(f"unknown encoding {value[:40]!r}; such as utf-8, cp1256, latin-1, utf-16") from None
+
+
+Name = Annotated[str, AfterValidator(_name)]
+InputPath = Annotated[PathText, AfterValidator(_expanded)]
+Paths = Annotated[list[InputPath], BeforeValidator(_one_or_several), Field(min_length=1)]
+Weight = Annotated[float, _in(_POSITIVE)]
+Scope = Literal["across", "within", "off"]
+"""Equal documents are sought among all sources, within each, or not at all."""
+
+
+class Source(Section):
+    """Files of one kind, with the language and the weight that they have in the mixture."""
+
+    path: Paths
+    format: Literal["auto", "txt", "jsonl", "csv", "parquet", "arrow", "squad"] = "auto"
+    documents: Literal["whole", "blank-lines"] = "whole"
+    """Of a .txt file: it is one document, or one for each part between blank lines."""
+    text: str = "text"
+    language: str | None = None
+    language_field: str | None = None
+    encoding: Annotated[str, AfterValidator(_encoding)] = "utf-8"
+    weight: Weight | None = None
+    clean: bool = True
+    """Whether the steps that clean and judge apply; program text is better left alone."""
+
+
+class Deduplicate(Section):
+    """Which documents count as equal, and among which they are sought."""
+
+    exact: Scope = "across"
+    near: Scope = "off"
+    engine: Literal["fast", "datatrove"] = "fast"
+    """Words by a regular expression, or datatrove's own first stage (of Arabic 0.5 MB a second and core)."""
+    words: Annotated[int, _in(Range(1, 100, whole=True))] = 5
+    buckets: Annotated[int, _in(Range(1, 1000, whole=True))] = 14
+    hashes: Annotated[int, _in(Range(1, 1000, whole=True))] = 8
+
+
+class Decontaminate(Section):
+    """Documents that hold a run of words of an evaluation set are dropped."""
+
+    path: Paths
+    format: Literal["auto", "txt", "jsonl", "csv", "parquet", "arrow", "squad"] = "auto"
+    fields: list[str] = Field(default_factory=lambda: ["text"])
+    words: Annotated[int, _in(Range(2, 100, whole=True))] = 13
+
+
+class Steps(Section):
+    """What happens to a document between its file and the tokenizer."""
+
+    clean: dict[str, Any] | bool = True
+    language: dict[str, Any] = Field(default_factory=dict)
+    quality: str | None = None
+    deduplicate: Deduplicate = Deduplicate()
+    decontaminate: Decontaminate | None = None
+
+    @field_validator("deduplicate", mode="before")
+    @classmethod
+    def _null_is_default(cls, value: Any) -> Any:
+        return {} if value is None else value
+
+
+class Band(Section):
+    """A share of a phase's tokens from documents of some lengths."""
+
+    at_least: Annotated[int, _in(Range(0, 2**31 - 1, whole=True))] = 0
+    """Tokens of a document, the end of text included."""
+    below: Count | None = None
+    share: Annotated[float, _in(_SHARE)]
+
+
+class Phase(Section):
+    """One folder of packed data: a context and a mixture of the sources."""
+
+    context: Size
+    packing: Literal["stream", "vsl"] = "stream"
+    weights: dict[str, Weight] | None = None
+    mixture: Literal["rows", "folders"] = "rows"
+    """Sources share the rows, or each has its own folder, for the Model Zoo's `mixture`."""
+    tokens: Annotated[int, _in(Range(1, 2**53, whole=True))] | None = None
+    """How many; without it as many as there are before the first source is used up."""
+    repeats: Annotated[float, _in(Range(1, 1000))] = 1.0
+    """How often a document may come, on average of its source."""
+    bands: list[Band] = Field(default_factory=list)
+
+    @field_validator("bands")
+    @classmethod
+    def _bands_share_out(cls, value: list[Band]) -> list[Band]:
+        if value and abs(sum(band.share for band in value) - 1) > 1e-6:
+            raise refuse(f"the shares of the bands sum to {sum(band.share for band in value):g}, not to 1")
+        return value
+
+
+class Slurm(Section):
+    """How Slurm is asked for machines; `options` go to sbatch as they are."""
+
+    partition: str
+    time: str = "24:00:00"
+    memory_gb: Annotated[int, _in(Range(1, 10_000, whole=True))] = 4
+    qos: str = ""
+    largest_array: Count = 1001
+    environment: str | None = None
+    """A shell command that makes the environment of a job; without it this Python's programs are put on the PATH."""
+    srun: bool = True
+    options: dict[str, str | int] = Field(default_factory=dict)
+
+
+class Ray(Section):
+    """How Ray is asked for machines."""
+
+    address: str | None = None
+    memory_gb: Annotated[float, _in(_MEMORY)] = 2.0
+
+
+class DataRun(Section):
+    """A data run: sources, steps, tokenizer, phases, output, and who does the work."""
+
+    sources: dict[Name, Source] = Field(min_length=1)
+    steps: Steps = Steps()
+    tokenizer: InputPath
+    phases: dict[Name, Phase] = Field(min_length=1)
+    output: InputPath
+    seed: Seed = 0
+    workers: Annotated[int, _in(Range(1, 10_000, whole=True))] = Field(default_factory=lambda: os.cpu_count() or 1)
+    executor: Literal["local"] | dict[str, Any] = "local"
+    on_error: Literal["stop", "count"] = "stop"
+    kept: Annotated[int, _in(Range(0, 100_000, whole=True))] = 100
+    """Of the documents dropped for one reason so many are kept to look at."""
+    shard_mib: Annotated[int, _in(_SHARD_MIB)] = 128
+
+    @property
+    def slurm(self) -> Slurm | None:
+        """The settings of Slurm where it does the work."""
+        return Slurm.model_validate(self.executor["slurm"]) if self._engine == "slurm" else None  # type: ignore[index,call-overload]
+
+    @property
+    def ray(self) -> Ray | None:
+        """The settings of Ray where it does the work."""
+        return Ray.model_validate(self.executor["ray"] or {}) if self._engine == "ray" else None  # type: ignore[index,call-overload]
+
+    @property
+    def _engine(self) -> str:
+        return self.executor if isinstance(self.executor, str) else next(iter(self.executor))
+
+    @field_validator("executor")
+    @classmethod
+    def _known_executor(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            if len(value) != 1 or next(iter(value)) not in ("slurm", "ray"):
+                raise refuse("must be local, or one mapping named slurm or ray")
+            ((name, keys),) = value.items()
+            ({"slurm": Slurm, "ray": Ray}[name]).model_validate(keys or {})
+        return value
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> DataRun:
+        for name, phase in self.phases.items():
+            weights = self.weights(phase)
+            if unknown := sorted(weights.keys() - self.sources.keys()):
+                raise refuse(f"the phase {name} gives a weight to {unknown[0]}, which is no source", "phases")
+            if not weights:
+                raise refuse(f"no source has a weight in the phase {name}; give `weight` to the sources", "sources")
+        return self
+
+    def weights(self, phase: Phase) -> dict[str, float]:
+        """What each source weighs in a phase, in the order of the sources; all weigh the same where none is given."""
+        given = phase.weights or {name: source.weight for name, source in self.sources.items() if source.weight}
+        if not given:
+            return dict.fromkeys(self.sources, 1.0)
+        ordered = {name: given[name] for name in self.sources if name in given}
+        return ordered | {name: weight for name, weight in given.items() if name not in ordered}
+
+
+def read_settings(path: str | Path) -> DataRun:
+    """The typed settings of a YAML. Raises ConfigError: one line with file, line number, key, and what to do."""
+    file = read_yaml(path)
+    if not isinstance(file.data, dict):
+        raise ConfigError(f"{path}: the file must hold a mapping with sources, tokenizer, phases and output")
+    try:
+        return DataRun.model_validate(file.data)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ConfigError(file.message(problem_of(problems[0], file.data)) + more) from None
