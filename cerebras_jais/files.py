@@ -102,6 +102,25 @@ def read_text(path: StrPath, most: int, error: type[UserError] = UserError) -> s
         raise error(f"{shown_path(path)}:{line}: not UTF-8 ({damage.reason}); save the file as UTF-8") from damage
 
 
+class _TwiceError(ValueError):
+    """A key twice in one object; the text is the key, cut."""
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise _TwiceError(twice[:100])
+    return found
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+_JSON = json.JSONDecoder(parse_constant=_no_number, object_pairs_hook=_each_key_once)
+
+
 def parse_json(text: str, where: str, error: type[UserError] = UserError, *, line: int | None = None) -> Any:
     """Parse JSON; raises `error` for invalid text.
 
@@ -113,21 +132,13 @@ def parse_json(text: str, where: str, error: type[UserError] = UserError, *, lin
         line: the line of the file that the text is, where it is one line of it.
     """
 
-    def no_number(name: str) -> Any:
-        raise ValueError(f"{name} is no number of JSON")
-
-    def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
-            raise error(f"{place}: has the key {twice[:100]!r} twice in one object; remove one")
-        return found
-
     place = where if line is None else f"{where}:{line}"
     try:
-        value = json.loads(text, parse_constant=no_number, object_pairs_hook=each_key_once)
+        value = _JSON.decode(text)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except _TwiceError as damage:
+        raise error(f"{place}: has the key {str(damage)!r} twice in one object; remove one") from damage
     except json.JSONDecodeError as damage:
         raise error(f"{where}:{(line or 1) + damage.lineno - 1}: not valid JSON ({damage.msg})") from damage
     except UnicodeEncodeError as damage:

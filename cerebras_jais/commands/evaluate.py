@@ -187,11 +187,12 @@ def _scored(conversations: list[Conversation], encoder: Tokenizer, eos: int) -> 
     """The conversations as texts to score: their responses and the end behind the last one count."""
     from cerebras_jais.data.chat.examples import PromptEncoder
     from cerebras_jais.data.chat.prompts import render
+    from cerebras_jais.encoding import Encoder
     from cerebras_jais.evaluate.score import Scored
 
     rendered = [render(conversation.messages, conversation.language) for conversation in conversations]
     for conversation, text, (ids, trained) in zip(
-        conversations, rendered, PromptEncoder(encoder, eos).encode(rendered), strict=True
+        conversations, rendered, PromptEncoder(Encoder(encoder), eos).encode(rendered), strict=True
     ):
         responses = [content for content, response in zip(text.contents, text.responses, strict=True) if response]
         size = sum(len(content.encode("utf-8")) for content in responses)

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from cerebras_jais.atomic import sync, whole_folder
 from cerebras_jais.checkpoint import read_number
+from cerebras_jais.data.ahead import one_ahead
 from cerebras_jais.data.documents import DataError
 from cerebras_jais.data.order import SampleOrder, mixture_indices, subset_indices
 from cerebras_jais.data.packing import STREAM_FEATURES, VSL_FEATURES, as_int32
@@ -53,7 +55,8 @@ def write_hdf5(
 
     Files `output_chunk_000000.h5`, ... hold dataset `data` [N, 3 or 5, max_sequence_length] int32, shuffle and gzip,
     one sample a chunk, with attribute `n_examples`; `data_params.json` holds features, processing and `post-process`
-    statistics as the Model Zoo's preprocessing writes them. Streaming: `samples_per_file` rows are held at a time.
+    statistics as the Model Zoo's preprocessing writes them. Streaming: the rows of two files are
+    held, one being written in a thread while the rows of the next are made.
     Everything is made in a directory beside and renamed at the end, so a failure leaves nothing. Raises DataError if
     `directory` exists and is not empty, for no rows, for a token id outside the vocabulary and for rows of
     different shapes.
@@ -318,16 +321,14 @@ def _write_files(
     statistics = dict.fromkeys(
         ("n_examples", "num_tokens", "loss_valid_tokens", "num_masked_tokens", "num_pad_tokens", "n_features"), 0
     )
-    waiting: list[np.ndarray] = []
-    n_files = 0
-    for row in rows:
-        waiting.append(row)
-        if len(waiting) == samples_per_file:
-            _write_file(partial / f"output_chunk_{n_files:06d}.h5", waiting, metadata, statistics)
-            n_files += 1
-            waiting = []
-    if waiting:
-        _write_file(partial / f"output_chunk_{n_files:06d}.h5", waiting, metadata, statistics)
+
+    def write(numbered: tuple[int, list[np.ndarray]]) -> None:
+        number, rows_of_file = numbered
+        _write_file(partial / f"output_chunk_{number:06d}.h5", rows_of_file, metadata, statistics)
+
+    left = iter(rows)
+    for _ in one_ahead(write, enumerate(iter(lambda: list(islice(left, samples_per_file)), []))):
+        pass
     if not statistics["n_examples"]:
         raise DataError(f"{metadata.source or 'text'}: too little text to fill a single row; give more of it")
     return statistics

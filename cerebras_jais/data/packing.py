@@ -1,31 +1,21 @@
-"""Tokenised documents to rows of one length, by cutting a stream or by packing whole documents (VSL)."""
+"""Documents of a token store to rows of one length, by cutting a stream or by packing whole documents (VSL)."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from cerebras_jais.data.documents import DataError
 from cerebras_jais.data.filling import fill_rows
+from cerebras_jais.data.token_store import TRAINED, Store
 
 STREAM_FEATURES = ("input_ids", "attention_mask", "labels")
 VSL_FEATURES = (*STREAM_FEATURES, "attention_span", "position_ids")
 
-# Documents are packed this many tokens at a time, which bounds memory (4 bytes each) and costs no measurable fill.
-VSL_BUFFER_TOKENS = 64 * 1024 * 1024
-PACKED_AT_ONCE = 2**18  # examples; with more nothing measurable is gained in fill
-
-
-class Examples(Protocol):
-    """Examples of conversations by number, in memory or on the disk."""
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each example, int64 [n]."""
-
-    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens of an example, int32 [tokens], and which of them are trained, bool [tokens]."""
+PACKED_AT_ONCE = 2**18  # documents; with more nothing measurable is gained in fill
+_MADE_AT_ONCE = 2**19  # positions, of 20 bytes each
 
 
 @dataclass(frozen=True)
@@ -51,146 +41,124 @@ class PackingReport:
 
 
 class PackedRows:
-    """Rows made one at a time while iterating; `report` tells what has been packed so far, all of it at the end.
+    """Rows made while iterating, many at once; `report` tells what has been packed so far, all of it at the end.
 
     An iterator: it can be gone through once. Each row is an int32 array [features, max_sequence_length].
     """
 
     def __init__(
-        self, features: tuple[str, ...], max_sequence_length: int, make: Callable[["PackedRows"], Iterator[np.ndarray]]
-    ):
+        self, features: tuple[str, ...], max_sequence_length: int, make: Callable[[PackedRows], Iterator[np.ndarray]]
+    ) -> None:
+        if max_sequence_length < 1:
+            raise DataError(f"max_sequence_length {max_sequence_length}: must be at least 1")
         self.features = features
         self.max_sequence_length = max_sequence_length
         self._documents = self._tokens = self._rows = self._filled = self._trained = 0
-        self._iterator = make(self)
+        self._iterator = (row for block in make(self) for row in block)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return self
+        return self._iterator
 
     def __next__(self) -> np.ndarray:
-        row = next(self._iterator)
-        self._rows += 1
-        self._filled += int(filled_positions(row).sum())
-        self._trained += int(row[1].sum())
-        return row
+        return next(self._iterator)
 
     @property
     def report(self) -> PackingReport:
         counts = (self._documents, self._tokens, self._rows, self._filled, self._trained)
         return PackingReport(*counts, self.max_sequence_length)
 
-    def _count(self, token_docs: Iterable[Sequence[int]], eos_id: int) -> Iterator[np.ndarray]:
-        """Yield each document that has tokens, as int32, with the end-of-text token behind it."""
-        for tokens in token_docs:
-            if len(tokens) == 0:
-                continue
-            document = np.empty(len(tokens) + 1, dtype=np.int32)
-            document[:-1] = as_int32(np.asarray(tokens), "tokens to pack")
-            document[-1] = eos_id
-            self._documents += 1
-            self._tokens += len(document)
-            yield document
+    def _count(self, block: np.ndarray, documents: int, tokens: int, filled: int) -> np.ndarray:
+        self._documents += documents
+        self._tokens += tokens
+        self._rows += len(block)
+        self._filled += filled
+        self._trained += int(block[:, 1].sum())
+        return block
 
 
-def pack_stream(
-    token_docs: Iterable[Sequence[int]], max_sequence_length: int, eos_id: int, pad_id: int | None = None
-) -> PackedRows:
-    """Cut the documents, each followed by `eos_id`, joined into one stream, into rows of `max_sequence_length`.
+def pack_stream(store: Store, max_sequence_length: int, pad_id: int, *, order: np.ndarray | None = None) -> PackedRows:
+    """Cut the documents of a store, which end with end of text, joined into one stream, into rows.
 
     Yields int32 [3, max_sequence_length]: input_ids, attention_mask (the loss mask) and labels, with
     labels[t] = input_ids[t + 1] in the stream: each row reads max_sequence_length + 1 tokens and the next one begins
     at its last. So every token but the very first is predicted exactly once. The last row is filled up with `pad_id`
-    (eos_id unless given) under mask 0. Documents of one row see each other, as in the Model Zoo's pretraining data.
+    under mask 0. Documents of one row see each other, as in the Model Zoo's pretraining data.
+
+    Args:
+        order: the documents by number, int [n], as they follow one another; one may come again. None: all as they are.
     """
-    _check_length(max_sequence_length)
-    pad_id = eos_id if pad_id is None else pad_id
+    order = np.arange(len(store)) if order is None else order
 
     def make(rows: PackedRows) -> Iterator[np.ndarray]:
-        waiting: list[np.ndarray] = []
-        n_waiting = 0
-        for document in rows._count(token_docs, eos_id):
-            waiting.append(document)
-            n_waiting += len(document)
-            if n_waiting <= max_sequence_length:
-                continue
-            stream = np.concatenate(waiting)
-            start = 0
-            while n_waiting - start > max_sequence_length:
-                yield _stream_row(stream[start : start + max_sequence_length + 1], max_sequence_length, pad_id)
-                start += max_sequence_length
-            waiting = [stream[start:]]
-            n_waiting -= start
-        if n_waiting > 1:
-            yield _stream_row(np.concatenate(waiting), max_sequence_length, pad_id)
+        length = max_sequence_length
+        stream = np.empty(0, np.uint32)
+        for documents in _groups(order, store.lengths[order], _MADE_AT_ONCE + length):
+            stream = np.concatenate([stream, *store.slices(documents)])
+            whole = max(0, len(stream) - 1) // length
+            filled = whole * length
+            block = np.ones((whole, len(STREAM_FEATURES), length), dtype=np.int32)
+            block[:, 0] = stream[:filled].reshape(whole, length)
+            block[:, 2] = stream[1 : filled + 1].reshape(whole, length)
+            yield rows._count(block, len(documents), int(store.lengths[documents].sum()), filled)
+            stream = stream[filled:].copy()  # else the whole of it is kept
+        left = len(stream) - 1
+        if left > 0:
+            block = np.full((1, len(STREAM_FEATURES), length), pad_id, dtype=np.int32)
+            block[0, 0, :left] = stream[:-1]
+            block[0, 1] = np.arange(length) < left
+            block[0, 2, :left] = stream[1:]
+            yield rows._count(block, 0, 0, left)
 
     return PackedRows(STREAM_FEATURES, max_sequence_length, make)
 
 
 def pack_vsl(
-    token_docs: Iterable[Sequence[int]],
+    store: Store,
     max_sequence_length: int,
-    eos_id: int,
     pad_id: int,
     *,
+    order: np.ndarray | None = None,
+    marked: bool = False,
     seed: int = 0,
-    buffer_tokens: int = VSL_BUFFER_TOKENS,
+    window: int = PACKED_AT_ONCE,
 ) -> PackedRows:
-    """Pack whole documents into rows of `max_sequence_length` (`fill_rows`), each attending to itself alone.
+    """Pack whole documents, which end with end of text, into rows (`fill_rows`), each attending to itself alone.
 
     Yields int32 [5, max_sequence_length]: input_ids, attention_mask (the loss mask), labels, attention_span,
-    position_ids. A document of n tokens takes n positions: its inputs are its tokens, its labels the same shifted by
-    one with `eos_id` at the end, so the end is learnt and no label belongs to another document. (The Model Zoo's own
-    packing also feeds the end-of-text token as an input and trains it to predict the next document's first token.)
-    At position p of n: position_ids = p, attention_span = n - 1 - p, the number of later queries that may attend to
-    this key (Model Zoo, transformer_utils.create_vsl_mask). A document longer than a row is folded: each part is a
-    row or a piece of its own, its last label the next part's first token. Padding: ids and labels pad_id, all else 0.
+    position_ids. A document of n tokens takes n - 1 positions: position p reads token p, its label is token p + 1, so
+    the end is learnt and no label belongs to another document. (The Model Zoo's own packing also feeds the end-of-text
+    token as an input and trains it to predict the next document's first token.) position_ids is p, attention_span
+    n - 2 - p, the number of later queries that may attend to this key (Model Zoo, transformer_utils.create_vsl_mask).
+    A document longer than a row is folded: each part is a row or a piece of its own, its last label the next part's
+    first token. Padding: ids and labels pad_id, all else 0.
 
-    Packing puts documents of similar length together, so rows come out in an order shuffled by `seed`. At most
-    `buffer_tokens` tokens are held and packed at a time.
+    Args:
+        order: the documents by number, int [n], as they are taken; one may come again. None: all as they are.
+        marked: whether the loss counts only the tokens with the bit TRAINED, as in conversations, else all.
+        seed: `fill_rows` puts documents of similar length together, so the rows of a window are shuffled by it.
+        window: documents packed at a time, which takes about 100 bytes for each of them.
     """
-    _check_length(max_sequence_length)
+    order = np.arange(len(store)) if order is None else order
 
     def make(rows: PackedRows) -> Iterator[np.ndarray]:
         rng = np.random.default_rng(seed)
-        for documents in _buffers(rows._count(token_docs, eos_id), buffer_tokens):
-            pieces = [
-                document[start : start + max_sequence_length + 1]
-                for document in documents
-                for start in range(0, len(document) - 1, max_sequence_length)
-            ]
-            bins = fill_rows([len(piece) - 1 for piece in pieces], max_sequence_length)
-            for index in rng.permutation(len(bins)):
-                yield _vsl_row([(pieces[i], 1) for i in bins[index]], max_sequence_length, pad_id)
-
-    return PackedRows(VSL_FEATURES, max_sequence_length, make)
-
-
-def pack_examples(
-    examples: Examples, max_sequence_length: int, pad_id: int, *, seed: int = 0, window: int = PACKED_AT_ONCE
-) -> PackedRows:
-    """Pack whole examples of conversations as `pack_vsl` packs documents, but with the loss on some tokens alone.
-
-    An example of n tokens takes n - 1 positions, at most `max_sequence_length`: position p reads token p, its label is
-    token p + 1, and attention_mask is 1 where that label is trained. The examples are taken in an order shuffled by
-    `seed`, `window` at a time, each window packed by `fill_rows` and its rows shuffled. The bookkeeping takes
-    about 200 bytes an example of the window and 16 of the others.
-    """
-    _check_length(max_sequence_length)
-
-    def make(rows: PackedRows) -> Iterator[np.ndarray]:
-        rng = np.random.default_rng(seed)
-        positions = examples.lengths - 1
-        if len(positions) and not 1 <= positions.min() <= positions.max() <= max_sequence_length:
-            raise ValueError(f"examples of 2 to {max_sequence_length + 1} tokens fit, got {examples.lengths}")
-        order = rng.permutation(len(positions))
-        for start in range(0, len(order), window):
-            chosen = order[start : start + window]
-            bins = fill_rows(positions[chosen].tolist(), max_sequence_length)
-            for index in rng.permutation(len(bins)):
-                members = [examples.read(int(chosen[i])) for i in bins[index]]
-                rows._documents += len(members)
-                rows._tokens += sum(len(ids) for ids, _ in members)
-                yield _vsl_row([(ids, trained[1:]) for ids, trained in members], max_sequence_length, pad_id)
+        per_block = max(1, _MADE_AT_ONCE // max_sequence_length)
+        for first in range(0, len(order), window):
+            pieces = _fold(store, order[first : first + window], max_sequence_length)
+            filling, sizes = fill_rows(pieces.lengths, max_sequence_length)
+            ends = np.cumsum(sizes)
+            permutation = rng.permutation(len(sizes))
+            for start in range(0, len(permutation), per_block):
+                chosen = permutation[start : start + per_block]
+                counts = sizes[chosen]
+                within = _ranges(ends[chosen] - counts, counts)
+                block, filled = _vsl_block(
+                    store, pieces.of(filling[within]), counts, max_sequence_length, pad_id, marked
+                )
+                yield rows._count(block, 0, 0, filled)
+            lengths = store.lengths[order[first : first + window]]
+            rows._documents += int((lengths > 1).sum())
+            rows._tokens += int(lengths[lengths > 1].sum())
 
     return PackedRows(VSL_FEATURES, max_sequence_length, make)
 
@@ -215,48 +183,86 @@ def as_int32(values: np.ndarray, where: str) -> np.ndarray:
     return values.astype(np.int32, copy=False)
 
 
-def _check_length(max_sequence_length: int) -> None:
-    if max_sequence_length < 1:
-        raise DataError(f"max_sequence_length {max_sequence_length}: must be at least 1")
+@dataclass(frozen=True)
+class _Pieces:
+    """Parts of documents: of which one, from which token, and how many positions each takes; int64 [n] each."""
+
+    documents: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+
+    def of(self, chosen: np.ndarray) -> _Pieces:
+        return _Pieces(self.documents[chosen], self.starts[chosen], self.lengths[chosen])
 
 
-def _buffers(documents: Iterable[np.ndarray], buffer_tokens: int) -> Iterator[list[np.ndarray]]:
-    buffer: list[np.ndarray] = []
-    size = 0
-    for document in documents:
-        buffer.append(document)
-        size += len(document)
-        if size >= buffer_tokens:
-            yield buffer
-            buffer, size = [], 0
-    if buffer:
-        yield buffer
+def _fold(store: Store, documents: np.ndarray, max_sequence_length: int) -> _Pieces:
+    """The pieces of documents, each at most a row long; one of a single token has no position."""
+    positions = store.lengths[documents] - 1
+    parts = -(-positions // max_sequence_length)
+    starts = _ranges(np.zeros_like(parts), parts) * max_sequence_length
+    lengths = np.minimum(np.repeat(positions, parts) - starts, max_sequence_length)
+    return _Pieces(np.repeat(documents, parts), starts, lengths)
 
 
-def _stream_row(tokens: np.ndarray, max_sequence_length: int, pad_id: int) -> np.ndarray:
-    n = len(tokens) - 1
-    row = np.full((3, max_sequence_length), pad_id, dtype=np.int32)
-    row[0, :n] = tokens[:-1]
-    row[1] = 0
-    row[1, :n] = 1
-    row[2, :n] = tokens[1:]
-    return row
+def _vsl_block(
+    store: Store, pieces: _Pieces, counts: np.ndarray, max_sequence_length: int, pad_id: int, marked: bool
+) -> tuple[np.ndarray, int]:
+    """Rows of some pieces each, int32 [rows, 5, length], and the positions that are filled.
+
+    What is left of a row is one more piece, of padding, so that all rows are one sequence without gaps: of the tokens
+    of all pieces, one more than its positions each, the inputs are all but the last ones, the labels all but the first.
+    """
+    rows = len(counts)
+    last = np.cumsum(counts)
+    room = max_sequence_length - np.add.reduceat(pieces.lengths, last - counts)
+    padded = np.flatnonzero(room)
+    positions = np.insert(pieces.lengths, last[padded], room[padded])
+    padding = np.insert(np.zeros(len(pieces.lengths), bool), last[padded], True)
+    ends = pieces.starts + pieces.lengths + 1
+    slices = [
+        ids[start:end]
+        for ids, start, end in zip(store.slices(pieces.documents), pieces.starts.tolist(), ends.tolist(), strict=True)
+    ]
+    tokens = np.empty(rows * max_sequence_length + len(positions), dtype=np.uint32)
+    stops = np.cumsum(positions + 1)
+    is_last = np.zeros(len(tokens), bool)
+    is_last[stops - 1] = True
+    in_padding = np.repeat(padding, positions + 1)
+    tokens[in_padding] = pad_id
+    tokens[~in_padding] = np.concatenate(slices)
+    is_first = np.roll(is_last, 1)
+    labels = tokens[~is_first]
+    filled = ~np.repeat(padding, positions)
+
+    block = np.empty((rows, len(VSL_FEATURES), max_sequence_length), dtype=np.int32)
+    place = np.arange(rows * max_sequence_length, dtype=np.int32)
+    place -= np.repeat((stops - positions - np.arange(1, len(stops) + 1)).astype(np.int32), positions)
+    span = np.repeat(positions.astype(np.int32) - 1, positions) - place
+    for feature, values in enumerate(
+        (
+            tokens[~is_last] & ~TRAINED,
+            (labels >= TRAINED) if marked else filled,
+            labels & ~TRAINED,
+            span * filled,
+            place * filled,
+        )
+    ):
+        block[:, feature] = values.reshape(rows, max_sequence_length)
+    return block, int(filled.sum())
 
 
-def _vsl_row(
-    pieces: Iterable[tuple[np.ndarray, np.ndarray | int]], max_sequence_length: int, pad_id: int
-) -> np.ndarray:
-    """One row of pieces, each with what its labels are worth: 1 or 0 for all, or for each of them."""
-    row = np.zeros((5, max_sequence_length), dtype=np.int32)
-    row[0] = row[2] = pad_id
+def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The whole numbers from each start, so many of each: starts [5, 0] and counts [2, 3] are 5, 6, 0, 1, 2."""
+    before = np.cumsum(counts) - counts
+    return np.asarray(np.arange(int(counts.sum())) + np.repeat(starts - before, counts))
+
+
+def _groups(documents: np.ndarray, lengths: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
+    """Yield the documents in runs of at least so many tokens, but the last."""
+    ends = np.cumsum(lengths)
     start = 0
-    for piece, trained in pieces:
-        n = len(piece) - 1
-        end = start + n
-        row[0, start:end] = piece[:-1]
-        row[1, start:end] = trained
-        row[2, start:end] = piece[1:]
-        row[4, start:end] = np.arange(n, dtype=np.int32)
-        row[3, start:end] = row[4, start:end][::-1]
-        start = end
-    return row
+    while start < len(documents):
+        before = int(ends[start - 1]) if start else 0
+        stop = int(np.searchsorted(ends, before + tokens)) + 1
+        yield documents[start:stop]
+        start = stop

@@ -3,10 +3,11 @@
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,26 +22,16 @@ from cerebras_jais.data.documents import (
     split_held_out,
 )
 from cerebras_jais.data.packing import PackingReport, pack_stream, pack_vsl
-from cerebras_jais.data.tokenizer import (
-    check_end_of_text,
-    check_round_trip,
-    end_of_text_id,
-    load_tokenizer,
-    vocabulary_size,
-)
-from cerebras_jais.encoding import encode_texts
+from cerebras_jais.data.token_store import Store, TokenWriter, map_tokens
+from cerebras_jais.data.tokenizer import encode_documents, end_of_text_id, load_tokenizer, vocabulary_size
+from cerebras_jais.encoding import Encoder, Engine, Tokens
 
 T = TypeVar("T")
 # The documents that are held out, as text: what `score` reads.
 HELD_OUT_FILE = "held_out.jsonl"
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
 # Documents tokenised at once, and their characters: enough to keep all cores busy, in bounded memory.
 _BATCH = 256
 _BATCH_CHARACTERS = 1_000_000
-# Of each batch, so many documents are decoded again and compared with their text.
-DECODED_AGAIN = 8
 
 
 @dataclass(frozen=True)
@@ -63,6 +54,7 @@ def pack_documents(
     vsl: bool = False,
     held_out: int = 10,
     seed: int = 0,
+    engine: Engine = Engine.AUTO,
     samples_per_file: int = SAMPLES_PER_FILE,
     progress: Callable[[Iterable[Document], str], Iterable[Document]] | None = None,
 ) -> list[PackedSplit]:
@@ -78,8 +70,8 @@ def pack_documents(
     """
     output = Path(output)
     check_new_folder(output)
-    encoder = load_tokenizer(tokenizer)
-    eos_id = end_of_text_id(encoder, tokenizer)
+    encoder = Encoder(load_tokenizer(tokenizer), engine)
+    eos_id = end_of_text_id(encoder.tokenizer, tokenizer)
     training, kept = split_held_out(documents, held_out) if held_out else (list(documents), [])
     if not training:
         raise DataError("no document is left to train on; give more text or a larger --held-out")
@@ -92,14 +84,16 @@ def pack_documents(
     with whole_folder(output) as hidden:
         for name, members in splits.items():
             watched = progress(members, name) if progress else members
-            token_docs = _encode(encoder, watched, eos_id)
+            waiting = hidden / "waiting"
+            waiting.mkdir()
+            store = _encoded(encoder, watched, eos_id, waiting)
             rows = (
-                pack_vsl(token_docs, max_sequence_length, eos_id, eos_id, seed=seed)
+                pack_vsl(store, max_sequence_length, eos_id, seed=seed)
                 if vsl
-                else pack_stream(token_docs, max_sequence_length, eos_id)
+                else pack_stream(store, max_sequence_length, eos_id)
             )
             metadata = DataParameters(
-                vocab_size=vocabulary_size(encoder),
+                vocab_size=vocabulary_size(encoder.tokenizer),
                 eos_id=eos_id,
                 pad_id=eos_id,
                 tokenizer=str(tokenizer),
@@ -110,6 +104,7 @@ def pack_documents(
                 raw_characters=sum(len(document.text) for document in members),
             )
             write_hdf5(hidden / name, rows, metadata=metadata, samples_per_file=samples_per_file)
+            shutil.rmtree(waiting)
             packed.append(PackedSplit(name, output / name, len(members), metadata.raw_bytes, rows.report))
         if kept:
             _write_documents(hidden / HELD_OUT_FILE, kept)
@@ -136,14 +131,19 @@ def _write_documents(file: Path, documents: Sequence[Document]) -> None:
             lines.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
-def _encode(tokenizer: "Tokenizer", documents: Iterable[Document], eos_id: int) -> Iterator[Sequence[int]]:
-    """Yield the token ids of each document; DataError where they hold the end of text or do not decode to the text."""
+def _encoded(encoder: Encoder, documents: Iterable[Document], eos_id: int, folder: Path) -> Store:
+    """The tokens of documents, in two files of a folder."""
+    tokens, ends = folder / "tokens", folder / "ends"
+    with TokenWriter(tokens, ends, eos_id) as writer:
+        for batch in tokenised(encoder, documents, eos_id):
+            writer.extend(batch)
+    return Store([map_tokens(tokens, ends)])
+
+
+def tokenised(encoder: Encoder, documents: Iterable[Document], eos_id: int) -> Iterator[Tokens]:
+    """Yield the token ids of documents, many at a time; see `encode_documents` for the errors."""
     for batch in batches(documents, lambda document: len(document.text)):
-        for number, ids in enumerate(encode_texts(tokenizer, [document.text for document in batch])):
-            check_end_of_text(batch[number], ids, eos_id)
-            if number < DECODED_AGAIN:
-                check_round_trip(tokenizer, batch[number], ids)
-            yield ids
+        yield encode_documents(encoder, batch, eos_id)
 
 
 def batches(items: Iterable[T], characters: Callable[[T], int]) -> Iterator[list[T]]:

@@ -11,9 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from cerebras_jais.atomic import whole_folder
 from cerebras_jais.data.documents import DataError, Document, count_words
-from cerebras_jais.encoding import encode_texts, explained, reading_text_as_data
+from cerebras_jais.encoding import Encoder, Tokens, encode_texts, explained, reading_text_as_data
 from cerebras_jais.files import MIB, parse_json, read_text
 from cerebras_jais.ranges import VOCABULARY
 
@@ -26,6 +28,8 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 LARGEST = 64 * MIB  # bytes of a tokenizer.json; the largest known are of half that
 _LONGEST_WORD = 10_000  # characters
 _ENDLESS_WORD = re.compile(rf"\S{{{_LONGEST_WORD}}}|\s{{{_LONGEST_WORD}}}")
+# Of each batch, so many documents are decoded again and compared with their text.
+DECODED_AGAIN = 8
 # One special token and the 256 bytes; a smaller vocabulary could not spell every text.
 SMALLEST_VOCABULARY = 257
 
@@ -154,6 +158,20 @@ def encode_document(tokenizer: "Tokenizer", document: Document, eos_id: int) -> 
     check_end_of_text(document, ids, eos_id)
     check_round_trip(tokenizer, document, ids)
     return ids
+
+
+def encode_documents(encoder: Encoder, documents: Sequence[Document], eos_id: int) -> Tokens:
+    """Return the token ids of documents, checked by `check_end_of_text`, the first DECODED_AGAIN by `check_round_trip`.
+
+    Raises UserError, too, if the engines of the encoder differ on a document.
+    """
+    batch = encoder.encode([document.text for document in documents], lambda number: documents[number].source)
+    for place in np.flatnonzero(batch.ids == eos_id)[:1]:
+        number = int(np.searchsorted(batch.ends, place, side="right"))
+        check_end_of_text(documents[number], batch.ids[place : place + 1].tolist(), eos_id)
+    for document, ids in zip(documents[:DECODED_AGAIN], batch.split(), strict=False):
+        check_round_trip(encoder.tokenizer, document, ids.tolist())
+    return batch
 
 
 def check_end_of_text(document: Document, ids: Sequence[int], eos_id: int) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from functools import lru_cache
-from itertools import accumulate, chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ from cerebras_jais.data.chat.prompts import Rendered, render
 from cerebras_jais.data.chat.reading import Conversation
 from cerebras_jais.data.documents import Document
 from cerebras_jais.data.tokenizer import check_end_of_text, check_round_trip
-from cerebras_jais.encoding import encode_texts, encodings
+from cerebras_jais.encoding import Encoder, encodings
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -37,7 +36,7 @@ _LONGEST_KEPT = 10_000  # characters of a part of a prompt, a system message in 
 
 
 class Example(NamedTuple):
-    """Token ids, int32 [n], and which of them are trained, bool [n]."""
+    """Token ids, uint32 [n], and which of them are trained, bool [n]."""
 
     ids: np.ndarray
     trained: np.ndarray
@@ -55,11 +54,12 @@ class PromptEncoder:
     of the prompt once; others are given the whole text, which is the same and takes twice as long.
     """
 
-    def __init__(self, tokenizer: Tokenizer, eos_id: int) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, encoder: Encoder, eos_id: int) -> None:
+        self.tokenizer = encoder.tokenizer
         self.eos_id = eos_id
-        self._end = np.asarray([eos_id], dtype=np.int32)
-        self.by_messages = _splits_before_spaces(tokenizer)
+        self._encoder = encoder
+        self._end = np.asarray([eos_id], dtype=np.uint32)
+        self.by_messages = _splits_before_spaces(encoder.tokenizer)
         self._kept = lru_cache(maxsize=1024)(self._ids_of)
 
     def encode(self, rendered: Sequence[Rendered]) -> Iterator[Example]:
@@ -71,9 +71,7 @@ class PromptEncoder:
             return
         cut = [_cut_at_messages(conversation) for conversation in rendered]
         texts = [f" {message}" for parts in cut for _, message, _ in parts]
-        found = encode_texts(self.tokenizer, texts)
-        together = np.fromiter(chain.from_iterable(found), dtype=np.int32, count=sum(map(len, found)))
-        messages = iter(np.split(together, list(accumulate(map(len, found[:-1])))))
+        messages = iter(self._encoder.encode(texts, "message {} of a batch".format).split())
         for parts in cut:
             yield self._joined_example(parts, messages)
 
@@ -81,7 +79,7 @@ class PromptEncoder:
         return (self._ids_of if len(text) > _LONGEST_KEPT else self._kept)(text)
 
     def _ids_of(self, prompt: str) -> np.ndarray:
-        return np.asarray(encode_texts(self.tokenizer, [prompt])[0], dtype=np.int32)
+        return self._encoder.encode([prompt], "a part of the prompt".format).ids
 
     def _joined_example(self, conversation: list[tuple[str, str, bool]], messages: Iterator[np.ndarray]) -> Example:
         parts: list[np.ndarray] = []
@@ -99,7 +97,7 @@ class PromptEncoder:
         return Example(ids, trained)
 
     def _whole_example(self, conversation: Rendered, encoding: Encoding) -> Example:
-        ids = np.asarray([*encoding.ids, self.eos_id], dtype=np.int32)
+        ids = np.asarray([*encoding.ids, self.eos_id], dtype=np.uint32)
         trained = np.zeros(len(ids), dtype=bool)
         begins, ends = zip(*encoding.offsets, strict=True)
         end = 0

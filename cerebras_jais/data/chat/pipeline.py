@@ -6,13 +6,15 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
+import numpy as np
+
 from cerebras_jais.atomic import whole_folder
+from cerebras_jais.data.ahead import one_ahead
 from cerebras_jais.data.chat.examples import (
     Example,
     PromptEncoder,
@@ -25,10 +27,11 @@ from cerebras_jais.data.chat.prompts import Rendered, render
 from cerebras_jais.data.chat.reading import Conversation, read_conversations
 from cerebras_jais.data.dataset import SAMPLES_PER_FILE, DataParameters, check_new_folder, write_hdf5
 from cerebras_jais.data.documents import DataError, check_held_out, lines_of, object_in
-from cerebras_jais.data.packing import pack_examples
-from cerebras_jais.data.pipeline import DECODED_AGAIN, HELD_OUT_FILE, PackedSplit, batches
-from cerebras_jais.data.token_store import TokenStore
-from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer, vocabulary_size
+from cerebras_jais.data.packing import pack_vsl
+from cerebras_jais.data.pipeline import HELD_OUT_FILE, PackedSplit, batches
+from cerebras_jais.data.token_store import TRAINED, Store, TokenWriter, map_tokens
+from cerebras_jais.data.tokenizer import DECODED_AGAIN, end_of_text_id, load_tokenizer, vocabulary_size
+from cerebras_jais.encoding import Encoder, Engine
 
 _TRAIN = "train"
 _POSITIONS_PER_FILE = 2**22  # a file is made in memory, of 20 bytes a position
@@ -61,11 +64,27 @@ class _Read(NamedTuple):
 
 @dataclass
 class _Split:
-    """A data directory while its examples are collected."""
+    """A data directory while its examples are collected: their tokens are written to `file`.tokens and `file`.ends."""
 
-    store: TokenStore
+    file: Path
     n_bytes: int = 0
     characters: int = 0
+
+    def __post_init__(self) -> None:
+        self._files = self.file.with_suffix(".tokens"), self.file.with_suffix(".ends")
+        self.writer = TokenWriter(*self._files)
+
+    def append(self, example: Example, read: _Read) -> None:
+        stored = example.ids.copy()
+        stored[example.trained] |= TRAINED
+        self.writer.append(stored)
+        self.n_bytes += read.n_bytes
+        self.characters += read.characters
+
+    def store(self) -> Store:
+        """What was written; nothing more can be."""
+        self.writer.close()
+        return Store([map_tokens(*self._files)])
 
 
 def pack_conversations(
@@ -77,18 +96,19 @@ def pack_conversations(
     too_long: TooLong = TooLong.DROP,
     held_out: int = 10,
     seed: int = 0,
+    engine: Engine = Engine.AUTO,
     progress: Callable[[Iterable[Conversation], str], Iterable[Conversation]] | None = None,
 ) -> tuple[list[PackedSplit], Counts]:
     """Pack conversations into `output`/train and `output`/held_out/LANGUAGE; return what each holds, train first.
 
     Each becomes one example: the family's prompt with all its turns, packed whole beside others that it does not see
-    (`pack_examples`), the loss on responses alone (`PromptEncoder.encode`). Of conversations that render to the same
+    (`pack_vsl`), the loss on responses alone (`PromptEncoder.encode`). Of conversations that render to the same
     text one is kept, also where they do so only once they are cut. Every `held_out`-th one of each language is held out
     (0: none), and written to `output`/held_out.jsonl as messages, without the turns that were cut; where none is, there
     is no such file. The same conversations and seed give the same bytes.
 
     Memory: 16 bytes a conversation for its digest and what the set of digests takes, about 200 bytes in all, beside one
-    window of `pack_examples` and one file; the tokens wait on the disk, in `output`.
+    window of `pack_vsl` and one file; the tokens wait on the disk, in `output`.
 
     All or nothing: `output` appears when everything is written. Raises DataError if it exists and is not empty, for
     text that the tokenizer turns into the end of text or does not give back (a sample is decoded again), and if no
@@ -99,7 +119,7 @@ def pack_conversations(
     if held_out:
         check_held_out(held_out)
     loaded = load_tokenizer(tokenizer)
-    encoder = PromptEncoder(loaded, end_of_text_id(loaded, tokenizer))
+    encoder = PromptEncoder(Encoder(loaded, engine), end_of_text_id(loaded, tokenizer))
     counts = Counts()
     watched = progress(conversations, "reading") if progress else conversations
     packed = []
@@ -108,7 +128,9 @@ def pack_conversations(
         waiting.mkdir()
         splits = _collect(watched, encoder, max_sequence_length, hidden, waiting, too_long, held_out, counts)
         for name, split in splits.items():
-            rows = pack_examples(split.store, max_sequence_length, encoder.eos_id, seed=seed)
+            store = split.store()
+            order = np.random.default_rng(seed).permutation(len(store))
+            rows = pack_vsl(store, max_sequence_length, encoder.eos_id, order=order, marked=True, seed=seed)
             metadata = DataParameters(
                 vocab_size=vocabulary_size(loaded),
                 eos_id=encoder.eos_id,
@@ -116,14 +138,14 @@ def pack_conversations(
                 tokenizer=str(tokenizer),
                 output_dir=name,
                 source="conversations",
-                documents=len(split.store),
+                documents=len(store),
                 raw_bytes=split.n_bytes,
                 raw_characters=split.characters,
                 mode="finetuning",
             )
             per_file = max(1, min(SAMPLES_PER_FILE, _POSITIONS_PER_FILE // max_sequence_length))
             write_hdf5(hidden / name, rows, metadata=metadata, samples_per_file=per_file)
-            packed.append(PackedSplit(name, output / name, len(split.store), split.n_bytes, rows.report))
+            packed.append(PackedSplit(name, output / name, len(store), split.n_bytes, rows.report))
         shutil.rmtree(waiting)
     return packed, counts
 
@@ -148,12 +170,13 @@ def _collect(
     counts: Counts,
 ) -> dict[str, _Split]:
     """Encode all conversations into stores, one for each split, train first; write those held out."""
-    splits = {_TRAIN: _Split(TokenStore(waiting / "0"))}
+    splits = {_TRAIN: _Split(waiting / "0")}
     shortest = 0
     with (folder / HELD_OUT_FILE).open("w", encoding="utf-8", newline="\n") as kept:
         seen: set[bytes] = set()
         unique = _unique(conversations, seen, counts)
-        for batch, examples in _encoded(batches(unique, lambda read: read.characters), encoder):
+        read_batches = batches(unique, lambda read: read.characters)
+        for batch, examples in one_ahead(lambda batch: (batch, _examples(batch, encoder)), read_batches):
             for number, (whole, example) in enumerate(zip(batch, examples, strict=True)):
                 if encoder.eos_id in example.ids[:-1] or number < DECODED_AGAIN:
                     text, ids = whole.rendered.text, example.ids[:-1]
@@ -174,16 +197,12 @@ def _collect(
                 read, kept_example = fitted
                 if split is not splits[_TRAIN]:
                     _write(kept, read.conversation)
-                split.store.append(*kept_example)
-                split.n_bytes += read.n_bytes
-                split.characters += read.characters
-    for split in splits.values():
-        split.store.close()
-    if not len(splits[_TRAIN].store):
+                split.append(kept_example, read)
+    if not splits[_TRAIN].characters:
         raise DataError(_nothing_left(counts, shortest, max_sequence_length))
     if not (folder / HELD_OUT_FILE).stat().st_size:
         (folder / HELD_OUT_FILE).unlink()
-    return {name: split for name, split in splits.items() if len(split.store)}
+    return {name: split for name, split in splits.items() if split.characters}
 
 
 def _unique(conversations: Iterable[Conversation], seen: set[bytes], counts: Counts) -> Iterator[_Read]:
@@ -207,17 +226,8 @@ def _digest(content: bytes) -> bytes:
     return blake2b(content, digest_size=16).digest()
 
 
-def _encoded(batches: Iterable[list[_Read]], encoder: PromptEncoder) -> Iterator[tuple[list[_Read], list[Example]]]:
-    """Yield batches with their examples; one batch is encoded while the next is read and rendered."""
-    with ThreadPoolExecutor(1) as thread:
-        before = None
-        for batch in batches:
-            encoding = thread.submit(lambda batch: list(encoder.encode([read.rendered for read in batch])), batch)
-            if before is not None:
-                yield before[0], before[1].result()
-            before = batch, encoding
-        if before is not None:
-            yield before[0], before[1].result()
+def _examples(batch: list[_Read], encoder: PromptEncoder) -> list[Example]:
+    return list(encoder.encode([read.rendered for read in batch]))
 
 
 def _split_of(
@@ -229,7 +239,7 @@ def _split_of(
         return splits[_TRAIN]
     name = f"held_out/{conversation.language}"
     if name not in splits:
-        splits[name] = _Split(TokenStore(waiting / str(len(splits))))
+        splits[name] = _Split(waiting / str(len(splits)))
     return splits[name]
 
 

@@ -10,6 +10,7 @@ import pytest
 from cerebras_jais.data.dataset import DataParameters, HDF5Samples, write_hdf5
 from cerebras_jais.data.documents import DataError
 from cerebras_jais.data.packing import pack_stream, pack_vsl
+from tests.cerebras_jais.data.stores import store_of
 
 METADATA = DataParameters(
     vocab_size=5000, eos_id=0, pad_id=0, source="here", documents=3, raw_bytes=77, raw_characters=50
@@ -40,7 +41,7 @@ def numbers(batch):
 
 @pytest.mark.slow
 def test_files_have_the_model_zoo_layout(tmp_path):
-    packed = pack_vsl([list(range(1, 20)), [5, 6, 7]], 8, 0, 0)
+    packed = pack_vsl(store_of([range(1, 20), [5, 6, 7]], 0), 8, 0)
     assert write_hdf5(tmp_path / "new" / "d", packed, samples_per_file=2, metadata=METADATA) == 3
     files = sorted((tmp_path / "new" / "d").iterdir())
     assert [f.name for f in files] == ["data_params.json", "output_chunk_000000.h5", "output_chunk_000001.h5"]
@@ -72,7 +73,7 @@ def test_files_have_the_model_zoo_layout(tmp_path):
 
 @pytest.mark.slow
 def test_reading_returns_what_was_written(tmp_path):
-    rows = np.stack(list(pack_stream([list(range(1, 100))], 8, 0)))
+    rows = np.stack(list(pack_stream(store_of([range(1, 100)], 0), 8, 0)))
     write_hdf5(tmp_path / "d", rows, samples_per_file=5, metadata=METADATA)
     samples = HDF5Samples(tmp_path / "d", batch_size=3)
     assert (len(samples), samples.sequence_length) == (len(rows), 8)
@@ -197,8 +198,6 @@ def test_an_id_too_wide_for_int32_is_refused_before_it_is_cast(tmp_path, offende
         HDF5Samples(tmp_path / "wide", 2, max_sequence_length=4).check_vocabulary(10_000)
     with pytest.raises(DataError, match=f"holds {offender}"):
         write_hdf5(tmp_path / "written", iter(rows), metadata=DataParameters(vocab_size=10_000, eos_id=0, pad_id=0))
-    with pytest.raises(DataError, match=f"holds {offender}"):
-        list(pack_stream([np.array([1, offender])], 8, 0))
     assert not (tmp_path / "written").exists()
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from cerebras_jais.data.documents import DataError
 from cerebras_jais.data.packing import pack_stream, pack_vsl
+from tests.cerebras_jais.data.stores import store_of
 
 EOS, PAD = 0, 1
 
@@ -24,7 +25,7 @@ def random_documents(seed, count=200, longest=70):
 def test_stream_predicts_every_token_but_the_first_exactly_once(length):
     documents = random_documents(1)
     stream = [t for d in documents if d for t in (*d, EOS)]
-    packed = pack_stream(documents, length, EOS)
+    packed = pack_stream(store_of(documents, EOS), length, EOS)
     rows = list(packed)
     ids, mask, labels = np.stack(rows).transpose(1, 0, 2).reshape(3, -1)
     used = mask == 1
@@ -40,22 +41,22 @@ def test_stream_predicts_every_token_but_the_first_exactly_once(length):
 
 
 def test_stream_of_a_known_case():
-    rows = list(pack_stream([[11, 12, 13], [21, 22]], 4, eos_id=99, pad_id=7))
+    rows = list(pack_stream(store_of([[11, 12, 13], [21, 22]], 99), 4, 7))
     assert rows[0].tolist() == [[11, 12, 13, 99], [1, 1, 1, 1], [12, 13, 99, 21]]
     assert rows[1].tolist() == [[21, 22, 7, 7], [1, 1, 0, 0], [22, 99, 7, 7]]
     assert len(rows) == 2
 
 
 def test_stream_that_ends_on_a_row_has_no_row_of_padding():
-    assert len(list(pack_stream([[11, 12, 13, 14]], 4, EOS))) == 1
-    assert list(pack_stream([], 4, EOS)) == []
+    assert len(list(pack_stream(store_of([[11, 12, 13, 14]], EOS), 4, EOS))) == 1
+    assert list(pack_stream(store_of([], EOS), 4, EOS)) == []
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 16, 64, 128])
-@pytest.mark.parametrize("buffer_tokens", [300, 10**6])
-def test_vsl_trains_each_token_of_each_document_once(length, buffer_tokens):
+@pytest.mark.parametrize("window", [10, 10**6])
+def test_vsl_trains_each_token_of_each_document_once(length, window):
     documents = random_documents(2)
-    packed = pack_vsl(documents, length, EOS, PAD, buffer_tokens=buffer_tokens)
+    packed = pack_vsl(store_of(documents, EOS), length, PAD, window=window)
     rows = np.stack(list(packed))
     assert rows.dtype == np.int32
     ids, mask, labels, _, _ = rows.transpose(1, 0, 2).reshape(5, -1)
@@ -73,7 +74,7 @@ def test_vsl_documents_attend_only_within_themselves(length):
     """The mask, built from attention_span as the Model Zoo defines it, against what the tokens say."""
     documents = random_documents(3, count=80)
     document_of = {token: i for i, d in enumerate(documents) for token in d}
-    for row in pack_vsl(documents, length, EOS, PAD):
+    for row in pack_vsl(store_of(documents, EOS), length, PAD):
         ids, mask, _, span, position = row
         q, k = np.indices((length, length))
         seen = (q >= k) & (q - k <= span[k])
@@ -87,7 +88,7 @@ def test_vsl_documents_attend_only_within_themselves(length):
 
 
 def test_vsl_of_a_known_case_with_a_folded_document():
-    rows = list(pack_vsl([[21, 22], [11, 12, 13, 14, 15, 16, 17]], 5, eos_id=99, pad_id=7))
+    rows = list(pack_vsl(store_of([[21, 22], [11, 12, 13, 14, 15, 16, 17]], 99), 5, 7))
     assert sorted(row.tolist() for row in rows) == [
         [[11, 12, 13, 14, 15], [1] * 5, [12, 13, 14, 15, 16], [4, 3, 2, 1, 0], [0, 1, 2, 3, 4]],
         [[21, 22, 16, 17, 7], [1, 1, 1, 1, 0], [22, 99, 17, 99, 7], [1, 0, 1, 0, 0], [0, 1, 0, 1, 0]],
@@ -95,8 +96,8 @@ def test_vsl_of_a_known_case_with_a_folded_document():
 
 
 def test_vsl_row_order_is_shuffled_but_repeatable():
-    documents = random_documents(4, count=100)
-    first, again, other = (np.stack(list(pack_vsl(documents, 64, EOS, PAD, seed=s))) for s in (5, 5, 6))
+    store = store_of(random_documents(4, count=100), EOS)
+    first, again, other = (np.stack(list(pack_vsl(store, 64, PAD, seed=s))) for s in (5, 5, 6))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
     documents_per_row = (first[:, 4] == 0).sum(1)
@@ -106,4 +107,4 @@ def test_vsl_row_order_is_shuffled_but_repeatable():
 def test_length_below_1_is_refused():
     for packed in (pack_stream, pack_vsl):
         with pytest.raises(DataError):
-            packed([[1]], 0, EOS, PAD)
+            packed(store_of([[1]], EOS), 0, PAD)

@@ -1,25 +1,142 @@
-"""Contract: a store gives back the examples that were put into it, in any order."""
+"""Contract: a store gives back the documents that were put into it, in any order; a shard is whole or not there; the
+same documents give the same bytes; files that do not belong together are refused."""
+
+import json
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cerebras_jais.data.token_store import TokenStore
+from cerebras_jais.data.documents import DataError
+from cerebras_jais.data.token_store import (
+    TRAINED,
+    Store,
+    TokenWriter,
+    check_digests,
+    finish_store,
+    joined,
+    map_tokens,
+    open_store,
+    whole_shard,
+    write_shard,
+)
+from tests.cerebras_jais.data.stores import tokens_of
 
-EXAMPLES = st.lists(st.lists(st.tuples(st.integers(0, 511_999), st.booleans()), min_size=1, max_size=9), max_size=8)
+EOS = 3
+SETTINGS = {"tokenizer": "t", "eos_id": EOS}
+IDS = st.integers(0, 511_999) | st.integers(int(TRAINED), int(TRAINED) + 511_999)
+BATCHES = st.lists(st.lists(st.lists(IDS, max_size=9), max_size=4), max_size=4)
+
+
+def write(folder, index, batches, **changed):
+    wanted = {"eos_id": EOS, "inputs": f"inputs {index}", "settings": SETTINGS} | changed
+    return write_shard(folder, index, map(tokens_of, batches), **wanted)
 
 
 @settings(max_examples=50, deadline=None)
-@given(EXAMPLES)
-def test_examples_come_back_by_number(tmp_path_factory, examples):
-    store = TokenStore(tmp_path_factory.mktemp("store") / "tokens")
-    for example in examples:
-        ids, trained = zip(*example, strict=True)
-        store.append(np.array(ids, dtype=np.int32), np.array(trained))
-    store.close()
-    assert len(store) == len(examples)
-    assert store.lengths.tolist() == [len(example) for example in examples]
-    for number in reversed(range(len(examples))):
-        ids, trained = store.read(number)
-        assert ids.dtype == np.int32
-        assert list(zip(ids.tolist(), trained.tolist(), strict=True)) == examples[number]
+@given(st.lists(BATCHES, max_size=3), st.sampled_from([None, EOS]))
+def test_documents_come_back_by_number_with_the_end_of_text_behind_each(tmp_path_factory, shards, eos_id):
+    folder = tmp_path_factory.mktemp("store")
+    for index, batches in enumerate(shards):
+        write(folder, index, batches, eos_id=eos_id)
+    store = finish_store(folder, len(shards))
+    end = [] if eos_id is None else [eos_id]
+    wanted = [[*ids, *end] for batches in shards for batch in batches for ids in batch if ids]
+    assert store.lengths.tolist() == list(map(len, wanted))
+    assert store.tokens == sum(map(len, wanted))
+    for number in reversed(range(len(wanted))):
+        assert store.read(number).tolist() == wanted[number]
+    order = np.random.default_rng(0).permutation(len(wanted))
+    assert [ids.tolist() for ids in store.slices(order)] == [wanted[number] for number in order]
+    check_digests(folder)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.lists(IDS, min_size=1, max_size=9), max_size=8))
+def test_documents_added_one_by_one_are_those_added_at_once(tmp_path_factory, documents):
+    folder = tmp_path_factory.mktemp("store")
+    for name in ("one", "all"):
+        with TokenWriter(folder / f"{name}.tokens", folder / f"{name}.ends") as writer:
+            if name == "all":
+                writer.extend(tokens_of(documents))
+            else:
+                for document in documents:
+                    writer.append(np.array(document, dtype=np.uint32))
+    for ending in ("tokens", "ends"):
+        assert (folder / f"one.{ending}").read_bytes() == (folder / f"all.{ending}").read_bytes()
+    assert Store([map_tokens(folder / "one.tokens", folder / "one.ends")]).lengths.tolist() == list(map(len, documents))
+
+
+def test_several_stores_are_numbered_through(tmp_path):
+    for name, batches in (("a", [[[1, 2]], [[5]]]), ("b", [[[7, 8, 9]]])):
+        write(tmp_path / name, 0, batches)
+        finish_store(tmp_path / name, 1)
+    store = joined([open_store(tmp_path / "a"), open_store(tmp_path / "b")])
+    assert [store.read(number).tolist() for number in range(3)] == [[1, 2, EOS], [5, EOS], [7, 8, 9, EOS]]
+    assert [shard.documents for shard in store.shards] == [2, 1]
+
+
+def test_a_shard_is_gone_on_with_only_if_it_is_whole_and_made_of_the_same(tmp_path):
+    shard = write(tmp_path, 4, [[[1, 2], []], [[3]]], counts={"bytes": 9})
+    assert (shard.documents, shard.tokens, shard.counts) == (2, 5, {"bytes": 9})
+    same = {"inputs": "inputs 4", "settings": dict(SETTINGS)}
+    assert whole_shard(tmp_path, 4, **same) == shard
+    assert whole_shard(tmp_path, 5, **same) is None
+    assert whole_shard(tmp_path, 4, **same | {"inputs": "others"}) is None
+    assert whole_shard(tmp_path, 4, **same | {"settings": {"tokenizer": "u"}}) is None
+    with (tmp_path / "000004.tokens").open("ab") as tokens:
+        tokens.write(b"more")
+    assert whole_shard(tmp_path, 4, **same) is None
+    (tmp_path / "000004.ends").unlink()
+    assert whole_shard(tmp_path, 4, **same) is None
+
+
+def test_the_same_documents_give_the_same_bytes_wherever_they_are_made(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / name, 0, [[[1, 2]], [[3]]] if name == "a" else [[[1, 2], [3]]])
+        finish_store(tmp_path / name, 1)
+    first, second = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("a", "b"))
+    assert first == second
+    assert set(first) == {"000000.tokens", "000000.ends", "000000.json", "manifest.json"}
+
+
+def test_a_failure_leaves_no_shard_and_no_file_half_written(tmp_path):
+    def documents():
+        yield tokens_of([[1]])
+        raise DataError("a.jsonl:7: broken")
+
+    write(tmp_path, 0, [[[1]]])
+    with pytest.raises(DataError, match="broken"):
+        write_shard(tmp_path, 1, documents(), eos_id=0, inputs="", settings={})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000000.ends", "000000.json", "000000.tokens"]
+    with pytest.raises(DataError, match="shard 1 of 2 is missing"):
+        finish_store(tmp_path, 2)
+
+
+def test_what_is_no_whole_store_is_refused_by_name(tmp_path):
+    with pytest.raises(DataError, match=r"has no manifest\.json"):
+        open_store(tmp_path)
+    write(tmp_path, 0, [[[1, 2], [3]]])
+    finish_store(tmp_path, 1)
+    good = (tmp_path / "manifest.json").read_text()
+    for broken, said in (("[]", "does not list shards"), ('{"shards": [{"documents": 2}]}', "does not describe")):
+        (tmp_path / "manifest.json").write_text(broken)
+        with pytest.raises(DataError, match=said):
+            open_store(tmp_path)
+    (tmp_path / "manifest.json").write_text(json.dumps(json.loads(good)))
+    tokens = tmp_path / "000000.tokens"
+    content = tokens.read_bytes()
+    tokens.write_bytes(bytes(len(content)))
+    with pytest.raises(DataError, match=r"000000\.tokens: was changed"):
+        check_digests(tmp_path)
+    tokens.write_bytes(content[:-4])
+    with pytest.raises(DataError, match=r"000000\.tokens: has 16 bytes, the manifest says 20"):
+        open_store(tmp_path)
+    tokens.write_bytes(content)
+    (tmp_path / "000000.ends").write_bytes(np.array([5, 4], dtype="<u8").tobytes())
+    with pytest.raises(DataError, match=r"000000\.ends: does not fit"):
+        open_store(tmp_path)
+    (tmp_path / "000000.ends").unlink()
+    with pytest.raises(DataError, match=r"000000\.ends: No such file"):
+        open_store(tmp_path)

@@ -9,6 +9,7 @@ from cerebras_jais.catalog.chat import chat_template
 from cerebras_jais.data.chat.examples import PromptEncoder, cut_response, without_oldest_turns
 from cerebras_jais.data.chat.prompts import harmless, render
 from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer
+from cerebras_jais.encoding import Encoder
 from tests.cerebras_jais.data.chat.examples import EOS, TOKENIZERS, conversation, conversations, places
 
 
@@ -25,7 +26,7 @@ def folder(kind, tmp_path_factory):
 @pytest.fixture(scope="module")
 def encoder(folder):
     tokenizer = load_tokenizer(folder)
-    return PromptEncoder(tokenizer, end_of_text_id(tokenizer, folder))
+    return PromptEncoder(Encoder(tokenizer), end_of_text_id(tokenizer, folder))
 
 
 @pytest.fixture(scope="module")

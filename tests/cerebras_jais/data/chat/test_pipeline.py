@@ -18,9 +18,11 @@ from cerebras_jais.data.chat.prompts import render
 from cerebras_jais.data.chat.reading import read_conversations, sample_conversations_path
 from cerebras_jais.data.dataset import HDF5Samples
 from cerebras_jais.data.documents import DataError
-from cerebras_jais.data.packing import pack_examples
+from cerebras_jais.data.packing import pack_vsl
 from cerebras_jais.data.shards import recorded_vocabulary
+from cerebras_jais.data.token_store import TRAINED, Store
 from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer
+from cerebras_jais.encoding import Encoder, Tokens
 from tests.cerebras_jais.data.chat.examples import byte_level, conversation, conversations, with_gap
 
 
@@ -32,7 +34,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def encoder(folder):
     tokenizer = load_tokenizer(folder)
-    return PromptEncoder(tokenizer, end_of_text_id(tokenizer, folder))
+    return PromptEncoder(Encoder(tokenizer), end_of_text_id(tokenizer, folder))
 
 
 def examples_in(directory):
@@ -89,16 +91,10 @@ def test_no_attention_and_no_label_crosses_an_example(lengths, seed, window):
     """The mask, built from attention_span as the Model Zoo defines it, against what the tokens say."""
     bounds = np.cumsum([0, *lengths]) + 10
 
-    class InMemory:
-        @property
-        def lengths(self):
-            return np.array(lengths)
-
-        def read(self, index):
-            ids = np.arange(bounds[index], bounds[index + 1], dtype=np.int32)
-            return ids, np.arange(len(ids)) >= len(ids) - 1
-
-    rows = list(pack_examples(InMemory(), 12, 0, seed=seed, window=window))
+    ids = np.arange(bounds[0], bounds[-1], dtype=np.uint32)
+    ids[bounds[1:] - bounds[0] - 1] |= TRAINED  # the last of each
+    store = Store([Tokens(ids, bounds[1:] - bounds[0])])
+    rows = list(pack_vsl(store, 12, 0, marked=True, seed=seed, window=window))
     owner_of = {
         token: number for number, _ in enumerate(lengths) for token in range(bounds[number], bounds[number + 1])
     }
