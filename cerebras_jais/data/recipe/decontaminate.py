@@ -40,7 +40,7 @@ class Evaluation:
 
 
 def read_evaluation(settings: Decontaminate) -> Evaluation:
-    """The runs of all texts of the files; of a SQuAD file the questions too. Raises DataError as reading a source does."""
+    """The runs of all texts of the files; of a SQuAD file the questions too. Raises DataError as a source does."""
     hashes: list[np.ndarray] = [np.empty(0, np.uint64)]
     texts = too_short = 0
     for text in _texts(settings):
@@ -65,7 +65,9 @@ def _questions(file: Path) -> Iterator[str]:
     tree: Any = parse_json(read_text(file, _LARGEST, DataError), str(file), DataError)
     for article in tree["data"]:
         for paragraph in article["paragraphs"]:
-            yield from (str(qa["question"]) for qa in paragraph.get("qas", []) if isinstance(qa, dict) and "question" in qa)
+            yield from (
+                str(qa["question"]) for qa in paragraph.get("qas", []) if isinstance(qa, dict) and "question" in qa
+            )
 
 
 def _refuse(place: str, what: Unreadable) -> None:

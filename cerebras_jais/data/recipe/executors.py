@@ -22,7 +22,6 @@ from datatrove.executor.base import PipelineExecutor
 from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.executor.ray import RayPipelineExecutor
 from datatrove.executor.slurm import SlurmPipelineExecutor
-from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.stats import PipelineStats
 
 from cerebras_jais.data.documents import DataError
@@ -41,10 +40,13 @@ class Stage:
 
     name: str
     tasks: int
-    steps: tuple[PipelineStep, ...]
+    steps: tuple[Callable[[Any, int, int], Any], ...]
+    """Each is given what the one before returns, the task, and their number, as a step of datatrove is."""
+    logs: Path
+    """Where datatrove keeps which of its tasks are done."""
 
 
-class _Tasks(PipelineExecutor):
+class _Tasks(PipelineExecutor):  # type: ignore[misc]  # datatrove has no types
     """One task, as all three executors here carry it out: no traceback of what a user can mend, completion last."""
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> PipelineStats:
@@ -94,16 +96,15 @@ def failure_of(folder: Path) -> str | None:
 # ---- this machine ---------------------------------------------------------------------------------------------------
 
 
-class _Local(_Tasks, LocalPipelineExecutor):
+class _Local(_Tasks, LocalPipelineExecutor):  # type: ignore[misc]  # datatrove has no types
     pass
 
 
-def run_locally(stages: Sequence[Stage], folder: Path, workers: int, progress: Progress) -> None:
+def run_locally(stages: Sequence[Stage], workers: int, progress: Progress) -> None:
     """Carry stages out one behind the other, each task in one of `workers` processes that end with this one."""
     with Workers(workers) as processes:
         for stage in stages:
-            logs = folder / stage.name
-            executor = _Local(list(stage.steps), tasks=stage.tasks, workers=workers, logging_dir=str(logs))
+            executor = _Local(list(stage.steps), tasks=stage.tasks, workers=workers, logging_dir=str(stage.logs))
             left = executor.get_incomplete_ranks()
             done = stage.tasks - len(left)
             progress(stage, done)
@@ -121,7 +122,7 @@ def _run_task(executor: _Local, rank: int) -> None:
 # ---- Slurm ----------------------------------------------------------------------------------------------------------
 
 
-class _Slurm(_Tasks, SlurmPipelineExecutor):
+class _Slurm(_Tasks, SlurmPipelineExecutor):  # type: ignore[misc]  # datatrove has no types
     def launch_merge_stats(self) -> None:
         """The report is made from the files of the tasks, so no job merges datatrove's own counts."""
 
@@ -133,11 +134,13 @@ def submit_to_slurm(stages: Sequence[Stage], folder: Path, run: DataRun, options
     DataError where sbatch is not there or refuses, and where jobs of an earlier call still wait or run.
     """
     if shutil.which("sbatch") is None:
-        raise DataError("sbatch is not on the PATH; start this on a machine that submits to Slurm, or use executor: local")
+        raise DataError(
+            "sbatch is not on the PATH; start this on a machine that submits to Slurm, or use executor: local"
+        )
     record = folder / "slurm_jobs.json"
     if waiting := _still_queued(record):
         raise DataError(
-            f"{shown_path(folder)}: jobs {', '.join(waiting)} of this run still wait or run; let them end, or scancel them"
+            f"{shown_path(folder)}: its jobs {', '.join(waiting)} wait or run; let them end, or scancel them"
         )
     before: _Slurm | None = None
     ids: list[str] = []
@@ -155,7 +158,7 @@ def submit_to_slurm(stages: Sequence[Stage], folder: Path, run: DataRun, options
             sbatch_args=dict(options.options),
             max_array_size=options.largest_array,
             depends=before,
-            logging_dir=str(folder / stage.name),
+            logging_dir=str(stage.logs),
             with_srun=options.srun,
         )
         try:
@@ -182,11 +185,11 @@ def _still_queued(record: Path) -> list[str]:
 # ---- Ray ------------------------------------------------------------------------------------------------------------
 
 
-class _Ray(_Tasks, RayPipelineExecutor):
+class _Ray(_Tasks, RayPipelineExecutor):  # type: ignore[misc]  # datatrove has no types
     pass
 
 
-def run_on_ray(stages: Sequence[Stage], folder: Path, run: DataRun, progress: Progress) -> None:
+def run_on_ray(stages: Sequence[Stage], run: DataRun, progress: Progress) -> None:
     """Carry stages out on a Ray cluster, or on one that is started here and ends with this process."""
     import ray
 
@@ -199,13 +202,12 @@ def run_on_ray(stages: Sequence[Stage], folder: Path, run: DataRun, progress: Pr
         ray.init(address=options.address, log_to_driver=False, logging_level="ERROR", **number)
     try:
         for stage in stages:
-            logs = folder / stage.name
             progress(stage, 0)
             executor = _Ray(
                 list(stage.steps),
                 tasks=stage.tasks,
                 workers=run.workers,
-                logging_dir=str(logs),
+                logging_dir=str(stage.logs),
                 mem_per_cpu_gb=options.memory_gb,
             )
             failure = None
@@ -215,7 +217,7 @@ def run_on_ray(stages: Sequence[Stage], folder: Path, run: DataRun, progress: Pr
                 failure = error
             left = len(executor.get_incomplete_ranks())
             if left:
-                said = failure_of(logs) or (str(failure).strip().splitlines() or ["no reason given"])[-1][:300]
+                said = failure_of(stage.logs) or (str(failure).strip().splitlines() or ["no reason given"])[-1][:300]
                 raise DataError(f"{left} of {stage.tasks} tasks of the stage {stage.name} failed on Ray: {said}")
             progress(stage, stage.tasks)
     finally:

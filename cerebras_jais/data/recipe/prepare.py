@@ -11,11 +11,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datatrove.pipeline.base import PipelineStep
 
 from cerebras_jais.data.clean.cleaner import Cleaned, Cleaner
 from cerebras_jais.data.documents import DataError, Document
@@ -61,21 +59,17 @@ class _Dropped:
             self.lines.append(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-class Prepare(PipelineStep):
-    """Carries out the task of one shard; see the module."""
+@dataclass(frozen=True)
+class Prepare:
+    """Task n carries shard n out; see the module."""
 
-    name = "prepare"
-    type = "DATA"
+    settings: DataRun
+    folder: RunFolder
 
-    def __init__(self, run: DataRun, folder: RunFolder) -> None:
-        super().__init__()
-        self._run, self._folder = run, folder
-
-    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+    def __call__(self, data: Any, rank: int, world_size: int) -> None:
         """Read, clean, hash and tokenise shard `rank`."""
-        tools = _tools_of(self._run)
-        shard, number = self._folder.shard(rank)
-        _ShardTask(self._run, self._folder, tools, shard, rank, number).carry_out()
+        shard, number = self.folder.shard(rank)
+        _ShardTask(self.settings, self.folder, load_tools(self.settings), shard, rank, number).carry_out()
 
 
 @dataclass(frozen=True)
@@ -97,7 +91,8 @@ class _Tools:
 _LOADED: dict[str, _Tools] = {}
 
 
-def _tools_of(run: DataRun) -> _Tools:
+def load_tools(run: DataRun) -> _Tools:
+    """What the tasks of a run need, made once in a process."""
     key = run.model_dump_json()
     if key not in _LOADED:
         _LOADED.clear()
@@ -121,6 +116,7 @@ class _ShardTask:
         self._counts = Counts()
         self._dropped = _Dropped(self._counts, run.kept)
         self._hashes: list[bytes] = []
+        self._sizes: list[tuple[int, int]] = []
         self._signatures = Signatures(tools.minhash) if tools.minhash is not None else None
 
     def carry_out(self) -> None:
@@ -134,6 +130,7 @@ class _ShardTask:
             settings={"digest": self._folder.store_digest},
         )
         assert shard.documents == self._counts.kept
+        write_array(self._folder.sizes(self._rank), np.asarray(self._sizes, np.uint32).reshape(-1, 2))
         if settings.exact != "off":
             hashes = np.frombuffer(b"".join(self._hashes), "<u8").reshape(-1, 2).copy()
             if settings.exact == "within":
@@ -141,7 +138,7 @@ class _ShardTask:
             write_array(self._folder.hashes(self._rank), hashes)
         if self._signatures is not None:
             self._signatures.write(self._folder.signatures, self._rank)
-        self._folder.write_counts(self._rank, self._shard.source, self._counts)
+        self._folder.write_counts(self._rank, {"source": self._shard.source, **vars(self._counts)})
         self._folder.write_dropped(self._rank, self._dropped.lines)
 
     def _tokens(self) -> Iterator[Tokens]:
@@ -168,10 +165,9 @@ class _ShardTask:
     def _cleaned(self, batch: Batch) -> list[Document]:
         counts, cleaner, evaluation = self._counts, self._tools.cleaner, self._tools.evaluation
         documents: list[Document] = []
-        clean = self._source.clean
         counts.read += len(batch)
         for text, language, (part, line) in zip(batch.texts, batch.languages, batch.places, strict=True):
-            found = cleaner(text, language if clean else language or CODE)
+            found = cleaner(text, language)
             if not isinstance(found, Cleaned):
                 where = place(self._shard.parts[part], line)
                 self._dropped.add(found.reason, where, language=found.language, text=text[:_SHOWN])
@@ -196,9 +192,11 @@ class _ShardTask:
             texts = [simplified(document.text) for document in documents]
             values, which = signatures(texts, self._tools.minhash, salt)
             self._signatures.add(values, which + counts.kept)
+        sizes = [(len(content), len(document.text)) for content, document in zip(contents, documents, strict=True)]
+        self._sizes += sizes
         counts.kept += len(documents)
-        counts.bytes += sum(map(len, contents))
-        counts.characters += sum(len(document.text) for document in documents)
+        counts.bytes += sum(size for size, _ in sizes)
+        counts.characters += sum(length for _, length in sizes)
         counts.languages.update(str(document.language) for document in documents)
 
 

@@ -13,7 +13,11 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, fi
 from cerebras_jais.config.base import Count, PathText, Section, Seed, Size, refuse
 from cerebras_jais.config.trainer import problem_of
 from cerebras_jais.config.yaml_file import ConfigError, read_yaml
+from cerebras_jais.data.clean.arabic import MarkOrder, Normalisation
+from cerebras_jais.data.clean.cleaner import CleanerSettings
+from cerebras_jais.data.clean.languages import LETTERS
 from cerebras_jais.data.documents import sample_corpus_path
+from cerebras_jais.encoding import Engine
 from cerebras_jais.ranges import Range
 
 SAMPLE = "sample:"
@@ -69,7 +73,10 @@ Scope = Literal["across", "within", "off"]
 
 
 class Source(Section):
-    """Files of one kind, with the language and the weight that they have in the mixture."""
+    """Files of one kind, with the language and the weight that they have in the mixture.
+
+    The language `code` has the text passed on as it is, neither cleaned nor judged.
+    """
 
     path: Paths
     format: Literal["auto", "txt", "jsonl", "csv", "parquet", "arrow", "squad"] = "auto"
@@ -80,8 +87,6 @@ class Source(Section):
     language_field: str | None = None
     encoding: Annotated[str, AfterValidator(_encoding)] = "utf-8"
     weight: Weight | None = None
-    clean: bool = True
-    """Whether the steps that clean and judge apply; program text is better left alone."""
 
 
 class Deduplicate(Section):
@@ -105,28 +110,62 @@ class Decontaminate(Section):
     words: Annotated[int, _in(Range(2, 100, whole=True))] = 13
 
 
+class Clean(Section):
+    """How characters are repaired and normalised (`clean.arabic.Normalisation` says what each choice does)."""
+
+    mojibake: bool = True
+    normalise: bool = True
+    mark_order: MarkOrder = MarkOrder.SHADDA_FIRST
+    spell_out_signs: bool = False
+    persian_letters: bool = False
+
+
+class Language(Section):
+    """How the language of a document is told, and which are kept."""
+
+    model: str = LETTERS
+    minimum_score: Annotated[float, _in(_SHARE)] = 0.0
+    check: bool = False
+    """Whether a document is dropped whose language is not the one that its source names."""
+    keep: list[str] | None = None
+
+
 class Steps(Section):
     """What happens to a document between its file and the tokenizer."""
 
-    clean: dict[str, Any] | bool = True
-    language: dict[str, Any] = Field(default_factory=dict)
-    quality: str | None = None
+    clean: Clean | None = Clean()
+    language: Language = Language()
+    quality: Literal["jais", "fineweb"] | None = None
     deduplicate: Deduplicate = Deduplicate()
     decontaminate: Decontaminate | None = None
 
-    @field_validator("deduplicate", mode="before")
+    def cleaner_settings(self) -> CleanerSettings:
+        """The same for `clean.cleaner`."""
+        clean, language = self.clean, self.language
+        return CleanerSettings(
+            mojibake=clean is not None and clean.mojibake,
+            normalisation=Normalisation(clean.mark_order, clean.spell_out_signs, clean.persian_letters)
+            if clean is not None and clean.normalise
+            else None,
+            language_model=language.model,
+            minimum_language_score=language.minimum_score,
+            check_language=language.check,
+            languages=None if language.keep is None else tuple(language.keep),
+            quality=self.quality,
+        )
+
+    @field_validator("language", "deduplicate", mode="before")
     @classmethod
     def _null_is_default(cls, value: Any) -> Any:
         return {} if value is None else value
 
 
 class Band(Section):
-    """A share of a phase's tokens from documents of some lengths."""
+    """A share of a phase's tokens from documents of a length, up to the next band."""
 
-    at_least: Annotated[int, _in(Range(0, 2**31 - 1, whole=True))] = 0
+    least: Annotated[int, _in(Range(0, 2**31 - 1, whole=True))]
     """Tokens of a document, the end of text included."""
-    below: Count | None = None
-    share: Annotated[float, _in(_SHARE)]
+    share: Annotated[float, _in(_POSITIVE)]
 
 
 class Phase(Section):
@@ -140,15 +179,8 @@ class Phase(Section):
     tokens: Annotated[int, _in(Range(1, 2**53, whole=True))] | None = None
     """How many; without it as many as there are before the first source is used up."""
     repeats: Annotated[float, _in(Range(1, 1000))] = 1.0
-    """How often a document may come, on average of its source."""
+    """How often a source, or one of its bands, may be seen at most."""
     bands: list[Band] = Field(default_factory=list)
-
-    @field_validator("bands")
-    @classmethod
-    def _bands_share_out(cls, value: list[Band]) -> list[Band]:
-        if value and abs(sum(band.share for band in value) - 1) > 1e-6:
-            raise refuse(f"the shares of the bands sum to {sum(band.share for band in value):g}, not to 1")
-        return value
 
 
 class Slurm(Section):
@@ -183,6 +215,8 @@ class DataRun(Section):
     seed: Seed = 0
     workers: Annotated[int, _in(Range(1, 10_000, whole=True))] = Field(default_factory=lambda: os.cpu_count() or 1)
     executor: Literal["local"] | dict[str, Any] = "local"
+    engine: Engine = Engine.AUTO
+    """What tokenises; all give the same ids."""
     on_error: Literal["stop", "count"] = "stop"
     kept: Annotated[int, _in(Range(0, 100_000, whole=True))] = 100
     """Of the documents dropped for one reason so many are kept to look at."""
@@ -191,12 +225,12 @@ class DataRun(Section):
     @property
     def slurm(self) -> Slurm | None:
         """The settings of Slurm where it does the work."""
-        return Slurm.model_validate(self.executor["slurm"]) if self._engine == "slurm" else None  # type: ignore[index,call-overload]
+        return Slurm.model_validate(self.executor["slurm"]) if self._engine == "slurm" else None  # type: ignore[index]
 
     @property
     def ray(self) -> Ray | None:
         """The settings of Ray where it does the work."""
-        return Ray.model_validate(self.executor["ray"] or {}) if self._engine == "ray" else None  # type: ignore[index,call-overload]
+        return Ray.model_validate(self.executor["ray"] or {}) if self._engine == "ray" else None  # type: ignore[index]
 
     @property
     def _engine(self) -> str:
@@ -209,7 +243,7 @@ class DataRun(Section):
             if len(value) != 1 or next(iter(value)) not in ("slurm", "ray"):
                 raise refuse("must be local, or one mapping named slurm or ray")
             ((name, keys),) = value.items()
-            ({"slurm": Slurm, "ray": Ray}[name]).model_validate(keys or {})
+            (Slurm if name == "slurm" else Ray).model_validate(keys or {})
         return value
 
     @model_validator(mode="after")

@@ -143,7 +143,7 @@ def _opened(file: str) -> Iterator[BinaryIO]:
     with opened as raw:
         suffix = Path(file).suffix
         if suffix == ".gz":
-            yield io.BufferedReader(gzip.GzipFile(fileobj=raw), _BUFFER)  # type: ignore[type-var,return-value]
+            yield io.BufferedReader(gzip.GzipFile(fileobj=raw), _BUFFER)
         elif suffix == ".zst":
             yield io.BufferedReader(_Zstandard(raw), _BUFFER)
         else:

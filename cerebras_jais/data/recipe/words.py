@@ -26,7 +26,11 @@ def _marks(first: int, last: int) -> re.Pattern[str]:
 
 
 # A class with characters beyond U+FFFF is looked through range by range, so they have one of their own.
-_MARKS, _BEYOND, _MARKS_BEYOND = _marks(0, 0xFFFF), re.compile("[\U00010000-\U0010ffff]"), _marks(0x10000, sys.maxunicode)
+_MARKS, _BEYOND, _MARKS_BEYOND = (
+    _marks(0, 0xFFFF),
+    re.compile("[\U00010000-\U0010ffff]"),
+    _marks(0x10000, sys.maxunicode),
+)
 _SPACES = re.compile(" {2,}")
 
 

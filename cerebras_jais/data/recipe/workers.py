@@ -20,6 +20,7 @@ from typing import Any
 from cerebras_jais.errors import UserError
 
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+_PATIENCE = 5.0  # seconds for a worker without work to end by itself
 _LOOKED_EVERY = 0.25  # seconds, where the kernel does not tell
 
 
@@ -50,7 +51,7 @@ class _Worker:
 
 
 class Workers:
-    """A number of processes that carry out tasks; a context, at whose end they are killed and waited for.
+    """A number of processes that carry out tasks; a context, at whose end they are gone.
 
     They are started by `spawn`, from the thread that enters the context: a forked one would share locks and threads of
     libraries with this process. One worker means this process itself.
@@ -64,11 +65,16 @@ class Workers:
     def __enter__(self) -> Workers:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *what: object) -> None:
+        for worker in self._idle:
+            worker.channel.close()  # it ends
+        for worker, _ in self._busy.values():
+            worker.process.kill()
+            worker.channel.close()
         for worker in [*self._idle, *(worker for worker, _ in self._busy.values())]:
+            worker.process.join(_PATIENCE)
             worker.process.kill()
             worker.process.join()
-            worker.channel.close()
         self._idle, self._busy = [], {}
 
     def map(self, function: Callable[[int], None], tasks: Iterable[int]) -> Iterator[int]:
@@ -90,10 +96,10 @@ class Workers:
                 while waiting and len(self._busy) < self._number:
                     self._give(work, waiting.pop())
                 for ready in wait(list(self._busy)):
-                    worker, task = self._busy.pop(ready)
+                    worker, done = self._busy.pop(ready)
                     self._idle.append(worker)
                     _answer_of(worker)
-                    yield task
+                    yield done
         except BaseException:
             self.__exit__()
             raise
