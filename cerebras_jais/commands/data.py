@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 TOO_LONG = ("drop", "cut-turns", "cut-response")  # those of data.chat.examples.TooLong, whose import needs numpy
+ENGINES = ("auto", "fastokens", "tokenizers")  # those of encoding.Engine, whose import does, too
 
 
 @click.group()
@@ -66,6 +68,13 @@ _tokenizer = click.option(
 )
 _output = click.option(
     "--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="New folder to write."
+)
+_engine = click.option(
+    "--engine",
+    type=click.Choice([*ENGINES]),
+    default="auto",
+    show_default=True,
+    help="What encodes text: auto is fastokens where it is installed, which gives the ids of tokenizers faster.",
 )
 _length = click.option("--max-sequence-length", type=Number(SIZE), required=True, help="Tokens per row, e.g. 2048.")
 
@@ -114,6 +123,7 @@ def tokenizer(
 @click.option("--vsl", is_flag=True, help="Pack whole documents that attend to themselves alone (use_vsl: True).")
 @_held_out
 @click.option("--seed", type=Number(SEED), default=0, show_default=True, help="Order of the training documents.")
+@_engine
 def pack(
     texts: tuple[Path, ...],
     tokenizer_dir: Path,
@@ -122,6 +132,7 @@ def pack(
     vsl: bool,
     held_out: int,
     seed: int,
+    engine: str,
 ) -> None:
     """Tokenise text and pack it into the Model Zoo's HDF5 files.
 
@@ -130,22 +141,30 @@ def pack(
     Without --vsl the documents are joined, each followed by the end-of-text token, and cut into rows: no position is
     wasted, but a row can begin inside a document. With --vsl each document stays whole and sees only itself.
     """
-    from cerebras_jais.data.documents import not_held_out
+    from cerebras_jais.data.documents import language_of, not_held_out
     from cerebras_jais.data.pipeline import pack_documents
+    from cerebras_jais.encoding import Engine
 
-    documents, _ = _read(texts, 0)
-    if texts and held_out:
-        _print_note(not_held_out(documents, held_out))
+    languages: Counter[str] = Counter()
+
+    def documents() -> Iterator[Document]:
+        for document in _documents(texts):
+            languages[language_of(document)] += 1
+            yield document
+
     splits = pack_documents(
-        documents,
+        documents(),
         tokenizer_dir,
         max_sequence_length,
         output,
         vsl=vsl,
         held_out=held_out,
         seed=seed,
+        engine=Engine(engine),
         progress=_progress,
     )
+    if texts and held_out:
+        _print_note(not_held_out(languages, held_out))
     for split in splits:
         report = split.report
         click.echo(
@@ -177,6 +196,7 @@ def pack(
 @click.option("--skip-malformed", is_flag=True, help="Count lines that cannot be used instead of stopping.")
 @_held_out
 @click.option("--seed", type=Number(SEED), default=0, show_default=True, help="Order of the examples.")
+@_engine
 def chat(
     files: tuple[Path, ...],
     tokenizer_dir: Path,
@@ -187,6 +207,7 @@ def chat(
     skip_malformed: bool,
     held_out: int,
     seed: int,
+    engine: str,
 ) -> None:
     """Pack conversations into the Model Zoo's HDF5 files: instruction data.
 
@@ -211,6 +232,7 @@ def chat(
     from cerebras_jais.data.chat.pipeline import pack_conversations
     from cerebras_jais.data.chat.reading import read_conversations, sample_conversations_path
     from cerebras_jais.data.documents import DataError
+    from cerebras_jais.encoding import Engine
 
     malformed = Malformed()
     without: list[Path] = []
@@ -235,6 +257,7 @@ def chat(
             too_long=TooLong(too_long),
             held_out=held_out,
             seed=seed,
+            engine=Engine(engine),
             progress=_progress,
         )
     except DataError:
@@ -396,12 +419,20 @@ class Malformed:
 
 def _read(texts: tuple[Path, ...], held_out: int) -> tuple[list[Document], list[Document]]:
     """Return (training, held out) documents of all the paths, of the bundled sample when there are none."""
-    from cerebras_jais.data.documents import passed_over, read_documents, sample_corpus_path, split_held_out
+    from cerebras_jais.data.documents import split_held_out
+
+    documents = list(_documents(texts))
+    return split_held_out(documents, held_out) if held_out else (documents, [])
+
+
+def _documents(texts: tuple[Path, ...]) -> Iterator[Document]:
+    """The documents of all the paths, of the bundled sample when there are none."""
+    from cerebras_jais.data.documents import passed_over, read_documents, sample_corpus_path
 
     for path in texts:
         _print_note(passed_over(path))
-    documents = [document for path in texts or (sample_corpus_path(),) for document in read_documents(path)]
-    return split_held_out(documents, held_out) if held_out else (documents, [])
+    for path in texts or (sample_corpus_path(),):
+        yield from read_documents(path)
 
 
 def _print_note(note: str | None) -> None:

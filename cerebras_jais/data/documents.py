@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -126,9 +126,8 @@ def passed_over(path: str | Path) -> str | None:
     )
 
 
-def not_held_out(documents: Iterable[Document], every: int) -> str | None:
-    """Of which languages `split_held_out` holds nothing out, with the count and the remedy; None where of none."""
-    counts = Counter(language_of(document) for document in documents)
+def not_held_out(counts: Mapping[str, int], every: int) -> str | None:
+    """Of which languages nothing is held out, of so many documents each, and the remedy; None where of none."""
     few = {language: count for language, count in counts.items() if count < every}
     if not few:
         return None
@@ -186,11 +185,6 @@ def split_held_out(documents: Iterable[Document], every: int = 10) -> tuple[list
         seen[language] = seen.get(language, 0) + 1
         (held_out if seen[language] % every == 0 else training).append(document)
     return training, held_out
-
-
-def count_bytes(documents: Sequence[Document]) -> int:
-    """Return the number of UTF-8 bytes of all texts: the denominator of bits per byte."""
-    return sum(len(document.text.encode("utf-8")) for document in documents)
 
 
 def count_words(text: str) -> int:

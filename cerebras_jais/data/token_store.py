@@ -31,6 +31,7 @@ TRAINED = np.uint32(1 << 31)
 """The bit of a stored id that is trained, in a store where some ids are not (conversations)."""
 _TOKEN, _END = np.dtype("<u4"), np.dtype("<u8")
 _WRITTEN_AT_ONCE = 2**20  # tokens
+_ORDERED_AT_ONCE = 2**26
 _NOTHING = Tokens(np.empty(0, _TOKEN), np.empty(0, np.int64))
 _LARGEST_MANIFEST = 256 * MIB
 _MAKE_AGAIN = "delete the folder and make the store again"
@@ -269,6 +270,41 @@ def map_tokens(tokens: Path, ends: Path) -> Tokens:
     if len(found.ids) != last or (np.diff(found.ends, prepend=0) <= 0).any():
         raise DataError(f"{shown_path(ends)}: does not fit {tokens.name}; {_MAKE_AGAIN}")
     return found
+
+
+def in_order(store: Store, order: np.ndarray, folder: Path, at_once: int = _ORDERED_AT_ONCE) -> Store:
+    """Write documents in the order in which they are packed, so that the disk is read and written in long runs.
+
+    First each document goes to the file of its stretch of the order, as the store has it; then each stretch is put in
+    order in memory. The bytes are the same for any `at_once`.
+
+    Args:
+        order: numbers of documents, int [n]; one may come again.
+        folder: an empty one, for two files a stretch.
+        at_once: tokens of a stretch: as many are held, and half as many again.
+    """
+    lengths = store.lengths[order]
+    stretches = (np.cumsum(lengths) - lengths) // at_once
+    places = np.argsort(order, kind="stable")  # in the order of the store
+    held = np.cumsum(lengths[places]) // at_once
+    for group in np.split(places, np.flatnonzero(np.diff(held)) + 1):
+        group = group[np.argsort(stretches[group], kind="stable")]
+        bounds = np.flatnonzero(np.diff(stretches[group])) + 1
+        for members in np.split(group, bounds) if len(group) else ():
+            with (folder / f"{stretches[members[0]]}.scattered").open("ab") as file:
+                file.writelines(ids.data for ids in store.slices(order[members]))
+    parts = []
+    for stretch in np.unique(stretches):
+        members = places[stretches[places] == stretch]
+        scattered_file = folder / f"{stretch}.scattered"
+        scattered = Store([Tokens(np.fromfile(scattered_file, _TOKEN), np.cumsum(lengths[members]))])
+        files = folder / f"{stretch}.tokens", folder / f"{stretch}.ends"
+        with TokenWriter(*files) as writer:
+            for part in np.array_split(np.argsort(members), max(1, scattered.tokens // _WRITTEN_AT_ONCE)):
+                writer.extend(Tokens(np.concatenate(scattered.slices(part)), np.cumsum(scattered.lengths[part])))
+        scattered_file.unlink()
+        parts.append(map_tokens(*files))
+    return Store(parts)
 
 
 def check_digests(folder: str | Path) -> None:

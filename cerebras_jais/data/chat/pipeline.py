@@ -25,16 +25,12 @@ from cerebras_jais.data.chat.examples import (
 )
 from cerebras_jais.data.chat.prompts import Rendered, render
 from cerebras_jais.data.chat.reading import Conversation, read_conversations
-from cerebras_jais.data.dataset import SAMPLES_PER_FILE, DataParameters, check_new_folder, write_hdf5
+from cerebras_jais.data.dataset import DataParameters, check_new_folder
 from cerebras_jais.data.documents import DataError, check_held_out, lines_of, object_in
-from cerebras_jais.data.packing import pack_vsl
-from cerebras_jais.data.pipeline import HELD_OUT_FILE, PackedSplit, batches
-from cerebras_jais.data.token_store import TRAINED, Store, TokenWriter, map_tokens
+from cerebras_jais.data.pipeline import HELD_OUT_FILE, TRAIN, PackedSplit, Split, batches, pack_store
+from cerebras_jais.data.token_store import TRAINED
 from cerebras_jais.data.tokenizer import DECODED_AGAIN, end_of_text_id, load_tokenizer, vocabulary_size
 from cerebras_jais.encoding import Encoder, Engine
-
-_TRAIN = "train"
-_POSITIONS_PER_FILE = 2**22  # a file is made in memory, of 20 bytes a position
 
 
 @dataclass
@@ -60,31 +56,6 @@ class _Read(NamedTuple):
     n_bytes: int
     characters: int
     digest: bytes
-
-
-@dataclass
-class _Split:
-    """A data directory while its examples are collected: their tokens are written to `file`.tokens and `file`.ends."""
-
-    file: Path
-    n_bytes: int = 0
-    characters: int = 0
-
-    def __post_init__(self) -> None:
-        self._files = self.file.with_suffix(".tokens"), self.file.with_suffix(".ends")
-        self.writer = TokenWriter(*self._files)
-
-    def append(self, example: Example, read: _Read) -> None:
-        stored = example.ids.copy()
-        stored[example.trained] |= TRAINED
-        self.writer.append(stored)
-        self.n_bytes += read.n_bytes
-        self.characters += read.characters
-
-    def store(self) -> Store:
-        """What was written; nothing more can be."""
-        self.writer.close()
-        return Store([map_tokens(*self._files)])
 
 
 def pack_conversations(
@@ -130,7 +101,6 @@ def pack_conversations(
         for name, split in splits.items():
             store = split.store()
             order = np.random.default_rng(seed).permutation(len(store))
-            rows = pack_vsl(store, max_sequence_length, encoder.eos_id, order=order, marked=True, seed=seed)
             metadata = DataParameters(
                 vocab_size=vocabulary_size(loaded),
                 eos_id=encoder.eos_id,
@@ -138,14 +108,23 @@ def pack_conversations(
                 tokenizer=str(tokenizer),
                 output_dir=name,
                 source="conversations",
-                documents=len(store),
+                documents=split.documents,
                 raw_bytes=split.n_bytes,
                 raw_characters=split.characters,
                 mode="finetuning",
             )
-            per_file = max(1, min(SAMPLES_PER_FILE, _POSITIONS_PER_FILE // max_sequence_length))
-            write_hdf5(hidden / name, rows, metadata=metadata, samples_per_file=per_file)
-            packed.append(PackedSplit(name, output / name, len(store), split.n_bytes, rows.report))
+            report = pack_store(
+                store,
+                order,
+                max_sequence_length,
+                hidden / name,
+                metadata,
+                scratch=waiting,
+                vsl=True,
+                marked=True,
+                seed=seed,
+            )
+            packed.append(PackedSplit(name, output / name, split.documents, split.n_bytes, report))
         shutil.rmtree(waiting)
     return packed, counts
 
@@ -168,9 +147,9 @@ def _collect(
     too_long: TooLong,
     held_out: int,
     counts: Counts,
-) -> dict[str, _Split]:
+) -> dict[str, Split]:
     """Encode all conversations into stores, one for each split, train first; write those held out."""
-    splits = {_TRAIN: _Split(waiting / "0")}
+    splits = {TRAIN: Split(TRAIN, waiting / "0")}
     shortest = 0
     with (folder / HELD_OUT_FILE).open("w", encoding="utf-8", newline="\n") as kept:
         seen: set[bytes] = set()
@@ -195,14 +174,16 @@ def _collect(
                     shortest = min(shortest or len(example.ids), len(example.ids))
                     continue
                 read, kept_example = fitted
-                if split is not splits[_TRAIN]:
+                if split is not splits[TRAIN]:
                     _write(kept, read.conversation)
-                split.append(kept_example, read)
-    if not splits[_TRAIN].characters:
+                stored = kept_example.ids.copy()
+                stored[kept_example.trained] |= TRAINED
+                split.add(stored, read.n_bytes, read.characters)
+    if not splits[TRAIN].documents:
         raise DataError(_nothing_left(counts, shortest, max_sequence_length))
     if not (folder / HELD_OUT_FILE).stat().st_size:
         (folder / HELD_OUT_FILE).unlink()
-    return {name: split for name, split in splits.items() if split.characters}
+    return {name: split for name, split in splits.items() if split.documents}
 
 
 def _unique(conversations: Iterable[Conversation], seen: set[bytes], counts: Counts) -> Iterator[_Read]:
@@ -231,15 +212,15 @@ def _examples(batch: list[_Read], encoder: PromptEncoder) -> list[Example]:
 
 
 def _split_of(
-    conversation: Conversation, held_out: int, counts: Counts, splits: dict[str, _Split], waiting: Path
-) -> _Split:
+    conversation: Conversation, held_out: int, counts: Counts, splits: dict[str, Split], waiting: Path
+) -> Split:
     """The split of the next conversation: every `held_out`-th of a language is held out, by order alone."""
     counts.by_language[conversation.language] += 1
     if not held_out or counts.by_language[conversation.language] % held_out:
-        return splits[_TRAIN]
+        return splits[TRAIN]
     name = f"held_out/{conversation.language}"
     if name not in splits:
-        splits[name] = _Split(waiting / str(len(splits)))
+        splits[name] = Split(name, waiting / str(len(splits)))
     return splits[name]
 
 

@@ -61,7 +61,7 @@ def test_packed_data_holds_every_document(documents, tokenizer_dir, tmp_path, vs
         assert (split.documents, split.n_bytes) == (len(own), sum(len(t.encode()) for t in own))
     assert [p.name for p in tmp_path.iterdir()] == ["packed"]
     params = json.loads((tmp_path / "packed/train/data_params.json").read_text(encoding="utf-8"))
-    assert params["setup"]["output_dir"] == str(tmp_path / "packed/train")
+    assert params["setup"]["output_dir"] == "train"
     assert params["setup"]["data"]["source"] == str(sample_corpus_path())
 
 
