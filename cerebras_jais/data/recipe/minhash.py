@@ -10,16 +10,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cerebras_jais.data.recipe.words import word_bounds
+from cerebras_jais.errors import UserError
 
 _PRIME = np.uint64((1 << 61) - 1)
 _BITS = np.uint64(61)
 _AT_ONCE = 32_768  # runs of words, whose numbers stay in the cache of a core
 _SEED = 1  # datatrove's default
+_LANGUAGES = {"ar": "arb_Arab", "en": "eng_Latn", "fa": "pes_Arab", "ur": "urd_Arab"}
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,41 @@ def signatures(texts: Sequence[str], config: MinHash, salt: int = 0) -> tuple[np
         _smallest(runs[first:last], config, np.uint64(salt), found[first:last])
         first = last
     return found, np.asarray(which, np.int64)
+
+
+def datatrove_signatures(
+    texts: Sequence[str], languages: Sequence[str | None], config: MinHash
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same of whole texts by datatrove's own first stage, whose words are spaCy's; UserError without spaCy."""
+    values: list[np.ndarray] = []
+    which: list[int] = []
+    for number, (text, language) in enumerate(zip(texts, languages, strict=True)):
+        stage = _first_stage(_LANGUAGES.get(language or "", "eng_Latn"), config)
+        shingles = stage.get_shingles(text)
+        if len(shingles):
+            values.append(np.concatenate([np.asarray(bucket, np.uint64) for bucket in stage.get_signature(shingles)]))
+            which.append(number)
+    found = np.stack(values) if values else np.empty((0, config.buckets * config.hashes), np.uint64)
+    return found, np.asarray(which, np.int64)
+
+
+@cache
+def _first_stage(language: str, config: MinHash) -> Any:
+    from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignature
+    from xxhash import xxh64_intdigest
+
+    settings = MinhashConfig(
+        n_grams=config.words, num_buckets=config.buckets, hashes_per_bucket=config.hashes, seed=_SEED
+    )
+    try:
+        stage = MinhashDedupSignature(os.devnull, config=settings, language=language)
+    except ImportError as error:
+        raise UserError(
+            f"deduplicate: engine datatrove splits words with a package that is not installed ({error}); pip install "
+            "spacy, or take the engine fast"
+        ) from error
+    stage._hash_func = lambda run: xxh64_intdigest(run.encode("utf-8"))  # xxhash 4 takes no str
+    return stage
 
 
 def _smallest(runs: Sequence[np.ndarray], config: MinHash, salt: np.uint64, out: np.ndarray) -> None:

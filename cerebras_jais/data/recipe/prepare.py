@@ -20,7 +20,7 @@ from cerebras_jais.data.documents import DataError, Document
 from cerebras_jais.data.recipe.decontaminate import Evaluation, read_evaluation
 from cerebras_jais.data.recipe.folder import RunFolder, write_array
 from cerebras_jais.data.recipe.inputs import Shard
-from cerebras_jais.data.recipe.minhash import MinHash, Signatures, signatures
+from cerebras_jais.data.recipe.minhash import MinHash, Signatures, datatrove_signatures, signatures
 from cerebras_jais.data.recipe.settings import DataRun, Source
 from cerebras_jais.data.recipe.sources import Batch, Unreadable, place, read_shard
 from cerebras_jais.data.recipe.words import simplified
@@ -188,9 +188,15 @@ class _ShardTask:
         if settings.exact != "off":
             self._hashes += map(xxh3_128_digest, contents)
         if self._signatures is not None and self._tools.minhash is not None:
-            salt = _salt(self._shard.source) if settings.near == "within" else 0
-            texts = [simplified(document.text) for document in documents]
-            values, which = signatures(texts, self._tools.minhash, salt)
+            if settings.engine == "datatrove":
+                languages = [document.language for document in documents]
+                values, which = datatrove_signatures(
+                    [document.text for document in documents], languages, self._tools.minhash
+                )
+            else:
+                salt = _salt(self._shard.source) if settings.near == "within" else 0
+                texts = [simplified(document.text) for document in documents]
+                values, which = signatures(texts, self._tools.minhash, salt)
             self._signatures.add(values, which + counts.kept)
         sizes = [(len(content), len(document.text)) for content, document in zip(contents, documents, strict=True)]
         self._sizes += sizes

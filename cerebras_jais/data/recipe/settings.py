@@ -100,6 +100,14 @@ class Deduplicate(Section):
     buckets: Annotated[int, _in(Range(1, 1000, whole=True))] = 14
     hashes: Annotated[int, _in(Range(1, 1000, whole=True))] = 8
 
+    @model_validator(mode="after")
+    def _within_by_the_fast_engine(self) -> Deduplicate:
+        if self.engine == "datatrove" and self.near == "within":
+            raise refuse(
+                "datatrove's first stage looks across sources; give `near: across`, or the engine fast", "near"
+            )
+        return self
+
 
 class Decontaminate(Section):
     """Documents that hold a run of words of an evaluation set are dropped."""

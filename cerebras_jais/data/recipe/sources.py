@@ -326,16 +326,17 @@ def _read_csv(part: Part, source: Source) -> Iterator[Entry]:
         while True:
             try:
                 row = next(rows, None)
+                number = rows.reader.line_num
             except csv.Error as error:
-                yield Unreadable("not-csv", rows.line_num, f"not valid CSV ({error})")
+                yield Unreadable("not-csv", rows.reader.line_num, f"not valid CSV ({error})")
                 if "field limit" in str(error):
                     return
                 continue
             if row is None:
                 return
-            found = _entry(row.get(source.text), row.get(source.language_field or ""), source, rows.line_num)
+            found = _entry(row.get(source.text), row.get(source.language_field or ""), source, number)
             if isinstance(found, tuple) and not found[0].isascii() and any(ord(c) in _HALVES for c in found[0]):
-                found = Unreadable("encoding", rows.line_num, f"not {source.encoding}; give its `encoding`")
+                found = Unreadable("encoding", number, f"not {source.encoding}; give its `encoding`")
             yield found
 
 

@@ -34,7 +34,7 @@ def write_lines(file, entries):
 
 
 def write_corpus(folder, copies=1, seed=0):
-    """Sources of three languages in several files each: sentences of the sample in new orders, with exact duplicates."""
+    """Sources of three languages in several files each: the sample, its sentences in new orders, exact duplicates."""
     draw = random.Random(seed)
     for language in ("ar", "en", "code"):
         texts = [document.text for document in documents() if document.language == language]
