@@ -17,6 +17,16 @@ def xquad_files():
     return [Path(folder, f"xquad.{language}.json") for language in LANGUAGES]
 
 
+def xquad_texts():
+    """The Arabic and English contexts and questions of XQuAD, 1,430 texts of each language."""
+    texts = []
+    for file in xquad_files():
+        for article in json.loads(file.read_text(encoding="utf-8"))["data"]:
+            for paragraph in article["paragraphs"]:
+                texts += [paragraph["context"], *(qa["question"] for qa in paragraph["qas"])]
+    return texts
+
+
 def write_xquad_conversations(path):
     """Each question with its answer as one line, and all those of a paragraph as one of several turns; their number."""
     lines = []

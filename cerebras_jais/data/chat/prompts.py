@@ -13,7 +13,8 @@ from jinja2.parser import Parser
 from jinja2.runtime import Macro
 
 from cerebras_jais.catalog.chat import chat_template
-from cerebras_jais.data.documents import DataError, detect_language
+from cerebras_jais.data.clean.languages import is_arabic_script
+from cerebras_jais.data.documents import DataError
 
 LANGUAGES = ("ar", "en")  # those of the prompts
 _MOST_KEPT = 100  # messages of a conversation whose prompt is kept for the next of the same roles
@@ -46,7 +47,8 @@ def prompt_language(messages: Sequence[Message]) -> str:
     So "Translate مرحبا" has an English prompt and "ترجم كلمة welcome" an Arabic one (8 letters of 15). A message
     without letters has an English prompt.
     """
-    return detect_language(next(message.content for message in reversed(messages) if message.role == "user"))
+    last = next(message.content for message in reversed(messages) if message.role == "user")
+    return "ar" if is_arabic_script(last) else "en"
 
 
 def harmless(text: str) -> str:

@@ -34,8 +34,9 @@ LETTERS = (
     "\u0750-\u077f\u0870-\u0887\u0889-\u088e\u08a0-\u08c9"
 )
 
+_COMBINING_HAMZAS = "\u0653\u0654\u0655"  # madda above, hamza above, hamza below
 # Signs rather than spellings; NFKC makes whole phrases of them (of U+FDFC, the rial sign, one with a Persian yeh).
-_SIGNS = "\ufdfa\ufdfb\ufdfc"
+_SIGNS = re.compile("[\ufdfa\ufdfb\ufdfc]")
 
 
 class MarkOrder(StrEnum):
@@ -64,18 +65,18 @@ class Normalisation:
 
 def _shown_letters(form: str) -> str:
     """The letters that a presentation form shows; a form of a mark alone, which NFKC sets on a space, is the mark."""
-    return unicodedata.normalize("NFKC", form).replace(" ", "")
+    return unicodedata.normalize("NFKC", form).lstrip(" ")
 
 
 def _forms() -> dict[str, str]:
     forms = map(chr, (*range(0xFB50, 0xFE00), *range(0xFE70, 0xFEFD)))
-    return {form: _shown_letters(form) for form in forms if unicodedata.decomposition(form)}
+    return {form: _shown_letters(form) for form in forms if unicodedata.decomposition(form) and not _SIGNS.match(form)}
 
 
 def _hamza_forms() -> dict[str, str]:
     """Letter and combining madda or hamza, to the one character they are canonically."""
     pairs = {unicodedata.normalize("NFD", chr(code)): chr(code) for code in range(0x0600, 0x0700)}
-    return {pair: letter for pair, letter in pairs.items() if len(pair) == 2 and pair[1] in "\u0653\u0654\u0655"}
+    return {pair: letter for pair, letter in pairs.items() if len(pair) == 2 and pair[1] in _COMBINING_HAMZAS}
 
 
 _FORMS = _forms()
@@ -90,26 +91,30 @@ _NAMES: dict[str, str] = (
     | dict.fromkeys(_FORMS, "presentation_forms")
     | {ZERO_WIDTH_SPACE: "zero_width_spaces"}
 )
-_TABLE = str.maketrans(dict.fromkeys(_NAMES, "") | dict.fromkeys(_LINE_ENDS, "\n") | _FORMS)
-_TABLE_BUT_SIGNS = {code: text for code, text in _TABLE.items() if chr(code) not in _SIGNS}
+_REPLACEMENTS: dict[str, str] = dict.fromkeys(_NAMES, "") | dict.fromkeys(_LINE_ENDS, "\n") | _FORMS
 
-_TRANSLATED = re.compile(f"[{re.escape(''.join(_NAMES))}]")
+_REPLACED = re.compile(f"[{re.escape(''.join(_NAMES))}]")
 _PARTING_BYTE_ORDER_MARKS = re.compile(f"(?<=[\\w{MARKS}]){BYTE_ORDER_MARK}+(?=\\w)")
-_COMPOSABLE = re.compile(f"([{''.join(sorted({pair[0] for pair in _HAMZA_FORMS}))}])([{TASHKEEL}]*)([\u0653-\u0655])")
-_SHADDA_AFTER_VOWEL = re.compile(f"{SHADDA}*[\u064b-\u0650\u0652\u0670]+{SHADDA}[{TASHKEEL}]*")
+_COMPOSABLE = re.compile(
+    f"([{''.join(sorted({pair[0] for pair in _HAMZA_FORMS}))}])([{TASHKEEL}]*)([{_COMBINING_HAMZAS}])"
+)
+_VOWEL_BEFORE_SHADDA = re.compile(f"[\u064b-\u0650\u0652\u0670]{SHADDA}")
+_MARKS_WITH_SHADDA = re.compile(f"[{TASHKEEL}]+{SHADDA}[{TASHKEEL}]*")
 _JOINERS = re.compile(f"[{JOINERS}]+")
-_TATWEEL = re.compile(f"(?<=[{LETTERS}{MARKS}]){TATWEEL}+(?=[{LETTERS}]|{TATWEEL}[{MARKS}])")
+_INNER_TATWEEL = re.compile(f"{TATWEEL}(?<=[{LETTERS}{MARKS}]{TATWEEL}){TATWEEL}*(?=[{LETTERS}]|{TATWEEL}[{MARKS}])")
 _PERSIAN_ONLY = re.compile("[\u067e\u0686\u0698\u06af]")
 _PERSIAN_FORMS = re.compile("[\u06cc\u06a9]")
-_ARABIC_FOR_PERSIAN = str.maketrans("\u06cc\u06a9", "\u064a\u0643")
+_ARABIC_FOR_PERSIAN = {"\u06cc": "\u064a", "\u06a9": "\u0643"}
 
 
 def normalise(text: str, language: str | None, settings: Normalisation, changes: Counter[str]) -> str:
     """Return the normalised text; counts into `changes`, by name, the characters (or runs of them) that changed."""
-    if found := _TRANSLATED.findall(text):
-        kept = "" if settings.spell_out_signs else _SIGNS
-        changes.update(_NAMES[char] for char in found if char not in kept)
-        text = text.replace("\r\n", "\n").translate(_TABLE if settings.spell_out_signs else _TABLE_BUT_SIGNS)
+    if found := _REPLACED.findall(text):
+        changes.update(map(_NAMES.__getitem__, found))
+        text = _REPLACED.sub(_replacement, text.replace("\r\n", "\n"))
+    if settings.spell_out_signs:
+        text, signs = _SIGNS.subn(lambda sign: _shown_letters(sign[0]), text)
+        changes["signs"] += signs
     if BYTE_ORDER_MARK in text:
         changes["byte_order_marks"] += text.count(BYTE_ORDER_MARK)
         # Where nothing else parts two words, as between joined files, a space does.
@@ -118,24 +123,36 @@ def normalise(text: str, language: str | None, settings: Normalisation, changes:
         joiners = text.count("\u200c") + text.count("\u200d")
         text = _JOINERS.sub(_joiners_between_letters, text)
         changes["joiners"] += joiners - text.count("\u200c") - text.count("\u200d")
+    if settings.persian_letters and language == "ar" and not _PERSIAN_ONLY.search(text):
+        text, forms = _PERSIAN_FORMS.subn(lambda form: _ARABIC_FOR_PERSIAN[form[0]], text)
+        changes["persian_letters"] += forms
     if settings.mark_order is MarkOrder.NFC:
         if not unicodedata.is_normalized("NFC", text):
             changes["nfc"] += 1
             text = unicodedata.normalize("NFC", text)
     elif settings.mark_order is MarkOrder.SHADDA_FIRST:
-        text, composed = _COMPOSABLE.subn(lambda found: _HAMZA_FORMS[found[1] + found[3]] + found[2], text)
-        changes["composed"] += composed
-        if SHADDA in text:
-            text, reordered = _SHADDA_AFTER_VOWEL.subn(_shadda_first, text)
+        if any(mark in text for mark in _COMBINING_HAMZAS):
+            length = len(text)
+            text = _COMPOSABLE.sub(_composed, text)
+            changes["composed"] += length - len(text)
+        if _VOWEL_BEFORE_SHADDA.search(text):
+            text, reordered = _MARKS_WITH_SHADDA.subn(_shadda_first, text)
             changes["mark_order"] += reordered
     if TATWEEL in text:
         tatweels = text.count(TATWEEL)
-        text = _TATWEEL.sub("", text)
+        text = _INNER_TATWEEL.sub("", text)
         changes["tatweel"] += tatweels - text.count(TATWEEL)
-    if settings.persian_letters and language == "ar" and not _PERSIAN_ONLY.search(text):
-        changes["persian_letters"] += len(_PERSIAN_FORMS.findall(text))
-        text = text.translate(_ARABIC_FOR_PERSIAN)
     return text
+
+
+def _replacement(found: re.Match[str]) -> str:
+    return _REPLACEMENTS[found[0]]
+
+
+def _composed(found: re.Match[str]) -> str:
+    letter, between, mark = found.groups()
+    form = _HAMZA_FORMS.get(letter + mark)
+    return found[0] if form is None else form + between
 
 
 def _shadda_first(marks: re.Match[str]) -> str:
@@ -144,9 +161,9 @@ def _shadda_first(marks: re.Match[str]) -> str:
 
 
 def _joiners_between_letters(run: re.Match[str]) -> str:
-    """The joiners themselves where they stand between letters or between the parts of an emoji, else nothing."""
+    """The joiners themselves where they stand between letters or digits, or parts of an emoji, else nothing."""
     before, after = run.string[run.start() - 1 : run.start()], run.string[run.end() : run.end() + 1]
-    joins = before and after and _kind(before) in "LMS" and _kind(after) in "LS"
+    joins = before and after and _kind(before) in "LMNS" and _kind(after) in "LNS"
     return run[0] if joins else ""
 
 

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cerebras_jais.data.clean.arabic import Normalisation, normalise
-from cerebras_jais.data.clean.languages import LETTERS, language_detector
+from cerebras_jais.data.clean.languages import BY_LETTERS, language_detector
+from cerebras_jais.data.clean.lines import without_page_lines, without_symbol_lines
 from cerebras_jais.data.clean.mojibake import repair_mojibake
 from cerebras_jais.data.clean.presets import preset
 from cerebras_jais.data.clean.quality import Reason, find_reason
@@ -35,7 +36,7 @@ class CleanerSettings:
 
     mojibake: bool = True
     normalisation: Normalisation | None = field(default_factory=Normalisation)
-    language_model: str = LETTERS
+    language_model: str = BY_LETTERS
     minimum_language_score: float = 0.0
     check_language: bool = False
     languages: tuple[str, ...] | None = None
@@ -91,8 +92,16 @@ class Cleaner:
                     return Dropped(Reason.EMPTY, language)
         if settings.languages is not None and language not in settings.languages:
             return Dropped(Reason.UNWANTED_LANGUAGE, language)
-        if language in self._rules and (reason := find_reason(text, self._rules[language], language=language)):
-            return Dropped(reason, language)
+        if rules := self._rules.get(language):
+            if rules.page is not None:
+                prose = without_page_lines(text, rules.page, changes)
+                if isinstance(prose, Reason):
+                    return Dropped(prose, language)
+                text = prose
+            if reason := find_reason(text, language, rules):
+                return Dropped(reason, language)
+            if rules.symbols:
+                text = without_symbol_lines(text, rules.symbols, changes)
         return Cleaned(text, language, +changes)
 
 

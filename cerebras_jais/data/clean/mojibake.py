@@ -13,8 +13,6 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 
-from cerebras_jais.data.clean.languages import count_arabic
-
 
 @dataclass(frozen=True)
 class _Misreading:
@@ -42,18 +40,20 @@ def _misreading(code_page: str) -> _Misreading:
     )
     return _Misreading(
         {ord(char): byte for byte, chars in spelt.items() for char in chars},
-        re.compile(f"(?:{any_of(0xD8, 0xD9)}{tail}){{2}}"),
+        re.compile(2 * (any_of(0xD8, 0xD9) + tail)),
         re.compile(f"{character}(?:[\x00-\x7f]*{character})*"),
     )
 
 
+# The letters and vowel marks of Arabic itself: Windows-1256 shows some of the bytes as letters of Persian and Urdu.
+_ARABIC = re.compile("[\u0621-\u063a\u0641-\u0652\u0670]")
 _MISREADINGS = (_misreading("cp1256"), _misreading("cp1252"))
 
 
 def repair_mojibake(text: str, changes: Counter[str]) -> str:
-    """Return the text with each damaged run read back, also one damaged twice; counts the runs as "mojibake".
+    """Return the text with each damaged run read back, until none is left; counts the runs as "mojibake".
 
-    A run is replaced only if its bytes are strictly valid UTF-8 and it then has a larger share of Arabic letters.
+    A run is replaced only if its bytes are strictly valid UTF-8 and the share of Arabic in it rises.
     """
     for misreading in _MISREADINGS:
         if misreading.sign.search(text):
@@ -71,7 +71,7 @@ def _read_back(misreading: _Misreading, changes: Counter[str], found: re.Match[s
         read = bytes(misreading.to_byte.get(ord(char), ord(char)) for char in run).decode("utf-8")
     except UnicodeDecodeError:
         return run
-    if count_arabic(read) * len(run) <= count_arabic(run) * len(read):
+    if len(_ARABIC.findall(read)) * len(run) <= len(_ARABIC.findall(run)) * len(read):
         return run
     changes["mojibake"] += 1
     return read

@@ -17,6 +17,22 @@ Shares = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
+class PageRules:
+    """Which lines of a web page are prose (C4); the others are removed before the page is judged.
+
+    A line stays if it ends a sentence or a quotation, has `minimum_words` parted by white space, of at most
+    `longest_word` characters, and none of the phrases `removed`. A page with one of the phrases `refused`, or with
+    fewer sentences left than `minimum_sentences`, is dropped. Phrases are in lower case.
+    """
+
+    minimum_words: int
+    longest_word: int
+    minimum_sentences: int
+    removed: tuple[str, ...]
+    refused: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Script:
     """A document's size, and how much of it is in the script that its language is written in.
 
@@ -90,12 +106,17 @@ class Words:
 
 @dataclass(frozen=True)
 class Rules:
-    """The rules for the documents of one language, applied in this order."""
+    """The rules for the documents of one language, applied in this order.
 
+    symbols: lines of nothing but these characters and spaces are removed from a document that has kept the rules.
+    """
+
+    page: PageRules | None = None
     script: Script | None = None
     repetition: Repetition | None = None
     lines: Lines | None = None
     words: Words | None = None
+    symbols: str = ""
 
 
 def _words(listed: str) -> frozenset[str]:
@@ -147,6 +168,7 @@ FINEWEB2_ARABIC = Rules(
         minimum_stop_words=2,
         stop_words=_words("، في من على إلى عام أن مع أو هو عن التي كان بين ما كانت هي المتحدة بعد"),
     ),
+    symbols="|",
 )
 FINEWEB_ENGLISH = Rules(repetition=GOPHER_REPETITION, lines=FINEWEB_LINES, words=GOPHER_WORDS)
 
@@ -155,9 +177,34 @@ JAIS_ARABIC = Rules(
     script=Script(minimum_words=20, maximum_words=100_000, longest_word=100, minimum_letters=0.6, minimum_lines=0.5)
 )
 
+# Published: Raffel et al. 2020, arXiv 1910.10683, section 2.2; the longest word and the phrases of policies come from
+# its code in TensorFlow Datasets. The Arabic phrases are assumed. Citations in brackets are not removed.
+C4 = Rules(
+    page=PageRules(
+        minimum_words=3,
+        longest_word=1000,
+        minimum_sentences=5,
+        removed=(
+            "javascript",
+            "terms of use",
+            "privacy policy",
+            "cookie policy",
+            "uses cookies",
+            "use of cookies",
+            "use cookies",
+            "جافا سكريبت",
+            "شروط الاستخدام",
+            "سياسة الخصوصية",
+            "ملفات تعريف الارتباط",
+        ),
+        refused=("lorem ipsum", "{"),
+    )
+)
+
 PRESETS: Mapping[str, Mapping[str, Rules]] = MappingProxyType(
     {
         "jais": {"ar": JAIS_ARABIC},
+        "c4": {"ar": C4, "en": C4},
         "fineweb": {"ar": FINEWEB2_ARABIC, "en": FINEWEB_ENGLISH},
     }
 )

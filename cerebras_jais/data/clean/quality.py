@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from itertools import accumulate
 
-from cerebras_jais.data.clean.languages import count_arabic, count_latin, count_letters
+from cerebras_jais.data.clean.languages import count_letters
 from cerebras_jais.data.clean.ngrams import duplicate_ngram_characters, repeated_ngrams, top_ngram_characters
 from cerebras_jais.data.clean.presets import Lines, Repetition, Rules, Script, Words
 from cerebras_jais.data.clean.words import split_words
@@ -26,6 +26,8 @@ class Reason(StrEnum):
     LONE_SURROGATE = "lone-surrogate"
     OTHER_LANGUAGE = "other-language"  # than its source says
     UNWANTED_LANGUAGE = "unwanted-language"
+    REFUSED_PHRASE = "refused-phrase"
+    TOO_FEW_SENTENCES = "too-few-sentences"
     TOO_FEW_WORDS = "too-few-words"
     TOO_MANY_WORDS = "too-many-words"
     LONG_WORD = "long-word"
@@ -63,25 +65,26 @@ SYMBOLS = (
     + "\u3001\u3002\u3008\u3009\u300a\u300b\u300c\u300d\u3010\u3011\uff05\uff08\uff09\uff0c\uff11\uff1a\uff1b\uff5e"
     + "".join(sorted(TERMINAL))
 )
-_ELLIPSES = ("...", "\u2026")
+ELLIPSES = ("...", "\u2026")
 _BULLETS = ("\u2022", "-")
 _PARAGRAPH_BREAK = re.compile(r"\n{2,}")
 _LINE_BREAK = re.compile(r"\n+")
 
-Splitter = Callable[[str], Sequence[str]]
+Splitter = Callable[[str, str], Sequence[str]]
+"""A function from a text and its language to its words."""
 
 
-def find_reason(text: str, rules: Rules, split: Splitter = split_words, language: str = "ar") -> Reason | None:
-    """Return the reason of the first rule that a text breaks, None if it keeps all; `split` gives its words."""
-    return next(_reasons(text, rules, split, language), None)
+def find_reason(text: str, language: str, rules: Rules, split: Splitter = split_words) -> Reason | None:
+    """Return the reason of the first rule that a text in a language breaks, None if it keeps all."""
+    return next(_reasons(text, language, rules, split), None)
 
 
-def _reasons(text: str, rules: Rules, split: Splitter, language: str) -> Iterator[Reason]:
+def _reasons(text: str, language: str, rules: Rules, split: Splitter) -> Iterator[Reason]:
     if rules.script is not None:
-        yield from _script(text, rules.script, language)
+        yield from _script(text, language, rules.script)
     if rules.repetition is not None:
         yield from _repeated_parts(text, rules.repetition)
-    words = split(text)
+    words = split(text, language)
     if not words:
         yield Reason.EMPTY
     if rules.repetition is not None:
@@ -100,7 +103,7 @@ def _below(value: float, least: float | None) -> bool:
     return least is not None and value < least
 
 
-def _script(text: str, rules: Script, language: str) -> Iterator[Reason]:
+def _script(text: str, language: str, rules: Script) -> Iterator[Reason]:
     lengths = list(map(len, text.split()))
     if _below(len(lengths), rules.minimum_words):
         yield Reason.TOO_FEW_WORDS
@@ -108,14 +111,17 @@ def _script(text: str, rules: Script, language: str) -> Iterator[Reason]:
         yield Reason.TOO_MANY_WORDS
     if _above(max(lengths, default=0), rules.longest_word):
         yield Reason.LONG_WORD
-    count = count_arabic if language == "ar" else count_latin
-    if _below(count(text), (rules.minimum_letters or 0) * count_letters(text)):
+    if _below(_share_of_script(text, language), rules.minimum_letters):
         yield Reason.FEW_LETTERS_OF_SCRIPT
     if rules.minimum_lines is not None:
-        letters = [(count(line), count_letters(line)) for line in text.split("\n")]
-        ours = [2 * of_script >= of_all for of_script, of_all in letters if of_all]
-        if _below(sum(ours), rules.minimum_lines * len(ours)):
+        lines = [_share_of_script(line, language) >= 0.5 for line in text.split("\n") if any(map(str.isalpha, line))]
+        if sum(lines) < rules.minimum_lines * len(lines):
             yield Reason.FEW_LINES_OF_SCRIPT
+
+
+def _share_of_script(text: str, language: str) -> float:
+    arabic, latin, letters = count_letters(text)
+    return (arabic if language == "ar" else latin) / letters if letters else 0.0
 
 
 def _duplicates(parts: Sequence[str]) -> tuple[int, int]:
@@ -181,18 +187,16 @@ def _words(text: str, words: Sequence[str], rules: Words) -> Iterator[Reason]:
         yield Reason.LONG_WORDS
     if _above(text.count("#") / len(words), rules.maximum_symbols):
         yield Reason.HASH_SIGNS
-    if _above(sum(map(text.count, _ELLIPSES)) / len(words), rules.maximum_symbols):
+    if _above(sum(map(text.count, ELLIPSES)) / len(words), rules.maximum_symbols):
         yield Reason.ELLIPSES
     lines = text.splitlines()
     if _above(sum(line.lstrip().startswith(_BULLETS) for line in lines) / len(lines), rules.maximum_bullets):
         yield Reason.BULLET_LINES
-    if _above(sum(line.rstrip().endswith(_ELLIPSES) for line in lines) / len(lines), rules.maximum_ellipses):
+    if _above(sum(line.rstrip().endswith(ELLIPSES) for line in lines) / len(lines), rules.maximum_ellipses):
         yield Reason.ELLIPSIS_LINES
-    if _below(sum(map(_has_letter, words)) / len(words), rules.minimum_alphabetic):
+    if _below(
+        sum([word.isalpha() or any(map(str.isalpha, word)) for word in words]) / len(words), rules.minimum_alphabetic
+    ):
         yield Reason.FEW_ALPHABETIC_WORDS
     if _below(len(rules.stop_words.intersection(words)), rules.minimum_stop_words):
         yield Reason.FEW_STOP_WORDS
-
-
-def _has_letter(word: str) -> bool:
-    return word.isalpha() or any(map(str.isalpha, word))
