@@ -10,6 +10,7 @@ Needs the extra `tune`. Conversations are JSON lines, {"messages": [{"role": "us
 """
 
 from tuning import (
+    check_room,
     command,
     examples_of,
     finish,
@@ -42,6 +43,8 @@ def main() -> None:
     tokenizer = open_tokenizer(options.release)
     own_code = has_own_code(options.release)
     model = AutoModelForCausalLM.from_pretrained(options.release, trust_remote_code=own_code, dtype=torch.float32)
+    length = model.config.max_position_embeddings
+    check_room(options.release, tokenizer, length, [*training, *held_out])
 
     # ---- 2. Low-rank adapters beside every linear layer, trained without padding ------------------------------------
 
@@ -85,7 +88,7 @@ def main() -> None:
 
     # ---- 4. Back to Cerebras, compared layer by layer, and trained on -----------------------------------------------
 
-    folder, length = options.output, model.config.max_position_embeddings
+    folder = options.output
     command("checkpoint-convert", "to-cerebras", "release", "--output", "tuned.mdl", folder=folder)
     command("checkpoint-convert", "verify", "tuned.mdl", "release", "--logits", folder=folder)
     text = ("--text", path, "--tokenizer", "release", "--max-sequence-length", length)

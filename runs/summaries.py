@@ -10,7 +10,18 @@ Needs the extra `tune`. Texts are JSON lines, {"ar": {"text": ..., "summary": ..
 runs/texts were written for this project.
 """
 
-from tuning import TEXTS, finish, has_own_code, open_tokenizer, parse, print_table, read_lines, settings_of, split
+from tuning import (
+    TEXTS,
+    check_room,
+    finish,
+    has_own_code,
+    open_tokenizer,
+    parse,
+    print_table,
+    read_lines,
+    settings_of,
+    split,
+)
 
 # (language of the text, language of the summary) -> the instruction, in the language of the summary.
 INSTRUCTIONS = {
@@ -43,14 +54,15 @@ def main() -> None:
     training, held_out = split(read_lines(options.texts or TEXTS / "summaries.jsonl"), every=6)
     tasks = [example(text, *languages) for languages in INSTRUCTIONS for text in training]
     unseen = {
-        f"{source} to {target}": Dataset.from_list([example(text, source, target) for text in held_out])
-        for source, target in INSTRUCTIONS
+        f"{source} to {target}": [example(text, source, target) for text in held_out] for source, target in INSTRUCTIONS
     }
     print(f"{len(tasks)} tasks on {len(training)} texts to learn from, {len(held_out)} texts held out")
     tokenizer = open_tokenizer(options.release)
     model = AutoModelForCausalLM.from_pretrained(
         options.release, trust_remote_code=has_own_code(options.release), dtype=torch.float32
     )
+    positions = model.config.max_position_embeddings
+    check_room(options.release, tokenizer, positions, [*tasks, *(task for part in unseen.values() for task in part)])
 
     # ---- 2. Instruction tuning: whole examples packed into rows, loss on responses alone ----------------------------
 
@@ -64,13 +76,17 @@ def main() -> None:
             weight_decay=0.1,
             packing=True,
             packing_strategy="bfd",  # best fit; no example is split
-            max_length=model.config.max_position_embeddings,
+            max_length=positions,
             completion_only_loss=True,
             eval_packing=False,
         )
     )
     trainer = SFTTrainer(
-        model, settings, train_dataset=Dataset.from_list(tasks), eval_dataset=unseen, processing_class=tokenizer
+        model,
+        settings,
+        train_dataset=Dataset.from_list(tasks),
+        eval_dataset={name: Dataset.from_list(part) for name, part in unseen.items()},
+        processing_class=tokenizer,
     )
 
     def losses() -> dict[str, float]:

@@ -93,6 +93,23 @@ def examples_of(conversation: dict) -> Iterator[dict]:
             yield {"prompt": messages[:number], "completion": [message], **more}
 
 
+def check_room(release: Path, tokenizer, positions: int, examples: list[dict]) -> None:
+    """End the run if an example has more tokens than the release has positions: it would lose its response."""
+
+    def tokens(example: dict) -> int:
+        messages, more = [*example["prompt"], *example["completion"]], example.get("chat_template_kwargs", {})
+        text = tokenizer.apply_chat_template(messages, tokenize=False, **more)
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    lengths = [tokens(example) for example in examples]
+    longer = sum(length > positions for length in lengths)
+    if longer:
+        sys.exit(
+            f"{release}: has {positions} positions, and {longer} of {len(examples)} examples have more tokens, up to "
+            f"{max(lengths)}; give a release with more positions, or shorter texts"
+        )
+
+
 def settings_of(options: argparse.Namespace, folder: str, **settings) -> dict:
     """Settings of transformers' and TRL's trainers for a small run, `settings` among them.
 

@@ -42,6 +42,7 @@ class DataParameters:
     raw_characters: int = 0
     discarded: int = 0  # documents that were read and left out
     mode: str = "pretraining"  # as the Model Zoo names it: "finetuning" for conversations
+    mixture: Sequence[Mapping[str, Any]] = ()  # what was drawn of each source (`Mixture.record`)
 
 
 def write_hdf5(
@@ -393,7 +394,7 @@ def _data_params(directory: Path, metadata: DataParameters, statistics: Mapping[
             "pad_id": metadata.pad_id,
             "use_ftfy": False,
         },
-        "dataset": {"use_vsl": use_vsl},
+        "dataset": {"use_vsl": use_vsl, **({"mixture": list(metadata.mixture)} if metadata.mixture else {})},
         "features": list(VSL_FEATURES if use_vsl else STREAM_FEATURES),
         "post-process": {
             **counts,

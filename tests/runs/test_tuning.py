@@ -6,8 +6,10 @@ becomes a checkpoint with the same tensors and logits, on which `fit` trains; wh
 
 import contextlib
 import importlib
+import json
 import re
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -113,3 +115,14 @@ def test_summaries_are_learnt_in_both_languages_and_the_release_still_talks(run,
     assert load_release(output / "release").config.vocab_size == VOCABULARY
     tokenizer = AutoTokenizer.from_pretrained(output / "release")
     assert tokenizer.chat_template == AutoTokenizer.from_pretrained(releases["llama"]).chat_template
+
+
+@pytest.mark.parametrize("name", ["lora", "summaries"])
+def test_a_release_with_too_few_positions_is_refused_in_one_line(run, releases, tmp_path, name):
+    release = tmp_path / "release"
+    shutil.copytree(releases["llama"], release)
+    config = json.loads((release / "config.json").read_text(encoding="utf-8"))
+    (release / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 64}), encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"release: has 64 positions, and \d+ of \d+ examples have more tokens, up to"):
+        run(name, release)
+    assert not (tmp_path / "output").exists()

@@ -2,9 +2,12 @@
 follows its input in the same document (or, in a stream, in the stream); packed documents see only themselves."""
 
 import itertools
+from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cerebras_jais.data.documents import DataError
 from cerebras_jais.data.packing import pack_stream, pack_vsl
@@ -102,6 +105,52 @@ def test_vsl_row_order_is_shuffled_but_repeatable():
     assert not np.array_equal(first, other)
     documents_per_row = (first[:, 4] == 0).sum(1)
     assert not np.all(np.diff(documents_per_row) >= 0)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=40),
+    st.integers(1, 24),
+    st.lists(st.integers(0, 39), max_size=60),
+    st.integers(0, 2**32),
+    st.sampled_from([3, 1000]),
+)
+def test_every_document_of_an_order_is_found_token_for_token_as_often_as_it_comes(
+    lengths, context, order, seed, window
+):
+    """Documents of tokens that are all different: so a token tells its document, and labels that cross one show."""
+    ends = np.cumsum(lengths) + 10
+    documents = [list(range(end - n, end)) for n, end in zip(lengths, ends.tolist(), strict=True)]
+    order = [number % len(documents) for number in order] or list(range(len(documents)))
+    store = store_of(documents, EOS)
+
+    rows = list(pack_stream(store, context, PAD, order=np.array(order)))
+    ids, mask, labels = np.stack(rows).transpose(1, 0, 2).reshape(3, -1)
+    stream = [int(ids[0]), *labels[mask == 1].tolist()]
+    assert stream == [token for number in order for token in (*documents[number], EOS)]
+
+    packed = pack_vsl(store, context, PAD, order=np.array(order), seed=seed, window=window)
+    parts = defaultdict(Counter)
+    for ids, mask, labels, span, position in packed:
+        start, filled = 0, int(mask.sum())
+        assert mask[:filled].all()
+        while start < filled:
+            end = start + int(span[start]) + 1
+            assert position[start:end].tolist() == list(range(end - start))
+            assert span[start:end].tolist() == list(range(end - start))[::-1]
+            piece = [*ids[start:end].tolist(), int(labels[end - 1])]
+            assert labels[start : end - 1].tolist() == piece[1:-1], "labels are the inputs shifted by one"
+            (owner,) = {int(np.searchsorted(ends, token, side="right")) for token in piece if token != EOS}
+            parts[owner][tuple(piece)] += 1
+            start = end
+    assert packed.report.documents == len(order)
+    for number, times in Counter(order).items():
+        whole = [*documents[number], EOS]
+        cut = [tuple(whole[at : at + context + 1]) for at in range(0, len(whole) - 1, context)]
+        assert parts.pop(number) == Counter(dict.fromkeys(cut, times)), (
+            "whole, or in parts that follow each other"
+        )
+    assert not parts
 
 
 def test_length_below_1_is_refused():

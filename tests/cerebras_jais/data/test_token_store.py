@@ -15,6 +15,7 @@ from cerebras_jais.data.token_store import (
     TokenWriter,
     check_digests,
     finish_store,
+    in_order,
     joined,
     map_tokens,
     open_store,
@@ -66,6 +67,25 @@ def test_documents_added_one_by_one_are_those_added_at_once(tmp_path_factory, do
     for ending in ("tokens", "ends"):
         assert (folder / f"one.{ending}").read_bytes() == (folder / f"all.{ending}").read_bytes()
     assert Store([map_tokens(folder / "one.tokens", folder / "one.ends")]).lengths.tolist() == list(map(len, documents))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.lists(IDS, min_size=1, max_size=9), max_size=6), min_size=1, max_size=4),
+    st.lists(st.integers(0, 99), max_size=30),
+    st.integers(1, 60),
+)
+def test_documents_written_in_an_order_are_the_same_however_many_are_held(tmp_path_factory, shards, order, at_once):
+    store = Store([tokens_of(documents) for documents in shards])
+    if not len(store):
+        return
+    order = np.array([number % len(store) for number in order], dtype=np.int64)
+    folder = tmp_path_factory.mktemp("ordered")
+    ordered = in_order(store, order, folder, at_once)
+    assert [ids.tolist() for ids in ordered.slices(np.arange(len(order)))] == [
+        ids.tolist() for ids in store.slices(order)
+    ]
+    assert not list(folder.glob("*.scattered"))
 
 
 def test_several_stores_are_numbered_through(tmp_path):
