@@ -15,10 +15,12 @@ from cerebras_jais.config.trainer import problem_of
 from cerebras_jais.config.yaml_file import ConfigError, read_yaml
 from cerebras_jais.data.clean.arabic import MarkOrder, Normalisation
 from cerebras_jais.data.clean.cleaner import CleanerSettings
-from cerebras_jais.data.clean.languages import LETTERS
+from cerebras_jais.data.clean.languages import BY_LETTERS
+from cerebras_jais.data.clean.presets import PRESETS
 from cerebras_jais.data.documents import sample_corpus_path
 from cerebras_jais.encoding import Engine
 from cerebras_jais.ranges import Range
+from cerebras_jais.wording import suggestion
 
 SAMPLE = "sample:"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -131,7 +133,7 @@ class Clean(Section):
 class Language(Section):
     """How the language of a document is told, and which are kept."""
 
-    model: str = LETTERS
+    model: str = BY_LETTERS
     minimum_score: Annotated[float, _in(_SHARE)] = 0.0
     check: bool = False
     """Whether a document is dropped whose language is not the one that its source names."""
@@ -143,9 +145,17 @@ class Steps(Section):
 
     clean: Clean | None = Clean()
     language: Language = Language()
-    quality: Literal["jais", "fineweb"] | None = None
+    quality: str | None = None
+    """The name of a set of rules (`clean.presets`)."""
     deduplicate: Deduplicate = Deduplicate()
     decontaminate: Decontaminate | None = None
+
+    @field_validator("quality")
+    @classmethod
+    def _known_rules(cls, value: str | None) -> str | None:
+        if value is not None and value not in PRESETS:
+            raise refuse(f"no such rules (got {value[:80]!r}); {suggestion(value, PRESETS)}")
+        return value
 
     def cleaner_settings(self) -> CleanerSettings:
         """The same for `clean.cleaner`."""

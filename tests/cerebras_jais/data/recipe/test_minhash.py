@@ -65,10 +65,7 @@ def test_the_files_are_those_of_datatrove(tmp_path, monkeypatch, config):
 
 def test_datatroves_later_stages_find_near_duplicates(tmp_path):
     draw = random.Random(3)
-    texts = [
-        " ".join(draw.choices(WORDS, k=300))
-        for _ in range(60)
-    ]
+    texts = [" ".join(draw.choices(WORDS, k=300)) for _ in range(60)]
     changed = [text.replace("one two", "one and two", 1) for text in texts[:20]]
     write_ours(tmp_path / "signatures", [texts, [*changed, texts[30]]], MinHash())
     config = theirs.MinhashConfig()
