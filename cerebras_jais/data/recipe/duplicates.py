@@ -22,7 +22,7 @@ from cerebras_jais.data.recipe.settings import DataRun
 
 minhash.tqdm = lambda items, **_: items  # a bar of its own over the lines of this run
 
-EXACT_BUCKETS = 16
+_SHARDS_OF_A_BUCKET = 16
 _LINES = 4096  # records of a signature file that datatrove reads at once
 
 
@@ -31,7 +31,7 @@ def duplicate_stages(run: DataRun, folder: RunFolder, shards: int) -> list[Stage
     settings = run.steps.deduplicate
     stages: list[Stage] = []
     if settings.exact != "off":
-        stages.append(Stage("exact", EXACT_BUCKETS, (FindEqual(folder, shards),), folder.stages / "exact"))
+        stages.append(Stage("exact", exact_buckets(shards), (FindEqual(folder, shards),), folder.stages / "exact"))
     if settings.near != "off":
         config = MinhashConfig(n_grams=settings.words, num_buckets=settings.buckets, hashes_per_bucket=settings.hashes)
         left, pairs = str(folder.work / "near" / "signatures"), str(folder.work / "near" / "pairs")
@@ -47,9 +47,14 @@ def _clusters(folder: RunFolder) -> Any:
     return folder.work / "near" / "clusters"
 
 
+def exact_buckets(shards: int) -> int:
+    """Into how many parts the hashes of so many shards are divided: a power of two."""
+    return int(1 << (shards // _SHARDS_OF_A_BUCKET).bit_length())
+
+
 def equal_documents(folder: RunFolder, shards: int) -> list[np.ndarray]:
     """The documents of each shard whose text stood before, int64, in order; none where none were sought."""
-    files = [folder.exact(bucket) for bucket in range(EXACT_BUCKETS)]
+    files = [folder.exact(bucket) for bucket in range(exact_buckets(shards))]
     found = [np.load(file) for file in files if file.exists()] or [np.empty((0, 2), np.int64)]
     pairs = np.concatenate(found)
     pairs = pairs[np.lexsort(pairs.T[::-1])]
@@ -64,7 +69,7 @@ def near_documents(folder: RunFolder, shard: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class FindEqual:
-    """Task n of 16 looks through the hashes that begin with n."""
+    """Task n looks through the hashes that begin with n."""
 
     folder: RunFolder
     shards: int
@@ -72,10 +77,10 @@ class FindEqual:
     def __call__(self, data: Any, rank: int, world_size: int) -> None:
         """Write the documents of bucket `rank` whose hash stood before."""
         parts = [np.empty((0, 4), np.uint64)]
-        bits = np.uint64(64 - (world_size - 1).bit_length())
+        bits = world_size.bit_length() - 1
         for shard in range(self.shards):
             hashes = np.load(self.folder.hashes(shard))
-            places = np.flatnonzero(hashes[:, 0] >> bits == rank)
+            places = np.flatnonzero(hashes[:, 0] >> np.uint64(64 - bits) == rank) if bits else np.arange(len(hashes))
             part = np.empty((len(places), 4), np.uint64)
             part[:, :2], part[:, 2], part[:, 3] = hashes[places], shard, places
             parts.append(part)

@@ -30,6 +30,7 @@ from cerebras_jais.data.recipe.workers import Workers
 from cerebras_jais.errors import UserError
 from cerebras_jais.files import shown_path
 
+_NO_REASON = "no reason is known; the workers must be able to import this package and see the same files"
 Progress = Callable[["Stage", int], None]
 """Is told a stage and how many of its tasks are done."""
 
@@ -142,6 +143,7 @@ def submit_to_slurm(stages: Sequence[Stage], folder: Path, run: DataRun, options
         raise DataError(
             f"{shown_path(folder)}: its jobs {', '.join(waiting)} wait or run; let them end, or scancel them"
         )
+    _quiet()
     before: _Slurm | None = None
     ids: list[str] = []
     for stage in stages:
@@ -195,6 +197,7 @@ def run_on_ray(stages: Sequence[Stage], run: DataRun, progress: Progress) -> Non
 
     options = run.ray
     assert options is not None
+    _quiet()
     started = not ray.is_initialized()
     if started:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -217,7 +220,8 @@ def run_on_ray(stages: Sequence[Stage], run: DataRun, progress: Progress) -> Non
                 failure = error
             left = len(executor.get_incomplete_ranks())
             if left:
-                said = failure_of(stage.logs) or (str(failure).strip().splitlines() or ["no reason given"])[-1][:300]
+                lines = str(failure or "").strip().splitlines()[-1:]
+                said = failure_of(stage.logs) or " ".join(lines)[:300] or _NO_REASON
                 raise DataError(f"{left} of {stage.tasks} tasks of the stage {stage.name} failed on Ray: {said}")
             progress(stage, stage.tasks)
     finally:

@@ -147,9 +147,7 @@ def test_every_document_of_an_order_is_found_token_for_token_as_often_as_it_come
     for number, times in Counter(order).items():
         whole = [*documents[number], EOS]
         cut = [tuple(whole[at : at + context + 1]) for at in range(0, len(whole) - 1, context)]
-        assert parts.pop(number) == Counter(dict.fromkeys(cut, times)), (
-            "whole, or in parts that follow each other"
-        )
+        assert parts.pop(number) == Counter(dict.fromkeys(cut, times)), "whole, or in parts that follow each other"
     assert not parts
 
 

@@ -56,7 +56,7 @@ def settings(corpus, tokenizer, output, **changes):
         "sources": {
             name: {"path": str(corpus / name), "language": name, "weight": weight} for name, weight in weights.items()
         },
-        "steps": {"deduplicate": {"exact": "across", "near": "across"}},
+        "steps": {"deduplicate": {"exact": "across", "near": "across", "buckets": 4, "hashes": 8}},
         "tokenizer": str(tokenizer),
         "phases": {"short": {"context": 128, "packing": "vsl"}, "long": {"context": 256}},
         "output": str(output),
