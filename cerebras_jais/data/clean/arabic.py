@@ -16,6 +16,7 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 TATWEEL = "\u0640"
 SHADDA = "\u0651"
@@ -99,7 +100,7 @@ _COMPOSABLE = re.compile(
     f"([{''.join(sorted({pair[0] for pair in _HAMZA_FORMS}))}])([{TASHKEEL}]*)([{_COMBINING_HAMZAS}])"
 )
 _VOWEL_BEFORE_SHADDA = re.compile(f"[\u064b-\u0650\u0652\u0670]{SHADDA}")
-_MARKS_WITH_SHADDA = re.compile(f"[{TASHKEEL}]+{SHADDA}[{TASHKEEL}]*")
+_SEVERAL_MARKS = re.compile(f"[{TASHKEEL}]{{2,}}")
 _JOINERS = re.compile(f"[{JOINERS}]+")
 _INNER_TATWEEL = re.compile(f"{TATWEEL}(?<=[{LETTERS}{MARKS}]{TATWEEL}){TATWEEL}*(?=[{LETTERS}]|{TATWEEL}[{MARKS}])")
 _PERSIAN_ONLY = re.compile("[\u067e\u0686\u0698\u06af]")
@@ -136,8 +137,7 @@ def normalise(text: str, language: str | None, settings: Normalisation, changes:
             text = _COMPOSABLE.sub(_composed, text)
             changes["composed"] += length - len(text)
         if _VOWEL_BEFORE_SHADDA.search(text):
-            text, reordered = _MARKS_WITH_SHADDA.subn(_shadda_first, text)
-            changes["mark_order"] += reordered
+            text = _SEVERAL_MARKS.sub(partial(_shadda_first, changes), text)
     if TATWEEL in text:
         tatweels = text.count(TATWEEL)
         text = _INNER_TATWEEL.sub("", text)
@@ -155,9 +155,10 @@ def _composed(found: re.Match[str]) -> str:
     return found[0] if form is None else form + between
 
 
-def _shadda_first(marks: re.Match[str]) -> str:
-    shaddas = marks[0].count(SHADDA)
-    return SHADDA * shaddas + marks[0].replace(SHADDA, "")
+def _shadda_first(changes: Counter[str], marks: re.Match[str]) -> str:
+    ordered = SHADDA * marks[0].count(SHADDA) + marks[0].replace(SHADDA, "")
+    changes["mark_order"] += ordered != marks[0]
+    return ordered
 
 
 def _joiners_between_letters(run: re.Match[str]) -> str:

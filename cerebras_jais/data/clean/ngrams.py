@@ -7,29 +7,30 @@ longer length looks only at the positions that are left, in ordinary text a few 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 Repeated = Mapping[int, int]
-"""Of the n-grams of one length that occur more than once: the first word of each, in order, to a number that only equal
-n-grams share."""
+"""Of the n-grams of one length that occur more than once: the first word of each, in order, to that of the first equal
+one."""
 
 
 def repeated_ngrams(words: Sequence[str], longest: int) -> Iterator[tuple[int, Repeated]]:
     """Yield (n, the n-grams that occur more than once) for n from 2 to `longest`."""
-    pairs = list(pairwise(words))
-    counts = Counter(pairs)
-    numbers = {pair: number for number, (pair, count) in enumerate(counts.items()) if count > 1}
-    repeated = {at: numbers[pair] for at, pair in enumerate(pairs) if pair in numbers} if numbers else {}
+    repeated = _repeated(range(len(words)), pairwise(words))
     yield 2, repeated
     for n in range(3, longest + 1):
         # Two n-grams are equal where both their first and their last n - 1 words are.
-        grams = {at: (number, repeated[at + 1]) for at, number in repeated.items() if at + 1 in repeated}
-        numbers_of_grams = {
-            gram: number for number, (gram, count) in enumerate(Counter(grams.values()).items()) if count > 1
-        }
-        repeated = {at: numbers_of_grams[gram] for at, gram in grams.items() if gram in numbers_of_grams}
+        starts = [at for at in repeated if at + 1 in repeated]
+        repeated = _repeated(starts, [(repeated[at], repeated[at + 1]) for at in starts])
         yield n, repeated
+
+
+def _repeated(starts: Sequence[int], grams: Iterable[Hashable]) -> Repeated:
+    first: dict[Hashable, int] = {}
+    numbers = map(first.setdefault, grams, starts)
+    later = [(at, number) for at, number in zip(starts, numbers, strict=False) if at != number]
+    return dict(sorted({number: number for _, number in later}.items() | dict(later).items()))
 
 
 def top_ngram_characters(n: int, repeated: Repeated, ends: Sequence[int]) -> int:
@@ -42,8 +43,7 @@ def top_ngram_characters(n: int, repeated: Repeated, ends: Sequence[int]) -> int
         return 0
     if not repeated:
         return ends[n] - ends[0] + n - 1
-    number, count = Counter(repeated.values()).most_common(1)[0]
-    first = next(at for at, other in repeated.items() if other == number)
+    first, count = Counter(repeated.values()).most_common(1)[0]
     return (ends[first + n] - ends[first] + n - 1) * count
 
 

@@ -61,7 +61,7 @@ TERMINAL = frozenset(
 # belong to: they count as words there.
 SYMBOLS = (
     string.punctuation
-    + "\u00ab\u00b4\u00bb\u2013\u2014\u2018\u2019\u201c\u201d\u201e\u2026\u2236\u2501\u25ba"
+    + "\u00ab\u00b4\u00bb\u2013\u2014\u2019\u201c\u201d\u201e\u2026\u2236\u2501\u25ba"
     + "\u3001\u3002\u3008\u3009\u300a\u300b\u300c\u300d\u3010\u3011\uff05\uff08\uff09\uff0c\uff11\uff1a\uff1b\uff5e"
     + "".join(sorted(TERMINAL))
 )
@@ -175,12 +175,14 @@ def _lines(text: str, words: int, rules: Lines) -> Iterator[Reason]:
 
 
 def _words(text: str, words: Sequence[str], rules: Words) -> Iterator[Reason]:
-    spoken = [len(word) for word in words if word.strip(SYMBOLS)]
-    if _below(len(spoken), rules.minimum):
+    others = [word for word in words if not word.isalpha()]
+    symbols = [word for word in others if not word.strip(SYMBOLS)]
+    count = len(words) - len(symbols)
+    if _below(count, rules.minimum):
         yield Reason.TOO_FEW_WORDS
-    if _above(len(spoken), rules.maximum):
+    if _above(count, rules.maximum):
         yield Reason.TOO_MANY_WORDS
-    mean = sum(spoken) / len(spoken) if spoken else 0
+    mean = (sum(map(len, words)) - sum(map(len, symbols))) / max(1, count)
     if _below(mean, rules.minimum_mean_length):
         yield Reason.SHORT_WORDS
     if _above(mean, rules.maximum_mean_length):
@@ -194,9 +196,8 @@ def _words(text: str, words: Sequence[str], rules: Words) -> Iterator[Reason]:
         yield Reason.BULLET_LINES
     if _above(sum(line.rstrip().endswith(ELLIPSES) for line in lines) / len(lines), rules.maximum_ellipses):
         yield Reason.ELLIPSIS_LINES
-    if _below(
-        sum([word.isalpha() or any(map(str.isalpha, word)) for word in words]) / len(words), rules.minimum_alphabetic
-    ):
+    without_letters = sum(not any(map(str.isalpha, word)) for word in others)
+    if _below((len(words) - without_letters) / len(words), rules.minimum_alphabetic):
         yield Reason.FEW_ALPHABETIC_WORDS
     if _below(len(rules.stop_words.intersection(words)), rules.minimum_stop_words):
         yield Reason.FEW_STOP_WORDS

