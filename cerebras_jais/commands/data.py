@@ -402,6 +402,31 @@ def show(path: Path, tokenizer_dir: Path, rows: str, page: Path | None, overwrit
                 click.echo(f"  {click.style(line, fg='green') if counted else line}")
 
 
+@data.command()
+@click.argument("path", type=click.Path(path_type=Path), metavar="FOLDER")
+@click.option(
+    "--tokenizer",
+    "tokenizer_dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder with tokenizer.json; without it languages are not told.",
+)
+def stats(path: Path, tokenizer_dir: Path | None) -> None:
+    """Count what FOLDER holds: rows, fill, documents, tokens, lengths, duplicates, languages.
+
+    FOLDER is what a `data` command wrote, or a token store. Each folder of packed rows, and each store, below it is
+    counted by itself. A document that a row holds a part of counts as that part.
+    """
+    from cerebras_jais.data.stats import count, data_folders, lines
+    from cerebras_jais.data.tokenizer import load_tokenizer
+
+    encoder = None if tokenizer_dir is None else load_tokenizer(tokenizer_dir)
+    for folder in data_folders(path):
+        click.echo(f"{folder}:")
+        for line in lines(count(folder, encoder)):
+            click.echo(f"  {line}")
+
+
 class Malformed:
     """Lines that were left out: their number, and what was wrong with the first of them."""
 

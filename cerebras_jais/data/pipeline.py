@@ -122,9 +122,9 @@ def pack_documents(
                 vocab_size=vocabulary_size(encoder.tokenizer),
                 eos_id=eos_id,
                 pad_id=eos_id,
-                tokenizer=str(tokenizer),
+                tokenizer=os.path.basename(os.path.abspath(tokenizer)),
                 output_dir=split.name,
-                source=_common_source(split.files),
+                source=_common_name(split.files),
                 documents=split.documents,
                 raw_bytes=split.n_bytes,
                 raw_characters=split.characters,
@@ -238,6 +238,8 @@ def batches(items: Iterable[T], characters: Callable[[T], int]) -> Iterator[list
         yield batch
 
 
-def _common_source(names: set[str]) -> str:
+def _common_name(names: set[str]) -> str:
+    """The name of the file, or of the folder around all files: a path would be one of this machine."""
     files = sorted(names)
-    return files[0] if len(files) == 1 else os.path.commonpath(files) or files[0]
+    path = files[0] if len(files) == 1 else os.path.commonpath(files) or files[0]
+    return os.path.basename(path) or path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -105,7 +106,7 @@ def pack_conversations(
                 vocab_size=vocabulary_size(loaded),
                 eos_id=encoder.eos_id,
                 pad_id=encoder.eos_id,
-                tokenizer=str(tokenizer),
+                tokenizer=os.path.basename(os.path.abspath(tokenizer)),
                 output_dir=name,
                 source="conversations",
                 documents=split.documents,

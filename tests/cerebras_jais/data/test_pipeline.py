@@ -6,6 +6,8 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cerebras_jais.commands.data import data
 from cerebras_jais.data.dataset import HDF5Samples
@@ -62,7 +64,7 @@ def test_packed_data_holds_every_document(documents, tokenizer_dir, tmp_path, vs
     assert [p.name for p in tmp_path.iterdir()] == ["packed"]
     params = json.loads((tmp_path / "packed/train/data_params.json").read_text(encoding="utf-8"))
     assert params["setup"]["output_dir"] == "train"
-    assert params["setup"]["data"]["source"] == str(sample_corpus_path())
+    assert params["setup"]["data"]["source"] == sample_corpus_path().name
 
 
 @pytest.mark.parametrize("vsl", [False, True])
@@ -75,6 +77,40 @@ def test_an_end_of_text_written_in_documents_ends_none_of_them(tokenizer_dir, tm
     assert sorted(texts_of(tmp_path / "packed/train", load_tokenizer(tokenizer_dir), vsl)) == sorted(
         d.text for d in documents
     )
+
+
+@pytest.mark.slow
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(
+        st.lists(
+            st.sampled_from(["<|endoftext|>", "</s>", "سلام", "مُحمّد", " a", "\n", "😀", "\u200c"]),
+            min_size=1,
+            max_size=8,
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    st.sampled_from([2, 5, 400]),
+    st.booleans(),
+)
+def test_texts_come_out_of_the_rows_as_they_went_in(tokenizer_dir, tmp_path_factory, texts, length, vsl):
+    folder = tmp_path_factory.mktemp("packed")
+    documents = [Document("".join(parts), "en", f"here:{number}") for number, parts in enumerate(texts)]
+    pack_documents(documents, tokenizer_dir, 400 if vsl else length, folder / "p", vsl=vsl, held_out=0)
+    found = texts_of(folder / "p/train", load_tokenizer(tokenizer_dir), vsl)
+    assert sorted(found) == sorted(document.text for document in documents)
+
+
+def test_the_same_text_gives_the_same_bytes_wherever_it_is_packed(documents, tokenizer_dir, tmp_path):
+    for name in ("a", "elsewhere/b"):
+        pack_documents(iter(documents), tokenizer_dir, 64, tmp_path / name, vsl=True)
+    first, second = (
+        {path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).rglob("*.*")}
+        for name in ("a", "elsewhere/b")
+    )
+    assert first == second
+    assert str(tmp_path).encode() not in b"".join(first.values())
 
 
 def test_text_that_a_tokenizer_loses_is_not_packed(tmp_path):
