@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cerebras_jais.data.documents import DataError, detect_language
+from cerebras_jais.data.clean.languages import detect_language
+from cerebras_jais.data.documents import DataError
 from cerebras_jais.data.packing import STREAM_FEATURES
 from cerebras_jais.data.shards import HDF5Source
 from cerebras_jais.data.token_store import MANIFEST, TRAINED, open_store

@@ -201,8 +201,8 @@ def run_on_ray(stages: Sequence[Stage], run: DataRun, progress: Progress) -> Non
     started = not ray.is_initialized()
     if started:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        number = {} if options.address else {"num_cpus": run.workers}
-        ray.init(address=options.address, log_to_driver=False, logging_level="ERROR", **number)
+        number = None if options.address else run.workers
+        ray.init(address=options.address, num_cpus=number, log_to_driver=False, logging_level="ERROR")
     try:
         for stage in stages:
             progress(stage, 0)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from cerebras_jais.config.base import Count, PathText, Section, Seed, Size, refuse
+from cerebras_jais.config.base import Count, PathText, Section, Seed, Size, refuse, within
 from cerebras_jais.config.trainer import problem_of
 from cerebras_jais.config.yaml_file import ConfigError, read_yaml
 from cerebras_jais.data.clean.arabic import MarkOrder, Normalisation
@@ -28,16 +28,6 @@ _SHARE = Range(0, 1)
 _POSITIVE = Range(1e-9, 1e9)
 _SHARD_MIB = Range(1, 4096, whole=True)
 _MEMORY = Range(0.1, 10_000)
-
-
-def _in(bounds: Range) -> Any:
-    def check(value: Any) -> Any:
-        problem = bounds.problem(value)
-        if problem is not None:
-            raise refuse(problem)
-        return value
-
-    return AfterValidator(check)
 
 
 def _name(value: str) -> str:
@@ -69,7 +59,7 @@ def _encoding(value: str) -> str:
 Name = Annotated[str, AfterValidator(_name)]
 InputPath = Annotated[PathText, AfterValidator(_expanded)]
 Paths = Annotated[list[InputPath], BeforeValidator(_one_or_several), Field(min_length=1)]
-Weight = Annotated[float, _in(_POSITIVE)]
+Weight = Annotated[float, within(_POSITIVE)]
 Scope = Literal["across", "within", "off"]
 """Equal documents are sought among all sources, within each, or not at all."""
 
@@ -98,9 +88,9 @@ class Deduplicate(Section):
     near: Scope = "off"
     engine: Literal["fast", "datatrove"] = "fast"
     """Words by a regular expression, or datatrove's own first stage (of Arabic 0.5 MB a second and core)."""
-    words: Annotated[int, _in(Range(1, 100, whole=True))] = 5
-    buckets: Annotated[int, _in(Range(1, 1000, whole=True))] = 14
-    hashes: Annotated[int, _in(Range(1, 1000, whole=True))] = 8
+    words: Annotated[int, within(Range(1, 100, whole=True))] = 5
+    buckets: Annotated[int, within(Range(1, 1000, whole=True))] = 14
+    hashes: Annotated[int, within(Range(1, 1000, whole=True))] = 8
 
     @model_validator(mode="after")
     def _within_by_the_fast_engine(self) -> Deduplicate:
@@ -117,7 +107,7 @@ class Decontaminate(Section):
     path: Paths
     format: Literal["auto", "txt", "jsonl", "csv", "parquet", "arrow", "squad"] = "auto"
     fields: list[str] = Field(default_factory=lambda: ["text"])
-    words: Annotated[int, _in(Range(2, 100, whole=True))] = 13
+    words: Annotated[int, within(Range(2, 100, whole=True))] = 13
 
 
 class Clean(Section):
@@ -134,7 +124,7 @@ class Language(Section):
     """How the language of a document is told, and which are kept."""
 
     model: str = BY_LETTERS
-    minimum_score: Annotated[float, _in(_SHARE)] = 0.0
+    minimum_score: Annotated[float, within(_SHARE)] = 0.0
     check: bool = False
     """Whether a document is dropped whose language is not the one that its source names."""
     keep: list[str] | None = None
@@ -181,9 +171,9 @@ class Steps(Section):
 class Band(Section):
     """A share of a phase's tokens from documents of a length, up to the next band."""
 
-    least: Annotated[int, _in(Range(0, 2**31 - 1, whole=True))]
+    least: Annotated[int, within(Range(0, 2**31 - 1, whole=True))]
     """Tokens of a document, the end of text included."""
-    share: Annotated[float, _in(_POSITIVE)]
+    share: Annotated[float, within(_POSITIVE)]
 
 
 class Phase(Section):
@@ -194,9 +184,9 @@ class Phase(Section):
     weights: dict[str, Weight] | None = None
     mixture: Literal["rows", "folders"] = "rows"
     """Sources share the rows, or each has its own folder, for the Model Zoo's `mixture`."""
-    tokens: Annotated[int, _in(Range(1, 2**53, whole=True))] | None = None
+    tokens: Annotated[int, within(Range(1, 2**53, whole=True))] | None = None
     """How many; without it as many as there are before the first source is used up."""
-    repeats: Annotated[float, _in(Range(1, 1000))] = 1.0
+    repeats: Annotated[float, within(Range(1, 1000))] = 1.0
     """How often a source, or one of its bands, may be seen at most."""
     bands: list[Band] = Field(default_factory=list)
 
@@ -206,7 +196,7 @@ class Slurm(Section):
 
     partition: str
     time: str = "24:00:00"
-    memory_gb: Annotated[int, _in(Range(1, 10_000, whole=True))] = 4
+    memory_gb: Annotated[int, within(Range(1, 10_000, whole=True))] = 4
     qos: str = ""
     largest_array: Count = 1001
     environment: str | None = None
@@ -219,7 +209,7 @@ class Ray(Section):
     """How Ray is asked for machines."""
 
     address: str | None = None
-    memory_gb: Annotated[float, _in(_MEMORY)] = 2.0
+    memory_gb: Annotated[float, within(_MEMORY)] = 2.0
 
 
 class DataRun(Section):
@@ -231,14 +221,14 @@ class DataRun(Section):
     phases: dict[Name, Phase] = Field(min_length=1)
     output: InputPath
     seed: Seed = 0
-    workers: Annotated[int, _in(Range(1, 10_000, whole=True))] = Field(default_factory=lambda: os.cpu_count() or 1)
+    workers: Annotated[int, within(Range(1, 10_000, whole=True))] = Field(default_factory=lambda: os.cpu_count() or 1)
     executor: Literal["local"] | dict[str, Any] = "local"
     engine: Engine = Engine.AUTO
     """What tokenises; all give the same ids."""
     on_error: Literal["stop", "count"] = "stop"
-    kept: Annotated[int, _in(Range(0, 100_000, whole=True))] = 100
+    kept: Annotated[int, within(Range(0, 100_000, whole=True))] = 100
     """Of the documents dropped for one reason so many are kept to look at."""
-    shard_mib: Annotated[int, _in(_SHARD_MIB)] = 128
+    shard_mib: Annotated[int, within(_SHARD_MIB)] = 128
 
     @property
     def slurm(self) -> Slurm | None:
