@@ -87,6 +87,10 @@ def _reasons(text: str, language: str, rules: Rules, split: Splitter) -> Iterato
     words = split(text, language)
     if not words:
         yield Reason.EMPTY
+    # First, since repeated words take memory by the word.
+    longest = rules.words.maximum if rules.words is not None else None
+    if _above(len(words), longest) and _above(len(words) - len(_symbols(words)), longest):
+        yield Reason.TOO_MANY_WORDS
     if rules.repetition is not None:
         yield from _repeated_words(len(text), words, rules.repetition)
     if rules.lines is not None:
@@ -174,14 +178,16 @@ def _lines(text: str, words: int, rules: Lines) -> Iterator[Reason]:
         yield Reason.MANY_LINE_BREAKS
 
 
+def _symbols(words: Sequence[str]) -> list[str]:
+    return [word for word in words if not word.strip(SYMBOLS)]
+
+
 def _words(text: str, words: Sequence[str], rules: Words) -> Iterator[Reason]:
     others = [word for word in words if not word.isalpha()]
-    symbols = [word for word in others if not word.strip(SYMBOLS)]
+    symbols = _symbols(others)
     count = len(words) - len(symbols)
     if _below(count, rules.minimum):
         yield Reason.TOO_FEW_WORDS
-    if _above(count, rules.maximum):
-        yield Reason.TOO_MANY_WORDS
     mean = (sum(map(len, words)) - sum(map(len, symbols))) / max(1, count)
     if _below(mean, rules.minimum_mean_length):
         yield Reason.SHORT_WORDS
