@@ -7,17 +7,19 @@ import importlib
 import io
 import os
 import re
-import signal
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
-from cerebras_jais.errors import GOOD, INTERRUPTED, REFUSED, STATUSES, TERMINATED, UNFORESEEN, UserError
-from cerebras_jais.files import shown_path
+from cerebras_jais.errors import GOOD, HUNG_UP, INTERRUPTED, REFUSED, STATUSES, TERMINATED, UNFORESEEN, UserError
+from cerebras_jais.files import STANDARD_INPUT, shown_path
+from cerebras_jais.interrupts import interrupted_by, unwind_on_signals
 from cerebras_jais.ranges import Range
 
 _NO_MEMORY = re.compile("not enough memory|can't allocate memory|out of memory")  # as torch says it
@@ -30,7 +32,6 @@ EXTRAS = {
     **dict.fromkeys(("datatrove", "orjson", "pyarrow", "xxhash", "zstandard", "fsspec"), "pipeline"),
     "ray": "ray",
 }
-_received: list[int] = []  # the statuses of the signals that came, in order
 _MAKE_ROOM = "make room, or choose another place"
 _PERMISSION = "allow it, or choose another place"
 REMEDIES = {
@@ -69,6 +70,15 @@ class Number(click.ParamType):  # type: ignore[type-arg]  # click 8.3 cannot sub
         if problem is not None:
             self.fail(problem, param, ctx)
         return number
+
+
+def standard_input_once(ctx: click.Context, param: click.Parameter, paths: tuple[Path, ...]) -> tuple[Path, ...]:
+    """The paths of an option, a callback of it; raises UserError for standard input twice, which has one content."""
+    if paths.count(Path(STANDARD_INPUT)) > 1:
+        raise UserError(
+            f"{param.opts[0]} {STANDARD_INPUT}: standard input is given twice, and can be read once; give it once"
+        )
+    return paths
 
 
 class LazyGroup(click.Group):
@@ -132,11 +142,9 @@ def run(group: click.Group, program: str) -> NoReturn:
 def leave(program: str, work: Callable[[], Any]) -> NoReturn:
     """Do the work of a process and end it; the border where every exception becomes one line and an exit status.
 
-    SIGTERM unwinds the work as Ctrl-C does, so that nothing half made is left; a second one ends the process at once.
+    SIGINT, SIGTERM and SIGHUP unwind the work (`unwind_on_signals`).
     """
-    for signum, handler in ((signal.SIGTERM, _terminate), (signal.SIGINT, _interrupt)):
-        if signal.getsignal(signum) is not signal.SIG_IGN:  # which whoever started the process may have asked for
-            signal.signal(signum, handler)
+    unwind_on_signals()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that is no text, and a terminal without Arabic, can be shown
             stream.reconfigure(errors="backslashreplace")
@@ -155,14 +163,14 @@ def status_of(program: str, work: Callable[[], Any]) -> int:
     try:
         status = work()
     except SystemExit as error:
-        if error.code == TERMINATED:
-            click.echo(STATUSES[TERMINATED], err=True)
+        if error.code in (HUNG_UP, TERMINATED):
+            _say(STATUSES[error.code])
         return error.code if isinstance(error.code, int) else GOOD
     except click.ClickException as error:
         error.show()
         return REFUSED
     except (click.Abort, KeyboardInterrupt):
-        click.echo(STATUSES[INTERRUPTED], err=True)
+        _say(STATUSES[INTERRUPTED])
         return INTERRUPTED
     except BaseException as error:  # a panic of a library in Rust is no Exception
         return _said(program, error)
@@ -172,15 +180,22 @@ def status_of(program: str, work: Callable[[], Any]) -> int:
 def _said(program: str, error: BaseException) -> int:
     """Say what an exception means in one line; the exit status."""
     line, status = _line(error)
-    if line is None and _received:  # a library in C that calls Python may put its own error in place of the signal's
-        click.echo(STATUSES[_received[0]], err=True)
-        return _received[0]
+    came = interrupted_by()
+    if line is None and came is not None:  # a library in C that calls Python may put its own error in its place
+        _say(STATUSES[came])
+        return came
     if line is None:
         kept = _keep(program, error)
         line = f"{program} met an error that it does not foresee: {_first_line(error)}; please report it with {kept}"
         status = UNFORESEEN
-    click.echo(f"error: {line}", err=True)
+    _say(f"error: {line}")
     return status
+
+
+def _say(line: str) -> None:
+    """Print a line on standard error, unless that is gone: a terminal that has closed refuses it."""
+    with suppress(OSError):
+        click.echo(line, err=True)
 
 
 def _line(error: BaseException) -> tuple[str | None, int]:
@@ -225,14 +240,3 @@ def _keep(program: str, error: BaseException) -> str:
     except OSError:
         return f"this:\n{text}"
     return path
-
-
-def _terminate(number: int, frame: Any) -> NoReturn:
-    _received.append(TERMINATED)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    sys.exit(TERMINATED)
-
-
-def _interrupt(number: int, frame: Any) -> NoReturn:
-    _received.append(INTERRUPTED)
-    raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Phrases of messages in every part of the project: a name that was misspelled, and runs of whole numbers."""
+"""Phrases of messages in every part of the project: a name that was misspelled, counts, and runs of whole numbers."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ def suggestion(key: str, known: Iterable[str], otherwise: str = f"the Model Zoo 
     if 0 < len(known) <= _FEW:
         return f"known: {', '.join(known)}"
     return otherwise
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 row` or `2 rows`: a number with its noun, of which the singular is given."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def number_runs(numbers: Iterable[int]) -> list[str]:

@@ -23,6 +23,7 @@ from cerebras_jais.cli import cli
 from cerebras_jais.data.chat.reading import sample_conversations_path
 from cerebras_jais.data.documents import read_documents, sample_corpus_path
 from checkpoint_convert.cli import cli as converter
+from tests.process import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -116,7 +117,7 @@ def shell(tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT if may_fail else subprocess.PIPE,
             text=True,
-            timeout=300,
+            timeout=PATIENCE,
         )
         assert may_fail or done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
         if done.returncode == 0:

@@ -1,5 +1,9 @@
-"""The suite runs in an empty directory, so that files of a user's own runs in the clone change no result."""
+"""The suite runs in an empty directory, so that files of a user's own runs in the clone change no result.
 
+It leaves no folder of its own, also where a signal ends it.
+"""
+
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,3 +41,21 @@ def test_what_lies_where_the_suite_is_started_changes_no_result(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_a_suite_that_a_signal_ends_leaves_no_folder(tmp_path):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (tmp_path / "test_it.py").write_text(
+        "import os, signal\ndef test_it():\n    os.kill(os.getpid(), signal.SIGTERM)\n    assert False\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider", tmp_path],
+        env={**os.environ, "TMPDIR": str(scratch), "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 143, done.stdout
+    assert "ended by SIGTERM" in done.stdout
+    assert not list(scratch.glob("cerebras_jais_*"))

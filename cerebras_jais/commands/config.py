@@ -186,7 +186,7 @@ def check_file(
     from cerebras_jais.catalog.reader import read_trainers
     from cerebras_jais.catalog.yaml_files import open_config
     from cerebras_jais.errors import UserError
-    from cerebras_jais.launch.checks import check, notes_of
+    from cerebras_jais.launch.checks import check, notes_of, rate_notes
     from cerebras_jais.launch.start import plan_for_check
     from cerebras_jais.launch.surroundings import check_surroundings
     from cerebras_jais.launch.token_budget import token_notes
@@ -199,7 +199,7 @@ def check_file(
     launch, unreadable = plan_for_check(configs)
     problems, notes = check(launch.phases), list[str]()
     if not problems:
-        notes += notes_of(configs)
+        notes += [*notes_of(configs), *rate_notes(launch.phases)]
         problems, more = check_surroundings(launch, tokenizer)
         notes += [*more, *token_notes(launch.phases)]
     problems = [*unreadable, *problems]

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from cerebras_jais.commandline import Number
+from cerebras_jais.commandline import Number, standard_input_once
 from cerebras_jais.ranges import COUNT, COUNT_OR_NONE, SEED, SIZE, VOCABULARY
+from cerebras_jais.wording import counted
 
 if TYPE_CHECKING:
     from cerebras_jais.data.chat.reading import Conversation
@@ -47,6 +48,7 @@ _text = click.option(
     "texts",
     multiple=True,
     type=click.Path(path_type=Path),
+    callback=standard_input_once,
     metavar="PATH",
     help="Folder or file of .txt, .jsonl or SQuAD .json; - is text on standard input; repeatable. Default: the sample.",
 )
@@ -106,7 +108,7 @@ def tokenizer(
     training, kept = _read(texts, held_out)
     trained = train_tokenizer(_progress(training, "learning"), vocab_size)
     save_tokenizer(trained, output, model_max_length, overwrite=overwrite)
-    click.echo(f"{output}: {trained.get_vocab_size()} entries from {len(training)} documents")
+    click.echo(f"{output}: {trained.get_vocab_size()} entries from {counted(len(training), 'document')}")
     if trained.get_vocab_size() < vocab_size:
         click.echo(f"  (fewer than the requested {vocab_size}: the text has no more merges)")
     judged = kept or training
@@ -168,8 +170,9 @@ def pack(
     for split in splits:
         report = split.report
         click.echo(
-            f"{split.directory}: {split.documents} documents, {split.n_bytes} bytes, {report.tokens} tokens, "
-            f"{report.rows} rows of {max_sequence_length} ({report.fill:.1%} full)"
+            f"{split.directory}: {counted(split.documents, 'document')}, {counted(split.n_bytes, 'byte')}, "
+            f"{counted(report.tokens, 'token')}, {counted(report.rows, 'row')} of {max_sequence_length} "
+            f"({report.fill:.1%} full)"
         )
 
 
@@ -179,6 +182,7 @@ def pack(
     "files",
     multiple=True,
     type=click.Path(path_type=Path),
+    callback=standard_input_once,
     metavar="FILE",
     help="JSON lines; - is standard input; repeatable. Default: the conversations that come with the package.",
 )
@@ -272,13 +276,14 @@ def chat(
     for split in splits:
         report = split.report
         click.echo(
-            f"{split.directory}: {report.documents} examples, {report.tokens} tokens, {report.trained_positions} in "
-            f"the loss, {report.rows} rows of {max_sequence_length} ({report.fill:.1%} full)"
+            f"{split.directory}: {counted(report.documents, 'example')}, {counted(report.tokens, 'token')}, "
+            f"{report.trained_positions} in the loss, {counted(report.rows, 'row')} of {max_sequence_length} "
+            f"({report.fill:.1%} full)"
         )
     for count, what in (
         (malformed.number, "malformed"),
         (counts.duplicates, "equal to an earlier one"),
-        (counts.too_long, f"longer than {max_sequence_length} positions"),
+        (counts.too_long, f"longer than {counted(max_sequence_length, 'position')}"),
     ):
         if count:
             click.echo(f"left out: {count} of {counts.read + malformed.number}, {what}")
@@ -289,7 +294,7 @@ def chat(
     for language, count in sorted(counts.by_language.items()) if held_out else ():
         if f"held_out/{language}" in names:
             continue
-        of = f"nothing is held out of {language} ({count} examples)"
+        of = f"nothing is held out of {language} ({counted(count, 'example')})"
         remedy = "or leave its held_out folder out of the trainer YAML"
         if count < held_out:
             _print_note(f"{of}: every {held_out}th of a language is; give a smaller --held-out, {remedy}")
@@ -391,15 +396,15 @@ def show(path: Path, tokenizer_dir: Path, rows: str, page: Path | None, overwrit
     found = read_rows(source, numbers, encoder, end_of_text_id(encoder, tokenizer_dir))
     if page is not None:
         write_text(page, "".join(html_page(found, shown_path(path))))
-        click.echo(f"{shown_path(page)}: {len(numbers)} of {len(source)} rows")
+        click.echo(f"{shown_path(page)}: {len(numbers)} of {counted(len(source), 'row')}")
         return
-    click.echo(f"{len(source)} rows of {source.sequence_length}; {LEGEND}")
+    click.echo(f"{counted(len(source), 'row')} of {source.sequence_length}; {LEGEND}")
     for row in found:
         click.echo(f"\n{title(row)}")
         for number, piece in enumerate(row.pieces, 1):
             click.echo(f"  {piece_title(number, piece)}")
-            for line, counted in terminal_lines(piece):
-                click.echo(f"  {click.style(line, fg='green') if counted else line}")
+            for line, trained in terminal_lines(piece):
+                click.echo(f"  {click.style(line, fg='green') if trained else line}")
 
 
 @data.command()

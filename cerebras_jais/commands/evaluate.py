@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cerebras_jais.commandline import Number
+from cerebras_jais.commandline import Number, standard_input_once
 from cerebras_jais.ranges import SEED, SHARE, SIZE, TEMPERATURE
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ def generate(
     "--text",
     multiple=True,
     type=click.Path(path_type=Path),
+    callback=standard_input_once,
     metavar="PATH",
     help="Score all of this text: folder or file of .txt, .jsonl or SQuAD .json; - is standard input; repeatable.",
 )
@@ -186,14 +187,12 @@ def score(
 def _scored(conversations: list[Conversation], encoder: Tokenizer, eos: int) -> Iterator[Scored]:
     """The conversations as texts to score: their responses and the end behind the last one count."""
     from cerebras_jais.data.chat.examples import PromptEncoder
-    from cerebras_jais.data.chat.prompts import render
     from cerebras_jais.encoding import Encoder
     from cerebras_jais.evaluate.score import Scored
 
-    rendered = [render(conversation.messages, conversation.language) for conversation in conversations]
-    for conversation, text, (ids, trained) in zip(
-        conversations, rendered, PromptEncoder(Encoder(encoder), eos).encode(rendered), strict=True
-    ):
+    prompts = PromptEncoder(Encoder(encoder), eos)
+    rendered = [prompts.render(conversation) for conversation in conversations]
+    for conversation, text, (ids, trained) in zip(conversations, rendered, prompts.encode(rendered), strict=True):
         responses = [content for content, response in zip(text.contents, text.responses, strict=True) if response]
         size = sum(len(content.encode("utf-8")) for content in responses)
         yield Scored(conversation.language, ids.tolist(), trained.tolist(), size)

@@ -35,10 +35,11 @@ def run_program(program: Path, config: str, phase: int, checkpoint: Path | None,
     from cerebras_jais.cirh.program import ProgramError, read_program
     from cerebras_jais.errors import UserError
     from cerebras_jais.files import read_text, shown_path
+    from cerebras_jais.wording import counted
 
     configs = read_trainer_yaml(config)
     if phase > len(configs):
-        phases = f"{len(configs)} phase{'s' * (len(configs) != 1)}"
+        phases = counted(len(configs), "phase")
         raise UserError(f"{shown_path(config)}: has {phases}; there is no phase {phase}")
     text = read_text(program, MOST)
     try:

@@ -12,6 +12,7 @@ from cerebras_jais.data.clean.languages import detect_language
 from cerebras_jais.errors import UserError
 from cerebras_jais.files import MIB, STANDARD_INPUT, check_regular, open_regular, parse_json, read_bytes, shown_path
 from cerebras_jais.ranges import shown
+from cerebras_jais.wording import counted
 
 TEXT_SUFFIXES = (".txt", ".jsonl", ".json")
 # A tokenizer takes up to 250 bytes of memory for each byte of a document.
@@ -116,7 +117,7 @@ def not_held_out(counts: Mapping[str, int], every: int) -> str | None:
     few = {language: count for language, count in counts.items() if count < every}
     if not few:
         return None
-    found = ", ".join(f"{language} ({count} document{'s' * (count > 1)})" for language, count in sorted(few.items()))
+    found = ", ".join(f"{language} ({counted(count, 'document')})" for language, count in sorted(few.items()))
     return (
         f"nothing is held out of {found}: every {every}th document of a language is. A .txt file is one document: cut "
         'it into one to a line of a .jsonl file ({"text": ...}), or give a smaller --held-out; or else leave held_out '

@@ -16,6 +16,7 @@ from typing import TypeVar
 import numpy as np
 
 from cerebras_jais.atomic import whole_folder
+from cerebras_jais.data.ahead import one_ahead
 from cerebras_jais.data.dataset import SAMPLES_PER_FILE, DataParameters, check_new_folder, write_hdf5
 from cerebras_jais.data.documents import (
     DataError,
@@ -27,7 +28,7 @@ from cerebras_jais.data.documents import (
 from cerebras_jais.data.packing import PackingReport, pack_stream, pack_vsl
 from cerebras_jais.data.token_store import Store, TokenWriter, in_order, map_tokens
 from cerebras_jais.data.tokenizer import encode_documents, end_of_text_id, load_tokenizer, vocabulary_size
-from cerebras_jais.encoding import Encoder, Engine, Tokens
+from cerebras_jais.encoding import Encoder, Engine
 
 T = TypeVar("T")
 TRAIN = "train"
@@ -152,8 +153,9 @@ def _collect(
     splits = {TRAIN: Split(TRAIN, waiting / "0", eos_id)}
     seen: Counter[str] = Counter()
     with (folder / HELD_OUT_FILE).open("w", encoding="utf-8", newline="\n") as kept:
-        for batch in batches(documents, lambda document: len(document.text)):
-            for document, ids in zip(batch, encode_documents(encoder, batch, eos_id).split(), strict=True):
+        read = batches(documents, lambda document: len(document.text))
+        for batch, tokens in one_ahead(lambda batch: (batch, encode_documents(encoder, batch, eos_id)), read):
+            for document, ids in zip(batch, tokens.split(), strict=True):
                 language = language_of(document)
                 seen[language] += 1
                 name = TRAIN
@@ -215,12 +217,6 @@ def held_out_documents(packed: str | Path) -> list[Document]:
             "that `cerebras-jais data pack` wrote without --held-out 0"
         )
     return list(read_documents(Path(packed) / HELD_OUT_FILE))
-
-
-def tokenised(encoder: Encoder, documents: Iterable[Document], eos_id: int) -> Iterator[Tokens]:
-    """Yield the token ids of documents, many at a time; see `encode_documents` for the errors."""
-    for batch in batches(documents, lambda document: len(document.text)):
-        yield encode_documents(encoder, batch, eos_id)
 
 
 def batches(items: Iterable[T], characters: Callable[[T], int]) -> Iterator[list[T]]:

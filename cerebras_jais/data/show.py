@@ -17,6 +17,7 @@ from cerebras_jais.data.documents import DataError
 from cerebras_jais.data.packing import STREAM_FEATURES, filled_positions
 from cerebras_jais.data.shards import HDF5Source
 from cerebras_jais.data.tokenizer import vocabulary_size
+from cerebras_jais.wording import counted
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -74,7 +75,9 @@ def read_rows(source: HDF5Source, numbers: Iterable[int], tokenizer: Tokenizer, 
     vocabulary = vocabulary_size(tokenizer)
     for number in numbers:
         if not 0 <= number < len(source):
-            raise DataError(f"row {number}: there are {len(source)} rows, 0 to {len(source) - 1}; choose among them")
+            raise DataError(
+                f"row {number}: the data has {counted(len(source), 'row')}, 0 to {len(source) - 1}; choose among them"
+            )
         (row,) = source.read(np.asarray([number]))
         for ids in (row[0], row[2]):
             if ids.max() >= vocabulary or ids.min() < 0:
@@ -110,8 +113,8 @@ def title(row: Row) -> str:
     kind = "example" if row.sees_only_itself else "document"
     others = "" if row.sees_only_itself else ", which see one another"
     return (
-        f"row {row.number}: {len(row.pieces)} {kind}{'s' * (len(row.pieces) != 1)}{others}, {row.filled} of "
-        f"{row.length} positions filled, {row.trained} in the loss"
+        f"row {row.number}: {counted(len(row.pieces), kind)}{others}, {row.filled} of "
+        f"{counted(row.length, 'position')} filled, {row.trained} in the loss"
     )
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from cerebras_jais.atomic import replacing
+from cerebras_jais.atomic import replacing, sync
 from cerebras_jais.data.documents import DataError
 from cerebras_jais.encoding import Tokens
 from cerebras_jais.files import MIB, parse_json, read_text, shown_path
@@ -134,6 +133,8 @@ def write_shard(
 ) -> Shard:
     """Write shard `index` of the store in `folder` and return what its JSON file holds; one that is there is replaced.
 
+    One process at a time may write a shard. What a killed one left of it, hidden files, is written over.
+
     Args:
         documents: batches as `Encoder.encode` gives them; taken one at a time. A document without a token is left out.
         eos_id: the id that is put behind each document; None where they end by themselves.
@@ -141,23 +142,27 @@ def write_shard(
         settings: what else decides the bytes, as JSON has it. Without a path, or the bytes depend on where it is made.
         counts: recorded beside the others; read when all documents were taken, so their reader may count meanwhile.
 
-    Raises UserError where a file cannot be moved into place, OSError where it cannot be written.
+    Raises OSError where a file cannot be written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tokens, ends, description = _files(folder, index)
-    description.unlink(missing_ok=True)
-    with ExitStack() as stack:
-        hidden, hidden_ends = (
-            stack.enter_context(replacing(path, overwrite=True, error=DataError)) for path in (tokens, ends)
-        )
-        with TokenWriter(hidden, hidden_ends, eos_id) as writer:
+    files = _files(folder, index)
+    tokens, ends, description = partial = [path.with_name(f".{path.name}.partial") for path in files]
+    files[2].unlink(missing_ok=True)
+    try:
+        with TokenWriter(tokens, ends, eos_id) as writer:
             for batch in documents:
                 writer.extend(batch)
-    digests = [digest.hexdigest() for digest in writer.digests]
-    shard = Shard(inputs, dict(settings), writer.documents, writer.tokens, dict(counts or {}), *digests)
-    with replacing(description, overwrite=True, error=DataError) as path:
-        path.write_text(_json(asdict(shard)), encoding="utf-8")
+        digests = [digest.hexdigest() for digest in writer.digests]
+        shard = Shard(inputs, dict(settings), writer.documents, writer.tokens, dict(counts or {}), *digests)
+        description.write_text(_json(asdict(shard)), encoding="utf-8")
+        for hidden, path in zip(partial, files, strict=True):
+            sync(hidden)
+            hidden.replace(path)
+        sync(folder)
+    finally:
+        for hidden in partial:
+            hidden.unlink(missing_ok=True)
     return shard
 
 

@@ -15,7 +15,11 @@ from cerebras_jais.config.schedules import ConstantLR, CosineDecayLR, LinearLR, 
 from cerebras_jais.config.sections import BACKENDS
 from cerebras_jais.config.trainer import TrainerConfig
 from cerebras_jais.errors import Keys, Problem, dotted
-from cerebras_jais.launch.phases import Phase, phase_problems
+from cerebras_jais.launch.phases import Phase, named_elsewhere, phase_problems
+from cerebras_jais.launch.start import OPTIMIZER_KEY, predicted_start
+from cerebras_jais.optimizer.schedule import learning_rate
+
+_ALIKE = 1e-6  # relative; learning rates that meet
 
 
 def check(phases: Sequence[Phase]) -> list[Problem]:
@@ -39,6 +43,27 @@ def notes_of(configs: Sequence[TrainerConfig]) -> list[str]:
             key = dotted((*config.at, "init", "loop", "grad_accum_steps"))
             found.append(f"{key}: has no effect on CS systems, where a step is one batch of batch_size")
     return found
+
+
+def rate_notes(phases: Sequence[Phase]) -> Iterator[str]:
+    """A note for each phase whose first step the Model Zoo takes, on a CPU or GPU, at another rate than the schedule's.
+
+    The next phase takes over the optimizer, whose state has the learning rate of the next step, but no schedule.
+    """
+    for index, (before, phase) in enumerate(itertools.pairwise(phases), 1):
+        config, ends = phase.config, before.ends
+        if config.init.backend_type == "CSX" or ends is None or named_elsewhere(config, before) is not None:
+            continue
+        if OPTIMIZER_KEY not in (predicted_start(phases, index).states or ()):
+            continue
+        pairs = zip(before.config.init.schedulers, config.init.schedulers, strict=False)
+        for number, (old, new) in enumerate(pairs):
+            held, own = learning_rate(old, ends - before.begins), learning_rate(new, 0)
+            if not math.isclose(held, own, rel_tol=_ALIKE):
+                yield (
+                    f"{dotted((*config.at, 'init', 'schedulers', number))}: begins at {own:g}; on a CPU or GPU the "
+                    f"Model Zoo takes the first step at the rate {held:g}, where phase {before.number} ends"
+                )
 
 
 # ---- one trainer ------------------------------------------------------------------------------------------------
@@ -157,7 +182,7 @@ def _schedule_problems(phase: Phase) -> Iterator[Problem]:
     for index, schedule in enumerate(config.init.schedulers):
         at: Keys = ("init", "schedulers", index)
         for before, after in itertools.pairwise(parts_of(schedule)):
-            if not math.isclose(_rate(before, -1), _rate(after, 0), rel_tol=1e-6):
+            if not math.isclose(_rate(before, -1), _rate(after, 0), rel_tol=_ALIKE):
                 yield Problem(
                     at, f"the learning rate jumps from {_rate(before, -1):g} to {_rate(after, 0):g}; make them equal"
                 )

@@ -26,6 +26,7 @@ from cerebras_jais.modelzoo.installed import ModelZooMissing, modelzoo_is_instal
 from cerebras_jais.modelzoo.process import CIRH_OPT, ProgramMissing, require_cirh_opt
 from cerebras_jais.modelzoo.validate import modelzoo_problems
 from cerebras_jais.modelzoo_version import RELEASE, is_of_this_release
+from cerebras_jais.wording import counted
 
 
 class NotReady(UserError):
@@ -71,7 +72,7 @@ def _findings(file: ConfigFile, launch: Launch) -> Iterator[Finding]:
     for phase in phases:
         found = [*missing_sections(phase.config), *section_problems(phase.config)]
         problems += [problem.below(phase.config.at) for problem in found]
-    yield from _of_file(file, problems, f"{file.path}, {len(phases)} phase{'s' if len(phases) > 1 else ''}")
+    yield from _of_file(file, problems, f"{file.path}, {counted(len(phases), 'phase')}")
     yield from _software()
     if modelzoo_is_installed():  # what was set aside is judged here
         yield from _of_file(file, modelzoo_problems(file), f"{file.path}, by the Model Zoo's own validation")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator
 from functools import cache
@@ -17,6 +16,7 @@ from typing import Any
 from cerebras_jais.config.trainer import keys_of
 from cerebras_jais.config.yaml_file import ConfigFile
 from cerebras_jais.errors import Keys, Problem
+from cerebras_jais.interrupts import scratch_folder
 
 
 def modelzoo_problems(file: ConfigFile) -> list[Problem]:
@@ -34,10 +34,10 @@ def modelzoo_problems(file: ConfigFile) -> list[Problem]:
 
     plugin.register()
     params = copy.deepcopy(file.data)
-    with tempfile.TemporaryDirectory() as empty, warnings.catch_warnings():
+    with scratch_folder("cerebras-jais-empty-") as empty, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for loader in _loaders(params):
-            loader["data_dir"] = _present(loader["data_dir"], empty)
+            loader["data_dir"] = _present(loader["data_dir"], str(empty))
         from cerebras.modelzoo.trainer.validate import extract_model_names
 
         logging.disable(logging.WARNING)

@@ -62,7 +62,7 @@ def _fit(args: argparse.Namespace, theirs: Any) -> None:
 
     from cerebras_jais.catalog.yaml_files import open_config
     from cerebras_jais.config.trainer import parse_trainer
-    from cerebras_jais.launch.checks import notes_of
+    from cerebras_jais.launch.checks import notes_of, rate_notes
     from cerebras_jais.launch.start import plan_launch
     from cerebras_jais.modelzoo.phases import run_fit
     from cerebras_jais.modelzoo.reading import read_unless_alone
@@ -72,15 +72,16 @@ def _fit(args: argparse.Namespace, theirs: Any) -> None:
     if read is None:
         theirs(args)
         return
-    for note in notes_of(read):
-        print(f"note: {note}", file=sys.stderr)
     given = {name for name in ("model_dir", "checkpoint_path") if name in args.seen_args}
     model_dir = args.model_dir if "model_dir" in given else None
     checkpoint = args.checkpoint_path if "checkpoint_path" in given else None
     args.seen_args = [name for name in args.seen_args if name not in given]
     params = _args_to_params(args)
     configs = [parse_trainer(trainer, at=at) for at, trainer in trainers_of(params)]
-    run_fit(params, plan_launch(configs, model_dir=model_dir, checkpoint=checkpoint))
+    launch = plan_launch(configs, model_dir=model_dir, checkpoint=checkpoint)
+    for note in (*notes_of(read), *rate_notes(launch.phases)):
+        print(f"note: {note}", file=sys.stderr)
+    run_fit(params, launch)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from importlib.util import module_from_spec
 from pathlib import Path
 from typing import Any
 
+from cerebras_jais.interrupts import scratch_folder
 from checkpoint_convert.configs.jais import AUTO_MAP
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.formats.json_files import read_json
@@ -168,15 +168,15 @@ def _content(path: Path) -> bytes:
 @contextmanager
 def _importable(code: ReleaseCode) -> Iterator[str]:
     """Write the files to a private directory as a package; yields its name."""
-    with tempfile.TemporaryDirectory(prefix="release_code_") as directory:
+    with scratch_folder("release_code_") as directory:
         for name, content in code.files.items():
             if len(content) > _LARGEST_FILE:
                 raise ConversionError(f"{code.release / name}: has more than {_LARGEST_FILE} bytes and is not run")
-            path = Path(directory, name)
+            path = directory / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        spec = ModuleSpec(Path(directory).name, None, is_package=True)
-        spec.submodule_search_locations = [directory]
+        spec = ModuleSpec(directory.name, None, is_package=True)
+        spec.submodule_search_locations = [str(directory)]
         sys.modules[spec.name] = module_from_spec(spec)
         try:
             yield spec.name

@@ -12,7 +12,6 @@ import os
 import random
 import resource
 import shutil
-import signal
 import sys
 import tempfile
 from collections import Counter
@@ -29,7 +28,7 @@ from cerebras_jais.commandline import status_of
 from cerebras_jais.train import progress
 from checkpoint_convert import cli as converter
 from checkpoint_convert import convert  # noqa: F401
-from tests.attacks.mutations import LIMIT, Hang
+from tests.attacks.mutations import LIMIT, WAITING, time_limit
 from tests.cerebras_jais.train.examples import JAIS, trainer_section
 
 BAD = ("crash", "hang", "memory")
@@ -90,19 +89,8 @@ def verdict_on(command: Sequence[str]) -> tuple[str, str]:
 
 
 def _limited(program: str, arguments: Sequence[str]) -> object:
-    def stop(*_: object) -> None:
-        raise Hang
-
-    # Of the processor's time, since a busy machine is no hang; and of the clock, since a command can wait for ever.
-    signal.signal(signal.SIGPROF, stop)
-    signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_PROF, LIMIT)
-    signal.setitimer(signal.ITIMER_REAL, 6 * LIMIT)
-    try:
+    with time_limit():
         return PROGRAMS[program].main(list(arguments), prog_name=program, standalone_mode=False)
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _traceback(said: str) -> str:
@@ -139,7 +127,7 @@ def main(description: str, make_case: Case) -> None:
             draw = random.Random(f"{given.seed} {number}")
             with contextlib.chdir(folder):
                 for command in make_case(draw, folder):
-                    faulthandler.dump_traceback_later(120, exit=True)
+                    faulthandler.dump_traceback_later(2 * WAITING * LIMIT, exit=True)
                     verdict, said = verdict_on(command)
                     faulthandler.cancel_dump_traceback_later()
                     verdicts[verdict] += 1

@@ -31,7 +31,8 @@ from checkpoint_convert.errors import ConversionError
 Tensors = dict[str, tuple[str, tuple[int, ...], bytes]]  # element type, shape, bytes by name
 Region = tuple[int, int]  # first byte and the byte after the last
 BAD = ("wrong", "crash", "hang")
-LIMIT = 10  # seconds
+LIMIT = 10  # seconds of the processor
+WAITING = 30
 EXTREMES = (0, 1, -1, 2, 0x7F, 0x80, 0x7FFF, 0x8000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 32, 1 << 62, 1 << 63, -2)
 
 
@@ -205,16 +206,25 @@ class Hang(BaseException):
 
 @contextmanager
 def time_limit():
+    """Raise Hang in the block after LIMIT seconds of the processor, or WAITING times as many of the clock.
+
+    Of the processor's time, since a busy machine is no hang; and of the clock, since a reader can wait for ever.
+    """
+
     def stop(*_):
         raise Hang
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, LIMIT)
+    timers = {signal.SIGPROF: (signal.ITIMER_PROF, LIMIT), signal.SIGALRM: (signal.ITIMER_REAL, WAITING * LIMIT)}
+    before = {number: signal.signal(number, stop) for number in timers}
+    for timer, seconds in timers.values():
+        signal.setitimer(timer, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for timer, _ in timers.values():
+            signal.setitimer(timer, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _confirms(subject: Subject, directory: Path, found: Tensors) -> bool:
@@ -231,7 +241,7 @@ def _confirms(subject: Subject, directory: Path, found: Tensors) -> bool:
     process.start()
     theirs.close()
     try:
-        return ours.poll(LIMIT * 3) and ours.recv()
+        return ours.poll(LIMIT * WAITING) and ours.recv()
     except EOFError:
         return False
     finally:

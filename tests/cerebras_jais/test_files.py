@@ -15,6 +15,7 @@ import pytest
 
 from cerebras_jais.errors import UserError
 from cerebras_jais.files import MIB, open_regular, parse_json, read_bytes, read_text
+from tests.process import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,7 +76,7 @@ def test_every_option_that_names_a_file_refuses_what_is_none(arguments, no_files
         words = words.replace("x.mdl", str(tmp_path / "x.mdl")).split()
         program = "checkpoint_convert.cli" if words[0] == "CONVERT" else "cerebras_jais.cli"
         command = [sys.executable, "-m", program, *(word for word in words if word != "CONVERT")]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=ROOT)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE, cwd=ROOT)
         assert done.returncode in ((1, 2) if "check" in words else (2,)), done.stderr
         assert "Traceback" not in done.stderr and "unforeseen" not in done.stderr and not (tmp_path / "new").exists()
         assert done.stderr.startswith(("error: ", "Usage: ")), done.stderr

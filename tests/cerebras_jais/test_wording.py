@@ -1,8 +1,8 @@
-"""Contract: a phrase names what is near or known, and whole numbers read as runs."""
+"""Contract: a phrase names what is near or known, one thing is in the singular, and whole numbers read as runs."""
 
 import pytest
 
-from cerebras_jais.wording import number_runs, suggestion
+from cerebras_jais.wording import counted, number_runs, suggestion
 
 MANY = [f"key_{number}" for number in range(13)]
 
@@ -19,6 +19,11 @@ MANY = [f"key_{number}" for number in range(13)]
 )
 def test_a_suggestion_is_the_misspelled_name_or_the_few_known_ones(key, known, phrase):
     assert suggestion(key, known, otherwise="nothing is near") == phrase
+
+
+@pytest.mark.parametrize(("number", "phrase"), [(0, "0 rows"), (1, "1 row"), (2, "2 rows"), (21, "21 rows")])
+def test_one_is_in_the_singular(number, phrase):
+    assert counted(number, "row") == phrase
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from tests.cerebras_jais.model.examples import jais_section, llama_section
 from tests.cerebras_jais.model.test_against_modelzoo import modelzoo_model
 from tests.cerebras_jais.train.examples import LENGTH, VOCABULARY, trainer_section, write_data
 from tests.cerebras_jais.train.modelzoo_fit import modelzoo_fits
+from tests.process import PATIENCE
 
 pytestmark = [pytest.mark.modelzoo, pytest.mark.slow]
 
@@ -163,7 +164,7 @@ def test_cerebras_pytorch_loads_what_was_taken_back_bit_for_bit(tmp_path, exchan
 
 def modelzoo_converter(*arguments) -> None:
     command = [sys.executable, "-m", "cerebras.modelzoo.tools.convert_checkpoint", "convert", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
 
 

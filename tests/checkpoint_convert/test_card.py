@@ -15,6 +15,7 @@ from cerebras_jais.data.documents import read_documents, sample_corpus_path
 from cerebras_jais.data.tokenizer import save_tokenizer, train_tokenizer
 from checkpoint_convert.convert import convert_to_hf
 from tests.checkpoint_convert.examples import VARIANTS, random_model, state_of, write_checkpoint
+from tests.process import PATIENCE
 
 
 @pytest.mark.slow
@@ -36,7 +37,7 @@ def test_the_snippet_of_a_card_runs_unattended(tmp_path, variant, tokenizer):
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")},
     )
     assert done.returncode == 0, done.stderr

@@ -32,6 +32,7 @@ from tests.checkpoint_convert.examples import (
     state_of,
     write_checkpoint,
 )
+from tests.process import PATIENCE
 
 SECTIONS = {"jais": jais_section, "llama": llama_section}
 both_families = pytest.mark.parametrize("family", SECTIONS)
@@ -231,7 +232,7 @@ def test_the_quick_start_of_the_card_runs_unchanged_and_warns_of_nothing(tmp_pat
         input="n\n",
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     assert "### Instruction" not in done.stdout

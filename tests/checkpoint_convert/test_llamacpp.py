@@ -28,6 +28,7 @@ from checkpoint_convert.convert import convert_to_hf
 from tests import published
 from tests.cerebras_jais.catalog.test_chat_template import CASES
 from tests.checkpoint_convert.examples import jais_section, llama_section, random_model, state_of, write_checkpoint
+from tests.process import PATIENCE
 from tests.tolerances import LLAMACPP_LOGITS, LLAMACPP_LOGITS_HALF_CACHE
 
 try:
@@ -262,5 +263,5 @@ def test_llama_cpps_own_jinja_renders_the_prompts_of_the_card(tmp_path, gpt2_tok
             request = urllib.request.Request(
                 f"{server.listening_address}/apply-template", body, {"Content-Type": "application/json"}
             )
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
                 assert json.load(answer)["prompt"] == expected

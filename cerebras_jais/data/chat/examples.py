@@ -62,6 +62,10 @@ class PromptEncoder:
         self.by_messages = _splits_before_spaces(encoder.tokenizer)
         self._kept = lru_cache(maxsize=1024)(self._ids_of)
 
+    def render(self, conversation: Conversation) -> Rendered:
+        """Render a conversation so that no text of it becomes a marker as this tokenizer reads it."""
+        return render(conversation.messages, conversation.language, self.tokenizer.normalizer)
+
     def encode(self, rendered: Sequence[Rendered]) -> Iterator[Example]:
         """Yield the example of each conversation."""
         if not self.by_messages:
@@ -134,7 +138,7 @@ def without_oldest_turns(
     while low <= high:
         gone = (low + high) // 2 if fitting else high
         shorter = replace(conversation, messages=(*head, *turns[2 * gone :]))
-        rendered = render(shorter.messages, shorter.language)
+        rendered = encoder.render(shorter)
         (example,) = encoder.encode([rendered])
         if len(example.ids) - 1 <= max_sequence_length:
             fitting, high = (shorter, rendered, example), gone - 1

@@ -24,7 +24,7 @@ from cerebras_jais.data.chat.examples import (
     cut_response,
     without_oldest_turns,
 )
-from cerebras_jais.data.chat.prompts import Rendered, render
+from cerebras_jais.data.chat.prompts import Rendered
 from cerebras_jais.data.chat.reading import Conversation, read_conversations
 from cerebras_jais.data.dataset import DataParameters, check_new_folder
 from cerebras_jais.data.documents import DataError, check_held_out, lines_of, object_in
@@ -32,6 +32,7 @@ from cerebras_jais.data.pipeline import HELD_OUT_FILE, TRAIN, PackedSplit, Split
 from cerebras_jais.data.token_store import TRAINED
 from cerebras_jais.data.tokenizer import DECODED_AGAIN, end_of_text_id, load_tokenizer, vocabulary_size
 from cerebras_jais.encoding import Encoder, Engine
+from cerebras_jais.wording import counted
 
 
 @dataclass
@@ -154,7 +155,7 @@ def _collect(
     shortest = 0
     with (folder / HELD_OUT_FILE).open("w", encoding="utf-8", newline="\n") as kept:
         seen: set[bytes] = set()
-        unique = _unique(conversations, seen, counts)
+        unique = _unique(conversations, encoder, seen, counts)
         read_batches = batches(unique, lambda read: read.characters)
         for batch, examples in one_ahead(lambda batch: (batch, _examples(batch, encoder)), read_batches):
             for number, (whole, example) in enumerate(zip(batch, examples, strict=True)):
@@ -187,10 +188,12 @@ def _collect(
     return {name: split for name, split in splits.items() if split.documents}
 
 
-def _unique(conversations: Iterable[Conversation], seen: set[bytes], counts: Counts) -> Iterator[_Read]:
+def _unique(
+    conversations: Iterable[Conversation], encoder: PromptEncoder, seen: set[bytes], counts: Counts
+) -> Iterator[_Read]:
     for conversation in conversations:
         counts.read += 1
-        read = _read(conversation, render(conversation.messages, conversation.language))
+        read = _read(conversation, encoder.render(conversation))
         if read.digest in seen:
             counts.duplicates += 1
             continue
@@ -258,7 +261,8 @@ def _nothing_left(counts: Counts, shortest: int, max_sequence_length: int) -> st
         return "no conversation to train on; give more, one to a line"
     if counts.too_long == counts.by_language.total():
         return (
-            f"no example fits {max_sequence_length} positions, prompt and response together: the shortest has "
-            f"{shortest} tokens; give --max-sequence-length {shortest - 1} or more, or a tokenizer with more entries"
+            f"no example fits {counted(max_sequence_length, 'position')}, prompt and response together: the shortest "
+            f"has {shortest} tokens; give --max-sequence-length {shortest - 1} or more, or a tokenizer with more "
+            "entries"
         )
     return "no conversation is left to train on; give more, or a larger --held-out"

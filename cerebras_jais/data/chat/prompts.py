@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import cache, lru_cache
-from typing import NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from jinja2 import Environment, Template, nodes
 from jinja2.ext import Extension
@@ -15,6 +15,9 @@ from jinja2.runtime import Macro
 from cerebras_jais.catalog.chat import chat_template
 from cerebras_jais.data.clean.languages import is_arabic_script
 from cerebras_jais.data.documents import DataError
+
+if TYPE_CHECKING:
+    from tokenizers.normalizers import Normalizer
 
 LANGUAGES = ("ar", "en")  # those of the prompts
 _MOST_KEPT = 100  # messages of a conversation whose prompt is kept for the next of the same roles
@@ -51,19 +54,33 @@ def prompt_language(messages: Sequence[Message]) -> str:
     return "ar" if is_arabic_script(last) else "en"
 
 
-def harmless(text: str) -> str:
+def harmless(text: str, normalizer: Normalizer | None = None) -> str:
     """A text in which no marker of a role or section stands: each gets a space after its first character.
 
     The markers are those of the template, also in other letter case or spacing. They are plain text to a tokenizer, so
     one that a user writes would begin a turn, and one in a response would teach a model to write it.
+
+    Args:
+        text: of a message.
+        normalizer: of the tokenizer that will read the text. Where it makes a marker of what was none, such as
+            full-width letters, its form of the text is taken, which is the same to the tokenizer.
     """
+    text = _with_markers_apart(text)
+    if normalizer is None:
+        return text
+    normal = normalizer.normalize_str(text).replace("▁", " ")  # SentencePiece writes ▁ for a space
+    mended = _with_markers_apart(normal)
+    return text if mended == normal else mended
+
+
+def _with_markers_apart(text: str) -> str:
     pattern, beginnings = _markers()
     if not any(beginning in text for beginning in beginnings):
         return text
     return pattern.sub(lambda marker: f"{marker[0][0]} {marker[0][1:]}", text)
 
 
-def render(messages: Sequence[Message], language: str) -> Rendered:
+def render(messages: Sequence[Message], language: str, normalizer: Normalizer | None = None) -> Rendered:
     """Render a conversation, its texts made harmless, with the prompt of a language.
 
     The same text as transformers' `apply_chat_template` gives with language=..., without the end of text, which is no
@@ -71,7 +88,7 @@ def render(messages: Sequence[Message], language: str) -> Rendered:
     """
     roles = tuple(message.role for message in messages)
     frame, responses = (_frame if len(roles) > _MOST_KEPT else _kept_frame)(roles, language)
-    return Rendered(frame, tuple(harmless(message.content).strip() for message in messages), responses)
+    return Rendered(frame, tuple(harmless(message.content, normalizer).strip() for message in messages), responses)
 
 
 def _frame(roles: tuple[str, ...], language: str) -> tuple[tuple[str, ...], tuple[bool, ...]]:
@@ -137,5 +154,5 @@ def _markers() -> tuple[re.Pattern[str], tuple[str, ...]]:
     found = sorted(set(re.findall(r"\[\|\w+\|\]|###\s*\w+\s*:", chat_template())))
     assert found, "the template has no markers"
     parts = [re.findall(r"\w+|[^\w\s]+", marker) for marker in found]
-    spaced = (r"\s*".join(map(re.escape, marker)) for marker in parts)
+    spaced = (r"[\s▁]*".join(map(re.escape, marker)) for marker in parts)  # ▁ is a space to SentencePiece
     return re.compile("|".join(spaced), re.IGNORECASE), tuple({marker[0] for marker in parts})

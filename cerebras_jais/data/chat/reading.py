@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from cerebras_jais.ranges import shown
 from cerebras_jais.wording import suggestion
 
 _EXAMPLE = '{"prompt": "...", "response": "..."}'
+_TEXT_PART = '{"type": "text", "text": "..."}'
 _COMMON = ("language", "system", "source")
 MOST_MESSAGES = 10_000
 
@@ -76,18 +78,21 @@ def read_conversations(
         {"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}, ...]}     ShareGPT
         {"instruction": ..., "input": ..., "output": ...}     Alpaca; an input follows after an empty line
 
+    The content of a message may be a list of parts, {"type": "text", "text": ...}: each begins a line of the message,
+    as vLLM and llama.cpp put them together for models of text alone.
+
     Args:
         ignored: fields that are passed over, unknown ones or those three; any other unknown one is malformed, since it
             could be a misspelt one.
         malformed: called with what is wrong with a line, which is then left out; without it the error is raised.
 
     Raises DataError, naming file and line, for what is no conversation: broken JSON, text that is not UTF-8, half a
-    character, an unknown or missing field, an empty message, roles out of order, no response, more than MOST_MESSAGES
-    messages or LONGEST_DOCUMENT bytes; and for a file that cannot be read or is one list of JSON, whatever `malformed`
-    is.
+    character, an unknown or missing field, an empty message, a part that is no text, roles out of order, no response,
+    more than MOST_MESSAGES messages or LONGEST_DOCUMENT bytes; and for a file that cannot be read or is one list of
+    JSON, whatever `malformed` is.
     """
     for line in lines_of(file):
-        if line.number == 1 and line.content.lstrip().startswith(b"["):
+        if line.number == 1 and line.content.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
             raise DataError(
                 f"{shown_path(file)}: is one list of JSON; write one object to a line: jq -c '.[]' FILE > LINES.jsonl"
             )
@@ -154,8 +159,26 @@ def _turns(found: Any, form: str, names: _Turns, ignored: Collection[str], place
         if not isinstance(role, str) or role not in names.roles:
             known = ", ".join(names.roles)
             raise DataError(f'{where}: "{names.role}" is {shown(role)}; known: {known}')
+        content = turn.get(names.content)
+        if isinstance(content, list):
+            turn = {names.content: "\n".join(_parts(content, f"{where}.{names.content}", ignored))}
         messages.append(Message(names.roles[role], _text(turn, names.content, where)))
     return messages
+
+
+def _parts(parts: list[Any], where: str, ignored: Collection[str]) -> Iterator[str]:
+    """The texts of a message's list of parts."""
+    for number, part in enumerate(parts):
+        at = f"{where}[{number}]"
+        if not isinstance(part, dict):
+            raise DataError(f"{at}: must be an object such as {_TEXT_PART}, got {shown(part)}")
+        if part.get("type") != "text":
+            raise DataError(
+                f"{at}: only parts of text can be read, got type {shown(part.get('type'))}; write what it says as "
+                f"{_TEXT_PART}, or remove the conversation"
+            )
+        _check_fields(part, ("type", "text"), ignored, at)
+        yield _text(part, "text", at)
 
 
 def _text(entry: Mapping[str, Any], key: str, where: str, *, optional: bool = False) -> str:

@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from cerebras_jais.catalog.reader import read_trainers
 from cerebras_jais.config.yaml_file import ConfigFile
 from cerebras_jais.errors import Keys, Problem, UserError
 from cerebras_jais.files import shown_path
+from cerebras_jais.interrupts import scratch_folder, uninterrupted
 from cerebras_jais.launch.phases import Phase, plan_phases
 from cerebras_jais.launch.plan import missing_sections
 from cerebras_jais.launch.start import Start
@@ -34,6 +34,7 @@ from cerebras_jais.modelzoo.installed import require_modelzoo
 from cerebras_jais.modelzoo.lower.data import with_data
 from cerebras_jais.modelzoo.lower.failure import NO_MEMORY, is_of_memory, problem_of
 from cerebras_jais.modelzoo.phases import on_cluster, trainer_of
+from cerebras_jais.wording import counted
 
 CHILD = ("-m", "cerebras_jais.modelzoo.lower.child")
 SECONDS = 1800  # the largest model of the family takes one minute on two cores
@@ -95,9 +96,7 @@ def phases_to_lower(file: ConfigFile, only: int | None = None) -> list[tuple[Pha
     require_modelzoo()
     phases = plan_phases(read_trainers(file), checked=False)
     if only is not None and not 1 <= only <= len(phases):
-        raise UserError(
-            f"{file.path}: has {len(phases)} phase{'s' if len(phases) > 1 else ''}; there is no phase {only}"
-        )
+        raise UserError(f"{file.path}: has {counted(len(phases), 'phase')}; there is no phase {only}")
     pairs = zip(phases, (raw for _, raw in file.trainers), strict=True)
     return [(phase, raw) for phase, raw in pairs if only in (None, phase.number)]
 
@@ -129,8 +128,7 @@ def lower_phase(
         raise UserError(f"{shown_path(folder)}: already exists; choose another folder, or remove it")
     for problem in missing_sections(phase.config):
         raise LoweringError(_line(file, phase, problem))
-    with tempfile.TemporaryDirectory(prefix="cerebras-jais-lower-") as temporary:
-        scratch = Path(temporary)
+    with scratch_folder("cerebras-jais-lower-") as scratch:
         planned = trainer_of(phase, Start(None), {**raw, "init": on_cluster(raw["init"], "compile_only")})
         trainer, stand_ins = with_data(planned, phase.config, scratch)
         init = trainer["init"]
@@ -172,30 +170,40 @@ def _run(command: Sequence[str], log: Path, seconds: float) -> tuple[int, resour
 
     After `seconds` it is ended, with the processes that it started, and the status is _TIMED_OUT.
     """
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=log.parent,  # the Cerebras software writes into its working directory
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join([_PACKAGES, *filter(None, [os.environ.get("PYTHONPATH")])]),
-            },
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    timer = threading.Timer(seconds, _end, [process.pid])
-    timer.start()
+    process = timer = None
+    expired = threading.Event()
+
+    def expire(leader: int) -> None:
+        expired.set()  # before the process ends, so that who waits for that finds it
+        _end(leader)
+
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([_PACKAGES, *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
     try:
+        with log.open("wb") as output, uninterrupted():  # a process that is started is known, and so is ended below
+            process = subprocess.Popen(
+                command,
+                cwd=log.parent,  # the Cerebras software writes into its working directory
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        timer = threading.Timer(seconds, expire, [process.pid])
+        timer.start()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # its number stays its own until wait4
     finally:
-        in_time = not timer.finished.is_set()
-        timer.cancel()
-        _end(process.pid)  # itself if the caller is interrupted, and what it started
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode if in_time else _TIMED_OUT, usage
+        with uninterrupted():
+            if timer is not None:
+                timer.cancel()
+            if process is not None:
+                _end(process.pid)  # itself if the caller is interrupted, and what it started
+                _, status, usage = os.wait4(process.pid, 0)
+                process.returncode = os.waitstatus_to_exitcode(status)
+    return _TIMED_OUT if expired.is_set() else process.returncode, usage
 
 
 def _end(leader: int) -> None:

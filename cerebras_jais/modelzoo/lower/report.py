@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from cerebras_jais.cirh.program import ProgramError, TensorType, read_program
 from cerebras_jais.cirh.summary import MODEL, Held, summarize
 from cerebras_jais.config.yaml_file import ConfigFile
 from cerebras_jais.errors import dotted
+from cerebras_jais.interrupts import scratch_folder
 from cerebras_jais.launch.estimate import evaluation_flops, model_size, training_flops
 from cerebras_jais.launch.phases import Phase
 from cerebras_jais.model.config import DecoderConfig
@@ -37,10 +37,10 @@ def lower_phases(
 
     Yields `facts`, or for a phase that cannot be lowered {"file", "phase", "phases", "error": one line}.
     """
-    with tempfile.TemporaryDirectory(prefix="cerebras-jais-programs-") as temporary:
+    with scratch_folder("cerebras-jais-programs-") as temporary:
         for phase, raw in phases:
             try:
-                yield facts(lower_phase(file, phase, raw, (folder or Path(temporary)) / f"phase-{phase.number}"))
+                yield facts(lower_phase(file, phase, raw, (folder or temporary) / f"phase-{phase.number}"))
             except (LoweringError, ProgramError) as error:
                 yield {"file": str(file.path), "phase": phase.number, "phases": phase.count, "error": str(error)}
 

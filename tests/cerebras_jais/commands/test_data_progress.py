@@ -8,6 +8,7 @@ import termios
 import pytest
 
 from cerebras_jais.commands.data import _progress
+from tests.process import PATIENCE
 
 DRAWN = """
 import time
@@ -27,7 +28,7 @@ def test_the_bar_is_drawn_while_standard_error_is_silenced():
     ours, theirs = os.openpty()
     os.set_blocking(ours, False)
     termios.tcsetwinsize(theirs, (24, 80))
-    subprocess.run([sys.executable, "-c", DRAWN], stderr=theirs, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", DRAWN], stderr=theirs, check=True, timeout=PATIENCE)
     said = os.read(ours, 65536)
     os.close(theirs)
     os.close(ours)

@@ -26,6 +26,7 @@ from cerebras_jais.data.pipeline import batches
 from cerebras_jais.data.shards import recorded_vocabulary
 from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer, save_tokenizer, train_tokenizer
 from tests.marks import slow_except
+from tests.process import PATIENCE
 
 ROOT = Path(__file__).parents[3]
 MEMORY = """
@@ -63,7 +64,7 @@ def test_a_document_of_50_megabytes_is_refused_in_two_gigabytes_of_memory(name, 
     words = ["data", "pack", "--text", tmp_path / name, "--tokenizer", tokenizer]
     words += ["--max-sequence-length", "64", "--output", tmp_path / "new"]
     command = [sys.executable, "-c", MEMORY, *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=PATIENCE)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     where = f"{tmp_path / name}{':1' if name == 'a.jsonl' else ''}: a document of more than 4 MiB"
     assert where in done.stderr and "cut it into documents" in done.stderr and not (tmp_path / "new").exists()
@@ -75,7 +76,7 @@ def test_the_longest_document_is_packed_in_two_gigabytes_of_memory(tmp_path, tok
     words = ["data", "pack", "--text", tmp_path / "a.txt", "--tokenizer", tokenizer, "--held-out", "0"]
     words += ["--max-sequence-length", "64", "--output", tmp_path / "new"]
     command = [sys.executable, "-c", MEMORY, *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
 
 

@@ -1,6 +1,8 @@
 """Contract: every piece is in one row and no row is too full; rows are about as many as best fit decreasing needs, and
 clearly fewer where no piece is short."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -39,6 +41,49 @@ def test_every_piece_is_in_one_row_that_it_fits(capacity, data):
     assert all(room < shortest for room, shortest in zip(waste, later, strict=True)), (
         "nothing that fits is left waiting"
     )
+
+
+def one_by_one(lengths, capacity):
+    """The rule of `fill_rows` by plain search, one row after the other: the lengths of each."""
+    waiting = Counter(lengths)
+
+    def taken(length):
+        waiting[length] -= 1
+        if not waiting[length]:
+            del waiting[length]
+        return length
+
+    while waiting:
+        shortest, longest = min(waiting), max(waiting)
+        row = [taken(longest)]
+        while fitting := [length for length in waiting if length <= capacity - sum(row)]:
+            room = capacity - sum(row)
+            pairs = [
+                longer
+                for longer in fitting
+                if 2 * longer >= room and room - longer in waiting and (2 * longer != room or waiting[longer] > 1)
+            ]
+            fillable = [
+                length
+                for length in fitting
+                if any(n * shortest <= room - length <= n * longest for n in range(capacity // shortest + 1))
+            ]
+            if room in waiting:
+                row.append(taken(room))
+            elif pairs:
+                row += [taken(min(pairs)), taken(room - min(pairs))]
+            else:
+                row.append(taken(max(fillable or fitting)))
+        yield sorted(row)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 40), st.data())
+def test_rows_made_many_at_once_are_those_that_come_one_by_one(capacity, data):
+    kinds = data.draw(st.lists(st.integers(1, capacity), min_size=1, max_size=5))
+    lengths = data.draw(st.lists(st.sampled_from(kinds), max_size=60))
+    made = [sorted(lengths[index] for index in row) for row in rows_of(lengths, capacity)]
+    assert made == list(one_by_one(lengths, capacity))
 
 
 def drawn(kind, count):

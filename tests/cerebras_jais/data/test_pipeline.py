@@ -10,13 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cerebras_jais.commands.data import data
-from cerebras_jais.data.dataset import HDF5Samples
+from cerebras_jais.data.dataset import DataParameters, HDF5Samples
 from cerebras_jais.data.documents import DataError, Document, read_documents, sample_corpus_path, split_held_out
-from cerebras_jais.data.pipeline import held_out_documents, pack_documents
+from cerebras_jais.data.mixture import Source, mix
+from cerebras_jais.data.pipeline import held_out_documents, pack_documents, pack_store
 from cerebras_jais.data.shards import recorded_vocabulary
 from cerebras_jais.data.show import END_SIGN, open_rows, read_rows
 from cerebras_jais.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from tests.cerebras_jais.data.chat.examples import with_gap
+from tests.cerebras_jais.data.stores import store_of
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +113,22 @@ def test_the_same_text_gives_the_same_bytes_wherever_it_is_packed(documents, tok
     )
     assert first == second
     assert str(tmp_path).encode() not in b"".join(first.values())
+
+
+@pytest.mark.parametrize("vsl", [False, True])
+def test_a_store_too_large_to_be_read_in_any_order_gives_the_same_files(tmp_path, monkeypatch, vsl):
+    rng = np.random.default_rng(0)
+    store = store_of([rng.integers(1, 50, size=n).tolist() for n in rng.integers(1, 40, size=60)], 0)
+    mixture = mix([Source("a", store, 1.0)], tokens=2 * store.tokens)
+    metadata = DataParameters(vocab_size=50, eos_id=0, pad_id=0, output_dir=".", mixture=mixture.record())
+    for name, most in (("read", 10**9), ("written", 0)):
+        monkeypatch.setattr("cerebras_jais.data.pipeline.ORDERED_ABOVE", most)
+        pack_store(mixture.store, mixture.order, 64, tmp_path / name, metadata, scratch=tmp_path, vsl=vsl)
+    first, second = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("read", "written"))
+    assert first == second
+    assert {path.name for path in tmp_path.iterdir()} == {"read", "written"}
+    (part,) = json.loads(first["data_params.json"])["dataset"]["mixture"]
+    assert (part["source"], part["documents"], part["documents_there"]) == ("a", 120, 60)
 
 
 def test_text_that_a_tokenizer_loses_is_not_packed(tmp_path):

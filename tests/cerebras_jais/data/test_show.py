@@ -170,7 +170,7 @@ def test_wrong_input_is_one_line(folder, packed, tmp_path):
     (tmp_path / "empty").mkdir()
     other = byte_level(tmp_path / "other", 300)
     for words, said in (
-        ((packed, "--tokenizer", folder, "--rows", "999"), "row 999: there are"),
+        ((packed, "--tokenizer", folder, "--rows", "999"), "row 999: the data has"),
         ((packed, "--tokenizer", other), "which the tokenizer has not"),
         ((tmp_path / "none", "--tokenizer", folder), "no such file or folder"),
         ((tmp_path / "empty", "--tokenizer", folder), "no *.h5 files in it"),

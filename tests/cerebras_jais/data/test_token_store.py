@@ -130,6 +130,9 @@ def test_a_failure_leaves_no_shard_and_no_file_half_written(tmp_path):
     with pytest.raises(DataError, match="broken"):
         write_shard(tmp_path, 1, documents(), eos_id=0, inputs="", settings={})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000000.ends", "000000.json", "000000.tokens"]
+    (tmp_path / ".000000.tokens.partial").write_bytes(b"what a killed process left")
+    write(tmp_path, 0, [[[1, 2]]])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000000.ends", "000000.json", "000000.tokens"]
     with pytest.raises(DataError, match="shard 1 of 2 is missing"):
         finish_store(tmp_path, 2)
 

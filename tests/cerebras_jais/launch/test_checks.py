@@ -13,16 +13,27 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cerebras_jais.catalog.reader import read_trainer_yaml
 from cerebras_jais.catalog.yaml_files import presets
 from cerebras_jais.commands.config import check_file
 from cerebras_jais.config.cluster import FLAGS, ClusterConfig
 from cerebras_jais.config.yaml_file import read_yaml
+from cerebras_jais.launch.checks import rate_notes
+from cerebras_jais.launch.phases import plan_phases
 from cerebras_jais.modelzoo_version import STOCK_NAME_OF
 from tests.cerebras_jais.launch.broken import BROKEN, CONFIGS
 from tests.cerebras_jais.train.examples import write_data
 from tests.marks import slow_except
 
 DOCS = CONFIGS.parent / "docs" / "config-check.md"
+
+# The backend, what a phase loads from the one before, and whether its first step differs there.
+TAKEN_OVER = [
+    ("CPU", "model,optimizer,global_step", True),
+    ("GPU", "model,optimizer,schedulers,global_step", True),  # a list of phases never takes over the schedules
+    ("CPU", "model,global_step", False),
+    ("CSX", "model,optimizer,global_step", False),
+]
 
 
 def problems_of(path, tokenizer=None):
@@ -33,7 +44,30 @@ def problems_of(path, tokenizer=None):
 # `make check` sees all of them in tests/golden/config-check.txt.
 @pytest.mark.parametrize("preset", slow_except(presets()[-1:], presets()), ids=lambda preset: preset.name)
 def test_every_config_of_ours_is_good(preset):
-    assert problems_of(CONFIGS / f"{preset.name}.yaml") == []
+    problems, notes = check_file(CONFIGS / f"{preset.name}.yaml")
+    assert problems == []
+    assert not [note for note in notes if "first step" in note]
+
+
+@pytest.mark.parametrize(("backend", "states", "noted"), TAKEN_OVER)
+def test_phases_whose_rates_do_not_meet_are_noted_where_the_model_zoo_takes_another_first_step(
+    backend, states, noted, tmp_path
+):
+    document = yaml.safe_load((CONFIGS / "tiny" / "context.yaml").read_text(encoding="utf-8"))
+    phases = [each["trainer"]["init"] for each in document["trainer"]]
+    for phase in phases:
+        phase["backend"]["backend_type"] = backend
+    second = phases[1]
+    second["schedulers"][0]["LinearLR"]["initial_learning_rate"] = 0.006
+    second["callbacks"] = [{"LoadCheckpointStates": {"load_checkpoint_states": states}}]
+    file = tmp_path / "apart.yaml"
+    file.write_text(yaml.safe_dump(document), encoding="utf-8")
+    found = list(rate_notes(plan_phases(read_trainer_yaml(file))))
+    said = (
+        "trainer[1].trainer.init.schedulers[0]: begins at 0.006; on a CPU or GPU the Model Zoo takes the first step at "
+        "the rate 0.008, where phase 1 ends"
+    )
+    assert found == [said] * noted
 
 
 def test_there_are_forty_broken_ones_or_more_all_different():

@@ -11,6 +11,7 @@ from cerebras_jais.model import generate as module
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.decoder import LanguageModel
 from tests.cerebras_jais.model.examples import jais_section, llama_section
+from tests.process import PATIENCE
 from tests.tolerances import SAME_IN_FLOAT32
 
 LONG = """
@@ -50,5 +51,5 @@ def test_a_prompt_fed_in_pieces_has_the_logits_of_one_fed_whole(section, piece, 
 def test_a_prompt_of_20000_tokens_is_continued_in_two_gigabytes_of_memory():
     command = [sys.executable, "-c", LONG]
     root = Path(__file__).parents[3]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root, timeout=PATIENCE)
     assert done.stdout.strip() == "20002", done.stderr

@@ -29,6 +29,7 @@ from cerebras_jais.modelzoo.phases import trainer_of
 from cerebras_jais.modelzoo.preflight import NotReady, inspect_launch
 from tests import tolerances
 from tests.cerebras_jais.modelzoo.runs import environment, prepare, require_modelzoo, trainers_of
+from tests.process import PATIENCE
 
 CLUSTER = {"num_csx": 2, "num_workers_per_csx": 1, "job_labels": ["project=jais"], "job_priority": "p1"}
 
@@ -293,7 +294,7 @@ def test_a_cluster_that_does_not_answer_is_one_line_after_everything_else_worked
         env={**environment(), "CSCONFIG_PATH": str(file)},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]

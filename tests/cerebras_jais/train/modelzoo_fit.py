@@ -23,6 +23,8 @@ def modelzoo_fits(folder, sections):
         folder: where the YAMLs are put and the runs are started.
         sections: name -> the mapping under `trainer:`.
     """
+    from tests.process import PATIENCE  # not where this file is the program
+
     for name, section in sections.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump({"trainer": section}, sort_keys=False))
     done = subprocess.run(
@@ -30,7 +32,7 @@ def modelzoo_fits(folder, sections):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=600,
+        timeout=PATIENCE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         cwd=folder,
         check=False,

@@ -19,6 +19,7 @@ from cerebras_jais.errors import UserError
 from cerebras_jais.model.load import load_model
 from tests import tolerances
 from tests.cerebras_jais.train.examples import JAIS, LLAMA, train, trainer_section, write_data, write_yaml
+from tests.process import PATIENCE
 
 has_fsdp = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 6)
 
@@ -29,7 +30,12 @@ def torchrun(yaml_path, model_dir, *options):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "cerebras_jais.cli", "fit", str(yaml_path), "--model-dir", str(model_dir), *options]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+        command,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return [float(row["loss"]) for row in csv.DictReader((model_dir / "losses.csv").open())]

@@ -17,6 +17,7 @@ from checkpoint_convert.streaming.journal import working_beside
 from tests.attacks.kills import Moment, contents, steps_of, subjects, trial
 from tests.checkpoint_convert.examples import jais_section, random_model, state_of, write_checkpoint
 from tests.marks import slow_except
+from tests.process import PATIENCE
 
 pytestmark = pytest.mark.slow
 
@@ -160,7 +161,7 @@ def test_several_at_once_make_one_right_release(tmp_path):
     for process in processes:
         process.start()
         time.sleep(0.02)
-    found = sorted(outcomes.get(timeout=300) for _ in processes)
+    found = sorted(outcomes.get(timeout=PATIENCE) for _ in processes)
     for process in processes:
         process.join()
     assert found == ["made", "refused", "refused", "refused"]

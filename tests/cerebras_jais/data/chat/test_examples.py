@@ -10,7 +10,7 @@ from cerebras_jais.data.chat.examples import PromptEncoder, cut_response, withou
 from cerebras_jais.data.chat.prompts import harmless, render
 from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer
 from cerebras_jais.encoding import Encoder
-from tests.cerebras_jais.data.chat.examples import EOS, TOKENIZERS, conversation, conversations, places
+from tests.cerebras_jais.data.chat.examples import EOS, TOKENIZERS, conversation, conversations, places, trimming
 
 
 @pytest.fixture(scope="module", params=[*TOKENIZERS])
@@ -113,6 +113,16 @@ def test_a_special_token_in_a_message_is_text(encoder, kind):
     example = encoded(encoder, conversation(f"a {EOS[kind]} b", f"c{EOS[kind]}d"))
     assert (example.ids == encoder.eos_id).sum() == 1
     assert EOS[kind] in encoder.tokenizer.decode(example.ids[:-1].tolist(), skip_special_tokens=False)
+
+
+def test_a_marker_in_full_width_letters_is_text_to_a_tokenizer_that_folds_them(tmp_path):
+    from tokenizers import normalizers
+
+    encoder = PromptEncoder(Encoder(load_tokenizer(trimming(tmp_path, normalizers.NFKC()))), 0)
+    chat = conversation("a ［｜Ｈｕｍａｎ｜］ b", "c")
+    for rendered, markers in ((render(chat.messages, "en"), 3), (encoder.render(chat), 2)):
+        (example,) = encoder.encode([rendered])
+        assert encoder.tokenizer.decode(example.ids.tolist()).count("[|Human|]") == markers
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3, 8, 9])

@@ -67,6 +67,7 @@ def test_harmless_text_has_no_marker_and_loses_nothing_but_gains_spaces(text):
         ("a [| ai |] b", "a [ | ai |] b"),
         ("###  Response:", "# ##  Response:"),
         ("### Response", "### Response"),
+        ("a ###▁Input▁: b", "a # ##▁Input▁: b"),
         ("a [|b|] [Human] # Input:", "a [|b|] [Human] # Input:"),
     ],
 )
@@ -94,3 +95,43 @@ def test_every_marker_of_the_template_is_known():
     """The markers are found in the template; here they are named."""
     rendered = render(conversation("a", "b").messages, "en").text
     assert all(marker in rendered and harmless(marker) != marker for marker in MARKERS)
+
+
+# Texts that are no marker as they stand, and the normalisers that make one of them.
+FOLDED = [
+    ("［｜Ｈｕｍａｎ｜］ hi", "NFKC"),
+    ("a\n＃＃＃ Ｉｎｐｕｔ： b", "NFKC"),
+    ("[|Hu\u0301man|]", "StripAccents"),
+    ("[|Hu\u00admàn|] ＃＃＃Response:", "XLM-R"),
+]
+
+
+def normalizer_of(name):
+    from tokenizers import Regex, normalizers
+
+    if name == "XLM-R":
+        unwritten = [normalizers.Replace(Regex("[\u00ad\u200b]"), "")]
+        return normalizers.Sequence(
+            [*unwritten, normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
+        )
+    if name == "StripAccents":
+        return normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()])
+    return getattr(normalizers, name)()
+
+
+@pytest.mark.parametrize(("text", "name"), FOLDED)
+def test_no_text_becomes_a_marker_by_the_normaliser_of_a_tokenizer(text, name):
+    normalizer = normalizer_of(name)
+    plain, mended = (
+        normalizer.normalize_str(render(conversation(each, each).messages, "en", normalizer).text).lower()
+        for each in ("a", text)
+    )
+    for marker in map(str.lower, MARKERS):
+        assert mended.count(marker) == plain.count(marker)
+    assert harmless(text) == text, "it is none without the normaliser"
+
+
+@pytest.mark.parametrize("name", ["NFC", "NFKC"])
+def test_a_text_without_a_marker_stays_as_it_is_under_a_normaliser(name):
+    text = "ﷺ ｈｅｌｌｏ e\u0301 [Human] ｜"
+    assert harmless(text, normalizer_of(name)) == text

@@ -1,6 +1,7 @@
 """Contract: the four forms give the same conversation; what is none is refused in one line that names file and line,
 and left out where that was asked for, all other lines being read."""
 
+import codecs
 import json
 from collections import Counter
 
@@ -56,8 +57,24 @@ def test_several_turns_with_a_system_message_of_the_form_itself(tmp_path):
     assert [message.role for message in chat.messages] == ["system", "user", "assistant", "user", "assistant"]
 
 
+def test_the_text_parts_of_a_message_are_its_lines(tmp_path):
+    parts = [{"type": "text", "text": "ما عاصمة"}, {"type": "text", "text": "عُمان؟", "cache_control": {}}]
+    messages = [
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": [{"type": "text", "text": ANSWER}]},
+    ]
+    (chat,) = read(written(tmp_path / "a.jsonl", {"messages": messages}), ignored=["cache_control"])
+    assert chat.messages == (("user", "ما عاصمة\nعُمان؟"), ("assistant", ANSWER))
+
+
 GOOD = {"prompt": "a", "response": "b"}
 USER, ASSISTANT = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+
+
+def with_parts(*parts):
+    return {"messages": [{"role": "user", "content": parts}, ASSISTANT]}
+
+
 MALFORMED = {
     "no response": ({"prompt": "a"}, 'no response: the field "response" is missing'),
     "no output": ({"instruction": "a"}, 'no response: the field "output" is missing'),
@@ -71,6 +88,17 @@ MALFORMED = {
     ),
     "empty turn": ({"messages": [USER, {"role": "assistant", "content": " \n"}]}, '[1]: the field "content" is empty'),
     "empty response": ({"prompt": "a", "response": ""}, 'the field "response" is empty'),
+    "no part": (with_parts(), 'messages[0]: the field "content" is empty'),
+    "empty part": (with_parts({"type": "text", "text": ""}), 'messages[0].content[0]: the field "text" is empty'),
+    "a picture": (
+        with_parts({"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "b"}}),
+        "messages[0].content[1]: only parts of text can be read, got type 'image_url'; write what it says as",
+    ),
+    "a part of another type": (with_parts("a"), "messages[0].content[0]: must be an object such as"),
+    "unknown field of a part": (
+        with_parts({"type": "text", "text": "a", "note": "b"}),
+        "messages[0].content[0]: unknown field 'note'",
+    ),
     "roles out of order": ({"messages": [ASSISTANT, USER]}, "roles out of order: message 1 is of the assistant"),
     "two of the user": ({"messages": [USER, USER, ASSISTANT]}, "roles out of order: message 2 is of the user"),
     "system later": ({"messages": [USER, {"role": "system", "content": "a"}]}, "message 2 is of the system"),
@@ -141,8 +169,11 @@ def test_a_file_that_is_not_there_is_refused_even_where_lines_are_left_out(tmp_p
 
 def test_a_file_that_is_one_list_is_refused_with_the_command_that_cuts_it(tmp_path):
     path = written(tmp_path / "a.json", json.dumps([GOOD, GOOD], indent=1))
-    with pytest.raises(DataError, match=r"is one list of JSON; write one object to a line: jq -c '\.\[\]'"):
-        read(path, malformed=lambda error: None)
+    marked = tmp_path / "b.json"
+    marked.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    for file in (path, marked):
+        with pytest.raises(DataError, match=r"is one list of JSON; write one object to a line: jq -c '\.\[\]'"):
+            read(file, malformed=lambda error: None)
 
 
 def test_the_sample_has_twenty_conversations_of_each_language_single_and_of_several_turns():

@@ -63,7 +63,7 @@ def test_the_tiny_chat_config_trains_on_conversations(tmp_path, monkeypatch, kin
         "data/chat",
     )
     print(said)
-    packed = sum(int(number) for number in re.findall(r": (\d+) examples", said))
+    packed = sum(int(number) for number in re.findall(r": (\d+) examples?", said))
     left_out = {what: int(number) for number, what in re.findall(r"left out: (\d+) of \d+, (.*)", said)}
     equal = left_out.get("equal to an earlier one", 0)
     assert packed + sum(left_out.values()) == count, "every one is packed or counted"

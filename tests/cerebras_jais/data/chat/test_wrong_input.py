@@ -60,6 +60,11 @@ def test_only_the_first_malformed_lines_are_named(tmp_path, tokenizer):
     assert "left out: 50 of 51, malformed" in result.output
 
 
+def test_standard_input_twice(tmp_path, tokenizer):
+    said = refused(tmp_path, "--text", "-", "--text", "-", *options(tmp_path, tokenizer))
+    assert said == "--text -: standard input is given twice, and can be read once; give it once"
+
+
 def test_nothing_but_malformed_lines(tmp_path, tokenizer):
     path = written(tmp_path / "a.jsonl", "{")
     said = refused(tmp_path, "--text", path, "--skip-malformed", *options(tmp_path, tokenizer))
@@ -127,7 +132,7 @@ def test_a_language_of_too_few_examples_is_noted(tmp_path, tokenizer):
     lines = [{"prompt": f"question {number}", "response": "answer"} for number in range(10)]
     path = written(tmp_path / "a.jsonl", *lines, {"prompt": "سؤال", "response": "جواب"})
     result = chat("--text", path, *options(tmp_path, tokenizer))
-    assert "note: nothing is held out of ar (1 examples)" in result.output
+    assert "note: nothing is held out of ar (1 example)" in result.output
     assert "nothing is held out of en" not in result.output
 
 

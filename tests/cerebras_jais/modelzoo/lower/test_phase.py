@@ -5,10 +5,13 @@ or not at all; however it ends, the caller gets the programs or one line with th
 here is stood in for by an empty batch of the shapes that the loader would give.
 """
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import h5py
@@ -16,12 +19,15 @@ import pytest
 import yaml
 
 from cerebras_jais.catalog.yaml_files import open_config
-from cerebras_jais.errors import UserError
+from cerebras_jais.errors import HUNG_UP, INTERRUPTED, STATUSES, TERMINATED, UserError
 from cerebras_jais.modelzoo.lower import phase as lowering
 from cerebras_jais.modelzoo.lower.phase import LoweringError, lower_phase, phases_to_lower
 from cerebras_jais.modelzoo.process import CIRH_OPT, add_programs_to_path
 from tests.cerebras_jais.modelzoo.runs import trainers_of
+from tests.marks import slow_except
+from tests.process import PATIENCE, has_ended, wait_until
 
+ROOT = Path(__file__).parents[4]
 START = "import json, os, pathlib, sys, time; folder = pathlib.Path(sys.argv[1]); "
 REQUEST = "request = json.loads((folder / 'request.json').read_text()); "
 ANSWER = "(folder / 'answer.json').write_text(json.dumps({'programs': [%s], 'failure': None})); "
@@ -44,6 +50,22 @@ def phases(monkeypatch):
         return [(file, *pair) for pair in phases_to_lower(file, only)]
 
     return of
+
+
+def starting(folder):
+    """A script that starts a process, writes both numbers into a file, and does not end."""
+    name = str(folder / "pids")
+    return (
+        "import subprocess; child = subprocess.Popen(['sleep', '600']); "
+        f"pathlib.Path({name!r}).write_text(f'{{os.getpid()}} {{child.pid}}\\n'); time.sleep(600)"
+    )
+
+
+def started(folder):
+    """The numbers that it has written, none before it has."""
+    file = folder / "pids"
+    written = file.read_text() if file.exists() else ""
+    return [int(number) for number in written.split()] if written.endswith("\n") else []
 
 
 def lowered(found, script, **options):
@@ -107,16 +129,66 @@ def test_however_the_process_ends_one_line_says_it_and_nothing_is_left(phases, s
 
 
 @pytest.mark.slow
-def test_a_process_that_does_not_end_is_ended_with_those_that_it_started(phases, tmp_path):
-    pids = tmp_path / "pids"
-    script = (
-        "import subprocess; child = subprocess.Popen(['sleep', '600']); "
-        f"pathlib.Path({str(pids)!r}).write_text(str(child.pid)); time.sleep(600)"
-    )
+def test_a_process_that_does_not_end_is_ended_with_those_that_it_started(phases, tmp_path, monkeypatch):
+    class OnceItHasStarted(threading.Timer):
+        def run(self):
+            wait_until(lambda: started(tmp_path), "the process that lowers")
+            self.function(*self.args)
+
+    monkeypatch.setattr(lowering.threading, "Timer", OnceItHasStarted)
     with pytest.raises(LoweringError, match="was not done after 2 seconds"):
-        lowered(phases()[0], script, seconds=2)
-    state = Path(f"/proc/{pids.read_text()}/stat")
-    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+        lowered(phases()[0], starting(tmp_path), seconds=2)
+    wait_until(lambda: all(map(has_ended, started(tmp_path))), "the end of what was killed")
+
+
+# The verbs that lower, in a process without the Cerebras software; the process that lowers is a stand-in.
+VERB = """
+import importlib, json, sys
+from cerebras_jais.modelzoo import installed
+installed.require_modelzoo = lambda: None
+installed.modelzoo_is_installed = lambda: False
+from cerebras_jais.modelzoo.lower import phase
+phase.lower_phase.__kwdefaults__["child"] = ("-c", sys.argv.pop(1))
+importlib.import_module(sys.argv.pop(1)).main()
+"""
+VERBS = {
+    "lower": ["cerebras_jais.cli", "lower", "tiny/jais"],
+    "lower --output": ["cerebras_jais.cli", "lower", "tiny/jais", "--output", "programs"],
+    "config check": ["cerebras_jais.cli", "config", "check", "--lower", "tiny/jais"],
+    "fit": ["cerebras_jais.modelzoo.launch", json.dumps({"file": "tiny/jais", "lower_only": True})],
+}
+SIGNALS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED, signal.SIGHUP: HUNG_UP}
+STOPPED = [*(("lower", number) for number in SIGNALS), *((verb, signal.SIGTERM) for verb in VERBS if verb != "lower")]
+
+
+@pytest.mark.parametrize("stopped", slow_except([("lower", signal.SIGHUP)], STOPPED), ids=str)
+def test_a_signal_to_a_verb_that_lowers_leaves_no_process_and_no_folder(stopped, tmp_path):
+    verb, number = stopped
+    scratch, here = tmp_path / "scratch", tmp_path / "here"
+    scratch.mkdir()
+    here.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", VERB, START + starting(tmp_path), *VERBS[verb]],
+        cwd=here,
+        env={**os.environ, "TMPDIR": str(scratch), "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            wait_until(lambda: started(tmp_path) or process.poll() is not None, "the process that lowers")
+            assert process.poll() is None, process.communicate()
+            assert len(list(scratch.glob("cerebras-jais-*"))) == 2
+            process.send_signal(number)
+            out, err = process.communicate(timeout=PATIENCE)
+        except BaseException:
+            for pid in [process.pid, *started(tmp_path)]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            raise
+    assert (process.returncode, out, err.strip()) == (SIGNALS[number], "", STATUSES[SIGNALS[number]])
+    wait_until(lambda: all(map(has_ended, started(tmp_path))), "the end of the process that lowers, and of its own")
+    assert list(scratch.glob("cerebras-jais-*")) == list(here.iterdir()) == []
 
 
 def test_programs_that_are_there_are_not_replaced(phases):

@@ -28,6 +28,7 @@ from tests.cerebras_jais.train.resuming.runs import (
     rows,
     trainer_section,
 )
+from tests.process import PATIENCE
 
 pytestmark = pytest.mark.slow  # nearly every test trains two or three runs
 
@@ -199,7 +200,7 @@ def test_the_command_ends_with_the_status_of_the_signal(folder, signum, status):
             if line.startswith("step "):
                 break
         process.send_signal(signum)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == status, err
     (kept,) = (folder / "run").glob("*.mdl")
     assert kept.name.endswith("_interrupted.mdl")
@@ -222,7 +223,7 @@ def test_several_processes_stop_together_and_go_on(folder):
             if line.startswith("step "):
                 break
         process.send_signal(signal.SIGTERM)
-        err = process.communicate(timeout=300)[1]
+        err = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode != 0
     (kept,) = (folder / "run").glob("*.mdl")
     assert kept.name.endswith("_interrupted.mdl"), err

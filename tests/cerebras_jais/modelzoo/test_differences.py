@@ -1,22 +1,26 @@
-"""Where the reference trainer and the Model Zoo's differ by intent: evaluation and accumulated gradients.
+"""Where the reference trainer and the Model Zoo's differ by intent: each row of docs/differences.md.
 
-Contract: on its CPU backend the Model Zoo begins its data anew after each evaluation, and counts a batch as a step
-where gradients are accumulated. The reference trainer reads on, as CS systems do, and counts optimizer steps:
-evaluation changes no loss of it, and a step is what max_steps says. All else agrees: the losses of the evaluations, and
-every step once the difference is taken away. (docs/differences.md)
+Contract: on its CPU backend the Model Zoo begins its data anew after each evaluation, counts a batch as a step where
+gradients are accumulated, and takes the first step of a phase that loads the optimizer but not the schedulers at the
+learning rate in the checkpoint. The reference trainer reads on and begins with the phase's schedule, as CS systems do,
+and counts optimizer steps. All else agrees: the losses of the evaluations, and every step once the difference is taken
+away.
 """
 
 import re
+import shutil
 
 import numpy as np
 import pytest
 import yaml
 
 from cerebras_jais.catalog.reader import read_trainer_yaml
+from cerebras_jais.optimizer.schedule import learning_rate
 from tests import tolerances
 from tests.cerebras_jais.modelzoo.runs import (
     last_checkpoint,
     prepare,
+    reference,
     require_modelzoo,
     weights_of,
     write_documents,
@@ -128,3 +132,31 @@ def test_a_step_is_an_optimizer_step_here_and_a_batch_in_the_model_zoo_where_gra
     # A key bias has no gradient under ALiBi but rounding, see test_agreement.
     apart = {n: np.linalg.norm(a[n] - b[n]) / np.linalg.norm(b[n]) for n in b if "proj_k_dense_layer.bias" not in n}
     assert max(apart.values()) <= tolerances.MODELZOO_WEIGHTS_RELATIVE
+
+
+def test_the_first_step_of_a_phase_has_its_own_rate_here_and_that_of_the_checkpoint_in_the_model_zoo(tmp_path):
+    require_modelzoo()
+    path = prepare(tmp_path, "context.yaml", steps=10, batch_size=4, rates_meet=False)
+    document = yaml.safe_load(path.read_text())
+    document["trainer"] = document["trainer"][:2]
+    document["trainer"][1]["trainer"]["init"]["loop"]["max_steps"] = 11
+    document["trainer"][1]["trainer"]["init"]["checkpoint"]["steps"] = 1
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    output = zoo(tmp_path, "fit", path.name, "-o", "zoo")
+    assert "loading global_step, model, optimizer" in output
+    # Both trainers take the step from one checkpoint.
+    shutil.copytree(tmp_path / "zoo" / "32", tmp_path / "ours" / "32")
+    ((phase, _, _),) = reference(tmp_path, path, "ours")
+
+    before, after = read_trainer_yaml(path)
+    held, own = (learning_rate(config.init.schedulers[0], step) for config, step in ((before, 10), (after, 0)))
+    assert (phase.begins, held, own) == (10, 0.012, 0.008)
+    assert "on a CPU or GPU the Model Zoo takes the first step at the rate 0.012" in output
+    begin = weights_of(last_checkpoint(tmp_path / "zoo" / "32"))
+    theirs, ours = (weights_of(last_checkpoint(tmp_path / run / "64")) for run in ("zoo", "ours"))
+    for name, start in begin.items():
+        if name.endswith("proj_k_dense_layer.bias"):  # no gradient but rounding, see test_agreement
+            continue
+        step, scaled = theirs[name] - start, (ours[name] - start) * (held / own)
+        apart = np.linalg.norm(step - scaled) / np.linalg.norm(step)
+        assert apart <= tolerances.MODELZOO_WEIGHTS_RELATIVE, name
