@@ -7,6 +7,7 @@ byte who carries a task out, beside which others, or how often.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -202,7 +203,7 @@ def run_on_ray(stages: Sequence[Stage], run: DataRun, progress: Progress) -> Non
     if started:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         number = None if options.address else run.workers
-        ray.init(address=options.address, num_cpus=number, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=options.address, num_cpus=number, log_to_driver=False, logging_level=logging.ERROR)
     try:
         for stage in stages:
             progress(stage, 0)
