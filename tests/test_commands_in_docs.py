@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 REASONS = (
     "the extra pipeline",
+    "a file of settings",
     "a cluster",
     "downloads",
     "eight GPUs",
