@@ -13,9 +13,6 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-pytest.importorskip("datatrove")
-pytest.importorskip("orjson")
-
 from cerebras_jais.catalog.yaml_files import open_config
 from cerebras_jais.cli import cli
 from cerebras_jais.data.dataset import HDF5Samples

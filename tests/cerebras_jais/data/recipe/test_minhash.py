@@ -9,16 +9,12 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
-pytest.importorskip("datatrove")
-pytest.importorskip("xxhash")
-
 import xxhash
 from datatrove.data import Document
 from datatrove.pipeline.dedup import minhash as theirs
 from datatrove.utils.text import simplify_text
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cerebras_jais.data.recipe.minhash import MinHash, Signatures, removed_documents, signatures
 from cerebras_jais.data.recipe.words import run_hashes, simplified

@@ -12,13 +12,9 @@ import signal
 import subprocess
 import time
 
+import h5py
 import numpy as np
 import pytest
-
-pytest.importorskip("datatrove")
-pytest.importorskip("orjson")
-
-import h5py
 
 from cerebras_jais.data.recipe.runner import build as build_here
 from cerebras_jais.data.recipe.settings import DataRun

@@ -12,15 +12,12 @@ import random
 from itertools import pairwise
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
-
-pytest.importorskip("datatrove")
-pa = pytest.importorskip("pyarrow")
-zstandard = pytest.importorskip("zstandard")
-
-import pyarrow.parquet as pq
 
 from cerebras_jais.data.documents import LONGEST_DOCUMENT, DataError
 from cerebras_jais.data.recipe.inputs import Part, Shard, find_inputs
