@@ -17,10 +17,10 @@ def xquad_files():
     return [Path(folder, f"xquad.{language}.json") for language in LANGUAGES]
 
 
-def xquad_texts():
-    """The Arabic and English contexts and questions of XQuAD, 1,430 texts of each language."""
+def xquad_texts(*languages):
+    """The contexts and questions of XQuAD in some languages, 1,430 texts of each."""
     texts = []
-    for file in xquad_files():
+    for file in [file for file, language in zip(xquad_files(), LANGUAGES, strict=True) if language in languages]:
         for article in json.loads(file.read_text(encoding="utf-8"))["data"]:
             for paragraph in article["paragraphs"]:
                 texts += [paragraph["context"], *(qa["question"] for qa in paragraph["qas"])]

@@ -5,16 +5,17 @@ import unicodedata
 import pytest
 
 from cerebras_jais.data.documents import read_documents, sample_corpus_path
-from tests.xquad import xquad_texts
+from tests.xquad import LANGUAGES, xquad_texts
 
 every_corpus = pytest.mark.parametrize("corpus", ["sample", pytest.param("xquad", marks=pytest.mark.xquad)])
 
 
-def texts_of(corpus):
-    """The texts of the sample, code left out, or those of XQuAD."""
+def texts_of(corpus, *languages):
+    """The texts of the sample, or of XQuAD, in these languages, or in Arabic and English."""
+    languages = languages or LANGUAGES
     if corpus == "xquad":
-        return xquad_texts()
-    return [document.text for document in read_documents(sample_corpus_path()) if document.language != "code"]
+        return xquad_texts(*languages)
+    return [document.text for document in read_documents(sample_corpus_path()) if document.language in languages]
 
 
 def letters(text):
