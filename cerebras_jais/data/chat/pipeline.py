@@ -212,7 +212,7 @@ def _digest(content: bytes) -> bytes:
 
 
 def _examples(batch: list[_Read], encoder: PromptEncoder) -> list[Example]:
-    return list(encoder.encode([read.rendered for read in batch]))
+    return list(encoder.encode([read.rendered for read in batch], [read.conversation.place for read in batch]))
 
 
 def _split_of(
