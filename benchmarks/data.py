@@ -42,7 +42,8 @@ if __name__ == "__main__":
 import numpy as np
 import yaml
 
-from cerebras_jais.data.documents import read_documents
+from benchmarks.cleaning import RULES, Datatrove
+from cerebras_jais.data.documents import Document, read_documents
 from cerebras_jais.data.token_store import open_store
 from cerebras_jais.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 
@@ -56,11 +57,12 @@ VOCABULARY = 32_000
 # ---- text -----------------------------------------------------------------------------------------------------------
 
 
-def random_documents(words: list[str], draw: random.Random) -> Iterator[str]:
-    """Documents of words, of log-normal length, in sentences and paragraphs."""
+def random_documents(words: list[str], common: list[str], draw: random.Random) -> Iterator[str]:
+    """Documents of words, every sixth a common one, of log-normal length, in sentences and paragraphs."""
     while True:
         length = min(int(draw.lognormvariate(5.5, 1)) + 20, 20_000)
         chosen = draw.choices(words, k=length)
+        chosen[::6] = draw.choices(common, k=len(chosen[::6]))
         for place in range(12, length, 13):
             chosen[place] += ".\n" if draw.random() < 0.2 else "."
         yield " ".join(chosen).replace("\n ", "\n") + "."
@@ -155,37 +157,28 @@ def encode_alone(file: Path, tokenizer: Path) -> tuple[int, int]:
 
 
 def datatrove_blocks(file: Path, language: str, folder: Path, rank: int) -> int:
-    """datatrove's own blocks for the steps of the recipe, on one file."""
+    """datatrove's own blocks for the steps of the recipe, on one file; how many documents they keep."""
     from datatrove.data import Document
     from datatrove.pipeline.dedup.minhash import MinhashDedupSignature
-    from datatrove.pipeline.filters import FineWebQualityFilter, GopherQualityFilter, GopherRepetitionFilter
     from datatrove.pipeline.tokens import DocumentTokenizer
+    from datatrove.utils.logging import logger
     from xxhash import xxh64_intdigest
 
-    code = {"ar": "arb_Arab", "en": "eng_Latn"}[language]
-    signatures = MinhashDedupSignature(str(folder / "theirs"), language=code)
+    logger.remove()
+    filters = Datatrove(language, RULES[language])
+    signatures = MinhashDedupSignature(str(folder / "theirs"), language=filters.language)
     signatures._hash_func = lambda run: xxh64_intdigest(run.encode())  # it gives xxhash 4 a str
-    repetition = GopherRepetitionFilter(language=code)
-    documents = (Document(text=text, id=str(number)) for number, text in enumerate(texts_of(file)))
-    kept = 0
-
-    def watched(passed: Iterator[Any]) -> Iterator[Any]:
-        nonlocal kept
-        for document in passed:
-            kept += 1
-            yield document
-
-    passed = GopherQualityFilter(language=code)(
-        FineWebQualityFilter(language=code)(repetition(documents, rank, 1), rank, 1), rank, 1
-    )
-    through = list(watched(passed))
-    signatures(iter(through), rank, 1)
+    kept = [
+        Document(text=text, id=str(number))
+        for number, text in enumerate(texts_of(file))
+        if filters.reason(text) is None
+    ]
+    signatures.run(iter(kept), rank, 1)
     tokens = DocumentTokenizer(
         str(folder / "theirs-tokens"), tokenizer_name_or_path=str(folder / "tokenizer" / "tokenizer.json")
     )
-    for _ in tokens(iter(through), rank, 1) or ():
-        pass
-    return kept
+    tokens.run(iter(kept), rank, 1)
+    return len(kept)
 
 
 def preprocess(python: Path, folder: Path, text: Path) -> float:
@@ -203,16 +196,17 @@ def preprocess(python: Path, folder: Path, text: Path) -> float:
             "huggingface_tokenizer": str(folder / "tokenizer"),
             "max_seq_length": CONTEXT,
             "read_hook": "cerebras.modelzoo.data_preparation.data_preprocessing.hooks:text_read_hook",
-            "read_hook_kwargs": {"data_keys": {"text_key": "text"}},
+            "read_hook_kwargs": {"text_key": "text"},
             "use_ftfy": False,
         },
         "dataset": {"use_vsl": True},
     }
     (folder / "zoo.yaml").write_text(yaml.safe_dump(config))
-    module = "cerebras.modelzoo.data_preparation.data_preprocessing.preprocess_data"
     began = time.monotonic()
     done = subprocess.run(
-        [str(python), "-m", module, "--config", str(folder / "zoo.yaml")], capture_output=True, text=True
+        [str(python.parent / "cszoo"), "data_preprocess", "run", "--config", str(folder / "zoo.yaml")],
+        capture_output=True,
+        text=True,
     )
     seconds = time.monotonic() - began
     if done.returncode or not list(output.rglob("*.h5")):
@@ -238,15 +232,14 @@ def main() -> None:
     if options.words:
         lines = [line for file in options.words for line in file.read_text(encoding="utf-8").splitlines()[1:]]
         words = [word for line in lines if (word := re.split(r"[/\s]", line)[0])]
-        documents = random_documents(words, draw)
+        common = sorted(word for word in RULES[options.language].words.stop_words if word.isalpha())
+        documents = random_documents(words, common, draw)
     else:
         texts = [document.text for file in options.texts for document in read_documents(file)]
         documents = shuffled_documents(texts, draw)
     size = write_text(folder / "text", documents, options.megabytes)
     files = sorted((folder / "text").iterdir())
     sample = [text for text, _ in zip(texts_of(files[0]), range(4000), strict=False)]
-    from cerebras_jais.data.documents import Document
-
     tokenizer = train_tokenizer((Document(text, None, "") for text in sample), VOCABULARY)
     save_tokenizer(tokenizer, folder / "tokenizer", CONTEXT)
     print(f"{size:.0f} MB, {tokenizer.get_vocab_size()} entries, {WORKERS} processes", flush=True)
@@ -275,7 +268,7 @@ def main() -> None:
             (cut / file.name).write_text("".join(kept), encoding="utf-8")
         cut_size = sum(len(text.encode()) for file in cut.iterdir() for text in texts_of(file)) / 1e6
         arguments = [(file, options.language, folder, rank) for rank, file in enumerate(sorted(cut.iterdir()))]
-        _, took = timed(datatrove_blocks, *arguments)
+        kept, took = timed(datatrove_blocks, *arguments)
         ratio = (size / (seconds - later)) / (cut_size / took)
         print(
             f"datatrove's blocks: {cut_size:.1f} MB in {took:.1f} s, {cut_size / took:.2f} MB/s; recipe {ratio:.1f}x",
