@@ -330,8 +330,8 @@ def build(settings: Path, workers: int | None, output: str | None, dry_run: bool
         return
     found = build_data(run, StageProgress(), _print_note)
     if isinstance(found, list):
-        click.echo(f"submitted to Slurm: jobs {', '.join(found) or 'none, as all is done'}")
-        click.echo("the same command says what is left of them, and submits again what failed")
+        click.echo(f"submitted to Slurm: jobs {', '.join(found)}")
+        click.echo("once they have ended the same command prints the report, or submits again what failed")
         return
     for line in report_lines(found):
         click.echo(line)

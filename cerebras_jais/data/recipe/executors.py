@@ -196,7 +196,7 @@ def run_on_ray(stages: Sequence[Stage], run: DataRun, progress: Progress) -> Non
     """Carry stages out on a Ray cluster, or on one that is started here and ends with this process."""
     import ray
 
-    options = run.ray
+    options = run.executor.ray
     assert options is not None
     _quiet()
     started = not ray.is_initialized()

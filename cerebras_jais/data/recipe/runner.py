@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from cerebras_jais.data.recipe.duplicates import duplicate_stages
-from cerebras_jais.data.recipe.executors import Progress, Stage, run_locally, run_on_ray, submit_to_slurm
+from cerebras_jais.data.recipe.executors import Progress, Stage, failure_of, run_locally, run_on_ray, submit_to_slurm
 from cerebras_jais.data.recipe.folder import RunFolder, folder_of, read_json, running
 from cerebras_jais.data.recipe.inputs import Inputs, find_inputs
 from cerebras_jais.data.recipe.packing import packing_stages
@@ -28,11 +28,20 @@ def build(run: DataRun, progress: Progress, note: Callable[[str], None]) -> dict
     for line in inputs.notes:
         note(line)
     with running(folder, inputs):
-        load_tools(run)  # what is wrong with a tokenizer or model is said before the work begins
+        tools = load_tools(run)  # what is wrong with a tokenizer or model is said before the work begins
+        if (evaluation := tools.evaluation) is not None and evaluation.too_short:
+            note(
+                f"decontaminate: {evaluation.too_short} of {evaluation.texts} texts have fewer than {evaluation.words} "
+                "words and are not looked for"
+            )
         stages = _stages(run, folder, inputs)
-        if run.slurm is not None:
-            return submit_to_slurm(stages, folder.work, run, run.slurm)
-        if run.ray is not None:
+        if run.executor.slurm is not None:
+            for stage in stages:
+                if (said := failure_of(stage.logs)) is not None:
+                    note(f"{stage.name}: a task failed and is submitted again; it said: {said}")
+            if jobs := submit_to_slurm(stages, folder.work, run, run.executor.slurm):
+                return jobs
+        elif run.executor.ray is not None:
             run_on_ray(stages, run, progress)
         else:
             run_locally(stages, run.workers, progress)

@@ -17,7 +17,7 @@ from cerebras_jais.data.clean.arabic import MarkOrder, Normalisation
 from cerebras_jais.data.clean.cleaner import CleanerSettings
 from cerebras_jais.data.clean.languages import BY_LETTERS
 from cerebras_jais.data.clean.presets import PRESETS
-from cerebras_jais.data.documents import sample_corpus_path
+from cerebras_jais.data.documents import LANGUAGE_TAG, sample_corpus_path
 from cerebras_jais.encoding import Engine
 from cerebras_jais.ranges import Range
 from cerebras_jais.wording import suggestion
@@ -56,7 +56,14 @@ def _encoding(value: str) -> str:
         raise refuse(f"unknown encoding {value[:40]!r}; such as utf-8, cp1256, latin-1, utf-16") from None
 
 
+def _tag(value: str) -> str:
+    if not LANGUAGE_TAG.fullmatch(value):
+        raise refuse(f"must be a tag such as ar, en or code (got {value[:40]!r})")
+    return value
+
+
 Name = Annotated[str, AfterValidator(_name)]
+Tag = Annotated[str, AfterValidator(_tag)]
 InputPath = Annotated[PathText, AfterValidator(_expanded)]
 Paths = Annotated[list[InputPath], BeforeValidator(_one_or_several), Field(min_length=1)]
 Weight = Annotated[float, within(_POSITIVE)]
@@ -75,7 +82,7 @@ class Source(Section):
     documents: Literal["whole", "blank-lines"] = "whole"
     """Of a .txt file: it is one document, or one for each part between blank lines."""
     text: str = "text"
-    language: str | None = None
+    language: Tag | None = None
     language_field: str | None = None
     encoding: Annotated[str, AfterValidator(_encoding)] = "utf-8"
     weight: Weight | None = None
@@ -127,7 +134,7 @@ class Language(Section):
     minimum_score: Annotated[float, within(_SHARE)] = 0.0
     check: bool = False
     """Whether a document is dropped whose language is not the one that its source names."""
-    keep: list[str] | None = None
+    keep: list[Tag] | None = None
 
 
 class Steps(Section):
@@ -212,6 +219,22 @@ class Ray(Section):
     memory_gb: Annotated[float, within(_MEMORY)] = 2.0
 
 
+class Executor(Section):
+    """Who does the work: this machine, where neither is given."""
+
+    slurm: Slurm | None = None
+    ray: Ray | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        if value == "local":
+            return {}
+        if not isinstance(value, dict) or len(value) != 1:
+            raise refuse("must be local, or one mapping named slurm or ray")
+        return {name: {} if keys is None else keys for name, keys in value.items()}
+
+
 class DataRun(Section):
     """A data run: sources, steps, tokenizer, phases, output, and who does the work."""
 
@@ -222,37 +245,13 @@ class DataRun(Section):
     output: InputPath
     seed: Seed = 0
     workers: Annotated[int, within(Range(1, 10_000, whole=True))] = Field(default_factory=lambda: os.cpu_count() or 1)
-    executor: Literal["local"] | dict[str, Any] = "local"
+    executor: Executor = Executor.model_validate("local")
     engine: Engine = Engine.AUTO
     """What tokenises; all give the same ids."""
     on_error: Literal["stop", "count"] = "stop"
     kept: Annotated[int, within(Range(0, 100_000, whole=True))] = 100
     """Of the documents dropped for one reason so many are kept to look at."""
     shard_mib: Annotated[int, within(_SHARD_MIB)] = 128
-
-    @property
-    def slurm(self) -> Slurm | None:
-        """The settings of Slurm where it does the work."""
-        return Slurm.model_validate(self.executor["slurm"]) if self._engine == "slurm" else None  # type: ignore[index]
-
-    @property
-    def ray(self) -> Ray | None:
-        """The settings of Ray where it does the work."""
-        return Ray.model_validate(self.executor["ray"] or {}) if self._engine == "ray" else None  # type: ignore[index]
-
-    @property
-    def _engine(self) -> str:
-        return self.executor if isinstance(self.executor, str) else next(iter(self.executor))
-
-    @field_validator("executor")
-    @classmethod
-    def _known_executor(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            if len(value) != 1 or next(iter(value)) not in ("slurm", "ray"):
-                raise refuse("must be local, or one mapping named slurm or ray")
-            ((name, keys),) = value.items()
-            (Slurm if name == "slurm" else Ray).model_validate(keys or {})
-        return value
 
     @model_validator(mode="after")
     def _weights_fit(self) -> DataRun:

@@ -118,7 +118,7 @@ def _read_part(part: Part, source: Source) -> Iterator[Entry]:
         yield from reader(part, source)
     except DataError as error:
         yield Unreadable("damaged", 0, str(error).removeprefix(f"{shown_path(part.file)}: "))
-    except (EOFError, OSError, zlib.error, ValueError, ImportError) as error:
+    except (EOFError, OSError, zlib.error, ValueError) as error:
         yield Unreadable("damaged", 0, f"cannot be read to its end: {_line_of(error)}")
     except Exception as error:
         if type(error).__name__ not in ("ZstdError", "ArrowException"):
