@@ -7,9 +7,10 @@ of the planned order, so the same files come out whoever makes them.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer, vocabul
 from cerebras_jais.files import shown_path
 
 PARAMETERS = "data_params.json"
+_POSITIONS_PER_FILE = 2**22  # of 20 bytes each in memory
+_ROWS_BETWEEN = 4096
 _RECIPE = "recipe"  # the key of data_params.json with the digest of what was asked
 
 
@@ -175,7 +178,18 @@ class Pack:
             raw_characters=int(raw[1]),
         )
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_hdf5(target, rows, metadata=metadata)
+        watched = _with_few_pages(rows, store)
+        write_hdf5(target, watched, metadata=metadata, samples_per_file=max(1, _POSITIONS_PER_FILE // length))
+
+
+def _with_few_pages(rows: Iterable[np.ndarray], store: Store) -> Iterator[np.ndarray]:
+    """The rows; meanwhile the pages of the store's files, read here and there, are given back to the system."""
+    for number, row in enumerate(rows):
+        yield row
+        if number % _ROWS_BETWEEN == 0:
+            for part in store.parts:
+                if isinstance(part.ids.base, np.memmap):
+                    part.ids.base._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
 
 
 def _sizes(folder: RunFolder, sources: list[str]) -> np.ndarray:
