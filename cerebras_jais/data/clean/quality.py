@@ -80,13 +80,13 @@ def find_reason(text: str, language: str, rules: Rules, split: Splitter = split_
 
 
 def _reasons(text: str, language: str, rules: Rules, split: Splitter) -> Iterator[Reason]:
+    if not text or text.isspace():
+        yield Reason.EMPTY
     if rules.script is not None:
         yield from _script(text, language, rules.script)
     if rules.repetition is not None:
         yield from _repeated_parts(text, rules.repetition)
-    words = split(text, language)
-    if not words:
-        yield Reason.EMPTY
+    words = split(text, language) if rules.repetition or rules.lines or rules.words else ()
     # First, since repeated words take memory by the word.
     longest = rules.words.maximum if rules.words is not None else None
     if _above(len(words), longest) and _above(len(words) - len(_symbols(words)), longest):

@@ -3,8 +3,8 @@
 The published thresholds belong to spaCy's splitters, so the expression follows their main rules: a word is a run of
 letters, digits, marks and characters that cannot be seen; numbers keep what parts their digits, and a hyphen before
 them unless a digit precedes it; 's is a word, and so are initials with their full stops; every other character is a
-word of its own, a run of full stops one word. In Arabic, spaCy leaves a full stop on the word before it unless it
-follows a letter. docs/cleaning.md counts the differences that remain.
+word of its own, a run of full stops one word. In Arabic, spaCy leaves a full stop on the word before it unless two
+letters precede it. docs/cleaning.md counts the differences that remain.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _INSIDE = r"[.,:/\u2013\u060c\u066b\u066c](?<=\d.)(?=\d)|-(?<=[^\W\d].)(?=\d)"
 _WORD = f"{_RUN}(?:(?:{_INSIDE}){_RUN})*"
 _BEFORE = r"['\u2019](?<=\w.)|-(?<!\S.)(?=\d)"
 _INITIALS = r"[^\W\d_](?<!\w.)\.(?:[^\W\d_]\.){0,7}(?!\w)"  # bounded, so that the search stays linear
-_FULL_STOP = rf"(?:(?:[)\]\"\u201d\u00bb]+\.|\.(?<=[\d{MARKS}].))(?!\S))?"
+_FULL_STOP = r"(?:(?:[)\]\"\u201d\u00bb]+\.|\.(?<![^\W\d_]{2}.))(?!\S))?"
 
 
 def _splitter(word: str) -> re.Pattern[str]:
