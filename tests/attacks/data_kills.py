@@ -45,7 +45,7 @@ def processes_of(session: int) -> list[int]:
     return found
 
 
-def killed(words: list[str], seconds: float) -> str:
+def killed(words: list[str], seconds: float, patience: float = PATIENCE) -> str:
     """Start a command and kill its first process; "" or what is left of it."""
     process = subprocess.Popen(
         words, env=environment(), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -56,10 +56,10 @@ def killed(words: list[str], seconds: float) -> str:
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + patience
     while left := processes_of(process.pid):
         if time.monotonic() > until:
-            return f"processes {left} are left {PATIENCE} s after the kill"
+            return f"processes {left} are left {patience} s after the kill"
         time.sleep(0.05)
     return ""
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from cerebras_jais.atomic import locked, replacing
+from cerebras_jais.atomic import abandoned, locked, replacing
 from cerebras_jais.data.documents import DataError
 from cerebras_jais.data.recipe.inputs import Inputs, Shard, shard_from
 from cerebras_jais.data.recipe.settings import DataRun
@@ -80,6 +80,12 @@ class RunFolder:
     def sizes(self, rank: int) -> Path:
         """Bytes and characters of the documents of a shard, uint32 [documents, 2]."""
         return self.work / "sizes" / f"{rank:06d}.npy"
+
+    def remove_abandoned(self) -> None:
+        """Remove the files that were being written when an earlier process was killed; none may be at work now."""
+        for folder in {file.parent for file in self.output.rglob(".*.tmp")}:
+            for file in abandoned(folder, ".*"):
+                file.unlink()
 
     # ---- shards -----------------------------------------------------------------------------------------------------
 

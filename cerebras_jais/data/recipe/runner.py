@@ -44,6 +44,7 @@ def build(run: DataRun, progress: Progress, note: Callable[[str], None]) -> dict
         elif run.executor.ray is not None:
             run_on_ray(stages, run, progress)
         else:
+            folder.remove_abandoned()
             run_locally(stages, run.workers, progress)
     report: dict[str, Any] = read_json(folder.output / REPORT)
     return report

@@ -12,6 +12,7 @@ import yaml
 
 from cerebras_jais.data.documents import read_documents, sample_corpus_path
 from cerebras_jais.data.tokenizer import save_tokenizer, train_tokenizer
+from tests.process import PATIENCE
 
 ROOT = Path(__file__).parents[4]
 
@@ -86,7 +87,7 @@ def environment():
 def build(file, *options):
     """Run `data build` in a process of its own."""
     words = command("data", "build", file, *options)
-    return subprocess.run(words, env=environment(), capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(words, env=environment(), capture_output=True, text=True, check=False, timeout=PATIENCE)
 
 
 def contents(output):

@@ -33,6 +33,7 @@ from tests.cerebras_jais.data.recipe.runs import (
     write_tokenizer,
     write_yaml,
 )
+from tests.process import PATIENCE
 
 
 def run_here(content):
@@ -199,7 +200,7 @@ def test_a_second_start_on_a_running_folder_is_refused(work, tmp_path):
     os.kill(first.pid, signal.SIGSTOP)
     second = build(file)
     os.kill(first.pid, signal.SIGCONT)
-    assert first.wait(60) == 0
+    assert first.wait(PATIENCE) == 0
     assert second.returncode == 2
     assert f"process {first.pid} runs in it since" in second.stderr
 
@@ -208,7 +209,9 @@ def test_a_second_start_on_a_running_folder_is_refused(work, tmp_path):
 def test_a_killed_run_leaves_no_process_and_goes_on_to_the_same_bytes(work, tmp_path):
     file = write_yaml(tmp_path / "run.yaml", of(work, tmp_path / "out", workers=2))
     for seconds in (0.9, 1.2, 1.5):
-        assert killed(command("data", "build", file), seconds) == ""
+        assert killed(command("data", "build", file), seconds, PATIENCE) == ""
+    (tmp_path / "out" / "run").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "out" / ".report.json.0123abcd.tmp").touch()  # as a kill leaves it
     done = build(file)
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "out") == contents(work / "whole")

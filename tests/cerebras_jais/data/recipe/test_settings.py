@@ -31,7 +31,10 @@ BROKEN = {
     "output: out": ("output: out\nworkers: 0", "line 8: workers: must be a whole number from 1"),
     "output: out\n": ("", "output: missing key"),
     "tokenizer: tok": ("tokenizer: tok\nexecutor: {slurm: {}}", "line 5: executor.slurm.partition: missing key"),
-    "tokenizer: tok\n": ("tokenizer: tok\nexecutor: {cloud: {}}\n", "line 5: executor.cloud: unknown key; known: ray, slurm"),
+    "tokenizer: tok\n": (
+        "tokenizer: tok\nexecutor: {cloud: {}}\n",
+        "line 5: executor.cloud: unknown key; known: ray, slurm",
+    ),
     "{context: 128}": ("{context: 128, weights: {fr: 1}}", "the phase short gives a weight to fr, which is no source"),
 }
 
