@@ -62,6 +62,11 @@ class _Phase:
             return {self.name: list(self.sources)}
         return {f"{self.name}/{source}": [source] for source in self.sources}
 
+    @property
+    def tokenizer(self) -> Path:
+        """What packing has to know of the tokenizer."""
+        return self.work / "tokenizer.json"
+
     def order(self, index: int) -> Path:
         return self.work / f"order-{index:03d}.npy"
 
@@ -111,6 +116,9 @@ class Plan:
     def __call__(self, data: Any, rank: int, world_size: int) -> None:
         """Plan the phase."""
         phase = self.phase
+        tokenizer = load_tokenizer(phase.run.tokenizer)
+        eos_id = end_of_text_id(tokenizer, phase.run.tokenizer)
+        write_json(phase.tokenizer, {"eos_id": eos_id, "vocab_size": vocabulary_size(tokenizer)})
         record = {}
         for index, (name, mixture) in enumerate(_mixtures(phase)):
             for part in mixture.parts:
@@ -158,9 +166,8 @@ class Pack:
             return
         sources = list(phase.folders().values())[index]
         store = _store(phase.folder, sources)
-        tokenizer = load_tokenizer(phase.run.tokenizer)
-        eos_id = end_of_text_id(tokenizer, phase.run.tokenizer)
-        length = phase.settings.context
+        tokenizer = read_json(phase.tokenizer)
+        eos_id, length = tokenizer["eos_id"], phase.settings.context
         rows = (
             pack_stream(store, length, eos_id, order=order)
             if phase.settings.packing == "stream"
@@ -168,7 +175,7 @@ class Pack:
         )
         raw = _sizes(phase.folder, sources)[order].sum(axis=0, dtype=np.int64)
         metadata = DataParameters(
-            vocab_size=vocabulary_size(tokenizer),
+            vocab_size=tokenizer["vocab_size"],
             eos_id=eos_id,
             pad_id=eos_id,
             output_dir=".",

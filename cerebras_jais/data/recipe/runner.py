@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from cerebras_jais.data.recipe.decontaminate import read_evaluation
 from cerebras_jais.data.recipe.duplicates import duplicate_stages
 from cerebras_jais.data.recipe.executors import Progress, Stage, failure_of, run_locally, run_on_ray, submit_to_slurm
 from cerebras_jais.data.recipe.folder import RunFolder, folder_of, read_json, running
@@ -15,6 +16,10 @@ from cerebras_jais.data.recipe.prepare import Prepare, load_tools
 from cerebras_jais.data.recipe.settings import DataRun
 from cerebras_jais.data.recipe.summary import REPORT, FinishStores, Report
 from cerebras_jais.files import MIB
+
+_PARTS_OF_A_SHARD = (
+    2  # a phase is packed in parts of half a shard's text: tens of thousands of documents fill rows well
+)
 
 
 def build(run: DataRun, progress: Progress, note: Callable[[str], None]) -> dict[str, Any] | list[str]:
@@ -28,12 +33,7 @@ def build(run: DataRun, progress: Progress, note: Callable[[str], None]) -> dict
     for line in inputs.notes:
         note(line)
     with running(folder, inputs):
-        tools = load_tools(run)  # what is wrong with a tokenizer or model is said before the work begins
-        if (evaluation := tools.evaluation) is not None and evaluation.too_short:
-            note(
-                f"decontaminate: {evaluation.too_short} of {evaluation.texts} texts have fewer than {evaluation.words} "
-                "words and are not looked for"
-            )
+        _check(run, note)
         stages = _stages(run, folder, inputs)
         if run.executor.slurm is not None:
             for stage in stages:
@@ -50,10 +50,23 @@ def build(run: DataRun, progress: Progress, note: Callable[[str], None]) -> dict
     return report
 
 
+def _check(run: DataRun, note: Callable[[str], None]) -> None:
+    """Raise what is wrong with a tokenizer or model before jobs are submitted; workers here say it at once."""
+    if run.executor.slurm is not None or run.executor.ray is not None:
+        load_tools(run)
+    if run.steps.decontaminate is not None:
+        evaluation = read_evaluation(run.steps.decontaminate)
+        if evaluation.too_short:
+            note(
+                f"decontaminate: {evaluation.too_short} of {evaluation.texts} texts have fewer than {evaluation.words} "
+                "words and are not looked for"
+            )
+
+
 def _stages(run: DataRun, folder: RunFolder, inputs: Inputs) -> list[Stage]:
     """All stages of a run in their order."""
     shards = len(inputs.shards)
-    parts = max(1, round(sum(shard.size for shard in inputs.shards) / (run.shard_mib * MIB)))
+    parts = max(1, round(_PARTS_OF_A_SHARD * sum(shard.size for shard in inputs.shards) / (run.shard_mib * MIB)))
     stages = [
         Stage("prepare", shards, (Prepare(run, folder),), folder.stages / "prepare"),
         *duplicate_stages(run, folder, shards),

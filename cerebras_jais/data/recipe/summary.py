@@ -39,7 +39,7 @@ class FinishStores:
         equal = equal_documents(folder, self.shards)
         removed: dict[str, dict[str, int]] = {}
         shown: list[dict[str, Any]] = []
-        tokenizer = load_tokenizer(self.settings.tokenizer)
+        tokenizer = None
         for source in self.settings.sources:
             ranks = [number for number, shard in enumerate(shards) if shard.source == source]
             store = finish_store(folder.store(source), len(ranks))
@@ -49,6 +49,7 @@ class FinishStores:
             for number in ranks:
                 for reason, documents in ((EXACT, equal[number]), (NEAR, near_documents(folder, number))):
                     for document in documents[: max(0, self.settings.kept - counts[reason])] + first:
+                        tokenizer = tokenizer or load_tokenizer(self.settings.tokenizer)
                         ids = store.slices(np.asarray([document]))[0][:_SHOWN_TOKENS]
                         text = tokenizer.decode(ids.tolist(), skip_special_tokens=True)
                         shown.append({"reason": reason, "source": f"{source}, document {document}", "text": text})
