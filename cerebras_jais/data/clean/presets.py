@@ -7,7 +7,7 @@ Each number is published (its source stands beside it), derived, or assumed. Non
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from cerebras_jais.errors import UserError
@@ -156,16 +156,11 @@ FINEWEB2_ARABIC = Rules(
         duplicate_ngrams=((5, 0.165), (6, 0.153), (7, 0.142), (8, 0.131), (9, 0.12), (10, 0.109)),
     ),
     lines=Lines(minimum_ended=0.143, maximum_duplicate_characters=0.1, maximum_breaks=0.189),
-    words=Words(
-        minimum=50,
-        maximum=100_000,
+    words=replace(
+        GOPHER_WORDS,
         minimum_mean_length=2,
         maximum_mean_length=9,
-        maximum_symbols=0.1,
-        maximum_bullets=0.9,
-        maximum_ellipses=0.3,
         minimum_alphabetic=0.787,
-        minimum_stop_words=2,
         stop_words=_words("، في من على إلى عام أن مع أو هو عن التي كان بين ما كانت هي المتحدة بعد"),
     ),
     symbols="|",

@@ -117,7 +117,7 @@ TEXTS = st.text(st.one_of(ALPHABET, ALPHABET, st.characters()))
 SETTINGS = st.builds(Normalisation, st.sampled_from(MarkOrder), st.booleans(), st.booleans())
 
 
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @given(TEXTS, st.sampled_from(["ar", "fa", "en"]), SETTINGS)
 def test_normalised_text_stays_as_it_is(text, language, settings):
     once, _ = normalised(text, language, settings)
@@ -137,7 +137,7 @@ def with_letters_for_forms(text):
     )
 
 
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @given(TEXTS, st.sampled_from(MarkOrder))
 def test_no_letter_but_tatweel_and_no_mark_is_lost(text, order):
     found = unicodedata.normalize("NFD", normalised(text, settings=Normalisation(order))[0])
@@ -146,7 +146,7 @@ def test_no_letter_but_tatweel_and_no_mark_is_lost(text, order):
     assert marks(found) == marks(expected)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.text(st.sampled_from("ابوييهلaé \u064b\u064e\u0650\u0651\u0652\u0653\u0654\u0655\u0670\u06d6")))
 def test_the_order_of_marks_is_canonically_equivalent(text):
     assert unicodedata.normalize("NFD", normalised(text)[0]) == unicodedata.normalize("NFD", text)

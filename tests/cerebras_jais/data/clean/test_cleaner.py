@@ -2,7 +2,7 @@
 code is left as it is; rules of quality are those of the document's language."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cerebras_jais.data.clean.arabic import Normalisation
@@ -65,6 +65,7 @@ def test_what_cannot_be_loaded_is_refused_before_the_first_document():
         clean("نعم", language_model="nowhere")
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(codec=None)))
 def test_any_string_is_cleaned_to_a_text_or_dropped(text):
     found = clean(text, quality="fineweb")

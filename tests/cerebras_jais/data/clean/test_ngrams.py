@@ -3,7 +3,7 @@
 from collections import Counter
 from itertools import accumulate
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cerebras_jais.data.clean.ngrams import duplicate_ngram_characters, repeated_ngrams, top_ngram_characters
@@ -19,6 +19,7 @@ def ngrams(words, n):
     return [tuple(words[at : at + n]) for at in range(len(words) - n + 1)]
 
 
+@settings(deadline=None)
 @given(WORDS)
 def test_the_top_ngram_is_the_first_of_the_most_frequent(words):
     for n, repeated in repeated_ngrams(words, 10):
@@ -28,6 +29,7 @@ def test_the_top_ngram_is_the_first_of_the_most_frequent(words):
         assert top_ngram_characters(n, repeated, ends_of(words)) == expected
 
 
+@settings(deadline=None)
 @given(WORDS)
 def test_duplicate_ngrams_do_not_overlap(words):
     lengths = []
