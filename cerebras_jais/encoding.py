@@ -115,8 +115,9 @@ def _fast_tokenizer(tokenizer: Tokenizer, required: bool) -> Any:
             raise UserError("fastokens is not installed; pip install 'cerebras-jais[pipeline]'") from None
         return None
     try:
-        return fastokens.Tokenizer.from_json_str(tokenizer.to_str())
-    except ValueError as refused:
+        with explained("fastokens"):
+            return fastokens.Tokenizer.from_json_str(tokenizer.to_str())
+    except (ValueError, UserError) as refused:
         if required:
             raise UserError(f"fastokens cannot read this tokenizer ({refused}); give --engine tokenizers") from refused
         return None

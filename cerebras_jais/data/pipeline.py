@@ -36,7 +36,6 @@ TRAIN = "train"
 HELD_OUT_FILE = "held_out.jsonl"
 ORDERED_ABOVE = 2**29
 """Tokens of a store that are read in any order, as they lie: 2 GiB, which the system keeps in memory."""
-_POSITIONS_PER_FILE = 2**22  # a file is made in memory, of 20 bytes a position
 # Documents tokenised at once, and their characters: enough to keep all cores busy, in bounded memory.
 _BATCH = 256
 _BATCH_CHARACTERS = 1_000_000
@@ -64,13 +63,19 @@ class Split:
 
     def __init__(self, name: str, file: Path, eos_id: int | None = None) -> None:
         self.name = name
-        self.documents = self.n_bytes = self.characters = 0
+        self.documents = self.n_bytes = self.characters = self.discarded = 0
         self.files: set[str] = set()
         self._paths = file.with_suffix(".tokens"), file.with_suffix(".ends")
         self._writer = TokenWriter(*self._paths, eos_id)
 
     def add(self, ids: np.ndarray, n_bytes: int, characters: int) -> None:
-        """Add a document: its ids, uint32 [n], and the bytes of UTF-8 and characters of its text."""
+        """Add a document: its ids, uint32 [n], and the bytes of UTF-8 and characters of its text.
+
+        One without a token, of which a normaliser leaves nothing, is counted as discarded.
+        """
+        if not len(ids):
+            self.discarded += 1
+            return
         self._writer.append(ids)
         self.documents += 1
         self.n_bytes += n_bytes
@@ -129,6 +134,7 @@ def pack_documents(
                 documents=split.documents,
                 raw_bytes=split.n_bytes,
                 raw_characters=split.characters,
+                discarded=split.discarded,
             )
             report = pack_store(
                 store,
@@ -190,19 +196,18 @@ def pack_store(
 ) -> PackingReport:
     """Pack documents of a store into a new Model Zoo data directory, and return what went into its rows.
 
-    `order`, `marked` and `seed` are those of `pack_stream` and `pack_vsl`, the others those of `write_hdf5`. More than
-    ORDERED_ABOVE tokens are first written in their order to files in the folder `scratch`, since reading them one
-    document here, one there, would be slow.
+    `order`, `marked` and `seed` are those of `pack_stream` and `pack_vsl`, the others those of `write_hdf5`. Of a store
+    of more than ORDERED_ABOVE tokens the documents are first written in their order to files in the folder `scratch`:
+    so the store is read from its begin to its end, where one document here, one there, would be slow.
     """
     with TemporaryDirectory(dir=scratch) as folder:
-        if order is not None and int(store.lengths[order].sum()) > ORDERED_ABOVE:
+        if order is not None and store.tokens > ORDERED_ABOVE:
             store, order = in_order(store, order, Path(folder)), None
         if vsl:
             rows = pack_vsl(store, max_sequence_length, metadata.pad_id, order=order, marked=marked, seed=seed)
         else:
             rows = pack_stream(store, max_sequence_length, metadata.pad_id, order=order)
-        per_file = max(1, min(samples_per_file, _POSITIONS_PER_FILE // max_sequence_length))
-        write_hdf5(directory, rows, metadata=metadata, samples_per_file=per_file)
+        write_hdf5(directory, rows, metadata=metadata, samples_per_file=samples_per_file)
     return rows.report
 
 

@@ -110,7 +110,7 @@ def row_numbers(text: str) -> list[int]:
 
 def title(row: Row) -> str:
     """A row's counts in one line."""
-    kind = "example" if row.sees_only_itself else "document"
+    kind = "example" if row.trained < row.filled else "document"
     others = "" if row.sees_only_itself else ", which see one another"
     return (
         f"row {row.number}: {counted(len(row.pieces), kind)}{others}, {row.filled} of "

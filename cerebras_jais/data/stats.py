@@ -95,6 +95,7 @@ def count(folder: Path, tokenizer: Tokenizer | None = None) -> Statistics:
             ids = np.concatenate([np.empty(0, np.uint32), *store.slices(group)])
             found.trained += int((ids >= TRAINED).sum())
             found.add(Tokens(ids & ~TRAINED, np.cumsum(store.lengths[group])), _LOOKED_AT // len(groups) + 1, tokenizer)
+            store.release()
         return found
     source = HDF5Source(folder, use_vsl=None)
     step = max(1, _READ_AT_ONCE // source.tokens_per_sample)

@@ -131,6 +131,21 @@ def test_a_store_too_large_to_be_read_in_any_order_gives_the_same_files(tmp_path
     assert (part["source"], part["documents"], part["documents_there"]) == ("a", 120, 60)
 
 
+def test_a_text_of_which_the_normaliser_leaves_nothing_is_counted(tmp_path):
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    tokenizer = Tokenizer(models.BPE({"<|endoftext|>": 0, "a": 1}, []))
+    tokenizer.normalizer = normalizers.Strip()
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    (tmp_path / "t").mkdir()
+    tokenizer.save(str(tmp_path / "t/tokenizer.json"))
+    documents = [Document(text, "en", "here") for text in ("aa", "\u3000", "a ")]
+    (split,) = pack_documents(documents, tmp_path / "t", 8, tmp_path / "p", held_out=0)
+    assert (split.documents, split.report.documents) == (2, 2)
+    counts = json.loads((tmp_path / "p/train/data_params.json").read_text())["post-process"]
+    assert (counts["processed_files"], counts["successful_files"], counts["discarded_files"]) == (3, 2, 1)
+
+
 def test_text_that_a_tokenizer_loses_is_not_packed(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
 
