@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cerebras_jais.data.documents import DataError
 from cerebras_jais.data.recipe.settings import Source
-from cerebras_jais.files import MIB, check_regular, identity_of, shown_path
+from cerebras_jais.files import check_regular, identity_of, shown_path
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -200,7 +200,12 @@ def _divided(file: str, kind: str, size: int, source: Source, shard_bytes: int) 
 def divisible(kind: str, source: Source) -> bool:
     """Whether documents of a file begin at lines that can be found from any byte on."""
     by_lines = kind == "jsonl" or (kind == "txt" and source.documents == "blank-lines")
-    return by_lines and "\n".encode(source.encoding) == b"\n"
+    return by_lines and has_plain_lines(source.encoding)
+
+
+def has_plain_lines(encoding: str) -> bool:
+    """Whether a line feed is the one byte that it is in ASCII."""
+    return "\n".encode(encoding) == b"\n"
 
 
 def _row_groups(file: str, size: int, shard_bytes: int) -> Iterator[tuple[Part, int]]:
@@ -250,8 +255,3 @@ def _grouped(source: str, pieces: Sequence[tuple[Part, int]], shard_bytes: int) 
 def shard_from(entry: dict[str, Any]) -> Shard:
     """A shard of `Inputs.to_json`."""
     return Shard(entry["source"], tuple(Part(**part) for part in entry["parts"]), entry["size"])
-
-
-def bytes_of(mib: int) -> int:
-    """The size of a shard in bytes."""
-    return mib * MIB

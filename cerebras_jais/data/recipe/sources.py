@@ -22,7 +22,7 @@ from cerebras_jais.data.documents import (
     bounded_lines,
     documents_from_squad,
 )
-from cerebras_jais.data.recipe.inputs import Part, Shard, is_remote, open_parquet
+from cerebras_jais.data.recipe.inputs import Part, Shard, has_plain_lines, is_remote, open_parquet
 from cerebras_jais.data.recipe.settings import Source
 from cerebras_jais.files import MIB, check_regular, shown_path
 
@@ -266,7 +266,7 @@ def _read_paragraphs(part: Part, source: Source) -> Iterator[Entry]:
     A range begins behind the first blank line that begins in it (the file's first at once) and ends behind the first
     one that begins beyond it, so that every part belongs to one range.
     """
-    if not _ascii_lines(source.encoding):
+    if not has_plain_lines(source.encoding):
         yield from _paragraphs_of_text(part, source)
         return
     lines: list[bytes] = []
@@ -289,10 +289,6 @@ def _read_paragraphs(part: Part, source: Source) -> Iterator[Entry]:
                 return
     if lines:
         yield _too_long(first) if size > LONGEST_DOCUMENT else _decoded(b"".join(lines).rstrip(), source, first)
-
-
-def _ascii_lines(encoding: str) -> bool:
-    return "\n".encode(encoding) == b"\n"
 
 
 def _paragraphs_of_text(part: Part, source: Source) -> Iterator[Entry]:
