@@ -7,6 +7,7 @@ third stage of datatrove's MinHash, over the signatures of those that stayed; of
 from __future__ import annotations
 
 import shutil
+from bisect import bisect_left
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -22,7 +23,7 @@ from cerebras_jais.data.recipe.settings import DataRun
 
 minhash.tqdm = lambda items, **_: items  # a bar of its own over the lines of this run
 
-_SHARDS_OF_A_BUCKET = 16
+_SHARDS_OF_A_BUCKET = 128  # of 80,000 documents each, and 32 bytes a document
 _LINES = 4096  # records of a signature file that datatrove reads at once
 
 
@@ -48,8 +49,14 @@ def _clusters(folder: RunFolder) -> Any:
 
 
 def exact_buckets(shards: int) -> int:
-    """Into how many parts the hashes of so many shards are divided: a power of two."""
-    return int(1 << (shards // _SHARDS_OF_A_BUCKET).bit_length())
+    """Into how many parts the hashes of so many shards are divided."""
+    return 1 + shards // _SHARDS_OF_A_BUCKET
+
+
+def sorted_hashes(hashes: np.ndarray) -> np.ndarray:
+    """Hashes uint64 [documents, 2] in order, each with the number of its document, uint64 [documents, 3]."""
+    numbered = np.column_stack([hashes, np.arange(len(hashes), dtype=np.uint64)])
+    return numbered[np.lexsort(numbered.T[::-1])]
 
 
 def equal_documents(folder: RunFolder, shards: int) -> list[np.ndarray]:
@@ -69,21 +76,20 @@ def near_documents(folder: RunFolder, shard: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class FindEqual:
-    """Task n looks through the hashes that begin with n."""
+    """Each task looks through a range of hashes."""
 
     folder: RunFolder
     shards: int
 
     def __call__(self, data: Any, rank: int, world_size: int) -> None:
-        """Write the documents of bucket `rank` whose hash stood before."""
+        """Write the documents whose hash is in range `rank` and stood before."""
         parts = [np.empty((0, 4), np.uint64)]
-        bits = world_size.bit_length() - 1
+        first, last = (2**64 * number // world_size for number in (rank, rank + 1))
         for shard in range(self.shards):
-            hashes = np.load(self.folder.hashes(shard))
-            places = np.flatnonzero(hashes[:, 0] >> np.uint64(64 - bits) == rank) if bits else np.arange(len(hashes))
-            part = np.empty((len(places), 4), np.uint64)
-            part[:, :2], part[:, 2], part[:, 3] = hashes[places], shard, places
-            parts.append(part)
+            hashes = np.load(self.folder.hashes(shard), mmap_mode="r")
+            bounds = [bisect_left(hashes, bound, key=lambda row: int(row[0])) for bound in (first, last)]
+            chosen = hashes[slice(*bounds)]
+            parts.append(np.insert(chosen, 2, np.uint64(shard), axis=1))
         found = np.concatenate(parts)
         found = found[np.lexsort((found[:, 3], found[:, 2], found[:, 1], found[:, 0]))]
         stood_before = np.zeros(len(found), bool)

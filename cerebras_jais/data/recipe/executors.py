@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -56,7 +57,7 @@ class _Tasks(PipelineExecutor):  # type: ignore[misc]  # datatrove has no types
         failure = folder / "failures" / f"{rank:05d}"
         if self.is_rank_completed(rank):
             return PipelineStats()
-        _quiet()
+        _set_up()
         try:
             data: Any = None
             for step in self.pipeline:
@@ -77,11 +78,15 @@ class _Tasks(PipelineExecutor):  # type: ignore[misc]  # datatrove has no types
         return stats
 
 
-def _quiet() -> None:
+def _set_up() -> None:
+    """Keep what datatrove says to errors, and allow as many open files as the system does."""
     from datatrove.utils.logging import logger
 
     logger.remove()
     logger.add(sys.stderr, level="ERROR")
+    # The second stage of MinHash has a file of each shard open.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _write(file: Path, text: str) -> None:
@@ -144,7 +149,7 @@ def submit_to_slurm(stages: Sequence[Stage], folder: Path, run: DataRun, options
         raise DataError(
             f"{shown_path(folder)}: its jobs {', '.join(waiting)} wait or run; let them end, or scancel them"
         )
-    _quiet()
+    _set_up()
     before: _Slurm | None = None
     ids: list[str] = []
     for stage in stages:
@@ -198,7 +203,7 @@ def run_on_ray(stages: Sequence[Stage], run: DataRun, progress: Progress) -> Non
 
     options = run.executor.ray
     assert options is not None
-    _quiet()
+    _set_up()
     started = not ray.is_initialized()
     if started:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

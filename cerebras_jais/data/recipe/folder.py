@@ -70,7 +70,7 @@ class RunFolder:
         return self.store(source) / "kept.npy"
 
     def hashes(self, rank: int) -> Path:
-        """Hashes of the texts of a shard, uint64 [documents, 2]."""
+        """Hashes of the texts of a shard, as `duplicates.sorted_hashes` makes them."""
         return self.work / "hashes" / f"{rank:06d}.npy"
 
     def exact(self, bucket: int) -> Path:

@@ -18,6 +18,7 @@ import numpy as np
 from cerebras_jais.data.clean.cleaner import Cleaned, Cleaner
 from cerebras_jais.data.documents import DataError, Document
 from cerebras_jais.data.recipe.decontaminate import Evaluation, read_evaluation
+from cerebras_jais.data.recipe.duplicates import sorted_hashes
 from cerebras_jais.data.recipe.folder import RunFolder, write_array
 from cerebras_jais.data.recipe.inputs import Shard
 from cerebras_jais.data.recipe.minhash import MinHash, Signatures, datatrove_signatures, signatures
@@ -132,10 +133,9 @@ class _ShardTask:
         assert shard.documents == self._counts.kept
         write_array(self._folder.sizes(self._rank), np.asarray(self._sizes, np.uint32).reshape(-1, 2))
         if settings.exact != "off":
-            hashes = np.frombuffer(b"".join(self._hashes), "<u8").reshape(-1, 2).copy()
-            if settings.exact == "within":
-                hashes[:, 0] ^= np.uint64(_salt(self._shard.source))
-            write_array(self._folder.hashes(self._rank), hashes)
+            hashes = np.frombuffer(b"".join(self._hashes), "<u8").reshape(-1, 2)
+            salt = _salt(self._shard.source) if settings.exact == "within" else 0
+            write_array(self._folder.hashes(self._rank), sorted_hashes(hashes ^ np.uint64(salt)))
         if self._signatures is not None:
             self._signatures.write(self._folder.signatures, self._rank)
         self._folder.write_counts(self._rank, {"source": self._shard.source, **vars(self._counts)})
