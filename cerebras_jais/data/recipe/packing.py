@@ -31,7 +31,7 @@ from cerebras_jais.files import shown_path
 
 PARAMETERS = "data_params.json"
 _POSITIONS_PER_FILE = 2**22  # of 20 bytes each in memory
-_ROWS_BETWEEN = 4096
+_ROWS_BETWEEN = 512
 _RECIPE = "recipe"  # the key of data_params.json with the digest of what was asked
 
 
@@ -191,12 +191,14 @@ class Pack:
 
 def _with_few_pages(rows: Iterable[np.ndarray], store: Store) -> Iterator[np.ndarray]:
     """The rows; meanwhile the pages of the store's files, read here and there, are given back to the system."""
+    mapped = [part.ids.base._mmap for part in store.parts if isinstance(part.ids.base, np.memmap)]  # type: ignore[attr-defined]
+    for pages in mapped:
+        pages.madvise(mmap.MADV_RANDOM)
     for number, row in enumerate(rows):
         yield row
         if number % _ROWS_BETWEEN == 0:
-            for part in store.parts:
-                if isinstance(part.ids.base, np.memmap):
-                    part.ids.base._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+            for pages in mapped:
+                pages.madvise(mmap.MADV_DONTNEED)
 
 
 def _sizes(folder: RunFolder, sources: list[str]) -> np.ndarray:
