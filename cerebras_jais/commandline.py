@@ -24,7 +24,14 @@ from cerebras_jais.ranges import Range
 
 _NO_MEMORY = re.compile("not enough memory|can't allocate memory|out of memory")  # as torch says it
 OURS = ("cerebras_jais", "checkpoint_convert")
-EXTRAS = {"tokenizers": "data", "transformers": "eval", "cerebras": "cerebras", "cerebras_pytorch": "cerebras"}
+EXTRAS = {
+    "tokenizers": "data",
+    "transformers": "eval",
+    "cerebras": "cerebras",
+    "cerebras_pytorch": "cerebras",
+    **dict.fromkeys(("datatrove", "orjson", "pyarrow", "xxhash", "zstandard", "fsspec"), "pipeline"),
+    "ray": "ray",
+}
 _MAKE_ROOM = "make room, or choose another place"
 _PERMISSION = "allow it, or choose another place"
 REMEDIES = {

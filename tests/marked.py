@@ -21,7 +21,15 @@ ROOT = Path(__file__).parents[1]
 RECORD = Path("docs", "marked-tests.md")
 # The Cerebras software has one backend for the life of a process, and this file's differs from that of other tests.
 IN_A_PROCESS_OF_THEIR_OWN = (Path("tests", "cerebras_jais", "modelzoo", "test_judgement.py"),)
-PACKAGES = ("torch", "transformers", "cerebras_pytorch", "cerebras_modelzoo", "llama_cpp_python")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "cerebras_pytorch",
+    "cerebras_modelzoo",
+    "llama_cpp_python",
+    "datatrove",
+    "ray",
+)
 HEADER = (
     "| mark | date | commit | passed | failed | minutes | environment |\n| --- | --- | --- | --- | --- | --- | --- |\n"
 )

@@ -27,7 +27,16 @@ from tests.process import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-REASONS = ("a cluster", "downloads", "eight GPUs", "the Model Zoo", "llama.cpp", "the Cerebras software")
+REASONS = (
+    "the extra pipeline",
+    "a file of settings",
+    "a cluster",
+    "downloads",
+    "eight GPUs",
+    "the Model Zoo",
+    "llama.cpp",
+    "the Cerebras software",
+)
 COMMAND = re.compile(r"(cerebras-jais|checkpoint-convert|torchrun) \S")
 NOT_IN_HELP = {
     "--backend csx": "a cluster",

@@ -67,7 +67,9 @@ def _path(value: Any) -> Any:
     return value
 
 
-def _within(bounds: Range) -> AfterValidator:
+def within(bounds: Range) -> AfterValidator:
+    """Refuses a number outside a range; annotates a field of a section."""
+
     def check(value: Any) -> Any:
         problem = bounds.problem(value)
         if problem is not None:
@@ -86,17 +88,17 @@ def _subset(value: str) -> str:
 
 
 _NUMBER = BeforeValidator(_number)
-Count = Annotated[int, _NUMBER, _within(ranges.COUNT)]
-CountOrNone = Annotated[int, _NUMBER, _within(ranges.COUNT_OR_NONE)]
-Size = Annotated[int, _NUMBER, _within(ranges.SIZE)]
-Seed = Annotated[int, _NUMBER, _within(ranges.SEED)]
-Rate = Annotated[float, _NUMBER, _within(ranges.RATE)]
-RateScale = Annotated[float, _NUMBER, _within(ranges.RATE_SCALE)]
-Fraction = Annotated[float, _NUMBER, _within(ranges.FRACTION)]
-Epsilon = Annotated[float, _NUMBER, _within(ranges.EPSILON)]
-Factor = Annotated[float, _NUMBER, _within(ranges.FACTOR)]
-LossScale = Annotated[float, _NUMBER, _within(ranges.LOSS_SCALE)]
-Weight = Annotated[float, _NUMBER, _within(ranges.WEIGHT)]
+Count = Annotated[int, _NUMBER, within(ranges.COUNT)]
+CountOrNone = Annotated[int, _NUMBER, within(ranges.COUNT_OR_NONE)]
+Size = Annotated[int, _NUMBER, within(ranges.SIZE)]
+Seed = Annotated[int, _NUMBER, within(ranges.SEED)]
+Rate = Annotated[float, _NUMBER, within(ranges.RATE)]
+RateScale = Annotated[float, _NUMBER, within(ranges.RATE_SCALE)]
+Fraction = Annotated[float, _NUMBER, within(ranges.FRACTION)]
+Epsilon = Annotated[float, _NUMBER, within(ranges.EPSILON)]
+Factor = Annotated[float, _NUMBER, within(ranges.FACTOR)]
+LossScale = Annotated[float, _NUMBER, within(ranges.LOSS_SCALE)]
+Weight = Annotated[float, _NUMBER, within(ranges.WEIGHT)]
 StepsOrFraction = Annotated[int | float, _NUMBER]
 PathText = Annotated[str, BeforeValidator(_path)]
 Subset = Annotated[str, AfterValidator(_subset)]

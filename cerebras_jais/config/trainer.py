@@ -262,7 +262,7 @@ def parse_trainer(section: Any, file: ConfigFile | None = None, at: Keys = ("tra
         problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] == "beyond")
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         kind = ModelZooAloneError if problems[0]["type"] == "beyond" else ConfigError
-        raise kind(_message(_problem_of(problems[0], section).below(at), file) + more) from None
+        raise kind(_message(problem_of(problems[0], section).below(at), file) + more) from None
     except ModelConfigError as error:
         message = _message(model_problem(error).below(at), file)
         if isinstance(error, OutsideFamilyError):
@@ -326,7 +326,7 @@ def without_effect_here(config: TrainerConfig) -> list[str]:
     return found
 
 
-def _problem_of(error: Any, section: Any) -> Problem:
+def problem_of(error: Any, section: Any) -> Problem:
     """What one of pydantic's errors says, at its key of the YAML."""
     keys, context = keys_of(error["loc"], section), error.get("ctx") or {}
     if error["type"] not in ("config", "beyond"):

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from cerebras_jais.data.clean.languages import detect_language
 from cerebras_jais.errors import UserError
@@ -17,11 +17,11 @@ from cerebras_jais.wording import counted
 TEXT_SUFFIXES = (".txt", ".jsonl", ".json")
 # A tokenizer takes up to 250 bytes of memory for each byte of a document.
 LONGEST_DOCUMENT = 4 * MIB  # bytes of UTF-8
-_LONGEST_LINE = 3 * LONGEST_DOCUMENT  # of JSON, where an Arabic letter may be six bytes instead of two
+LONGEST_LINE = 3 * LONGEST_DOCUMENT  # of JSON, where an Arabic letter may be six bytes instead of two
 _LARGEST_JSON = 64 * MIB
 
 # Languages name folders of held-out data, so they must be plain.
-_LANGUAGE_TAG = re.compile(r"[A-Za-z0-9_-]{1,32}")
+LANGUAGE_TAG = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
 
 class DataError(UserError):
@@ -215,21 +215,26 @@ def _read_file(file: Path) -> Iterator[Document]:
 def lines_of(file: Path) -> Iterator[Line]:
     """Yield the lines of a file of JSON lines, split at line feeds alone: U+2028 and its like may stand in a string.
 
-    Of a line beyond _LONGEST_LINE bytes one byte more than that is kept, and the rest is passed over.
+    Of a line beyond LONGEST_LINE bytes one byte more than that is kept, and the rest is passed over.
     """
-    number = 0
     with open_regular(file, DataError) as lines:
-        while content := lines.readline(_LONGEST_LINE + 1):
-            number += 1
-            rest = content
-            while len(rest) > _LONGEST_LINE and not rest.endswith(b"\n"):
-                rest = lines.readline(_LONGEST_LINE + 1)
+        for number, (content, _) in enumerate(bounded_lines(lines), 1):
             yield Line(file, number, content)
+
+
+def bounded_lines(stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Yield the lines of a stream, each cut to one byte more than LONGEST_LINE, with the bytes that it has there."""
+    while content := stream.readline(LONGEST_LINE + 1):
+        rest, length = content, len(content)
+        while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
+            rest = stream.readline(LONGEST_LINE + 1)
+            length += len(rest)
+        yield content, length
 
 
 def object_in(line: Line, example: str) -> dict[str, Any] | None:
     """The JSON object of a line, None of a blank line; DataError, which shows an `example`, for anything else."""
-    if len(line.content) > _LONGEST_LINE:
+    if len(line.content) > LONGEST_LINE:
         raise DataError(_too_long(line.source))
     text = _decode(line.content, line.file, line.number)
     if not text.strip():
@@ -249,7 +254,7 @@ def _read_jsonl(file: Path) -> Iterator[Document]:
         if not isinstance(entry.get("text"), str):
             raise DataError(f'{source}: the key "text" is missing or not a string')
         language = entry.get("language")
-        if language is not None and not (isinstance(language, str) and _LANGUAGE_TAG.fullmatch(language)):
+        if language is not None and not (isinstance(language, str) and LANGUAGE_TAG.fullmatch(language)):
             raise DataError(f'{source}: the key "language" must be a tag such as "ar" or "en", got {shown(language)}')
         if entry["text"].strip():
             yield _document(entry["text"], language, source)

@@ -30,7 +30,8 @@ def trainers(name):
 def test_generating_again_gives_the_same_bytes_and_no_other_files(tmp_path):
     write_configs(tmp_path)
     made = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*.yaml")}
-    assert made == {path.relative_to(CONFIGS): path.read_bytes() for path in CONFIGS.rglob("*.yaml")}
+    there = {path.relative_to(CONFIGS): path.read_bytes() for path in CONFIGS.rglob("*.yaml")}
+    assert made == {path: content for path, content in there.items() if path.parts[0] != "data"}  # data runs
 
 
 def test_every_model_and_phase_has_a_file():

@@ -1,0 +1,92 @@
+"""A data run from its YAML to its report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from cerebras_jais.data.recipe.decontaminate import read_evaluation
+from cerebras_jais.data.recipe.duplicates import duplicate_stages
+from cerebras_jais.data.recipe.executors import Progress, Stage, failure_of, run_locally, run_on_ray, submit_to_slurm
+from cerebras_jais.data.recipe.folder import RunFolder, folder_of, read_json, running
+from cerebras_jais.data.recipe.inputs import Inputs, find_inputs
+from cerebras_jais.data.recipe.packing import packing_stages
+from cerebras_jais.data.recipe.prepare import Prepare, load_tools
+from cerebras_jais.data.recipe.settings import DataRun
+from cerebras_jais.data.recipe.summary import REPORT, FinishStores, Report
+from cerebras_jais.files import MIB
+
+_PARTS_OF_A_SHARD = (
+    2  # a phase is packed in parts of half a shard's text: tens of thousands of documents fill rows well
+)
+
+
+def build(run: DataRun, progress: Progress, note: Callable[[str], None]) -> dict[str, Any] | list[str]:
+    """Carry a run out and return its report, or the ids of the jobs where Slurm will.
+
+    The same call goes on where an earlier one was ended. Raises DataError, UserError and OSError for what a user can
+    mend; what is finished is kept.
+    """
+    folder = folder_of(run)
+    inputs = find_inputs(run.sources, run.shard_mib * MIB)
+    for line in inputs.notes:
+        note(line)
+    with running(folder, inputs):
+        _check(run, note)
+        stages = _stages(run, folder, inputs)
+        if run.executor.slurm is not None:
+            for stage in stages:
+                if (said := failure_of(stage.logs)) is not None:
+                    note(f"{stage.name}: a task failed and is submitted again; it said: {said}")
+            if jobs := submit_to_slurm(stages, folder.work, run, run.executor.slurm):
+                return jobs
+        elif run.executor.ray is not None:
+            run_on_ray(stages, run, progress)
+        else:
+            folder.remove_abandoned()
+            run_locally(stages, run.workers, progress)
+    report: dict[str, Any] = read_json(folder.output / REPORT)
+    return report
+
+
+def _check(run: DataRun, note: Callable[[str], None]) -> None:
+    """Raise what is wrong with a tokenizer or model before jobs are submitted; workers here say it at once."""
+    if run.executor.slurm is not None or run.executor.ray is not None:
+        load_tools(run)
+    if run.steps.decontaminate is not None:
+        evaluation = read_evaluation(run.steps.decontaminate)
+        if evaluation.too_short:
+            note(
+                f"decontaminate: {evaluation.too_short} of {evaluation.texts} texts have fewer than {evaluation.words} "
+                "words and are not looked for"
+            )
+
+
+def _stages(run: DataRun, folder: RunFolder, inputs: Inputs) -> list[Stage]:
+    """All stages of a run in their order."""
+    shards = len(inputs.shards)
+    parts = max(1, round(_PARTS_OF_A_SHARD * sum(shard.size for shard in inputs.shards) / (run.shard_mib * MIB)))
+    stages = [
+        Stage("prepare", shards, (Prepare(run, folder),), folder.stages / "prepare"),
+        *duplicate_stages(run, folder, shards),
+        Stage("store", 1, (FinishStores(run, folder, shards),), folder.stages / "store"),
+    ]
+    for name in run.phases:
+        stages += packing_stages(run, folder, name, parts)
+    every = "".join(digest[:6] for digest in folder.phases.values())[:60]
+    return [*stages, Stage("report", 1, (Report(run, folder, shards),), folder.stages / f"report-{every}")]
+
+
+def input_lines(run: DataRun) -> Iterator[str]:
+    """What a run would read, as text for a user."""
+    inputs = find_inputs(run.sources, run.shard_mib * MIB)
+    files = {
+        name: {part.file for shard in inputs.shards if shard.source == name for part in shard.parts}
+        for name in run.sources
+    }
+    shards = Counter(shard.source for shard in inputs.shards)
+    for name, found in files.items():
+        size = sum(int(inputs.identities[file][0]) for file in found)
+        yield f"{name}: {len(found)} files, {size / MIB:.1f} MiB, {shards[name]} shards"
+    yield from inputs.notes
