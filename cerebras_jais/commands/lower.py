@@ -65,9 +65,16 @@ def lower(files: tuple[Path, ...], phase: int | None, output: Path | None, as_js
 
 
 def _expanded(files: Sequence[Path]) -> Iterator[Path]:
-    """The files, and in place of a folder the YAML files below it."""
+    """The files, and in place of a folder the YAML files below it that are not of data runs."""
     for file in files:
-        yield from sorted(file.rglob("*.yaml")) if file.is_dir() and any(file.rglob("*.yaml")) else [file]
+        below = [path for path in sorted(file.rglob("*.yaml")) if not _is_data_run(path)] if file.is_dir() else []
+        yield from below or [file]
+
+
+def _is_data_run(file: Path) -> bool:
+    """Whether a YAML is for `data build`."""
+    with file.open("rb") as content:
+        return any(line.startswith(b"sources:") for line in content)
 
 
 def _lowered(files: Iterator[Path], output: Path | None, phase: int | None) -> Iterator[dict[str, Any]]:

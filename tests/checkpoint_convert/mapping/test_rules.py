@@ -24,7 +24,7 @@ CONFIGS = Path(__file__).parents[3] / "configs"
 
 def sections_of_configs():
     """The `model:` section of each trainer YAML, the first one of a list of phases, by the name of the file."""
-    for path in sorted(CONFIGS.rglob("*.yaml")):
+    for path in sorted(CONFIGS.glob("[!d]*/*.yaml")):  # without data runs
         trainer = read_yaml(path).data["trainer"]
         first = trainer[0]["trainer"] if isinstance(trainer, list) else trainer
         yield str(path.relative_to(CONFIGS)), first["init"]["model"]
