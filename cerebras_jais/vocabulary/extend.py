@@ -17,7 +17,7 @@ from typing import Any
 from cerebras_jais.atomic import whole_folder
 from cerebras_jais.data.tokenizer import LARGEST
 from cerebras_jais.encoding import explained, reading_text_as_data
-from cerebras_jais.files import read_bytes, shown_path
+from cerebras_jais.files import MIB, parse_json, read_bytes, read_text, shown_path
 from cerebras_jais.ranges import VOCABULARY
 from cerebras_jais.vocabulary.bpe import SPACE, BpeTokenizer, Pair, Symbols
 from cerebras_jais.vocabulary.choose import by_use, uses
@@ -37,11 +37,13 @@ from cerebras_jais.vocabulary.splice import Reason, Splice, splice
 from checkpoint_convert.formats.release_directory import TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_FILES
 
 MODEL = "tokenizer.model"
-_REWRITTEN = (TOKENIZER, MODEL, "vocab.json", "merges.txt")  # the last two would be the base's
-_FEWEST_FILES = {
-    "tokenizer_class": "PreTrainedTokenizerFast",
-    "clean_up_tokenization_spaces": False,
-    "model_input_names": ["input_ids", "attention_mask"],
+_REWRITTEN = (TOKENIZER, TOKENIZER_CONFIG, MODEL, "vocab.json", "merges.txt")  # the last two would be the base's
+# The class that takes tokenizer.json as it is. LlamaTokenizer of transformers 5 takes its vocabulary and merges alone,
+# and then cuts a text that begins with a space otherwise than tokenizer.model and transformers 4 do.
+_CLASS = {"tokenizer_class": "PreTrainedTokenizerFast"}
+_DEFAULTS = {
+    "clean_up_tokenization_spaces": False,  # True would delete spaces before punctuation when decoding
+    "model_input_names": ["input_ids", "attention_mask"],  # else transformers 4 gives Llama token_type_ids, too
 }
 
 
@@ -206,6 +208,19 @@ def _check_same_pieces(model: ModelFile, base: BpeTokenizer) -> None:
             )
 
 
+def _tokenizer_config(path: Path) -> bytes:
+    """The content of tokenizer_config.json: the base's with the class changed, and what the class decided spelled."""
+    config: Any = {}
+    if path.exists():
+        config = parse_json(read_text(path, MIB, VocabularyError), shown_path(path), VocabularyError)
+    if not isinstance(config, dict):
+        raise VocabularyError(f"{shown_path(path)}: is no object of JSON; save the tokenizer again")
+    if "Llama" in str(config.get("tokenizer_class")):
+        config.setdefault("padding_side", "left")
+    others = {key: value for key, value in config.items() if key not in ("auto_map", "legacy")}
+    return (json.dumps({**_DEFAULTS, **others, **_CLASS}, ensure_ascii=False, indent=2) + "\n").encode()
+
+
 def check_new(output: Path) -> None:
     """Raise VocabularyError where something other than an empty folder is at the place of the output."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -226,7 +241,7 @@ def write_extension(extension: Extension, output: Path, others: Mapping[str, byt
             name = path.relative_to(folder).as_posix()
             if name not in _REWRITTEN and path.is_file():
                 files[name] = read_bytes(path, LARGEST, VocabularyError)
-    files.setdefault(TOKENIZER_CONFIG, (json.dumps(_FEWEST_FILES, indent=2) + "\n").encode())
+    files[TOKENIZER_CONFIG] = _tokenizer_config(folder / TOKENIZER_CONFIG)
     files[TOKENIZER] = (json.dumps(extension.tokenizer.state, ensure_ascii=False, indent=2) + "\n").encode()
     if extension.model is not None:
         files[MODEL] = extension.model
