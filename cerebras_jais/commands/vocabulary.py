@@ -26,8 +26,10 @@ def vocab() -> None:
     """Adapt a model's vocabulary to one more language.
 
     \b
-    Llama-2 with 32,000 Arabic tokens of another tokenizer:
-      cerebras-jais vocab extend --base llama-2 --donor jais --add 32000 --output extended
+    An English tokenizer with Arabic tokens of another one:
+      cerebras-jais data tokenizer --text xquad.en.json --vocab-size 1000 --output english
+      cerebras-jais vocab extend --base english --donor my_tokenizer --add 500 --output extended
+      cerebras-jais tokens "السلام عليكم" --tokenizer english --tokenizer extended
     """
 
 
@@ -61,7 +63,7 @@ def vocab() -> None:
     type=click.Path(path_type=Path),
     callback=standard_input_once,
     metavar="PATH",
-    help="Text in which the tokens that are most used are found, and those never used dropped; repeatable.",
+    help="Text whose most used tokens are taken, instead of the donor's first; repeatable.",
 )
 @click.option(
     "--text",
@@ -86,9 +88,9 @@ def extend_command(
     """Extend a tokenizer with the tokens that a donor has for a script.
 
     The base is a BPE tokenizer in the way of Llama-2 (SentencePiece, with byte fallback) or byte-level; the donor one
-    of either kind. Letters that the base lacks come first, then the donor's tokens, those most used in the corpus first
-    or, without one, by their rank. Each becomes merges of the base, with the intermediate pieces that it takes; letters
-    and intermediate pieces count among --add.
+    of either kind. Letters that the base lacks come first, then the donor's tokens: those that the corpus uses most or,
+    without one, the first by their rank. Each becomes merges of the base, with the intermediate pieces that it takes;
+    letters and intermediate pieces count among --add.
 
     The base's ids stay, and so do its tokens of every text without that script. Every new id is reached from its own
     text; otherwise nothing is written.
@@ -112,7 +114,7 @@ def extend_command(
     if not tokens:
         raise VocabularyError(f"{donor}: has no token of the script {' or '.join(scripts)}; give another donor")
     words = count_words(_documents(corpus), tokens) if corpus else None
-    extension = extend(extended, lender, tokens, room, words)
+    extension = extend(extended, tokens, room, words)
     if lost := extension.unreachable:
         raise VocabularyError(
             f"{base}: {counted(len(lost), 'new token')}, such as {lost[0]!r}, cannot be reached from the own text; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from cerebras_jais.data.documents import Document
 from cerebras_jais.vocabulary.bpe import BpeTokenizer
@@ -65,8 +65,3 @@ def uses(tokenizer: BpeTokenizer, words: Counter[str]) -> Counter[str]:
             counts[token] += count
     texts = ((tokenizer.text_of(names[token]), count) for token, count in counts.items() if token in names)
     return Counter({text: count for text, count in texts if text is not None})
-
-
-def by_use(tokens: Sequence[str], counts: Counter[str]) -> list[str]:
-    """Tokens by how often they are used, then by rank."""
-    return sorted(tokens, key=lambda token: -counts[token])

@@ -8,11 +8,12 @@ project's.
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cerebras_jais.atomic import whole_folder
 from cerebras_jais.data.tokenizer import LARGEST
@@ -20,7 +21,7 @@ from cerebras_jais.encoding import explained, reading_text_as_data
 from cerebras_jais.files import MIB, parse_json, read_bytes, read_text, shown_path
 from cerebras_jais.ranges import VOCABULARY
 from cerebras_jais.vocabulary.bpe import SPACE, BpeTokenizer, Pair, Symbols
-from cerebras_jais.vocabulary.choose import by_use, uses
+from cerebras_jais.vocabulary.choose import uses
 from cerebras_jais.vocabulary.errors import VocabularyError
 from cerebras_jais.vocabulary.model_file import (
     CONTROL,
@@ -35,6 +36,9 @@ from cerebras_jais.vocabulary.model_file import (
 )
 from cerebras_jais.vocabulary.splice import Reason, Splice, splice
 from checkpoint_convert.formats.release_directory import TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_FILES
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken
 
 MODEL = "tokenizer.model"
 _REWRITTEN = (TOKENIZER, TOKENIZER_CONFIG, MODEL, "vocab.json", "merges.txt")  # the last two would be the base's
@@ -76,19 +80,14 @@ class Extension:
         return [piece for piece in self.added if found[piece] != [ids[piece]]]
 
 
-def extend(
-    base: BpeTokenizer, donor: BpeTokenizer, tokens: Sequence[str], room: int, words: Counter[str] | None = None
-) -> Extension:
+def extend(base: BpeTokenizer, tokens: Sequence[str], room: int, words: Counter[str] | None = None) -> Extension:
     """Extend a base by exactly `room` pieces: letters that it lacks, tokens of the donor, and intermediate pieces.
 
     Args:
         base: read with `to_extend`.
-        donor: whose tokens are added.
-        tokens: those that are wanted, by rank (`tokens_of_script`).
+        tokens: those of a donor that are wanted, by rank (`tokens_of_script`).
         room: how many pieces.
-        words: those of a corpus with their counts (`count_words`). Then tokens are taken by how often the donor uses
-            them there. Those that the extended tokenizer never uses are dropped for the next ones, until all that are
-            left are used.
+        words: those of a corpus with their counts (`count_words`). Then the tokens that they use most are taken.
 
     The ids of the base stay, and so does its segmentation of every text without a character of a token.
     Raises VocabularyError where the donor has not that many, or the base's tokenizer.model does not fit.
@@ -101,29 +100,39 @@ def extend(
     model = read_model_file(model_path) if base.symbols is Symbols.CHARACTERS and model_path.exists() else None
     if model is not None:
         _check_same_pieces(model, base)
-    if words is None:
-        return _extended(base, _spliced(base, tokens, room), model)
-    counts = uses(donor, words)
-    order, dropped = by_use(tokens, counts), set[str]()
+    tokens = sorted(tokens, key=lambda token: len(token) > 1)  # letters first
+    if words is not None:
+        tokens = _by_use(base, tokens, room, words)
+    return _extended(base, _spliced(base, tokens, room), model)
+
+
+def _by_use(base: BpeTokenizer, tokens: Sequence[str], room: int, words: Counter[str]) -> list[str]:
+    """The tokens that words use most, in the order given, and behind them the others, the last one dropped first.
+
+    The base is extended by all, and the least used are dropped until no more are left than there is room for. Uses are
+    counted anew each time: a part of words is used where no token for the whole word is left.
+    """
+    kept, dropped = list(tokens), list[str]()
     while True:
-        extension = _extended(base, _spliced(base, order, room), model)
-        used = uses(extension.tokenizer, words)
-        present = {base.piece_of(token): token for token in order if base.piece_of(token) in extension.added}
-        unused = {token for token in present.values() if not used[token]} - dropped
-        waiting = any(counts[token] and token not in dropped for token in set(order).difference(present.values()))
-        if not unused or not waiting:
-            return extension
-        dropped |= unused
-        order = sorted(order, key=lambda token: token in dropped)
+        grown = _spliced(base, kept, sys.maxsize, exactly=False)
+        excess = len(grown.added) - room
+        if excess <= 0:
+            return [*kept, *reversed(dropped)]
+        counts = uses(_extended(base, grown, None).tokenizer, words)
+        least = sorted(kept, key=lambda token: -counts[token])[::-1]
+        unused = sum(1 for token in least if not counts[token])
+        gone = least[: max(1, excess // 2, min(excess, max(unused, room // 100)))]  # not one by one at the end
+        dropped += gone
+        kept = [token for token in kept if token not in set(gone)]
 
 
-def _spliced(base: BpeTokenizer, tokens: Sequence[str], room: int) -> Splice:
+def _spliced(base: BpeTokenizer, tokens: Sequence[str], room: int, *, exactly: bool = True) -> Splice:
     ranks: dict[Pair, int] = {}
     for rank, pair in enumerate(base.merges):
         ranks.setdefault(pair, rank)
     pieces = [base.piece_of(token) for token in tokens]
     grown = splice(base.vocabulary, ranks, pieces, room, every_split=base.symbols is Symbols.CHARACTERS)
-    if len(grown.added) < room:
+    if exactly and len(grown.added) < room:
         raise VocabularyError(
             f"--add {room}: the donor has {len(tokens)} tokens of the script, with which the base can be extended by "
             f"{len(grown.added)} entries; give that, or a donor with more"
@@ -140,7 +149,9 @@ def _extended(base: BpeTokenizer, grown: Splice, model: ModelFile | None) -> Ext
     from tokenizers import Tokenizer
 
     first = base.entries
-    ids = {**base.vocabulary, **{piece: first + number for number, piece in enumerate(grown.added)}}
+    # Added tokens, too: `tokenizers` would put one that is missing here behind the new pieces.
+    ids = {**base.vocabulary, **{token.content: number for number, token in _added_tokens(base).items()}}
+    ids |= {piece: first + number for number, piece in enumerate(grown.added)}
     runs = _runs_at_the_end(base)
     content = None
     if model is not None:
@@ -192,10 +203,15 @@ def _scores(model: ModelFile, in_runs: set[str], count: int) -> list[float] | No
 
 def _entry_of(base: BpeTokenizer, number: int) -> ScoredPiece:
     """An entry that tokenizer.model lacks: an added token, or a gap, filled as llama.cpp's script does."""
-    token = base.tokenizer.get_added_tokens_decoder().get(number)
+    token = _added_tokens(base).get(number)
     if token is None:
         return ScoredPiece(f"[PAD{number}]", 0.0, UNUSED)
     return ScoredPiece(token.content, 0.0, CONTROL if token.special else USER_DEFINED)
+
+
+def _added_tokens(base: BpeTokenizer) -> Mapping[int, AddedToken]:
+    found: dict[int, AddedToken] = base.tokenizer.get_added_tokens_decoder()
+    return found
 
 
 def _check_same_pieces(model: ModelFile, base: BpeTokenizer) -> None:

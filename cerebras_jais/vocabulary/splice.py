@@ -118,10 +118,10 @@ def _splits(piece: str, ids: Mapping[str, int]) -> list[Pair]:
 def splice(
     pieces: Collection[str], merges: Mapping[Pair, int], wanted: Sequence[str], room: int, *, every_split: bool
 ) -> Splice:
-    """Add wanted pieces in order until exactly `room` are added, or none is left that fits: single symbols first."""
+    """Add wanted pieces in order until exactly `room` are added, or none is left that fits."""
     grown = Splice(pieces, merges, every_split=every_split)
     ranks = {piece: rank for rank, piece in enumerate(wanted)}
-    for piece in sorted(wanted, key=lambda piece: len(piece) > 1):
+    for piece in wanted:
         if len(grown.added) >= room:
             break
         grown.add(piece, ranks, room - len(grown.added))
