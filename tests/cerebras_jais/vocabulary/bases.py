@@ -148,6 +148,34 @@ def arabic_donor(folder, entries=3000):
     return save_tokenizer(train_tokenizer([*sample("ar"), *shuffled_words(60), *sample("en")], entries), folder, 2048)
 
 
+def hard_texts(extension, count=10_000):
+    """Arabic text, and joined at random: new pieces, runs of spaces, what is spelled in bytes, English, runs."""
+    draw = random.Random(2)
+    pieces = [extension.tokenizer.text_of(piece) or "" for piece in extension.added]
+    others = [
+        " ",
+        "  ",
+        "   ",
+        "\n",
+        "\t",
+        "é",
+        "漢",
+        "😀",
+        "the",
+        "ing ",
+        "ه" * 5,
+        "لا" * 3,
+        "x",
+        "ـ",
+        "\u200f",
+        "<0x0A>",
+    ]
+    texts = [line for document in [*sample("ar"), *sample("en")] for line in document.text.splitlines()]
+    while len(texts) < count:
+        texts.append("".join(draw.choice(draw.choice((pieces, others))) for _ in range(draw.randrange(1, 12))))
+    return texts
+
+
 # ---- real vocabularies ----------------------------------------------------------------------------------------------
 
 

@@ -29,6 +29,7 @@ from tests.cerebras_jais.vocabulary.bases import (
     RUN_SCORE,
     arabic_donor,
     byte_level_base,
+    hard_texts,
     learned_pieces,
     sample,
     sentencepiece_base,
@@ -179,34 +180,6 @@ def test_tokenizer_model_gives_the_ids_of_tokenizer_json(written, extension):
     assert len(texts) >= 10_000
     ids = encode_texts(extension.tokenizer.tokenizer, texts)
     assert [text for text, a, b in zip(texts, ids, processor.encode(texts), strict=True) if a != b] == []
-
-
-def hard_texts(extension, count=10_000):
-    """Arabic text, and joined at random: new pieces, runs of spaces, what is spelled in bytes, English, runs."""
-    draw = random.Random(2)
-    pieces = [extension.tokenizer.text_of(piece) or "" for piece in extension.added]
-    others = [
-        " ",
-        "  ",
-        "   ",
-        "\n",
-        "\t",
-        "é",
-        "漢",
-        "😀",
-        "the",
-        "ing ",
-        "ه" * 5,
-        "لا" * 3,
-        "x",
-        "ـ",
-        "\u200f",
-        "<0x0A>",
-    ]
-    texts = [line for document in [*sample("ar"), *sample("en")] for line in document.text.splitlines()]
-    while len(texts) < count:
-        texts.append("".join(draw.choice(draw.choice((pieces, others))) for _ in range(draw.randrange(1, 12))))
-    return texts
 
 
 def test_auto_tokenizer_loads_the_same(written, extension):
