@@ -123,7 +123,9 @@ def extend_command(
     documents = list(_documents(texts))
     by_name = {"base": extended, "extended": extension.tokenizer, "donor": lender}
     rows = fertility({name: bpe.tokenizer for name, bpe in by_name.items()}, documents)
-    alone = fertility_of_words(by_name, count_words(documents, tokens), script, f"words of {'/'.join(scripts)} letters")
+    alone = fertility_of_words(
+        by_name, count_words(documents, tokens), script, f"words in {' or '.join(scripts)} letters"
+    )
     rows += [alone] if alone else []
     report = {REPORT: "".join(f"{line}\n" for line in table(rows)).encode(), PLOT: plot(rows)}
     write_extension(extension, output, report)

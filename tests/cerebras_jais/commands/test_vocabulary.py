@@ -52,7 +52,7 @@ def test_extend_writes_a_tokenizer_and_a_report(folders, tmp_path):
     assert entries[1] == entries[0] + 300
     assert f"{entries[1]} entries: {entries[0]} of the base" in shown
     assert "300 of 300" in shown
-    assert "  ar: " in shown and "  en: " in shown and "words of arabic letters" in shown
+    assert "  ar: " in shown and "  en: " in shown and "words in arabic letters" in shown
     table = [line.split(" | ") for line in (output / "fertility.md").read_text().splitlines()]
     (arabic,) = [[float(cell.strip(" |")) for cell in row[2:]] for row in table if row[0] == "| ar"]
     assert arabic[1] < arabic[0]
