@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -17,6 +17,7 @@ from cerebras_jais.wording import counted
 if TYPE_CHECKING:
     from cerebras_jais.data.documents import Document
 
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 REPORT, PLOT = "fertility.md", "fertility.png"
 LONGEST_TEXT = MIB
 
@@ -31,6 +32,17 @@ def vocab() -> None:
       cerebras-jais vocab extend --base english --donor my_tokenizer --add 500 --output extended
       cerebras-jais tokens "السلام عليكم" --tokenizer english --tokenizer extended
     """
+
+
+def _paths(option: str, meaning: str) -> Callable[[Decorated], Decorated]:
+    return click.option(
+        option,
+        multiple=True,
+        type=click.Path(path_type=Path),
+        callback=standard_input_once,
+        metavar="PATH",
+        help=meaning,
+    )
 
 
 @vocab.command(name="extend")
@@ -57,23 +69,8 @@ def vocab() -> None:
     "--add", "room", type=Number(VOCABULARY), required=True, help="New entries; the result has exactly these."
 )
 @click.option("--only-arabic", is_flag=True, help="Leave out tokens with letters of Persian, Urdu and other languages.")
-@click.option(
-    "--corpus",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    callback=standard_input_once,
-    metavar="PATH",
-    help="Text whose most used tokens are taken, instead of the donor's first; repeatable.",
-)
-@click.option(
-    "--text",
-    "texts",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    callback=standard_input_once,
-    metavar="PATH",
-    help="Text on which tokens per word are counted; repeatable. Default: the sample.",
-)
+@_paths("--corpus", "Text whose most used tokens are taken, instead of the donor's first; repeatable.")
+@_paths("--text", "Text on which tokens per word are counted; repeatable. Default: the sample.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="New folder to write.")
 def extend_command(
     base: Path,
@@ -82,7 +79,7 @@ def extend_command(
     room: int,
     only_arabic: bool,
     corpus: tuple[Path, ...],
-    texts: tuple[Path, ...],
+    text: tuple[Path, ...],
     output: Path,
 ) -> None:
     """Extend a tokenizer with the tokens that a donor has for a script.
@@ -108,6 +105,10 @@ def extend_command(
     from cerebras_jais.vocabulary.splice import Reason
 
     check_new(output)
+    if Path(STANDARD_INPUT) in corpus and Path(STANDARD_INPUT) in text:
+        raise VocabularyError("--corpus - and --text -: standard input can be read once; name a file in one of them")
+    if only_arabic and scripts != ("arabic",):
+        raise VocabularyError(f"--only-arabic goes with --script arabic alone (got {', '.join(scripts)}); leave it out")
     script = scripts_of(scripts)
     extended, lender = read_bpe(base, to_extend=True), read_bpe(donor)
     tokens = tokens_of_script(lender, extended, script, only_arabic=only_arabic)
@@ -120,7 +121,7 @@ def extend_command(
             f"{base}: {counted(len(lost), 'new token')}, such as {lost[0]!r}, cannot be reached from the own text; "
             "nothing is written: please report it with the two tokenizers"
         )
-    documents = list(_documents(texts))
+    documents = list(_documents(text))
     by_name = {"base": extended, "extended": extension.tokenizer, "donor": lender}
     rows = fertility({name: bpe.tokenizer for name, bpe in by_name.items()}, documents)
     alone = fertility_of_words(

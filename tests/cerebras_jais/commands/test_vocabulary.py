@@ -76,6 +76,9 @@ def test_a_corpus_and_a_script_choose_the_tokens(folders, tmp_path):
     assert read_bpe(tmp_path / "extended").segment([word]) == [[ANY]]
     assert "no token of the script cyrillic" in refused(*extend(folders, tmp_path / "c", "--script", "cyrillic"))
     assert "no character has a Unicode name" in refused(*extend(folders, tmp_path / "c", "--script", "klingon"))
+    assert "goes with --script arabic alone" in refused(
+        *extend(folders, tmp_path / "c", "--script", "cyrillic", "--only-arabic")
+    )
     assert "would change" in refused(*extend(folders, tmp_path / "c", "--script", "latin"))
     assert not (tmp_path / "c").exists()
 
@@ -105,6 +108,8 @@ def test_wrong_input_is_one_line_and_writes_nothing(folders, tmp_path):
     (taken / "file").write_text("")
     assert f"{taken}: already exists" in refused(*extend(folders, taken))
     out = tmp_path / "out"
+    assert "by 0 entries; give a donor with others" in refused(*extend((folders[0], folders[0]), out))
+    assert "can be read once" in refused(*extend(folders, out, "--corpus", "-", "--text", "-"))
     assert "--add 100000: the donor has" in refused(*extend(folders, out, add=100_000))
     assert f"{tmp_path / 'none'}: no such file" in refused(*extend((tmp_path / "none", folders[1]), out))
     unigram = tmp_path / "unigram"
