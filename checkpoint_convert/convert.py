@@ -25,7 +25,7 @@ from checkpoint_convert.formats.release_directory import CONFIG
 from checkpoint_convert.formats.safetensors import plan_shards
 from checkpoint_convert.formats.tensors import WEIGHT_TYPES
 from checkpoint_convert.mapping.plan import Plan, Step, make_plan
-from checkpoint_convert.mapping.rules import architecture_of, by_layer, layers_text, other_side, tensor_count, ties
+from checkpoint_convert.mapping.rules import architecture_of, by_layer, layers_text, tensor_count, ties
 from checkpoint_convert.open_model import Model, opening
 from checkpoint_convert.outputs import CheckpointTarget, ReleaseTarget, Target, check_absent, publish
 from checkpoint_convert.release import Companions, read_tokenizer
@@ -292,7 +292,7 @@ def _check_finished(work: Work, plan: Plan, target: Target) -> int:
         step = plan.steps[number]
         if step.writes:
             inputs = tuple(written[name] for name in step.outputs)
-            checks[number] = Step(step.rule, other_side(step.side), inputs, step.dtype)
+            checks[number] = Step(step.rule, step.onto, "cerebras", inputs, step.dtype)
 
     def check(number: int, digests: tuple[str, ...]) -> None:
         if work.finished[number] != digests:

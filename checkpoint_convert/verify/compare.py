@@ -144,7 +144,8 @@ def check_manifest(
             raise ConversionError(
                 f"{path}: has no manifest ({manifest_path(path).name}); name the model to compare with"
             )
-        steps = {key: Step(rule, model.side, inputs, inputs[0].dtype) for key, (rule, inputs) in side.found.items()}
+        found = side.found.items()
+        steps = {key: Step(rule, model.side, "cerebras", inputs, inputs[0].dtype) for key, (rule, inputs) in found}
         digests = _digests({("", key): step for key, step in steps.items()}, progress)
         right, wrong = _against_manifest(side, {key: digests["", key] for key in steps}, steps)
         names = {name for key in side.found for name in key}
@@ -277,7 +278,7 @@ def _pair_up(models: tuple[_Side, _Side]) -> tuple[dict[str, str], dict[tuple[in
         dtype = min((inputs[0].dtype, others[0].dtype), key=lambda name: np_dtype(name).itemsize)
         for which, side in enumerate(models):
             own_rule, own_inputs = side.found[key]
-            steps[which, key] = Step(own_rule, side.model.side, own_inputs, dtype)
+            steps[which, key] = Step(own_rule, side.model.side, "cerebras", own_inputs, dtype)
     return differences, steps
 
 
