@@ -11,6 +11,7 @@ VERBS = {
     "models": ("cerebras_jais.commands.config:models", "What the 20 models are, and where each number comes from."),
     "config": ("cerebras_jais.commands.config:config", "Check, list, show, compare and write trainer YAML."),
     "data": ("cerebras_jais.commands.data:data", "Turn text into a tokenizer and packed training data."),
+    "vocab": ("cerebras_jais.commands.vocab:vocab", "Adapt a model to another language: tokenizer and embeddings."),
     "fit": ("cerebras_jais.commands.fit:fit", "Train a model from a Model Zoo trainer YAML: CPU, GPU or CS systems."),
     "lower": ("cerebras_jais.commands.lower:lower", "Lower trainer YAML to the programs of CS systems, without one."),
     "run-program": ("cerebras_jais.commands.run_program:run_program", "Run a lowered program's first steps on a CPU."),

@@ -120,7 +120,7 @@ def convert_to_hf(
         target = ReleaseTarget(output, shards, Companions(config_json, files, plan, model.origin, writes_chat))
         sources = [_identity_of(file) for file in files.files.values()]
         options = [config_json, max_shard_size, sources, writes_chat]
-        return _convert(model, plan, target, options, notes, dry_run, progress)
+        return run_conversion(model, plan, target, options, notes, dry_run, progress)
 
 
 def convert_to_cerebras(
@@ -169,7 +169,7 @@ def convert_to_cerebras(
         params = trainer_params(model.section, output.name, chat=model.is_chat)
         target = CheckpointTarget(output, plan, params, tuple(notes), compression, model.tokens)
         kept = None if model.tokens is None else model.tokens.keys()
-        return _convert(model, plan, target, [params, compression, kept], notes, dry_run, progress)
+        return run_conversion(model, plan, target, [params, compression, kept], notes, dry_run, progress)
 
 
 def _plan(model: Model, dtype: str | None, *, link_ties: bool = False) -> Plan:
@@ -181,7 +181,7 @@ def _plan(model: Model, dtype: str | None, *, link_ties: bool = False) -> Plan:
         raise ConversionError(f"{model.path}: {error}") from error
 
 
-def _convert(
+def run_conversion(
     model: Model,
     plan: Plan,
     target: Target,
@@ -190,7 +190,20 @@ def _convert(
     dry_run: bool,
     progress: Progress,
 ) -> Report:
-    """Run a plan: what both directions share."""
+    """Run a plan: what both directions share, and every other way to make a checkpoint of one.
+
+    Args:
+        model: what is read; none of its `files` may change meanwhile.
+        plan: of its tensors.
+        target: what is written.
+        options: JSON values that determine the output besides the files: an interrupted run resumes if they are equal.
+        notes: for the report.
+        dry_run: check everything, and write nothing.
+        progress: called as bytes are read.
+
+    Raises:
+        UserError: the output is there already or cannot be written, or the input changes or is damaged.
+    """
     output = target.names[-1]
     parent = output.absolute().parent
     if not parent.is_dir():

@@ -29,6 +29,7 @@ ORDER = (
     ("cirh",),
     ("launch",),
     ("checkpoint_convert",),
+    ("vocabulary",),
     ("evaluate",),
     ("train", "modelzoo"),
     ("commands",),

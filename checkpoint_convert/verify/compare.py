@@ -20,6 +20,7 @@ import numpy as np
 from cerebras_jais.checkpoint import open_checkpoint
 from cerebras_jais.checkpoint.hdf5.isolate import Descriptions
 from cerebras_jais.config.yaml_file import ConfigFile
+from cerebras_jais.model.config import DecoderConfig
 from checkpoint_convert.configs.convert import nearly_equal, public_keys
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.formats.release_directory import TOKENIZER_FILES
@@ -254,7 +255,7 @@ def _compare(models: tuple[_Side, _Side], magnitudes: bool, progress: Progress) 
     second = set.intersection(*(set(ties(side.model.config, "cerebras")) for side in models))
     names = ({name for side in models for key in side.found for name in key} - second) | differences.keys()
     rounded = {step.dtype for step in steps.values() if step.inputs[0].dtype != step.dtype}
-    config = _config_differences(*(side.model for side in models))
+    config = config_differences(*(side.model.config for side in models))
     return Comparison(len(names), differences, tuple(sorted(rounded)), config, manifests, {}, {}, ())
 
 
@@ -344,8 +345,9 @@ def _magnitude(one: Step, other: Step, index: int) -> str:
     return f"{count:,} of {len(a):,} values differ, by {largest:.3g} at most"
 
 
-def _config_differences(one: Model, other: Model) -> dict[str, tuple[Any, Any]]:
-    keys = [public_keys(model.config) for model in (one, other)]
+def config_differences(one: DecoderConfig, other: DecoderConfig) -> dict[str, tuple[Any, Any]]:
+    """The keys of config.json that change what two models compute, with their two values."""
+    keys = [public_keys(config) for config in (one, other)]
     return {
         key: (keys[0].get(key), keys[1].get(key))
         for key in dict.fromkeys([*keys[0], *keys[1]])
