@@ -32,7 +32,7 @@ def write_base_tokenizer(folder, vocab_size=600):
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=["<unk>", "<s>", "</s>", *pieces], show_progress=False
     )
-    words = [f" {word}" for document in sample("en") for word in document.text.split()]
+    words = [word for document in sample("en") for word in document.text.split()]
     tokenizer.train_from_iterator(words, trainer)
     content = json.loads(tokenizer.to_str())
     content["added_tokens"] = content["added_tokens"][:3]  # Llama-2's byte tokens are ordinary pieces
