@@ -32,7 +32,8 @@ FEWEST = 20
 """Shared tokens, below which nothing can be learned and judged."""
 HELD_OUT = 1024
 """Shared tokens held out at most; never more than a fifth of them."""
-_BLOCK = 2048  # rows of a product at a time
+_BLOCK = 4096  # rows of a product at a time
+_FACTORS = len(STRENGTHS[::2]) + 2 + 2  # of the search, of what is judged and of what is returned
 _NORMS_OF = 1024  # new tokens whose norms stand for those of all
 
 Progress = Callable[[float, float], object]
@@ -197,10 +198,9 @@ def fit(
     _add(moments, problem, train, work.done)
     normal = moments.centred()
     x, y = read_rows(problem.donor, problem.donor_ids[held]), _targets(problem, held)
-    if not (np.isfinite(y).all() and np.isfinite(x).all() and bool(normal.gram.diagonal().isfinite().all())):
-        raise VocabularyError(f"{problem.base.file}: an embedding of a shared token is not finite; give other weights")
+    _check_finite(problem, normal, x, y)
     r2 = _held_out_r2(problem, normal, x, y, rng, work.done)
-    strength = max(r2, key=lambda tried: (sum(r2[tried].values()), tried))
+    strength = _best(r2)
     factor = normal.factor(strength)
     assert factor is not None, "it was factorised before"
     judged = _judge(problem, statistics, normal.predict(factor, x), held, y, seed, work.done)
@@ -222,12 +222,24 @@ def fit(
     return Fitted(projection, tuple(found.factor for found in norms), statistics), report
 
 
+def _check_finite(problem: Problem, normal: Normal, x: np.ndarray, y: np.ndarray) -> None:
+    """Raise VocabularyError for infinities or NaN among the shared tokens' rows, held out (x, y) or not."""
+    for rows, moments, model in (
+        (x, normal.gram.diagonal(), problem.donor),
+        (y, normal.cross, problem.matrices[0].tensor),
+    ):
+        if not (np.isfinite(rows).all() and bool(moments.isfinite().all())):
+            raise VocabularyError(
+                f"the embedding of a shared token is not finite in {model.storage_id[0]}; give other weights"
+            )
+
+
 class _Work:
     """The floating-point operations of a fit, told as they are done."""
 
     def __init__(self, problem: Problem, moments: Moments, held: int, progress: Progress) -> None:
         d, m = problem.donor.shape[1], sum(_widths(problem.matrices))
-        factors = (len(STRENGTHS) + 2) * d**3 / 3
+        factors = _FACTORS * d**3 / 3
         ranks = 2.0 * min(held, RANKED) * len(Method) * problem.base.size * m
         self._left = len(problem.base_ids) * moments.flops_of_row + factors + ranks + 2.0 * d * d * m
         self._all, self._progress = self._left, progress
@@ -277,7 +289,7 @@ def _held_out_r2(
     rng: np.random.Generator,
     done: Callable[[float], object],
 ) -> dict[float, dict[str, float]]:
-    """Strength -> matrix -> R2 on held-out rows."""
+    """Strength -> matrix -> R2 on held-out rows: of whole decades, and of both half decades beside the best of them."""
     widths = _widths(problem.matrices)
     each = JUDGED_COLUMNS // len(widths)
     chosen = [
@@ -285,17 +297,28 @@ def _held_out_r2(
         for place, width in enumerate(widths)
     ]
     columns = np.concatenate(chosen)
-    of_mean, errors = normal.squared_errors(x, y[:, columns], columns, STRENGTHS, done)
     ends = np.cumsum([len(part) for part in chosen])[:-1]
-    return {
-        strength: {
-            matrix.name: 1 - float(missed.sum() / max(total.sum(), np.finfo(np.float32).tiny))
-            for matrix, missed, total in zip(
-                problem.matrices, np.split(squares, ends), np.split(of_mean, ends), strict=True
-            )
+
+    def r2_of(strengths: Sequence[float]) -> dict[float, dict[str, float]]:
+        of_mean, errors = normal.squared_errors(x, y[:, columns], columns, strengths, done)
+        totals = np.split(of_mean, ends)
+        return {
+            strength: {
+                matrix.name: 1 - float(missed.sum() / max(total.sum(), np.finfo(np.float32).tiny))
+                for matrix, missed, total in zip(problem.matrices, np.split(squares, ends), totals, strict=True)
+            }
+            for strength, squares in errors.items()
         }
-        for strength, squares in errors.items()
-    }
+
+    decades = r2_of(STRENGTHS[::2])
+    place = STRENGTHS.index(_best(decades))
+    beside = r2_of([STRENGTHS[near] for near in (place - 1, place + 1) if 0 <= near < len(STRENGTHS)])
+    return dict(sorted((decades | beside).items()))
+
+
+def _best(r2: Mapping[float, Mapping[str, float]]) -> float:
+    """The strength of the largest mean R2; of equal ones the largest."""
+    return max(r2, key=lambda tried: (sum(r2[tried].values()), tried))
 
 
 def _judge(
@@ -322,7 +345,7 @@ def _judge(
             Method.MEAN.value: mean_of_all(known.mean)(ids.tolist()),
             Method.RANDOM.value: drawn(known, seed, place)(ids.tolist()),
         }
-        found += judge(matrix.name, matrix.tensor, base.size, ids, made, rows, done)
+        found += judge(matrix.name, matrix.tensor, base.size, known.mean, ids, made, rows, done)
     return found
 
 

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 import numpy as np
 
+from cerebras_jais.vocabulary.errors import VocabularyError
 from cerebras_jais.vocabulary.ridge import Projection
 from cerebras_jais.vocabulary.rows import blocks, mean_rows
 from checkpoint_convert.formats.tensors import Tensor, np_dtype
@@ -54,7 +55,7 @@ def statistics_of(tensor: Tensor, count: int) -> Statistics:
         squares, norms = squares + of_rows.sum(), norms + np.sqrt(of_rows).sum()
     size = count * tensor.shape[1]
     variance = max(0.0, squares / size - (sums.sum() / size) ** 2)
-    return Statistics((sums / count).astype(np.float32), variance**0.5, norms / count)
+    return Statistics((sums / count).astype(np.float32), float(variance**0.5), float(norms / count))
 
 
 def projected(donor: Tensor, sources: Sources, projection: Projection, factor: float, mean: np.ndarray) -> RowMaker:
@@ -144,7 +145,13 @@ class GrownMatrix:
             values[: self.kept - start] = self.base.read_rows(start, min(stop, self.kept))
         ids = [number for number in range(start, stop) if number in self.new]
         if ids:
-            values[np.array(ids) - start] = self.make(ids).astype(values.dtype)
+            made = self.make(ids).astype(values.dtype)
+            if not np.isfinite(made.astype(np.float32)).all():
+                raise VocabularyError(
+                    f"the row of a new token between {ids[0]} and {ids[-1]} is not finite in {self.dtype}; look at the "
+                    "donor's embeddings of it, or choose another --method"
+                )
+            values[np.array(ids) - start] = made
         padding = [number - start for number in range(max(start, self.kept), stop) if number not in self.new]
         values[padding] = self.mean.astype(values.dtype)
         return values

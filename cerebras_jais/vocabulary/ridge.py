@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 STRENGTHS = tuple(float(f"{10 ** (step / 2):.4g}") for step in range(-6, 7))
-"""The strengths tried: half decades from 1e-3 to 1e3. Below, the fit follows the noise of a few thousand rows."""
+"""The strengths to choose from: half decades from 1e-3 to 1e3. Smaller ones follow the noise of a few thousand rows."""
 JUDGED_COLUMNS = 256
 _PANEL = 1024  # columns of a product at a time, which bounds the memory of the float32 part
 
@@ -65,7 +65,8 @@ class Moments:
 
     def add(self, x: np.ndarray, y: np.ndarray) -> None:
         """Add rows: x [n, D], y [n, M], float32."""
-        source, target = (torch.from_numpy(v - point) for v, point in zip((x, y), self._points, strict=True))
+        with np.errstate(invalid="ignore"):  # of infinities, which show in the sums
+            source, target = (torch.from_numpy(v - point) for v, point in zip((x, y), self._points, strict=True))
         self._count += len(x)
         for total, values in zip(self._sums, (source, target), strict=True):
             total += values.sum(0, dtype=torch.float64)

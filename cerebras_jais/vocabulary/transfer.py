@@ -118,7 +118,7 @@ def transfer(
     Raises:
         UserError: the models and tokenizers do not fit together, or the output cannot be written; nothing appears.
     """
-    if output.suffix != ".mdl":
+    if output.suffix != ".mdl" or output.is_dir():
         raise VocabularyError(
             f"{output}: the output is a Cerebras checkpoint; give a name that ends in .mdl (`checkpoint-convert to-hf` "
             "makes a release of it)"

@@ -74,9 +74,7 @@ def test_held_out_errors_are_those_of_the_formula(data):
     assert list(errors) == list(STRENGTHS)
     for strength, found in errors.items():
         predicted = (x[held] - x[train].mean(0)) @ formula(x[train], y[train], strength)[:, columns]
-        np.testing.assert_allclose(
-            found, ((centred - predicted) ** 2).sum(0), rtol=tolerances.RIDGE_ERRORS_RELATIVE
-        )
+        np.testing.assert_allclose(found, ((centred - predicted) ** 2).sum(0), rtol=tolerances.RIDGE_ERRORS_RELATIVE)
 
 
 def test_the_strengths_are_half_decades_from_a_thousandth_to_a_thousand():
