@@ -87,8 +87,8 @@ def transfer(
 
     To resume an interrupted run, run the same command again.
     """
-    from cerebras_jais.vocabulary.methods import Method
-    from cerebras_jais.vocabulary.transfer import transfer as run_transfer
+    from cerebras_jais.vocabulary.embeddings.methods import Method
+    from cerebras_jais.vocabulary.embeddings.transfer import transfer as run_transfer
     from checkpoint_convert.printing import print_report
     from checkpoint_convert.streaming.run import keep_freed_memory
 

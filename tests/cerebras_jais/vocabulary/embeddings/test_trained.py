@@ -14,9 +14,9 @@ from cerebras_jais.encoding import encode_texts
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.initialize import initialize_weights
-from cerebras_jais.vocabulary.transfer import transfer
+from cerebras_jais.vocabulary.embeddings.transfer import transfer
 from tests.cerebras_jais.model.examples import jais_section, llama_section
-from tests.cerebras_jais.vocabulary.examples import (
+from tests.cerebras_jais.vocabulary.embeddings.examples import (
     arabic_tokens,
     sample,
     size_of,

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from cerebras_jais.errors import UserError
-from cerebras_jais.vocabulary.transfer import transfer
+from cerebras_jais.vocabulary.embeddings.transfer import transfer
 from tests.cerebras_jais.model.examples import jais_section, llama_section
-from tests.cerebras_jais.vocabulary.examples import size_of, write_base_tokenizer, write_extended, write_pair
+from tests.cerebras_jais.vocabulary.embeddings.examples import size_of, write_base_tokenizer, write_extended, write_pair
 from tests.checkpoint_convert.examples import listing, random_model, state_of, write_checkpoint
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cerebras_jais.vocabulary.ridge import Done
-from cerebras_jais.vocabulary.rows import blocks
+from cerebras_jais.vocabulary.embeddings.ridge import Done
+from cerebras_jais.vocabulary.embeddings.rows import blocks
 from checkpoint_convert.formats.tensors import Tensor
 
 RANKED = 128

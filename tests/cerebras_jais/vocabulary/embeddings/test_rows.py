@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from cerebras_jais.vocabulary.methods import statistics_of
-from cerebras_jais.vocabulary.rows import mean_rows, read_rows
+from cerebras_jais.vocabulary.embeddings.methods import statistics_of
+from cerebras_jais.vocabulary.embeddings.rows import mean_rows, read_rows
 from tests import tolerances
 
 

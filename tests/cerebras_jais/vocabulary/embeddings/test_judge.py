@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from cerebras_jais.errors import UserError
-from cerebras_jais.vocabulary.judge import RANKED, judge
-from cerebras_jais.vocabulary.methods import GrownMatrix, Statistics, drawn
+from cerebras_jais.vocabulary.embeddings.judge import RANKED, judge
+from cerebras_jais.vocabulary.embeddings.methods import GrownMatrix, Statistics, drawn
 from tests import tolerances
-from tests.cerebras_jais.vocabulary.test_rows import Stored
+from tests.cerebras_jais.vocabulary.embeddings.test_rows import Stored
 
 
 def unit(rows):

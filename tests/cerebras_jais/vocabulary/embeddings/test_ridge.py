@@ -7,7 +7,7 @@ are those of the formula at each strength; what is predicted without the map is 
 import numpy as np
 import pytest
 
-from cerebras_jais.vocabulary.ridge import STRENGTHS, Moments, Projection
+from cerebras_jais.vocabulary.embeddings.ridge import STRENGTHS, Moments, Projection
 from tests import tolerances
 
 ROWS, SOURCE, TARGET = 300, 40, 23

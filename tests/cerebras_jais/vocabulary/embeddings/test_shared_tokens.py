@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
 from cerebras_jais.vocabulary.errors import VocabularyError
-from cerebras_jais.vocabulary.shared_tokens import new_tokens, read_vocabulary, shared_tokens, sources_of
-from tests.cerebras_jais.vocabulary.examples import write_base_tokenizer, write_donor_tokenizer, write_extended
+from cerebras_jais.vocabulary.embeddings.shared_tokens import new_tokens, read_vocabulary, shared_tokens, sources_of
+from tests.cerebras_jais.vocabulary.embeddings.examples import write_base_tokenizer, write_donor_tokenizer, write_extended
 
 
 @pytest.fixture(scope="module")

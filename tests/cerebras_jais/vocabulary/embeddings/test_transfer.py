@@ -14,18 +14,18 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-import cerebras_jais.vocabulary.transfer as transferring
+import cerebras_jais.vocabulary.embeddings.transfer as transferring
 from cerebras_jais.checkpoint import open_checkpoint
 from cerebras_jais.cli import cli
 from cerebras_jais.model.load import load_model
-from cerebras_jais.vocabulary.methods import Method
-from cerebras_jais.vocabulary.shared_tokens import new_tokens, read_vocabulary, shared_tokens, sources_of
-from cerebras_jais.vocabulary.transfer import transfer
+from cerebras_jais.vocabulary.embeddings.methods import Method
+from cerebras_jais.vocabulary.embeddings.shared_tokens import new_tokens, read_vocabulary, shared_tokens, sources_of
+from cerebras_jais.vocabulary.embeddings.transfer import transfer
 from checkpoint_convert.convert import convert_to_cerebras, convert_to_hf
 from checkpoint_convert.streaming.journal import Work
 from tests import tolerances
 from tests.cerebras_jais.model.examples import llama_section
-from tests.cerebras_jais.vocabulary.examples import size_of, write_pair
+from tests.cerebras_jais.vocabulary.embeddings.examples import size_of, write_pair
 from tests.checkpoint_convert.examples import listing, random_model, state_of, write_checkpoint
 
 EMBEDDING, HEAD = "model.embedding_layer.word_embeddings.weight", "model.lm_head.weight"

@@ -11,8 +11,8 @@ import numpy as np
 
 from cerebras_jais.atomic import sync
 from cerebras_jais.vocabulary.errors import VocabularyError
-from cerebras_jais.vocabulary.judge import RANKED, Judged, judge
-from cerebras_jais.vocabulary.methods import (
+from cerebras_jais.vocabulary.embeddings.judge import RANKED, Judged, judge
+from cerebras_jais.vocabulary.embeddings.methods import (
     Method,
     RowMaker,
     Sources,
@@ -23,9 +23,9 @@ from cerebras_jais.vocabulary.methods import (
     projected,
     statistics_of,
 )
-from cerebras_jais.vocabulary.ridge import JUDGED_COLUMNS, STRENGTHS, Moments, Normal, Projection
-from cerebras_jais.vocabulary.rows import mean_rows, read_rows
-from cerebras_jais.vocabulary.shared_tokens import Vocabulary
+from cerebras_jais.vocabulary.embeddings.ridge import JUDGED_COLUMNS, STRENGTHS, Moments, Normal, Projection
+from cerebras_jais.vocabulary.embeddings.rows import mean_rows, read_rows
+from cerebras_jais.vocabulary.embeddings.shared_tokens import Vocabulary
 from checkpoint_convert.formats.tensors import Tensor
 
 FEWEST = 20
