@@ -1,4 +1,4 @@
-"""A vocabulary grown for another language: embeddings of the new tokens, learned from a donor model.
+"""A model's vocabulary for one more language: the tokenizer extended with a donor's tokens; in `embeddings`, theirs.
 
-Tokenizers are trained in `data`; a checkpoint is read and written by `checkpoint_convert`.
+Training a tokenizer from text is in `data`; training the extended model is in `train`.
 """

@@ -1,7 +1,9 @@
-"""The error of this folder."""
+"""The one error of this folder."""
+
+from __future__ import annotations
 
 from cerebras_jais.errors import UserError
 
 
 class VocabularyError(UserError):
-    """Tokenizers or checkpoints that do not fit together. The message names the file and says what to do."""
+    """A tokenizer or a choice of tokens that cannot be used; names the file or option and the remedy."""

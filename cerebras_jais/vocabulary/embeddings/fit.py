@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from cerebras_jais.atomic import sync
-from cerebras_jais.vocabulary.errors import VocabularyError
 from cerebras_jais.vocabulary.embeddings.judge import RANKED, Judged, judge
 from cerebras_jais.vocabulary.embeddings.methods import (
     Method,
@@ -26,6 +25,7 @@ from cerebras_jais.vocabulary.embeddings.methods import (
 from cerebras_jais.vocabulary.embeddings.ridge import JUDGED_COLUMNS, STRENGTHS, Moments, Normal, Projection
 from cerebras_jais.vocabulary.embeddings.rows import mean_rows, read_rows
 from cerebras_jais.vocabulary.embeddings.shared_tokens import Vocabulary
+from cerebras_jais.vocabulary.errors import VocabularyError
 from checkpoint_convert.formats.tensors import Tensor
 
 FEWEST = 20

@@ -8,9 +8,9 @@ from enum import StrEnum
 
 import numpy as np
 
-from cerebras_jais.vocabulary.errors import VocabularyError
 from cerebras_jais.vocabulary.embeddings.ridge import Projection
 from cerebras_jais.vocabulary.embeddings.rows import blocks, mean_rows
+from cerebras_jais.vocabulary.errors import VocabularyError
 from checkpoint_convert.formats.tensors import Tensor, np_dtype
 from checkpoint_convert.mapping.operations import Shape
 

@@ -6,23 +6,20 @@ UTF-8 bytes that it stands for, here b" the" for both.
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from cerebras_jais.data.tokenizer import load_tokenizer
+from cerebras_jais.vocabulary.bpe import SPACE, Symbols, read_bpe
 from cerebras_jais.vocabulary.errors import VocabularyError
 
 LONGEST = 512  # bytes of a token's text; a longer one has no counterpart, and its segmentation would take the square
 _BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
-_SPACE = "▁"
 
 
 def _characters_of_bytes() -> list[str]:
@@ -81,35 +78,24 @@ class Vocabulary:
         if self.byte_level:
             return [_CHARACTERS[byte] for byte in text]
         letters: list[str] = []
-        for character in text.decode("utf-8", errors="surrogateescape").replace(" ", _SPACE):
+        for character in text.decode("utf-8", errors="surrogateescape").replace(" ", SPACE):
             known = self.pieces.get(character, without) != without
             spelled = character.encode("utf-8", errors="surrogateescape")
             letters += [character] if known else [f"<0x{byte:02X}>" for byte in spelled]
         return letters
 
 
-def read_vocabulary(directory: Path) -> Vocabulary:
+def read_vocabulary(folder: Path) -> Vocabulary:
     """Read the vocabulary of a folder's tokenizer.json, or of the file itself.
 
     Raises:
         UserError: it cannot be read, or is no BPE that is byte-level or in the way of SentencePiece.
     """
-    file = directory / "tokenizer.json" if directory.is_dir() else directory
-    tokenizer = load_tokenizer(file)
-    content = json.loads(tokenizer.to_str())
-    model = content["model"]
-    if model["type"] != "BPE":
-        raise VocabularyError(f"{file}: is a {model['type']} tokenizer; only BPE tokenizers are supported")
-    kinds = set(_values_of(content["pre_tokenizer"])) | set(_values_of(content["decoder"]))
-    byte_level = "ByteLevel" in kinds
-    if not byte_level and _SPACE not in kinds | set(_values_of(content["normalizer"])):
-        raise VocabularyError(
-            f"{file}: is neither byte-level nor in the way of SentencePiece ({_SPACE} for a space); give another "
-            "tokenizer"
-        )
-    added = {token["content"]: token for token in content["added_tokens"]}
-    special = {text for text, token in added.items() if token["special"]} | {model.get("unk_token")}
-    pieces: dict[str, int] = dict(tokenizer.get_vocab())
+    read = read_bpe(folder)
+    byte_level = read.symbols is Symbols.BYTES
+    added = {token["content"]: token["special"] for token in read.state.get("added_tokens") or []}
+    special = {piece for piece, is_special in added.items() if is_special} | {read.state["model"].get("unk_token")}
+    pieces: dict[str, int] = dict(read.tokenizer.get_vocab())
     texts: dict[int, bytes] = {}
     ids: dict[bytes, int] = {}
     for piece, number in pieces.items():
@@ -119,23 +105,9 @@ def read_vocabulary(directory: Path) -> Vocabulary:
         texts[number] = text
         if text not in ids or not _BYTE_PIECE.fullmatch(piece):
             ids[text] = number
-    merges = {_pair(merge): rank for rank, merge in enumerate(model["merges"])}
+    merges = {pair: rank for rank, pair in enumerate(read.merges)}
+    file = folder / "tokenizer.json" if folder.is_dir() else folder
     return Vocabulary(file, pieces, texts, ids, merges, byte_level)
-
-
-def _pair(merge: Any) -> tuple[str, str]:
-    """The two pieces of a merge, which older versions of tokenizers write as one text."""
-    first, second = merge.split(" ") if isinstance(merge, str) else merge
-    return first, second
-
-
-def _values_of(part: Any) -> Iterator[str]:
-    """The texts among the values of a part of tokenizer.json, at any depth."""
-    for value in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
-        if isinstance(value, str):
-            yield value
-        else:
-            yield from _values_of(value)
 
 
 def _text_of(piece: str, byte_level: bool) -> bytes | None:
@@ -143,7 +115,7 @@ def _text_of(piece: str, byte_level: bool) -> bytes | None:
     if byte_level:
         return bytes(_BYTES[c] for c in piece) if all(c in _BYTES for c in piece) else None
     found = _BYTE_PIECE.fullmatch(piece)
-    return bytes([int(found[1], 16)]) if found else piece.replace(_SPACE, " ").encode()
+    return bytes([int(found[1], 16)]) if found else piece.replace(SPACE, " ").encode()
 
 
 def shared_tokens(base: Vocabulary, donor: Vocabulary) -> tuple[np.ndarray, np.ndarray]:

@@ -15,10 +15,16 @@ from typing import Any
 from cerebras_jais.config.yaml_file import ConfigFile
 from cerebras_jais.files import identity_of
 from cerebras_jais.model.config import DecoderConfig
-from cerebras_jais.vocabulary.errors import VocabularyError
 from cerebras_jais.vocabulary.embeddings.fit import Fitted, Matrix, Problem, Progress, TransferReport, fit
 from cerebras_jais.vocabulary.embeddings.methods import GrownMatrix, Method
-from cerebras_jais.vocabulary.embeddings.shared_tokens import Vocabulary, new_tokens, read_vocabulary, shared_tokens, sources_of
+from cerebras_jais.vocabulary.embeddings.shared_tokens import (
+    Vocabulary,
+    new_tokens,
+    read_vocabulary,
+    shared_tokens,
+    sources_of,
+)
+from cerebras_jais.vocabulary.errors import VocabularyError
 from checkpoint_convert.configs.convert import check_convertible
 from checkpoint_convert.configs.trainer_yaml import read_model_section, trainer_params
 from checkpoint_convert.convert import Report, run_conversion
