@@ -87,6 +87,12 @@ def transfer(
 
     To resume an interrupted run, run the same command again.
     """
+    from cerebras_jais.train.threads import settle_threads
+
+    threads = settle_threads()  # before PyTorch is loaded
+    if threads is not None:
+        click.echo(threads, err=True)
+
     from cerebras_jais.vocabulary.embeddings.methods import Method
     from cerebras_jais.vocabulary.embeddings.transfer import transfer as run_transfer
     from checkpoint_convert.printing import print_report
