@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -18,6 +18,7 @@ from cerebras_jais.wording import counted
 if TYPE_CHECKING:
     from cerebras_jais.data.documents import Document
 
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 REPORT, PLOT = "fertility.md", "fertility.png"
 LONGEST_TEXT = MIB
 
@@ -35,6 +36,17 @@ def vocab() -> None:
 
 
 vocab.add_command(transfer)
+
+
+def _paths(option: str, meaning: str) -> Callable[[Decorated], Decorated]:
+    return click.option(
+        option,
+        multiple=True,
+        type=click.Path(path_type=Path),
+        callback=standard_input_once,
+        metavar="PATH",
+        help=meaning,
+    )
 
 
 @vocab.command(name="extend")
@@ -61,23 +73,8 @@ vocab.add_command(transfer)
     "--add", "room", type=Number(VOCABULARY), required=True, help="New entries; the result has exactly these."
 )
 @click.option("--only-arabic", is_flag=True, help="Leave out tokens with letters of Persian, Urdu and other languages.")
-@click.option(
-    "--corpus",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    callback=standard_input_once,
-    metavar="PATH",
-    help="Text whose most used tokens are taken, instead of the donor's first; repeatable.",
-)
-@click.option(
-    "--text",
-    "texts",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    callback=standard_input_once,
-    metavar="PATH",
-    help="Text on which tokens per word are counted; repeatable. Default: the sample.",
-)
+@_paths("--corpus", "Text whose most used tokens are taken, instead of the donor's first; repeatable.")
+@_paths("--text", "Text on which tokens per word are counted; repeatable. Default: the sample.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="New folder to write.")
 def extend_command(
     base: Path,
@@ -86,7 +83,7 @@ def extend_command(
     room: int,
     only_arabic: bool,
     corpus: tuple[Path, ...],
-    texts: tuple[Path, ...],
+    text: tuple[Path, ...],
     output: Path,
 ) -> None:
     """Extend a tokenizer with the tokens that a donor has for a script.
@@ -112,6 +109,10 @@ def extend_command(
     from cerebras_jais.vocabulary.splice import Reason
 
     check_new(output)
+    if Path(STANDARD_INPUT) in corpus and Path(STANDARD_INPUT) in text:
+        raise VocabularyError("--corpus - and --text -: standard input can be read once; name a file in one of them")
+    if only_arabic and scripts != ("arabic",):
+        raise VocabularyError(f"--only-arabic goes with --script arabic alone (got {', '.join(scripts)}); leave it out")
     script = scripts_of(scripts)
     extended, lender = read_bpe(base, to_extend=True), read_bpe(donor)
     tokens = tokens_of_script(lender, extended, script, only_arabic=only_arabic)
@@ -124,10 +125,12 @@ def extend_command(
             f"{base}: {counted(len(lost), 'new token')}, such as {lost[0]!r}, cannot be reached from the own text; "
             "nothing is written: please report it with the two tokenizers"
         )
-    documents = list(_documents(texts))
+    documents = list(_documents(text))
     by_name = {"base": extended, "extended": extension.tokenizer, "donor": lender}
     rows = fertility({name: bpe.tokenizer for name, bpe in by_name.items()}, documents)
-    alone = fertility_of_words(by_name, count_words(documents, tokens), script, f"words of {'/'.join(scripts)} letters")
+    alone = fertility_of_words(
+        by_name, count_words(documents, tokens), script, f"words in {' or '.join(scripts)} letters"
+    )
     rows += [alone] if alone else []
     report = {REPORT: "".join(f"{line}\n" for line in table(rows)).encode(), PLOT: plot(rows)}
     write_extension(extension, output, report)

@@ -133,9 +133,11 @@ def _spliced(base: BpeTokenizer, tokens: Sequence[str], room: int, *, exactly: b
     pieces = [base.piece_of(token) for token in tokens]
     grown = splice(base.vocabulary, ranks, pieces, room, every_split=base.symbols is Symbols.CHARACTERS)
     if exactly and len(grown.added) < room:
+        most = len(grown.added)
+        remedy = f"give --add {most}, or a donor with more" if most else "give a donor with others"
         raise VocabularyError(
             f"--add {room}: the donor has {len(tokens)} tokens of the script, with which the base can be extended by "
-            f"{len(grown.added)} entries; give that, or a donor with more"
+            f"{most} entries; {remedy}"
         )
     return grown
 

@@ -52,7 +52,7 @@ def test_extend_writes_a_tokenizer_and_a_report(folders, tmp_path):
     assert entries[1] == entries[0] + 300
     assert f"{entries[1]} entries: {entries[0]} of the base" in shown
     assert "300 of 300" in shown
-    assert "  ar: " in shown and "  en: " in shown and "words of arabic letters" in shown
+    assert "  ar: " in shown and "  en: " in shown and "words in arabic letters" in shown
     table = [line.split(" | ") for line in (output / "fertility.md").read_text().splitlines()]
     (arabic,) = [[float(cell.strip(" |")) for cell in row[2:]] for row in table if row[0] == "| ar"]
     assert arabic[1] < arabic[0]
@@ -76,6 +76,9 @@ def test_a_corpus_and_a_script_choose_the_tokens(folders, tmp_path):
     assert read_bpe(tmp_path / "extended").segment([word]) == [[ANY]]
     assert "no token of the script cyrillic" in refused(*extend(folders, tmp_path / "c", "--script", "cyrillic"))
     assert "no character has a Unicode name" in refused(*extend(folders, tmp_path / "c", "--script", "klingon"))
+    assert "goes with --script arabic alone" in refused(
+        *extend(folders, tmp_path / "c", "--script", "cyrillic", "--only-arabic")
+    )
     assert "would change" in refused(*extend(folders, tmp_path / "c", "--script", "latin"))
     assert not (tmp_path / "c").exists()
 
@@ -105,6 +108,8 @@ def test_wrong_input_is_one_line_and_writes_nothing(folders, tmp_path):
     (taken / "file").write_text("")
     assert f"{taken}: already exists" in refused(*extend(folders, taken))
     out = tmp_path / "out"
+    assert "by 0 entries; give a donor with others" in refused(*extend((folders[0], folders[0]), out))
+    assert "can be read once" in refused(*extend(folders, out, "--corpus", "-", "--text", "-"))
     assert "--add 100000: the donor has" in refused(*extend(folders, out, add=100_000))
     assert f"{tmp_path / 'none'}: no such file" in refused(*extend((tmp_path / "none", folders[1]), out))
     unigram = tmp_path / "unigram"

@@ -148,7 +148,7 @@ def test_words_take_as_many_tokens_as_with_the_donor_where_all_its_tokens_are_ta
     words = [f" {word}" for word in " ".join(d.text for d in sample("ar")).split() if word.isalpha()]
     after, by_donor = (sum(map(len, tokenizer.segment(words))) for tokenizer in (extension.tokenizer, donor))
     assert after == pytest.approx(by_donor, rel=0.005)
-    with pytest.raises(VocabularyError, match="give that, or a donor with more"):
+    with pytest.raises(VocabularyError, match=f"give --add {most}, or a donor with more"):
         extend(base, tokens, most + 1)
 
 
