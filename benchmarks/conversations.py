@@ -4,9 +4,9 @@
 
 The conversations are words drawn at random from the bundled texts, Arabic or English, a question of 4 to 20 words and
 an answer of 1 to 40, one in five with a second turn. `data chat` runs in a process of its own, from JSON lines to HDF5
-files on the disk. The tokenizer alone encodes the same texts, rendered beforehand with their prompts, in batches of 256
-(`encode_batch_fast`, the quickest call of the library) in a process of its own on as many threads. Seconds of processor
-time are of all threads; memory is the peak resident size.
+files on the disk, with each engine that is installed. The tokenizer alone encodes the same texts, rendered beforehand
+with their prompts, in batches of 256 (`encode_batch_fast`, the quickest call of the library tokenizers) in a process of
+its own on as many threads. Seconds of processor time are of all threads; memory is the peak resident size.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -132,22 +133,23 @@ def main() -> None:
         "--tokenizer",
         str(tokenizer),
     ]
-    chat += ["--max-sequence-length", str(given.max_sequence_length), "--output", str(output)]
-    ours, printed = run(chat)
+    chat += ["--max-sequence-length", str(given.max_sequence_length)]
+    engines = ["tokenizers", *(["fastokens"] if find_spec("fastokens") else [])]
+    ours = {engine: run([*chat, "--engine", engine, "--output", f"{output}-{engine}"]) for engine in engines}
     alone = [sys.executable, __file__, "--encode-alone", "--directory", str(given.directory)]
     _, told = run(alone)
     found = json.loads(told)
-    print(printed)
     size, seconds = found["bytes"], found["seconds"]
+    print(ours["tokenizers"][1])
     print(f"{given.examples} examples, {size / 1e6:.0f} MB with their prompts, {os.cpu_count()} processors")
-    print(f"{'run':<20}{'s':>8}{'MB/s':>8}{'processor s':>14}{'peak MB':>10}")
-    rate = f"{size / ours.seconds / 1e6:.2f}"
-    print(f"{'data chat':<20}{ours.seconds:>8.1f}{rate:>8}{ours.processor:>14.1f}{ours.peak / 1e6:>10.0f}")
+    print(f"{'run':<24}{'s':>8}{'MB/s':>8}{'processor s':>14}{'peak MB':>10}{'of the tokenizer':>18}")
+    for engine, (took, _) in ours.items():
+        rate, ratio = f"{size / took.seconds / 1e6:.2f}", f"{seconds / took.seconds:.2f}"
+        name = f"data chat, {engine}"
+        print(f"{name:<24}{took.seconds:>8.1f}{rate:>8}{took.processor:>14.1f}{took.peak / 1e6:>10.0f}{ratio:>18}")
     rate = f"{size / seconds / 1e6:.2f}"
-    print(f"{'tokenizer alone':<20}{seconds:>8.1f}{rate:>8}{found['processor']:>14.1f}")
-    print(
-        f"data chat at {seconds / ours.seconds:.2f} times the tokenizer's rate; train {fill(output / 'train'):.3%} full"
-    )
+    print(f"{'tokenizers alone':<24}{seconds:>8.1f}{rate:>8}{found['processor']:>14.1f}")
+    print(f"train {fill(Path(f'{output}-tokenizers') / 'train'):.3%} full")
 
 
 if __name__ == "__main__":

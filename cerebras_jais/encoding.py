@@ -58,6 +58,7 @@ class Encoder:
     Attributes:
         tokenizer: that of `tokenizers`, set to read text as data.
         engine: the one that is used, FASTOKENS or TOKENIZERS.
+        encoded: how many texts were.
 
     Raises UserError if `fastokens` is asked for and cannot be had, or gives other ids.
     """
@@ -66,7 +67,7 @@ class Encoder:
         self.tokenizer = reading_text_as_data(tokenizer)
         self._fast = None if engine is Engine.TOKENIZERS else _fast_tokenizer(tokenizer, engine is Engine.FASTOKENS)
         self.engine = Engine.TOKENIZERS if self._fast is None else Engine.FASTOKENS
-        self._encoded = 0
+        self.encoded = 0
         if self._fast is not None:
             for text, ids in zip(HARD_TEXTS, self._encode_fast(HARD_TEXTS).split(), strict=True):
                 self._compare(text, ids, "a text of the comparison before the start")
@@ -80,12 +81,13 @@ class Encoder:
             found = encode_texts(self.tokenizer, texts)
             ends = np.cumsum([len(ids) for ids in found], dtype=np.int64)
             total = int(ends[-1]) if found else 0
+            self.encoded += len(texts)
             return Tokens(np.fromiter(chain.from_iterable(found), dtype=np.uint32, count=total), ends)
         batch = self._encode_fast(texts)
-        for number in range(-self._encoded % COMPARED_EVERY, len(texts), COMPARED_EVERY):
+        for number in range(-self.encoded % COMPARED_EVERY, len(texts), COMPARED_EVERY):
             start, end = (int(batch.ends[number - 1]) if number else 0), int(batch.ends[number])
             self._compare(texts[number], batch.ids[start:end], name(number))
-        self._encoded += len(texts)
+        self.encoded += len(texts)
         return batch
 
     def _encode_fast(self, texts: Sequence[str]) -> Tokens:
@@ -113,8 +115,9 @@ def _fast_tokenizer(tokenizer: Tokenizer, required: bool) -> Any:
             raise UserError("fastokens is not installed; pip install 'cerebras-jais[pipeline]'") from None
         return None
     try:
-        return fastokens.Tokenizer.from_json_str(tokenizer.to_str())
-    except ValueError as refused:
+        with explained("fastokens"):
+            return fastokens.Tokenizer.from_json_str(tokenizer.to_str())
+    except (ValueError, UserError) as refused:
         if required:
             raise UserError(f"fastokens cannot read this tokenizer ({refused}); give --engine tokenizers") from refused
         return None

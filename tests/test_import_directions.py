@@ -86,6 +86,15 @@ def test_a_module_imports_only_what_stands_before_it(module):
         assert not [name for name in names if name.split(".")[0] == "cerebras"]
 
 
+@pytest.mark.parametrize("module", [name for name in sorted(MODULES) if name.startswith("cerebras_jais.data.clean")])
+def test_cleaning_needs_nothing_but_the_standard_library_and_numpy(module):
+    names = set(imports_of(MODULES[module]))
+    allowed = ("cerebras_jais.data.clean.", "cerebras_jais.errors", "numpy")
+    assert not [
+        name for name in names if name.split(".")[0] not in sys.stdlib_module_names if not name.startswith(allowed)
+    ]
+
+
 def test_no_module_leads_back_to_itself():
     graph = {module: set(imports_of(path)) & MODULES.keys() - {module} for module, path in MODULES.items()}
     try:

@@ -20,7 +20,7 @@ def chat_template() -> str:
     """The template as releases carry it in chat_template.jinja.
 
     It takes `messages`, `add_generation_prompt`, `eos_token`, and `language` ("ar" or "en"); without a language the
-    letters of the user's last message decide, as `detect_language` counts them. Its `generation` blocks are the
+    letters of the user's last message decide, Arabic and Latin ones counted. Its `generation` blocks are the
     responses, on which alone a model is trained.
     """
     return (files(__package__) / "chat_template.jinja").read_text(encoding="utf-8")

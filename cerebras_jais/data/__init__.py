@@ -1,4 +1,4 @@
-"""Text to tokens: documents, tokenizers, packing, and the Model Zoo's HDF5 data, written, read in its order, shown.
+"""Text to tokens to rows: documents, tokenizers, token stores, mixtures, packing, the Model Zoo's HDF5 data.
 
 What a training run does with the samples is in `train`.
 """

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from cerebras_jais.files import shown_path
 from cerebras_jais.ranges import STREAMED
 
 SAMPLES_PER_FILE = 4096
+_POSITIONS_PER_FILE = 2**22  # a file is made in memory, of 12 or 20 bytes a position, and so is the one before it
 # check_vocabulary reads at most this many tokens at once, and this many in all before it only samples.
 _SCAN_TOKENS = 4 * 1024 * 1024
 _SHUFFLED_AT_ONCE = 2**28  # samples, of 8 bytes each
@@ -56,8 +57,8 @@ def write_hdf5(
 
     Files `output_chunk_000000.h5`, ... hold dataset `data` [N, 3 or 5, max_sequence_length] int32, shuffle and gzip,
     one sample a chunk, with attribute `n_examples`; `data_params.json` holds features, processing and `post-process`
-    statistics as the Model Zoo's preprocessing writes them. Streaming: the rows of two files are
-    held, one being written in a thread while the rows of the next are made.
+    statistics as the Model Zoo's preprocessing writes them. Streaming: the rows of two files are held, one being
+    written in a thread while the rows of the next are made; of long rows a file has fewer than `samples_per_file`.
     Everything is made in a directory beside and renamed at the end, so a failure leaves nothing. Raises DataError if
     `directory` exists and is not empty, for no rows, for a token id outside the vocabulary and for rows of
     different shapes.
@@ -328,10 +329,12 @@ def _write_files(
         _write_file(partial / f"output_chunk_{number:06d}.h5", rows_of_file, metadata, statistics)
 
     left = iter(rows)
-    for _ in one_ahead(write, enumerate(iter(lambda: list(islice(left, samples_per_file)), []))):
-        pass
-    if not statistics["n_examples"]:
+    if (first := next(left, None)) is None:
         raise DataError(f"{metadata.source or 'text'}: too little text to fill a single row; give more of it")
+    left = chain([first], left)
+    per_file = max(1, min(samples_per_file, _POSITIONS_PER_FILE // max(1, first.shape[-1])))
+    for _ in one_ahead(write, enumerate(iter(lambda: list(islice(left, per_file)), []))):
+        pass
     return statistics
 
 

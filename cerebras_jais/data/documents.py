@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cerebras_jais.data.clean.languages import detect_language
 from cerebras_jais.errors import UserError
 from cerebras_jais.files import MIB, STANDARD_INPUT, check_regular, open_regular, parse_json, read_bytes, shown_path
 from cerebras_jais.ranges import shown
@@ -21,9 +22,6 @@ _LARGEST_JSON = 64 * MIB
 
 # Languages name folders of held-out data, so they must be plain.
 _LANGUAGE_TAG = re.compile(r"[A-Za-z0-9_-]{1,32}")
-
-# Arabic, Arabic Supplement, Arabic Extended-B and -A, the two presentation-form blocks.
-_ARABIC_BLOCKS = ((0x0600, 0x06FF), (0x0750, 0x077F), (0x0870, 0x08FF), (0xFB50, 0xFDFF), (0xFE70, 0xFEFF))
 
 
 class DataError(UserError):
@@ -56,19 +54,6 @@ class Line:
 def sample_corpus_path() -> Path:
     """Return the folder of the Arabic-English sample corpus that comes with the package."""
     return Path(__file__).parent / "sample"
-
-
-def detect_language(text: str) -> str:
-    """Return "ar" if at least half of the letters are Arabic, else "en" (also for a text without letters)."""
-    arabic = letters = 0
-    for char in text:
-        if not char.isalpha():
-            continue
-        letters += 1
-        code = ord(char)
-        if code >= 0x0600 and any(low <= code <= high for low, high in _ARABIC_BLOCKS):
-            arabic += 1
-    return "ar" if letters and 2 * arabic >= letters else "en"
 
 
 def language_of(document: Document) -> str:

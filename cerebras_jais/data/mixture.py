@@ -15,6 +15,7 @@ import numpy as np
 
 from cerebras_jais.data.documents import DataError
 from cerebras_jais.data.token_store import Store, joined
+from cerebras_jais.wording import counted
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # the constants of SplitMix64 (Steele, Lea, Flood: Fast splittable PRNGs, 2014)
 _MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
@@ -97,13 +98,14 @@ class Mixture:
         for part in self.parts:
             name = f"{part.source}, from {part.least} tokens" if part.least else part.source
             yield (
-                f"{name}: {part.tokens / self.tokens:.2%} of the tokens, {part.share:.2%} asked; {part.documents} "
-                f"documents drawn of {part.there}, {part.tokens} tokens of {part.tokens_there}"
+                f"{name}: {part.tokens / self.tokens:.2%} of the tokens, {part.share:.2%} asked; "
+                f"{part.documents} of {counted(part.there, 'document')} drawn, "
+                f"{part.tokens} of {counted(part.tokens_there, 'token')}"
             )
             if part.times > 1:
                 yield f"  repeated: seen {part.times:.2f} times, again from {part.repeats_from:.0f} tokens of all on"
             elif part.documents < part.there:
-                yield f"  left over: {part.there - part.documents} documents"
+                yield f"  left over: {counted(part.there - part.documents, 'document')}"
 
     def record(self) -> list[dict[str, Any]]:
         """What is drawn, as data_params.json holds it."""

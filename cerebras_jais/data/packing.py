@@ -14,8 +14,9 @@ from cerebras_jais.data.token_store import TRAINED, Store
 STREAM_FEATURES = ("input_ids", "attention_mask", "labels")
 VSL_FEATURES = (*STREAM_FEATURES, "attention_span", "position_ids")
 
-PACKED_AT_ONCE = 2**18  # documents; with more nothing measurable is gained in fill
+PACKED_AT_ONCE = 2**20  # documents; with more nothing measurable is gained in fill
 _MADE_AT_ONCE = 2**19  # positions, of 20 bytes each
+_READ_BETWEEN = 2**24  # tokens, of which each may have brought a page of 4 KiB into memory if documents are short
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,18 @@ class PackedRows:
     """
 
     def __init__(
-        self, features: tuple[str, ...], max_sequence_length: int, make: Callable[[PackedRows], Iterator[np.ndarray]]
+        self,
+        store: Store,
+        features: tuple[str, ...],
+        max_sequence_length: int,
+        make: Callable[[PackedRows], Iterator[np.ndarray]],
     ) -> None:
         if max_sequence_length < 1:
             raise DataError(f"max_sequence_length {max_sequence_length}: must be at least 1")
         self.features = features
         self.max_sequence_length = max_sequence_length
         self._documents = self._tokens = self._rows = self._filled = self._trained = 0
+        self._store, self._released = store, 0
         self._iterator = (row for block in make(self) for row in block)
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -73,6 +79,9 @@ class PackedRows:
         self._rows += len(block)
         self._filled += filled
         self._trained += int(block[:, 1].sum())
+        if self._filled - self._released > _READ_BETWEEN:
+            self._store.release()
+            self._released = self._filled
         return block
 
 
@@ -109,7 +118,7 @@ def pack_stream(store: Store, max_sequence_length: int, pad_id: int, *, order: n
             block[0, 2, :left] = stream[1:]
             yield rows._count(block, 0, 0, left)
 
-    return PackedRows(STREAM_FEATURES, max_sequence_length, make)
+    return PackedRows(store, STREAM_FEATURES, max_sequence_length, make)
 
 
 def pack_vsl(
@@ -160,7 +169,7 @@ def pack_vsl(
             rows._documents += int((lengths > 1).sum())
             rows._tokens += int(lengths[lengths > 1].sum())
 
-    return PackedRows(VSL_FEATURES, max_sequence_length, make)
+    return PackedRows(store, VSL_FEATURES, max_sequence_length, make)
 
 
 def filled_positions(row: np.ndarray) -> np.ndarray:
@@ -212,43 +221,35 @@ def _vsl_block(
     What is left of a row is one more piece, of padding, so that all rows are one sequence without gaps: of the tokens
     of all pieces, one more than its positions each, the inputs are all but the last ones, the labels all but the first.
     """
-    rows = len(counts)
     last = np.cumsum(counts)
     room = max_sequence_length - np.add.reduceat(pieces.lengths, last - counts)
     padded = np.flatnonzero(room)
     positions = np.insert(pieces.lengths, last[padded], room[padded])
-    padding = np.insert(np.zeros(len(pieces.lengths), bool), last[padded], True)
     ends = pieces.starts + pieces.lengths + 1
-    slices = [
+    parts = [
         ids[start:end]
         for ids, start, end in zip(store.slices(pieces.documents), pieces.starts.tolist(), ends.tolist(), strict=True)
     ]
-    tokens = np.empty(rows * max_sequence_length + len(positions), dtype=np.uint32)
+    padding = np.full(max_sequence_length + 1, pad_id, dtype=np.uint32)
+    for row in padded[::-1].tolist():  # from the last, so that the places before stay as they are
+        parts.insert(last[row], padding[: room[row] + 1])
+    tokens = np.concatenate(parts)
     stops = np.cumsum(positions + 1)
-    is_last = np.zeros(len(tokens), bool)
-    is_last[stops - 1] = True
-    in_padding = np.repeat(padding, positions + 1)
-    tokens[in_padding] = pad_id
-    tokens[~in_padding] = np.concatenate(slices)
-    is_first = np.roll(is_last, 1)
-    labels = tokens[~is_first]
-    filled = ~np.repeat(padding, positions)
+    shape = len(counts), max_sequence_length
+    labels = np.delete(tokens, stops - positions - 1).reshape(shape)
 
-    block = np.empty((rows, len(VSL_FEATURES), max_sequence_length), dtype=np.int32)
-    place = np.arange(rows * max_sequence_length, dtype=np.int32)
-    place -= np.repeat((stops - positions - np.arange(1, len(stops) + 1)).astype(np.int32), positions)
-    span = np.repeat(positions.astype(np.int32) - 1, positions) - place
-    for feature, values in enumerate(
-        (
-            tokens[~is_last] & ~TRAINED,
-            (labels >= TRAINED) if marked else filled,
-            labels & ~TRAINED,
-            span * filled,
-            place * filled,
-        )
-    ):
-        block[:, feature] = values.reshape(rows, max_sequence_length)
-    return block, int(filled.sum())
+    block = np.empty((len(counts), len(VSL_FEATURES), max_sequence_length), dtype=np.int32)
+    block[:, 0] = np.delete(tokens, stops - 1).reshape(shape)
+    block[:, 1] = labels >= TRAINED if marked else 1
+    block[:, 2] = labels
+    if marked:
+        block[:, [0, 2]] &= np.int32(TRAINED - 1)
+    firsts = np.cumsum(positions) - positions
+    block[:, 4] = (np.arange(labels.size) - np.repeat(firsts, positions)).reshape(shape)
+    block[:, 3] = np.repeat(positions - 1, positions).reshape(shape) - block[:, 4]
+    for row in padded.tolist():
+        block[row, [1, 3, 4], max_sequence_length - room[row] :] = 0
+    return block, labels.size - int(room.sum())
 
 
 def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:

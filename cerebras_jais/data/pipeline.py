@@ -16,6 +16,7 @@ from typing import TypeVar
 import numpy as np
 
 from cerebras_jais.atomic import whole_folder
+from cerebras_jais.data.ahead import one_ahead
 from cerebras_jais.data.dataset import SAMPLES_PER_FILE, DataParameters, check_new_folder, write_hdf5
 from cerebras_jais.data.documents import (
     DataError,
@@ -27,7 +28,7 @@ from cerebras_jais.data.documents import (
 from cerebras_jais.data.packing import PackingReport, pack_stream, pack_vsl
 from cerebras_jais.data.token_store import Store, TokenWriter, in_order, map_tokens
 from cerebras_jais.data.tokenizer import encode_documents, end_of_text_id, load_tokenizer, vocabulary_size
-from cerebras_jais.encoding import Encoder, Engine, Tokens
+from cerebras_jais.encoding import Encoder, Engine
 
 T = TypeVar("T")
 TRAIN = "train"
@@ -35,7 +36,6 @@ TRAIN = "train"
 HELD_OUT_FILE = "held_out.jsonl"
 ORDERED_ABOVE = 2**29
 """Tokens of a store that are read in any order, as they lie: 2 GiB, which the system keeps in memory."""
-_POSITIONS_PER_FILE = 2**22  # a file is made in memory, of 20 bytes a position
 # Documents tokenised at once, and their characters: enough to keep all cores busy, in bounded memory.
 _BATCH = 256
 _BATCH_CHARACTERS = 1_000_000
@@ -63,13 +63,19 @@ class Split:
 
     def __init__(self, name: str, file: Path, eos_id: int | None = None) -> None:
         self.name = name
-        self.documents = self.n_bytes = self.characters = 0
+        self.documents = self.n_bytes = self.characters = self.discarded = 0
         self.files: set[str] = set()
         self._paths = file.with_suffix(".tokens"), file.with_suffix(".ends")
         self._writer = TokenWriter(*self._paths, eos_id)
 
     def add(self, ids: np.ndarray, n_bytes: int, characters: int) -> None:
-        """Add a document: its ids, uint32 [n], and the bytes of UTF-8 and characters of its text."""
+        """Add a document: its ids, uint32 [n], and the bytes of UTF-8 and characters of its text.
+
+        One without a token, of which a normaliser leaves nothing, is counted as discarded.
+        """
+        if not len(ids):
+            self.discarded += 1
+            return
         self._writer.append(ids)
         self.documents += 1
         self.n_bytes += n_bytes
@@ -122,12 +128,13 @@ def pack_documents(
                 vocab_size=vocabulary_size(encoder.tokenizer),
                 eos_id=eos_id,
                 pad_id=eos_id,
-                tokenizer=str(tokenizer),
+                tokenizer=os.path.basename(os.path.abspath(tokenizer)),
                 output_dir=split.name,
-                source=_common_source(split.files),
+                source=_common_name(split.files),
                 documents=split.documents,
                 raw_bytes=split.n_bytes,
                 raw_characters=split.characters,
+                discarded=split.discarded,
             )
             report = pack_store(
                 store,
@@ -152,8 +159,9 @@ def _collect(
     splits = {TRAIN: Split(TRAIN, waiting / "0", eos_id)}
     seen: Counter[str] = Counter()
     with (folder / HELD_OUT_FILE).open("w", encoding="utf-8", newline="\n") as kept:
-        for batch in batches(documents, lambda document: len(document.text)):
-            for document, ids in zip(batch, encode_documents(encoder, batch, eos_id).split(), strict=True):
+        read = batches(documents, lambda document: len(document.text))
+        for batch, tokens in one_ahead(lambda batch: (batch, encode_documents(encoder, batch, eos_id)), read):
+            for document, ids in zip(batch, tokens.split(), strict=True):
                 language = language_of(document)
                 seen[language] += 1
                 name = TRAIN
@@ -188,19 +196,18 @@ def pack_store(
 ) -> PackingReport:
     """Pack documents of a store into a new Model Zoo data directory, and return what went into its rows.
 
-    `order`, `marked` and `seed` are those of `pack_stream` and `pack_vsl`, the others those of `write_hdf5`. More than
-    ORDERED_ABOVE tokens are first written in their order to files in the folder `scratch`, since reading them one
-    document here, one there, would be slow.
+    `order`, `marked` and `seed` are those of `pack_stream` and `pack_vsl`, the others those of `write_hdf5`. Of a store
+    of more than ORDERED_ABOVE tokens the documents are first written in their order to files in the folder `scratch`:
+    so the store is read from its begin to its end, where one document here, one there, would be slow.
     """
     with TemporaryDirectory(dir=scratch) as folder:
-        if order is not None and int(store.lengths[order].sum()) > ORDERED_ABOVE:
+        if order is not None and store.tokens > ORDERED_ABOVE:
             store, order = in_order(store, order, Path(folder)), None
         if vsl:
             rows = pack_vsl(store, max_sequence_length, metadata.pad_id, order=order, marked=marked, seed=seed)
         else:
             rows = pack_stream(store, max_sequence_length, metadata.pad_id, order=order)
-        per_file = max(1, min(samples_per_file, _POSITIONS_PER_FILE // max_sequence_length))
-        write_hdf5(directory, rows, metadata=metadata, samples_per_file=per_file)
+        write_hdf5(directory, rows, metadata=metadata, samples_per_file=samples_per_file)
     return rows.report
 
 
@@ -215,12 +222,6 @@ def held_out_documents(packed: str | Path) -> list[Document]:
             "that `cerebras-jais data pack` wrote without --held-out 0"
         )
     return list(read_documents(Path(packed) / HELD_OUT_FILE))
-
-
-def tokenised(encoder: Encoder, documents: Iterable[Document], eos_id: int) -> Iterator[Tokens]:
-    """Yield the token ids of documents, many at a time; see `encode_documents` for the errors."""
-    for batch in batches(documents, lambda document: len(document.text)):
-        yield encode_documents(encoder, batch, eos_id)
 
 
 def batches(items: Iterable[T], characters: Callable[[T], int]) -> Iterator[list[T]]:
@@ -238,6 +239,8 @@ def batches(items: Iterable[T], characters: Callable[[T], int]) -> Iterator[list
         yield batch
 
 
-def _common_source(names: set[str]) -> str:
+def _common_name(names: set[str]) -> str:
+    """The name of the file, or of the folder around all files: a path would be one of this machine."""
     files = sorted(names)
-    return files[0] if len(files) == 1 else os.path.commonpath(files) or files[0]
+    path = files[0] if len(files) == 1 else os.path.commonpath(files) or files[0]
+    return os.path.basename(path) or path

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from cerebras_jais.data.documents import DataError, detect_language
+from cerebras_jais.data.clean.languages import is_arabic_script
+from cerebras_jais.data.documents import DataError
 from cerebras_jais.data.packing import STREAM_FEATURES, filled_positions
 from cerebras_jais.data.shards import HDF5Source
 from cerebras_jais.data.tokenizer import vocabulary_size
@@ -109,7 +110,7 @@ def row_numbers(text: str) -> list[int]:
 
 def title(row: Row) -> str:
     """A row's counts in one line."""
-    kind = "example" if row.sees_only_itself else "document"
+    kind = "example" if row.trained < row.filled else "document"
     others = "" if row.sees_only_itself else ", which see one another"
     return (
         f"row {row.number}: {counted(len(row.pieces), kind)}{others}, {row.filled} of "
@@ -172,7 +173,7 @@ def _html_lines(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
 
 def _direction(text: str) -> str:
     """Of most letters: a line of an Arabic message begins with a Latin marker, so its first letter tells nothing."""
-    return "rtl" if detect_language(text) == "ar" else "ltr"
+    return "rtl" if is_arabic_script(text) else "ltr"
 
 
 def _packed_ends(row: np.ndarray, filled: np.ndarray) -> list[int]:

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cerebras_jais.data.documents import DataError, detect_language
+from cerebras_jais.data.clean.languages import detect_language
+from cerebras_jais.data.documents import DataError
 from cerebras_jais.data.packing import STREAM_FEATURES
 from cerebras_jais.data.shards import HDF5Source
 from cerebras_jais.data.token_store import MANIFEST, TRAINED, open_store
 from cerebras_jais.encoding import Tokens
 from cerebras_jais.errors import UserError
 from cerebras_jais.files import MIB, parse_json, read_text, shown_path
+from cerebras_jais.wording import counted
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -94,6 +96,7 @@ def count(folder: Path, tokenizer: Tokenizer | None = None) -> Statistics:
             ids = np.concatenate([np.empty(0, np.uint32), *store.slices(group)])
             found.trained += int((ids >= TRAINED).sum())
             found.add(Tokens(ids & ~TRAINED, np.cumsum(store.lengths[group])), _LOOKED_AT // len(groups) + 1, tokenizer)
+            store.release()
         return found
     source = HDF5Source(folder, use_vsl=None)
     step = max(1, _READ_AT_ONCE // source.tokens_per_sample)
@@ -119,13 +122,14 @@ def lines(found: Statistics) -> Iterator[str]:
     if found.rows:
         length = found.positions // found.rows
         yield (
-            f"{found.rows} rows of {length} ({found.filled / found.positions:.2%} full), {found.trained} positions in "
-            "the loss"
+            f"{counted(found.rows, 'row')} of {length} ({found.filled / found.positions:.2%} full), "
+            f"{counted(found.trained, 'position')} in the loss"
         )
     tokens = int(lengths.sum())
     if not tokens:
         return
-    yield f"{len(lengths)} documents, {tokens} tokens; {found.duplicates} of them equal to an earlier one"
+    sizes = f"{counted(len(lengths), 'document')}, {counted(tokens, 'token')}"
+    yield f"{sizes}; {found.duplicates} of them equal to an earlier one"
     yield f"tokens of a document: {np.median(lengths):.0f} median, {lengths.mean():.0f} mean, {lengths.max()} at most"
     powers = np.bincount(np.frexp(lengths)[1] - 1)
     width = len(f"{2 ** (len(powers) - 1)}-{2 ** len(powers) - 1}")
@@ -135,7 +139,7 @@ def lines(found: Statistics) -> Iterator[str]:
             yield f"  {f'{2**power}-{2 ** (power + 1) - 1}':>{width}} {number:>9} {bar}".rstrip()
     if found.languages:
         shares = (f"{name} {number / found.languages.total():.1%}" for name, number in found.languages.most_common())
-        yield f"languages by letters, of {found.languages.total()} documents: {', '.join(shares)}"
+        yield f"languages by letters, of {counted(found.languages.total(), 'document')}: {', '.join(shares)}"
 
 
 class _Stream:

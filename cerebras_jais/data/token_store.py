@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from cerebras_jais.atomic import replacing
+from cerebras_jais.atomic import replacing, sync
 from cerebras_jais.data.documents import DataError
 from cerebras_jais.encoding import Tokens
 from cerebras_jais.files import MIB, parse_json, read_text, shown_path
@@ -83,7 +84,7 @@ class TokenWriter:
 
     def append(self, ids: np.ndarray) -> None:
         """Add one document: its ids, uint32 [n]."""
-        self._waiting.append(ids)
+        self._waiting.append(ids.copy())  # a view would keep the whole batch that it is of
         self._waiting_tokens += len(ids)
         if self._waiting_tokens >= _WRITTEN_AT_ONCE:
             self.extend(_NOTHING)
@@ -109,9 +110,11 @@ class TokenWriter:
 
     def close(self) -> None:
         """Write what waits to be written; the files are complete."""
-        self.extend(_NOTHING)
-        for file in self._files:
-            file.close()
+        try:
+            self.extend(_NOTHING)
+        finally:
+            for file in self._files:
+                file.close()
 
     def __enter__(self) -> TokenWriter:
         return self
@@ -134,6 +137,8 @@ def write_shard(
 ) -> Shard:
     """Write shard `index` of the store in `folder` and return what its JSON file holds; one that is there is replaced.
 
+    One process at a time may write a shard. What a killed one left of it, hidden files, is written over.
+
     Args:
         documents: batches as `Encoder.encode` gives them; taken one at a time. A document without a token is left out.
         eos_id: the id that is put behind each document; None where they end by themselves.
@@ -141,23 +146,31 @@ def write_shard(
         settings: what else decides the bytes, as JSON has it. Without a path, or the bytes depend on where it is made.
         counts: recorded beside the others; read when all documents were taken, so their reader may count meanwhile.
 
-    Raises UserError where a file cannot be moved into place, OSError where it cannot be written.
+    Raises OSError where a file cannot be written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tokens, ends, description = _files(folder, index)
-    description.unlink(missing_ok=True)
-    with ExitStack() as stack:
-        hidden, hidden_ends = (
-            stack.enter_context(replacing(path, overwrite=True, error=DataError)) for path in (tokens, ends)
-        )
-        with TokenWriter(hidden, hidden_ends, eos_id) as writer:
+    files = _files(folder, index)
+    tokens, ends, description = partial = [path.with_name(f".{path.name}.partial") for path in files]
+    files[2].unlink(missing_ok=True)
+    try:
+        with TokenWriter(tokens, ends, eos_id) as writer:
             for batch in documents:
                 writer.extend(batch)
-    digests = [digest.hexdigest() for digest in writer.digests]
-    shard = Shard(inputs, dict(settings), writer.documents, writer.tokens, dict(counts or {}), *digests)
-    with replacing(description, overwrite=True, error=DataError) as path:
-        path.write_text(_json(asdict(shard)), encoding="utf-8")
+        digests = [digest.hexdigest() for digest in writer.digests]
+        shard = Shard(inputs, dict(settings), writer.documents, writer.tokens, dict(counts or {}), *digests)
+        description.write_text(_json(asdict(shard)), encoding="utf-8")
+        for hidden, path in zip(partial, files, strict=True):
+            sync(hidden)
+            hidden.replace(path)
+        sync(folder)
+    except OSError as error:  # the system names a hidden file, or, of a full disk, none
+        if error.filename is None or Path(os.fsdecode(error.filename)) in partial:
+            error.filename = str(files[0])
+        raise
+    finally:
+        for hidden in partial:
+            hidden.unlink(missing_ok=True)
     return shard
 
 
@@ -208,6 +221,7 @@ class Store:
     def __init__(self, parts: Sequence[Tokens], shards: Sequence[Shard] = ()) -> None:
         self.shards = tuple(shards)
         self.parts = tuple(parts)
+        self._ids = [part.ids for part in parts]
         ends = [part.ends for part in parts] or [np.empty(0, np.int64)]
         self.lengths = np.concatenate([np.diff(bounds, prepend=0) for bounds in ends])
         self._starts = np.concatenate(ends) - self.lengths
@@ -221,6 +235,14 @@ class Store:
         """The number of ids of all documents, end-of-text tokens included."""
         return int(self.lengths.sum())
 
+    def release(self) -> None:
+        """Give the pages of the files that were read back to the system, so that they do not count as memory of this
+        process; what is read again is mapped again."""
+        for ids in self._ids:
+            base = ids.base.obj if isinstance(ids.base, memoryview) else ids.base
+            if isinstance(base, mmap.mmap):
+                base.madvise(mmap.MADV_DONTNEED)
+
     def read(self, document: int) -> np.ndarray:
         """The ids of one document, uint32 [n], not copied and not to be written to."""
         return self.slices(np.asarray([document]))[0]
@@ -230,9 +252,8 @@ class Store:
         shards = np.searchsorted(self._firsts, documents, side="right") - 1
         starts = self._starts[documents]
         ends = starts + self.lengths[documents]
-        ids = [part.ids for part in self.parts]
         return [
-            ids[shard][start:end]
+            self._ids[shard][start:end]
             for shard, start, end in zip(shards.tolist(), starts.tolist(), ends.tolist(), strict=True)
         ]
 
@@ -293,6 +314,7 @@ def in_order(store: Store, order: np.ndarray, folder: Path, at_once: int = _ORDE
         for members in np.split(group, bounds) if len(group) else ():
             with (folder / f"{stretches[members[0]]}.scattered").open("ab") as file:
                 file.writelines(ids.data for ids in store.slices(order[members]))
+        store.release()
     parts = []
     for stretch in np.unique(stretches):
         members = places[stretches[places] == stretch]
@@ -324,12 +346,13 @@ def _files(folder: Path, index: int) -> tuple[Path, Path, Path]:
 
 
 def _mapped(path: Path, kind: np.dtype[Any]) -> np.ndarray:
-    """A file as an array; a plain one over the map, whose slices cost less than those of np.memmap."""
+    """A file as an array over its memory map, whose slices cost less than those of np.memmap."""
     if not path.stat().st_size:
         return np.empty(0, kind)
     if path.stat().st_size % kind.itemsize:
         raise DataError(f"{shown_path(path)}: was cut; {_MAKE_AGAIN}")
-    return np.memmap(path, kind, mode="r").view(np.ndarray)
+    with path.open("rb") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), kind)
 
 
 def _sizes(tokens: Path, ends: Path) -> tuple[int, int]:

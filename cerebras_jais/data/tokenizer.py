@@ -28,8 +28,10 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 LARGEST = 64 * MIB  # bytes of a tokenizer.json; the largest known are of half that
 _LONGEST_WORD = 10_000  # characters
 _ENDLESS_WORD = re.compile(rf"\S{{{_LONGEST_WORD}}}|\s{{{_LONGEST_WORD}}}")
-# Of each batch, so many documents are decoded again and compared with their text.
+# So many documents of an encoder, and conversations of each batch, are decoded again and compared with their text; of
+# further documents every DECODED_EVERY-th is.
 DECODED_AGAIN = 8
+DECODED_EVERY = 32
 # One special token and the 256 bytes; a smaller vocabulary could not spell every text.
 SMALLEST_VOCABULARY = 257
 
@@ -161,16 +163,19 @@ def encode_document(tokenizer: "Tokenizer", document: Document, eos_id: int) -> 
 
 
 def encode_documents(encoder: Encoder, documents: Sequence[Document], eos_id: int) -> Tokens:
-    """Return the token ids of documents, checked by `check_end_of_text`, the first DECODED_AGAIN by `check_round_trip`.
+    """Return the token ids of documents, checked by `check_end_of_text`; a sample is checked by `check_round_trip`.
 
+    The sample is the first DECODED_AGAIN of an encoder, and then every DECODED_EVERY-th: decoding is the slower way.
     Raises UserError, too, if the engines of the encoder differ on a document.
     """
+    before = encoder.encoded
     batch = encoder.encode([document.text for document in documents], lambda number: documents[number].source)
     for place in np.flatnonzero(batch.ids == eos_id)[:1]:
         number = int(np.searchsorted(batch.ends, place, side="right"))
         check_end_of_text(documents[number], batch.ids[place : place + 1].tolist(), eos_id)
-    for document, ids in zip(documents[:DECODED_AGAIN], batch.split(), strict=False):
-        check_round_trip(encoder.tokenizer, document, ids.tolist())
+    for number, (document, ids) in enumerate(zip(documents, batch.split(), strict=True), before):
+        if number < DECODED_AGAIN or number % DECODED_EVERY == 0:
+            check_round_trip(encoder.tokenizer, document, ids.tolist())
     return batch
 
 

@@ -2,7 +2,6 @@
 where the fast one is not installed, or does not know a tokenizer, the other does its work."""
 
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,34 +11,13 @@ from hypothesis import strategies as st
 from cerebras_jais.encoding import COMPARED_EVERY, HARD_TEXTS, Encoder, Engine, encode_texts
 from cerebras_jais.errors import UserError
 from tests.chat_tokenizers import TOKENIZERS
+from tests.fast_engine import stand_in
 
 TEXTS = st.lists(
     st.text(st.sampled_from("ab لاإُّـ١\n\t  <|>/s▁é😀中'٪") | st.characters(exclude_categories=["Cs"]), max_size=40)
     | st.sampled_from(["<|endoftext|>", "</s>", "<s> x", *HARD_TEXTS]),
     max_size=6,
 )
-
-
-def stand_in(monkeypatch, spoil):
-    """Put something with the interface of fastokens in its place, with `spoil` between the text and its ids."""
-    from tokenizers import Tokenizer
-
-    class Fast:
-        def __init__(self, inner):
-            self.inner = inner
-            inner.encode_special_tokens = True
-
-        @classmethod
-        def from_json_str(cls, json):
-            return cls(Tokenizer.from_str(json))
-
-        def encode_batch_flat(self, texts, split_special_tokens=False):
-            assert split_special_tokens
-            found = [spoil(text, self.inner.encode(text, add_special_tokens=False).ids) for text in texts]
-            offsets = np.cumsum([0, *map(len, found)], dtype="<u8")
-            return np.array([token for ids in found for token in ids], dtype="<u4").tobytes(), offsets.tobytes()
-
-    monkeypatch.setitem(sys.modules, "fastokens", SimpleNamespace(Tokenizer=Fast))
 
 
 @pytest.fixture(params=[Engine.TOKENIZERS, Engine.FASTOKENS])

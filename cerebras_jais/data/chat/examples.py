@@ -66,8 +66,8 @@ class PromptEncoder:
         """Render a conversation so that no text of it becomes a marker as this tokenizer reads it."""
         return render(conversation.messages, conversation.language, self.tokenizer.normalizer)
 
-    def encode(self, rendered: Sequence[Rendered]) -> Iterator[Example]:
-        """Yield the example of each conversation."""
+    def encode(self, rendered: Sequence[Rendered], places: Sequence[str] = ()) -> Iterator[Example]:
+        """Yield the example of each conversation; errors name it by its place, if places are given."""
         if not self.by_messages:
             whole = encodings(self.tokenizer, [conversation.text for conversation in rendered])
             for conversation, encoding in zip(rendered, whole, strict=True):
@@ -75,7 +75,12 @@ class PromptEncoder:
             return
         cut = [_cut_at_messages(conversation) for conversation in rendered]
         texts = [f" {message}" for parts in cut for _, message, _ in parts]
-        messages = iter(self._encoder.encode(texts, "message {} of a batch".format).split())
+
+        def place(text: int) -> str:
+            owners = [number for number, parts in enumerate(cut) for _ in parts]
+            return places[owners[text]] if places else f"conversation {owners[text]}"
+
+        messages = iter(self._encoder.encode(texts, place).split())
         for parts in cut:
             yield self._joined_example(parts, messages)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -106,7 +107,7 @@ def pack_conversations(
                 vocab_size=vocabulary_size(loaded),
                 eos_id=encoder.eos_id,
                 pad_id=encoder.eos_id,
-                tokenizer=str(tokenizer),
+                tokenizer=os.path.basename(os.path.abspath(tokenizer)),
                 output_dir=name,
                 source="conversations",
                 documents=split.documents,
@@ -211,7 +212,7 @@ def _digest(content: bytes) -> bytes:
 
 
 def _examples(batch: list[_Read], encoder: PromptEncoder) -> list[Example]:
-    return list(encoder.encode([read.rendered for read in batch]))
+    return list(encoder.encode([read.rendered for read in batch], [read.conversation.place for read in batch]))
 
 
 def _split_of(

@@ -13,7 +13,8 @@ from jinja2.parser import Parser
 from jinja2.runtime import Macro
 
 from cerebras_jais.catalog.chat import chat_template
-from cerebras_jais.data.documents import DataError, detect_language
+from cerebras_jais.data.clean.languages import is_arabic_script
+from cerebras_jais.data.documents import DataError
 
 if TYPE_CHECKING:
     from tokenizers.normalizers import Normalizer
@@ -49,7 +50,8 @@ def prompt_language(messages: Sequence[Message]) -> str:
     So "Translate مرحبا" has an English prompt and "ترجم كلمة welcome" an Arabic one (8 letters of 15). A message
     without letters has an English prompt.
     """
-    return detect_language(next(message.content for message in reversed(messages) if message.role == "user"))
+    last = next(message.content for message in reversed(messages) if message.role == "user")
+    return "ar" if is_arabic_script(last) else "en"
 
 
 def harmless(text: str, normalizer: Normalizer | None = None) -> str:

@@ -11,7 +11,8 @@ import json
 import pytest
 
 from cerebras_jais.catalog.chat import chat_template
-from cerebras_jais.data.documents import detect_language, sample_corpus_path
+from cerebras_jais.data.clean.languages import detect_language
+from cerebras_jais.data.documents import sample_corpus_path
 from tests.card import PROMPTS, prompt
 from tests.chat_tokenizers import EOS, TOKENIZERS
 

@@ -70,9 +70,9 @@ def test_without_a_number_of_tokens_the_first_source_to_end_is_seen_once():
     mixture = mix(sources)
     assert [(part.documents, part.times) for part in mixture.parts] == [(20, 20 / 90), (20, 1.0)]
     assert list(mixture.lines()) == [
-        "long: 50.00% of the tokens, 50.00% asked; 20 documents drawn of 90, 200 tokens of 900",
+        "long: 50.00% of the tokens, 50.00% asked; 20 of 90 documents drawn, 200 of 900 tokens",
         "  left over: 70 documents",
-        "short: 50.00% of the tokens, 50.00% asked; 20 documents drawn of 20, 200 tokens of 200",
+        "short: 50.00% of the tokens, 50.00% asked; 20 of 20 documents drawn, 200 of 200 tokens",
     ]
 
 

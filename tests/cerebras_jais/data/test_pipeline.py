@@ -6,15 +6,19 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cerebras_jais.commands.data import data
-from cerebras_jais.data.dataset import HDF5Samples
+from cerebras_jais.data.dataset import DataParameters, HDF5Samples
 from cerebras_jais.data.documents import DataError, Document, read_documents, sample_corpus_path, split_held_out
-from cerebras_jais.data.pipeline import held_out_documents, pack_documents
+from cerebras_jais.data.mixture import Source, mix
+from cerebras_jais.data.pipeline import held_out_documents, pack_documents, pack_store
 from cerebras_jais.data.shards import recorded_vocabulary
 from cerebras_jais.data.show import END_SIGN, open_rows, read_rows
 from cerebras_jais.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from tests.cerebras_jais.data.chat.examples import with_gap
+from tests.cerebras_jais.data.stores import store_of
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +66,7 @@ def test_packed_data_holds_every_document(documents, tokenizer_dir, tmp_path, vs
     assert [p.name for p in tmp_path.iterdir()] == ["packed"]
     params = json.loads((tmp_path / "packed/train/data_params.json").read_text(encoding="utf-8"))
     assert params["setup"]["output_dir"] == "train"
-    assert params["setup"]["data"]["source"] == str(sample_corpus_path())
+    assert params["setup"]["data"]["source"] == sample_corpus_path().name
 
 
 @pytest.mark.parametrize("vsl", [False, True])
@@ -75,6 +79,71 @@ def test_an_end_of_text_written_in_documents_ends_none_of_them(tokenizer_dir, tm
     assert sorted(texts_of(tmp_path / "packed/train", load_tokenizer(tokenizer_dir), vsl)) == sorted(
         d.text for d in documents
     )
+
+
+@pytest.mark.slow
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(
+        st.lists(
+            st.sampled_from(["<|endoftext|>", "</s>", "سلام", "مُحمّد", " a", "\n", "😀", "\u200c"]),
+            min_size=1,
+            max_size=8,
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    st.sampled_from([2, 5, 400]),
+    st.booleans(),
+)
+def test_texts_come_out_of_the_rows_as_they_went_in(tokenizer_dir, tmp_path_factory, texts, length, vsl):
+    folder = tmp_path_factory.mktemp("packed")
+    documents = [Document("".join(parts), "en", f"here:{number}") for number, parts in enumerate(texts)]
+    pack_documents(documents, tokenizer_dir, 400 if vsl else length, folder / "p", vsl=vsl, held_out=0)
+    found = texts_of(folder / "p/train", load_tokenizer(tokenizer_dir), vsl)
+    assert sorted(found) == sorted(document.text for document in documents)
+
+
+def test_the_same_text_gives_the_same_bytes_wherever_it_is_packed(documents, tokenizer_dir, tmp_path):
+    for name in ("a", "elsewhere/b"):
+        pack_documents(iter(documents), tokenizer_dir, 64, tmp_path / name, vsl=True)
+    first, second = (
+        {path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).rglob("*.*")}
+        for name in ("a", "elsewhere/b")
+    )
+    assert first == second
+    assert str(tmp_path).encode() not in b"".join(first.values())
+
+
+@pytest.mark.parametrize("vsl", [False, True])
+def test_a_store_too_large_to_be_read_in_any_order_gives_the_same_files(tmp_path, monkeypatch, vsl):
+    rng = np.random.default_rng(0)
+    store = store_of([rng.integers(1, 50, size=n).tolist() for n in rng.integers(1, 40, size=60)], 0)
+    mixture = mix([Source("a", store, 1.0)], tokens=2 * store.tokens)
+    metadata = DataParameters(vocab_size=50, eos_id=0, pad_id=0, output_dir=".", mixture=mixture.record())
+    for name, most in (("read", 10**9), ("written", 0)):
+        monkeypatch.setattr("cerebras_jais.data.pipeline.ORDERED_ABOVE", most)
+        pack_store(mixture.store, mixture.order, 64, tmp_path / name, metadata, scratch=tmp_path, vsl=vsl)
+    first, second = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("read", "written"))
+    assert first == second
+    assert {path.name for path in tmp_path.iterdir()} == {"read", "written"}
+    (part,) = json.loads(first["data_params.json"])["dataset"]["mixture"]
+    assert (part["source"], part["documents"], part["documents_there"]) == ("a", 120, 60)
+
+
+def test_a_text_of_which_the_normaliser_leaves_nothing_is_counted(tmp_path):
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    tokenizer = Tokenizer(models.BPE({"<|endoftext|>": 0, "a": 1}, []))
+    tokenizer.normalizer = normalizers.Strip()
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    (tmp_path / "t").mkdir()
+    tokenizer.save(str(tmp_path / "t/tokenizer.json"))
+    documents = [Document(text, "en", "here") for text in ("aa", "\u3000", "a ")]
+    (split,) = pack_documents(documents, tmp_path / "t", 8, tmp_path / "p", held_out=0)
+    assert (split.documents, split.report.documents) == (2, 2)
+    counts = json.loads((tmp_path / "p/train/data_params.json").read_text())["post-process"]
+    assert (counts["processed_files"], counts["successful_files"], counts["discarded_files"]) == (3, 2, 1)
 
 
 def test_text_that_a_tokenizer_loses_is_not_packed(tmp_path):

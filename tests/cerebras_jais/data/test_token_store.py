@@ -1,7 +1,11 @@
 """Contract: a store gives back the documents that were put into it, in any order; a shard is whole or not there; the
 same documents give the same bytes; files that do not belong together are refused."""
 
+import errno
 import json
+import os
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,9 +26,11 @@ from cerebras_jais.data.token_store import (
     whole_shard,
     write_shard,
 )
+from cerebras_jais.encoding import Tokens
 from tests.cerebras_jais.data.stores import tokens_of
 
 EOS = 3
+EMPTY = {"inputs": "", "settings": {}}
 SETTINGS = {"tokenizer": "t", "eos_id": EOS}
 IDS = st.integers(0, 511_999) | st.integers(int(TRAINED), int(TRAINED) + 511_999)
 BATCHES = st.lists(st.lists(st.lists(IDS, max_size=9), max_size=4), max_size=4)
@@ -97,6 +103,23 @@ def test_several_stores_are_numbered_through(tmp_path):
     assert [shard.documents for shard in store.shards] == [2, 1]
 
 
+def test_released_pages_no_longer_count_and_are_read_again(tmp_path):
+    def resident():
+        """Bytes of the shard's tokens that count as memory of this process."""
+        mapped = Path("/proc/self/smaps").read_text().split(str(tmp_path / "000000.tokens"))[1:]
+        return sum(1024 * int(re.search(r"Rss: +(\d+) kB", entry)[1]) for entry in mapped)
+
+    size = 4 * 2**23
+    write_shard(tmp_path, 0, [Tokens(np.ones(2**23, np.uint32), np.array([2**23]))], eos_id=None, **EMPTY)
+    store = finish_store(tmp_path, 1)
+    assert store.read(0).sum() == 2**23
+    assert resident() > size / 2
+    store.release()
+    assert resident() == 0
+    assert store.read(0).sum() == 2**23
+    Store([tokens_of([[1]])]).release()
+
+
 def test_a_shard_is_gone_on_with_only_if_it_is_whole_and_made_of_the_same(tmp_path):
     shard = write(tmp_path, 4, [[[1, 2], []], [[3]]], counts={"bytes": 9})
     assert (shard.documents, shard.tokens, shard.counts) == (2, 5, {"bytes": 9})
@@ -128,10 +151,34 @@ def test_a_failure_leaves_no_shard_and_no_file_half_written(tmp_path):
 
     write(tmp_path, 0, [[[1]]])
     with pytest.raises(DataError, match="broken"):
-        write_shard(tmp_path, 1, documents(), eos_id=0, inputs="", settings={})
+        write_shard(tmp_path, 1, documents(), eos_id=0, **EMPTY)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000000.ends", "000000.json", "000000.tokens"]
+    (tmp_path / ".000000.tokens.partial").write_bytes(b"what a killed process left")
+    write(tmp_path, 0, [[[1, 2]]])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000000.ends", "000000.json", "000000.tokens"]
     with pytest.raises(DataError, match="shard 1 of 2 is missing"):
         finish_store(tmp_path, 2)
+
+
+def test_what_the_system_refuses_names_the_shard(tmp_path, monkeypatch):
+    def full(self, batch):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(TokenWriter, "extend", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*000000\.tokens'"):
+        write(tmp_path, 0, [[[1]]])
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+
+    def unreadable():
+        yield tokens_of([[1]])
+        (tmp_path / "none.txt").read_bytes()
+
+    with pytest.raises(OSError, match=r"none\.txt"):
+        write_shard(tmp_path, 0, unreadable(), eos_id=0, **EMPTY)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        write(tmp_path / "file", 0, [[[1]]])
 
 
 def test_what_is_no_whole_store_is_refused_by_name(tmp_path):

@@ -31,6 +31,16 @@ STEPS, SAVE_EVERY = 6, 2
 KILLED_AT = (3, 9, 15)
 
 
+def three_phases(folder):
+    """A config of three phases, each of which keeps its last checkpoint alone: one has 27 MB."""
+    path = prepare(folder, "context.yaml", steps=STEPS, save_every=SAVE_EVERY, batch_size=4)
+    document = yaml.safe_load(path.read_text())
+    for trainer in trainers_of(document):
+        trainer["init"].setdefault("callbacks", []).append({"KeepNCheckpoints": {"n": 1}})
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    return path
+
+
 def same_bits(one, other):
     a, b = weights_of(last_checkpoint(one)), weights_of(last_checkpoint(other))
     return a.keys() == b.keys() and all(a[name].tobytes() == b[name].tobytes() for name in a)
@@ -39,7 +49,7 @@ def same_bits(one, other):
 @pytest.mark.modelzoo
 def test_a_run_of_the_model_zoo_killed_in_each_phase_ends_as_one_never_killed(tmp_path):
     require_modelzoo()
-    path = prepare(tmp_path, "context.yaml", steps=STEPS, save_every=SAVE_EVERY, batch_size=4)
+    path = three_phases(tmp_path)
     whole = zoo_losses(zoo(tmp_path, "fit", path.name, "-o", "whole"))
     assert sorted(whole) == list(range(1, 3 * STEPS + 1))
 
@@ -77,7 +87,7 @@ def reference_fit(folder, *arguments):
 
 
 def test_a_run_of_the_reference_trainer_killed_in_each_phase_ends_as_one_never_killed(tmp_path):
-    path = prepare(tmp_path, "context.yaml", steps=STEPS, save_every=SAVE_EVERY, batch_size=4)
+    path = three_phases(tmp_path)
     reference_fit(tmp_path, path.name, "--model-dir", "whole")
     whole = reference_losses(tmp_path / "whole")
     assert sorted(whole) == list(range(1, 3 * STEPS + 1))

@@ -23,7 +23,9 @@ from cerebras_jais.data.shards import recorded_vocabulary
 from cerebras_jais.data.token_store import TRAINED, Store
 from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer
 from cerebras_jais.encoding import Encoder, Tokens
+from cerebras_jais.errors import UserError
 from tests.cerebras_jais.data.chat.examples import byte_level, conversation, conversations, with_gap
+from tests.fast_engine import stand_in
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +121,17 @@ def files_in(folder):
         if path.is_file():
             found[path.relative_to(folder).as_posix()] = path.read_bytes()
     return found
+
+
+def test_an_engine_that_gives_other_ids_stops_the_run_at_the_conversation(folder, tmp_path, monkeypatch):
+    stand_in(monkeypatch, lambda text, ids: [*ids, 5] if "wrong" in text else ids)
+    monkeypatch.setattr("cerebras_jais.encoding.COMPARED_EVERY", 1)
+    lines = [{"prompt": "a", "response": word} for word in ("right", "wrong")]
+    file = tmp_path / "chats.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(UserError, match=r"chats\.jsonl:2: fastokens gives \d+ token ids for ' wrong'"):
+        pack_conversations(read_conversations(file), folder, 512, tmp_path / "packed")
+    assert [path.name for path in tmp_path.iterdir()] == ["chats.jsonl"]
 
 
 def test_one_seed_gives_the_same_bytes_and_another_another_order(folder, tmp_path):
