@@ -27,7 +27,7 @@ from tests.process import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-REASONS = ("a cluster", "downloads", "eight GPUs", "the Model Zoo", "llama.cpp", "the Cerebras software")
+REASONS = ("a cluster", "downloads", "eight GPUs", "the Model Zoo", "llama.cpp", "the Cerebras software", "weights")
 COMMAND = re.compile(r"(cerebras-jais|checkpoint-convert|torchrun) \S")
 NOT_IN_HELP = {
     "--backend csx": "a cluster",
@@ -35,6 +35,7 @@ NOT_IN_HELP = {
     "zoo ": "the Model Zoo",
     "lower ": "the Model Zoo",
     "run-program ": "the Model Zoo",
+    "vocab transfer ": "the weights of two large models",
 }
 NUMBER = re.compile(r"\d[\d,]*(\.\d+)?(e[+-]\d+)?")
 
