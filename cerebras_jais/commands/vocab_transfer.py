@@ -14,15 +14,16 @@ from cerebras_jais.ranges import SEED, VOCABULARY
 from checkpoint_convert.printing import progress_bar
 
 _PATH = click.Path(path_type=Path)
+_EXISTING = click.Path(exists=True, path_type=Path)
 
 
 @click.command()
-@click.option("--base", required=True, type=_PATH, metavar="MODEL", help="The model that grows: .mdl or release.")
-@click.option("--donor", required=True, type=_PATH, metavar="MODEL", help="A model that has the new tokens.")
-@click.option("--tokenizer", required=True, type=_PATH, metavar="DIR", help="Folder of the extended tokenizer.")
+@click.option("--base", required=True, type=_EXISTING, metavar="MODEL", help="The model that grows: .mdl or release.")
+@click.option("--donor", required=True, type=_EXISTING, metavar="MODEL", help="A model that has the new tokens.")
+@click.option("--tokenizer", required=True, type=_EXISTING, metavar="DIR", help="Folder of the extended tokenizer.")
 @click.option("--output", required=True, type=_PATH, help="The .mdl file to create; its .yaml is written beside it.")
-@click.option("--base-tokenizer", type=_PATH, metavar="DIR", help="The base's own. Default: beside the model.")
-@click.option("--donor-tokenizer", type=_PATH, metavar="DIR", help="The donor's own. Default: beside the model.")
+@click.option("--base-tokenizer", type=_EXISTING, metavar="DIR", help="The base's own. Default: beside the model.")
+@click.option("--donor-tokenizer", type=_EXISTING, metavar="DIR", help="The donor's own. Default: beside the model.")
 @click.option("--base-config", type=_PATH, metavar="FILE", help="Trainer YAML of a base that does not record it.")
 @click.option("--donor-config", type=_PATH, metavar="FILE", help="Trainer YAML of a donor that does not record it.")
 @click.option(
@@ -74,21 +75,24 @@ def transfer(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Give a model embeddings for the new tokens of an extended tokenizer, learned from a donor.
+    """Give a model embeddings for new tokens, learned from a donor.
 
     \b
       cerebras-jais vocab transfer --base llama-2-7b --donor jais-30b --tokenizer extended \\
           --config jais-adapted-7b/stage-1 --output model/jais-adapted-7b/extended.mdl
 
-    On the tokens that both models have, a linear map from the donor's embedding to the base's embedding and head is
-    learned by ridge least squares; its strength is chosen on tokens held out. The donor's rows of the new tokens go
-    through the map. Everything else of the base is copied. The table says how near the rows of held-out tokens come
-    to the true ones, and how near the usual methods come. docs/embedding-transfer.md says what the columns are.
+    The new tokens are those of an extended tokenizer. On the tokens that both models have, a linear map from the
+    donor's embedding to the base's embedding and head is learned by ridge least squares; its strength is chosen on
+    tokens held out. The donor's rows of the new tokens go through the map. Everything else of the base is copied. The
+    table says how near the rows of held-out tokens come to the true ones, and how near the usual methods come.
+    docs/embedding-transfer.md says what the columns are.
 
     To resume an interrupted run, run the same command again.
     """
     from cerebras_jais.train.threads import settle_threads
 
+    if config is not None and vocab_size is not None:
+        raise click.UsageError("--config has the number of rows; leave --vocab-size out")
     threads = settle_threads()  # before PyTorch is loaded
     if threads is not None:
         click.echo(threads, err=True)

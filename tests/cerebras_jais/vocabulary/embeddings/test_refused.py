@@ -7,12 +7,14 @@ before.
 import json
 import re
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import cerebras_jais.cli
 from cerebras_jais.errors import UserError
 from cerebras_jais.vocabulary.embeddings.transfer import transfer
 from tests.cerebras_jais.model.examples import jais_section, llama_section
@@ -144,3 +146,31 @@ def test_a_tokenizer_with_more_tokens_than_rows_is_refused(arguments, tmp_path):
     with pytest.raises(UserError, match=r"larger/tokenizer\.json: has 700 tokens, but .* has 600 rows of embeddings"):
         transfer(arguments.base, arguments.donor, arguments.tokenizer, arguments.output, **arguments.options)
     assert listing(tmp_path / "output") == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"--base": "nowhere.mdl"}, "'--base': Path 'nowhere.mdl' does not exist"),
+        (
+            {"--vocab-size": "800", "--config": "tiny/adapted"},
+            "--config has the number of rows; leave --vocab-size out",
+        ),
+        ({"--vocab-size": "0"}, "must be a whole number from 1 to"),
+        ({"--config": "tiny/adapted"}, "tiny/adapted: hidden_size is 192, but 48 in the base"),
+        ({"--config": "nowhere"}, "nowhere"),
+    ],
+    ids=["base", "both", "none", "other-model", "no-config"],
+)
+def test_options_that_do_not_fit_are_refused(arguments, tmp_path, monkeypatch, capsys, changes, said):
+    paths = {"--base": arguments.base, "--donor": arguments.donor, "--tokenizer": arguments.tokenizer}
+    words = {**paths, "--output": tmp_path / "out.mdl", **changes}
+    line = [str(word) for pair in words.items() for word in pair]
+    monkeypatch.setattr(sys, "argv", ["cerebras-jais", "vocab", "transfer", *line])
+    with pytest.raises(SystemExit) as stopped:
+        cerebras_jais.cli.main()
+    assert stopped.value.code == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.lower().startswith("error:")]
+    assert len(errors) == 1
+    assert said in errors[0]
+    assert listing(tmp_path) == []
