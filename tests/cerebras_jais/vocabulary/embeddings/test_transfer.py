@@ -182,6 +182,7 @@ def test_the_work_told_is_all_of_it(pair, tmp_path):
     assert sum(done for done, _ in told) == pytest.approx(told[0][1])
 
 
+@pytest.mark.slow
 def test_the_output_loads_becomes_a_plain_llama_and_comes_back(pair, output, tmp_path):
     from transformers import AutoModelForCausalLM
 
@@ -248,3 +249,21 @@ def test_the_command_prints_a_row_for_each_method_and_matrix(pair, output, tmp_p
     }
     (yaml,) = tmp_path.glob("*.yaml")
     assert "the vocabulary grew" in yaml.read_text()
+
+
+def test_compressed_checkpoints_give_what_others_give(pair, output, tmp_path):
+    for path in (pair.base, pair.donor):
+        convert_to_hf(path, tmp_path / path.parent.name)
+        convert_to_cerebras(tmp_path / path.parent.name, tmp_path / f"{path.parent.name}.mdl", compression="lz4")
+    transfer(
+        tmp_path / "base.mdl",
+        tmp_path / "donor.mdl",
+        pair.extended,
+        tmp_path / "extended.mdl",
+        base_tokenizer=pair.base.parent / "tokenizer",
+        donor_tokenizer=pair.donor.parent / "tokenizer",
+        vocab_size=size_of(pair.extended) + PADDING,
+    )
+    found = tensors_of(tmp_path / "extended.mdl")
+    for name, tensor in tensors_of(output).items():
+        np.testing.assert_array_equal(found[name], tensor, err_msg=name)
