@@ -178,6 +178,8 @@ def tokens(text: str, folders: tuple[Path, ...]) -> None:
 
     if text == STANDARD_INPUT:
         text = read_text(STANDARD_INPUT, LONGEST_TEXT)
+    if any("\ud800" <= char <= "\udfff" for char in text):  # what Python makes of bytes that are not UTF-8
+        raise UserError("TEXT is not UTF-8; give it as UTF-8")
     if not text.strip():
         raise UserError("TEXT is empty; give a text with a word in it")
     loaded = [load_tokenizer(folder) for folder in folders]

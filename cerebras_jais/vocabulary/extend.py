@@ -123,7 +123,8 @@ def _by_use(base: BpeTokenizer, tokens: Sequence[str], room: int, words: Counter
         unused = sum(1 for token in least if not counts[token])
         gone = least[: max(1, excess // 2, min(excess, max(unused, room // 100)))]  # not one by one at the end
         dropped += gone
-        kept = [token for token in kept if token not in set(gone)]
+        out = set(gone)
+        kept = [token for token in kept if token not in out]
 
 
 def _spliced(base: BpeTokenizer, tokens: Sequence[str], room: int, *, exactly: bool = True) -> Splice:
@@ -157,7 +158,7 @@ def _extended(base: BpeTokenizer, grown: Splice, model: ModelFile | None) -> Ext
     runs = _runs_at_the_end(base)
     content = None
     if model is not None:
-        in_runs = {left + right for left, right in base.merges[len(base.merges) - runs :]} if runs else set[str]()
+        in_runs = {left + right for left, right in base.merges[len(base.merges) - runs :]}
         scores = _scores(model, in_runs, len(grown.added))
         if scores is None and runs:  # no room between: behind all, in both files
             runs, scores = 0, _scores(model, set(), len(grown.added))

@@ -156,6 +156,7 @@ def test_tokens_takes_any_kind_of_tokenizer_and_refuses_an_empty_text(folders, t
     )
     shown = said("tokens", "abaQ", "--tokenizer", tmp_path)
     assert "\u2068ab\u2069 · \u2068a\u2069 · \u2068Q\u2069" in shown
+    assert "TEXT is not UTF-8" in refused("tokens", "a\udcff", "--tokenizer", folders[0])
     assert "TEXT is empty" in refused("tokens", "  ", "--tokenizer", folders[0])
     assert "no such file" in refused("tokens", "a", "--tokenizer", tmp_path / "none")
 

@@ -36,6 +36,7 @@ from tests.cerebras_jais.vocabulary.bases import (
     shuffled_words,
     write_llama,
 )
+from tests.marks import slow_except
 
 ARABIC = scripts_of(["arabic"])
 ROOM = 700
@@ -52,7 +53,7 @@ def donor(tmp_path_factory):
     return read_bpe(arabic_donor(tmp_path_factory.mktemp("donor") / "donor"))
 
 
-@pytest.fixture(scope="module", params=BASES)
+@pytest.fixture(scope="module", params=slow_except(["llama"], BASES))
 def extension(request, tmp_path_factory, donor):
     base = read_bpe(BASES[request.param](tmp_path_factory.mktemp("base") / "base"), to_extend=True)
     return extend(base, tokens_of_script(donor, base, ARABIC), ROOM)
