@@ -11,7 +11,7 @@ VERBS = {
     "models": ("cerebras_jais.commands.config:models", "What the 20 models are, and where each number comes from."),
     "config": ("cerebras_jais.commands.config:config", "Check, list, show, compare and write trainer YAML."),
     "data": ("cerebras_jais.commands.data:data", "Turn text into a tokenizer and packed training data."),
-    "vocab": ("cerebras_jais.commands.vocabulary:vocab", "Extend a tokenizer with another's tokens of a language."),
+    "vocab": ("cerebras_jais.commands.vocabulary:vocab", "Extend a tokenizer and a model for one more language."),
     "tokens": ("cerebras_jais.commands.vocabulary:tokens", "Show how tokenizers cut a text, side by side."),
     "fit": ("cerebras_jais.commands.fit:fit", "Train a model from a Model Zoo trainer YAML: CPU, GPU or CS systems."),
     "lower": ("cerebras_jais.commands.lower:lower", "Lower trainer YAML to the programs of CS systems, without one."),

@@ -25,7 +25,7 @@ from checkpoint_convert.formats.release_directory import CONFIG
 from checkpoint_convert.formats.safetensors import plan_shards
 from checkpoint_convert.formats.tensors import WEIGHT_TYPES
 from checkpoint_convert.mapping.plan import Plan, Step, make_plan
-from checkpoint_convert.mapping.rules import architecture_of, by_layer, layers_text, other_side, tensor_count, ties
+from checkpoint_convert.mapping.rules import architecture_of, by_layer, layers_text, tensor_count, ties
 from checkpoint_convert.open_model import Model, opening
 from checkpoint_convert.outputs import CheckpointTarget, ReleaseTarget, Target, check_absent, publish
 from checkpoint_convert.release import Companions, read_tokenizer
@@ -120,7 +120,7 @@ def convert_to_hf(
         target = ReleaseTarget(output, shards, Companions(config_json, files, plan, model.origin, writes_chat))
         sources = [_identity_of(file) for file in files.files.values()]
         options = [config_json, max_shard_size, sources, writes_chat]
-        return _convert(model, plan, target, options, notes, dry_run, progress)
+        return run_conversion(model, plan, target, options, notes, dry_run, progress)
 
 
 def convert_to_cerebras(
@@ -169,7 +169,7 @@ def convert_to_cerebras(
         params = trainer_params(model.section, output.name, chat=model.is_chat)
         target = CheckpointTarget(output, plan, params, tuple(notes), compression, model.tokens)
         kept = None if model.tokens is None else model.tokens.keys()
-        return _convert(model, plan, target, [params, compression, kept], notes, dry_run, progress)
+        return run_conversion(model, plan, target, [params, compression, kept], notes, dry_run, progress)
 
 
 def _plan(model: Model, dtype: str | None, *, link_ties: bool = False) -> Plan:
@@ -181,7 +181,7 @@ def _plan(model: Model, dtype: str | None, *, link_ties: bool = False) -> Plan:
         raise ConversionError(f"{model.path}: {error}") from error
 
 
-def _convert(
+def run_conversion(
     model: Model,
     plan: Plan,
     target: Target,
@@ -190,7 +190,20 @@ def _convert(
     dry_run: bool,
     progress: Progress,
 ) -> Report:
-    """Run a plan: what both directions share."""
+    """Run a plan: what both directions share, and every other way to make a checkpoint of one.
+
+    Args:
+        model: what is read; none of its `files` may change meanwhile.
+        plan: of its tensors.
+        target: what is written.
+        options: JSON values that determine the output besides the files: an interrupted run resumes if they are equal.
+        notes: for the report.
+        dry_run: check everything, and write nothing.
+        progress: called as bytes are read.
+
+    Raises:
+        UserError: the output is there already or cannot be written, or the input changes or is damaged.
+    """
     output = target.names[-1]
     parent = output.absolute().parent
     if not parent.is_dir():
@@ -292,7 +305,7 @@ def _check_finished(work: Work, plan: Plan, target: Target) -> int:
         step = plan.steps[number]
         if step.writes:
             inputs = tuple(written[name] for name in step.outputs)
-            checks[number] = Step(step.rule, other_side(step.side), inputs, step.dtype)
+            checks[number] = Step(step.rule, step.onto, "cerebras", inputs, step.dtype)
 
     def check(number: int, digests: tuple[str, ...]) -> None:
         if work.finished[number] != digests:

@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def progress_bar(doing: str) -> Iterator[Callable[[int, int], object]]:
-    """Yield a progress callback of bytes. The bar appears on a terminal only and is removed at the end."""
+def progress_bar(doing: str, unit: str = "B") -> Iterator[Callable[[float, float], object]]:
+    """Yield a progress callback (just done, all). The bar appears on a terminal only and is removed at the end."""
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
     from tqdm import tqdm
 
-    with tqdm(desc=doing, unit="B", unit_scale=True, unit_divisor=1000, leave=False) as bar:
+    with tqdm(desc=doing, unit=unit, unit_scale=True, unit_divisor=1000, leave=False) as bar:
 
-        def progress(done: int, total: int) -> None:
+        def progress(done: float, total: float) -> None:
             bar.total = total
             bar.update(done)
 

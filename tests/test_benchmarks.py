@@ -1,22 +1,30 @@
-"""The files that a benchmark makes are the ones whose conversion it claims to measure."""
+"""The files that a benchmark makes are the ones whose conversion or transfer it claims to measure."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
 from click.testing import CliRunner
 
+import cerebras_jais.cli
 from checkpoint_convert.cli import cli
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_a_checkpoint_of_the_conversion_benchmark_converts_and_verifies(tmp_path, monkeypatch):
+def load(name, monkeypatch):
+    """The module of a benchmark."""
     monkeypatch.syspath_prepend(ROOT)
-    spec = importlib.util.spec_from_file_location("conversion_benchmark", ROOT / "benchmarks/conversion.py")
+    spec = importlib.util.spec_from_file_location(f"{name}_benchmark", ROOT / f"benchmarks/{name}.py")
     benchmark = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, benchmark)
     spec.loader.exec_module(benchmark)
+    return benchmark
+
+
+def test_a_checkpoint_of_the_conversion_benchmark_converts_and_verifies(tmp_path, monkeypatch):
+    benchmark = load("conversion", monkeypatch)
     section, *rest = benchmark.PUBLISHED["jais-family-590m"]
     small = {"hidden_size": 64, "num_heads": 4, "num_hidden_layers": 2, "filter_size": 96, "vocab_size": 128}
     monkeypatch.setitem(benchmark.PUBLISHED, "small", ({**section, **small}, *rest))
@@ -24,3 +32,13 @@ def test_a_checkpoint_of_the_conversion_benchmark_converts_and_verifies(tmp_path
     for words in (["to-hf", tmp_path / "a.mdl", "--output", tmp_path / "release"], ["verify", tmp_path / "release"]):
         done = CliRunner().invoke(cli, list(map(str, words)))
         assert done.exit_code == 0, done.output
+
+
+def test_the_models_of_the_transfer_benchmark_share_the_tokens_that_it_claims(tmp_path, monkeypatch):
+    words = load("transfer", monkeypatch).write_models(tmp_path, shared=200, new=50, widths=(112, 128), own=20)
+    done = CliRunner().invoke(cerebras_jais.cli.cli, ["vocab", "transfer", *words, "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert (found["shared"], found["new_tokens"], found["whole_in_donor"]) == (200, 50, 50)
+    cosines = {row["method"]: row["cosine"] for row in found["judged"]}
+    assert cosines["projection"] > max(cosines["pieces"], cosines["mean"], cosines["random"])

@@ -36,6 +36,7 @@ REASONS = (
     "the Model Zoo",
     "llama.cpp",
     "the Cerebras software",
+    "weights",
 )
 COMMAND = re.compile(r"(cerebras-jais|checkpoint-convert|torchrun) \S")
 NOT_IN_HELP = {
@@ -44,6 +45,7 @@ NOT_IN_HELP = {
     "zoo ": "the Model Zoo",
     "lower ": "the Model Zoo",
     "run-program ": "the Model Zoo",
+    "vocab transfer ": "the weights of two large models",
 }
 NUMBER = re.compile(r"\d[\d,]*(\.\d+)?(e[+-]\d+)?")
 

@@ -55,3 +55,7 @@ CHECKPOINT_BYTES_RELATIVE = 0.05  # tiny models; HDF5 adds a few kilobytes to ea
 
 # The program of a CS system, run in float32 on a CPU.
 PROGRAM_RELATIVE = 1e-5  # losses, and norm of the difference over the norm of each weight and state; 10 steps
+
+# Ridge least squares in float32 against the formula in float64.
+RIDGE_WEIGHT = 1e-5  # absolute; maps of entries up to 1
+RIDGE_ERRORS_RELATIVE = 1e-4  # sums of squares over held-out rows

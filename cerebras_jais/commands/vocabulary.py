@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cerebras_jais.commandline import Number, standard_input_once
+from cerebras_jais.commands.vocab_transfer import transfer
 from cerebras_jais.errors import UserError
 from cerebras_jais.files import MIB, STANDARD_INPUT, read_text
 from cerebras_jais.ranges import VOCABULARY
@@ -24,7 +25,7 @@ LONGEST_TEXT = MIB
 
 @click.group()
 def vocab() -> None:
-    """Adapt a model's vocabulary to one more language.
+    """Adapt a model's vocabulary, and its embeddings with it, to one more language.
 
     \b
     An English tokenizer with Arabic tokens of another one:
@@ -32,6 +33,9 @@ def vocab() -> None:
       cerebras-jais vocab extend --base english --donor my_tokenizer --add 500 --output extended
       cerebras-jais tokens "السلام عليكم" --tokenizer english --tokenizer extended
     """
+
+
+vocab.add_command(transfer)
 
 
 def _paths(option: str, meaning: str) -> Callable[[Decorated], Decorated]:

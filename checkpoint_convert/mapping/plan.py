@@ -1,7 +1,7 @@
 """The plan of a conversion: steps (read, operate, write) made from headers, checked before a byte is written.
 
-The same code plans both directions; a direction is the side that the tensors come from. A step is a rule of the table
-with its inputs. Names, shapes, element types and ALiBi's slopes are checked here. Whether two stored tensors that the
+The same code plans both directions, and a copy of a checkpoint on its own side. A step is a rule of the table with its
+inputs. Names, shapes, element types and ALiBi's slopes are checked here. Whether two stored tensors that the
 config ties are equal is checked by the digests of their steps, which run first (streaming/run.py).
 """
 
@@ -20,7 +20,7 @@ from cerebras_jais.model.stored import FOLD_THEM, adapters_in
 from cerebras_jais.model.tensors import parameter_count
 from checkpoint_convert.errors import ConversionError, first_few
 from checkpoint_convert.formats.tensors import UNIT_ROUNDOFF, WEIGHT_TYPES, Tensor, TensorHeader, np_dtype
-from checkpoint_convert.mapping.operations import Operation, Shape
+from checkpoint_convert.mapping.operations import Identity, Operation, Shape
 from checkpoint_convert.mapping.rules import (
     JAIS,
     Rule,
@@ -44,6 +44,8 @@ class Step:
     rule: Rule
     side: Side
     """The side of the inputs."""
+    onto: Side
+    """The side of the outputs; the Cerebras side may be both."""
     inputs: tuple[Tensor, ...]
     dtype: str
     """Element type of the outputs; inputs of another one are converted."""
@@ -52,17 +54,17 @@ class Step:
 
     @property
     def operation(self) -> Operation:
-        return self.rule.operation_from(self.side)
+        return Identity() if self.side == self.onto else self.rule.operation_from(self.side)
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the tensors it makes."""
-        return self.rule.names(other_side(self.side))
+        return self.rule.names(self.onto)
 
     @property
     def headers(self) -> tuple[TensorHeader, ...]:
         """Name, shape and element type of the tensors it makes."""
-        shapes = self.rule.shapes(other_side(self.side))
+        shapes = self.rule.shapes(self.onto)
         return tuple(TensorHeader(name, shape, self.dtype) for name, shape in zip(self.outputs, shapes, strict=True))
 
     @property
@@ -114,6 +116,7 @@ def make_plan(
     side: Side,
     tensors: Mapping[str, Tensor],
     *,
+    onto: Side | None = None,
     dtype: str | None = None,
     link_ties: bool = False,
 ) -> Plan:
@@ -123,6 +126,8 @@ def make_plan(
         config: the model.
         side: the side that `tensors` come from.
         tensors: by name, as `open_model.Model` has them.
+        onto: the side to write; None takes the other one. Tensors of Hugging Face can only go to the other one, since
+            digests are of the Cerebras layout.
         dtype: element type to convert weights to; None keeps each as it is stored. ALiBi's slopes are never converted.
         link_ties: whether the written side can store one tensor under two names; otherwise both are written.
 
@@ -130,6 +135,8 @@ def make_plan(
         ConversionError: tensors missing or left over, another shape, weights that are no floating-point numbers, mixed
             element types in one projection, slopes that are not ALiBi's.
     """
+    onto = other_side(side) if onto is None else onto
+    assert side == "cerebras" or onto == "cerebras"
     expected = expected_tensors(config, side)
     ignored = _check_names(config, side, tensors, expected)
     _check_shapes(tensors, expected)
@@ -137,18 +144,19 @@ def make_plan(
     if architecture_of(config) is JAIS:
         slopes = next(rule.names(side)[0] for rule in rules(config) if rule.holds_slopes)
         _check_slopes(config, slopes, tensors[slopes])
-    return _assemble(config, side, tensors, ignored, dtype, link_ties)
+    return _assemble(config, side, onto, tensors, ignored, dtype, link_ties)
 
 
 def _assemble(
     config: DecoderConfig,
     side: Side,
+    onto: Side,
     tensors: Mapping[str, Tensor],
     ignored: tuple[str, ...],
     dtype: str | None,
     link_ties: bool,
 ) -> Plan:
-    tied, written_ties = ties(config, side), ties(config, other_side(side))
+    tied, written_ties = ties(config, side), ties(config, onto)
     table = rules(config)
     steps: list[Step] = []
     step_of: dict[str, int] = {}
@@ -162,7 +170,7 @@ def _assemble(
             return
         if first is not None and not same:
             equal.append((step_of[first], len(steps)))
-        steps.append(Step(rule, side, inputs, _element_type(rule, side, inputs, dtype), writes))
+        steps.append(Step(rule, side, onto, inputs, _element_type(rule, side, inputs, dtype), writes))
 
     for rule in table:
         names = rule.names(side)
@@ -175,7 +183,7 @@ def _assemble(
     for name in [name for name in tied if name not in step_of]:  # no rule has the second name of the last norm
         add(steps[step_of[tied[name]]].rule, (tensors[name],), tied[name], writes=False)
 
-    written = [name for rule in table for name in rule.names(other_side(side))]
+    written = [name for rule in table for name in rule.names(onto)]
     stored_names = {name for step in steps if step.writes for name in step.outputs}
     return Plan(
         config,

@@ -20,6 +20,7 @@ import numpy as np
 from cerebras_jais.checkpoint import open_checkpoint
 from cerebras_jais.checkpoint.hdf5.isolate import Descriptions
 from cerebras_jais.config.yaml_file import ConfigFile
+from cerebras_jais.model.config import DecoderConfig
 from checkpoint_convert.configs.convert import nearly_equal, public_keys
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.formats.release_directory import TOKENIZER_FILES
@@ -144,7 +145,8 @@ def check_manifest(
             raise ConversionError(
                 f"{path}: has no manifest ({manifest_path(path).name}); name the model to compare with"
             )
-        steps = {key: Step(rule, model.side, inputs, inputs[0].dtype) for key, (rule, inputs) in side.found.items()}
+        found = side.found.items()
+        steps = {key: Step(rule, model.side, "cerebras", inputs, inputs[0].dtype) for key, (rule, inputs) in found}
         digests = _digests({("", key): step for key, step in steps.items()}, progress)
         right, wrong = _against_manifest(side, {key: digests["", key] for key in steps}, steps)
         names = {name for key in side.found for name in key}
@@ -253,7 +255,7 @@ def _compare(models: tuple[_Side, _Side], magnitudes: bool, progress: Progress) 
     second = set.intersection(*(set(ties(side.model.config, "cerebras")) for side in models))
     names = ({name for side in models for key in side.found for name in key} - second) | differences.keys()
     rounded = {step.dtype for step in steps.values() if step.inputs[0].dtype != step.dtype}
-    config = _config_differences(*(side.model for side in models))
+    config = config_differences(*(side.model.config for side in models))
     return Comparison(len(names), differences, tuple(sorted(rounded)), config, manifests, {}, {}, ())
 
 
@@ -277,7 +279,7 @@ def _pair_up(models: tuple[_Side, _Side]) -> tuple[dict[str, str], dict[tuple[in
         dtype = min((inputs[0].dtype, others[0].dtype), key=lambda name: np_dtype(name).itemsize)
         for which, side in enumerate(models):
             own_rule, own_inputs = side.found[key]
-            steps[which, key] = Step(own_rule, side.model.side, own_inputs, dtype)
+            steps[which, key] = Step(own_rule, side.model.side, "cerebras", own_inputs, dtype)
     return differences, steps
 
 
@@ -343,8 +345,9 @@ def _magnitude(one: Step, other: Step, index: int) -> str:
     return f"{count:,} of {len(a):,} values differ, by {largest:.3g} at most"
 
 
-def _config_differences(one: Model, other: Model) -> dict[str, tuple[Any, Any]]:
-    keys = [public_keys(model.config) for model in (one, other)]
+def config_differences(one: DecoderConfig, other: DecoderConfig) -> dict[str, tuple[Any, Any]]:
+    """The keys of config.json that change what two models compute, with their two values."""
+    keys = [public_keys(config) for config in (one, other)]
     return {
         key: (keys[0].get(key), keys[1].get(key))
         for key in dict.fromkeys([*keys[0], *keys[1]])
