@@ -50,11 +50,11 @@ def ask_all(
     Args:
         endpoint: where.
         questions: what; of equal ones the first is asked.
-        record: where answers are kept. Nothing is added to it once this has ended.
+        record: where answers are kept; what is under way when this ends is added while it stays open.
         concurrency: requests under way at a time.
         keep_refusals: whether a question that the endpoint refuses is recorded as such. Otherwise it ends this.
 
-    Raises EndpointError as `ask` does; requests that are under way then are given up.
+    Raises EndpointError as `ask` does; it does not wait for requests that are under way then.
     """
     todo: SimpleQueue[Question | None] = SimpleQueue()
     done: SimpleQueue[Question | BaseException] = SimpleQueue()
@@ -70,6 +70,7 @@ def ask_all(
                 record.add(asked.key, _entry(endpoint, asked, wait, keep_refusals))
                 done.put(asked)
             except BaseException as error:
+                stop.set()  # before anything else is asked
                 done.put(error)
 
     # An executor's threads would keep the process alive for as long as an endpoint stays silent.

@@ -94,9 +94,9 @@ def open_record(path: Path) -> Iterator[Record]:
             record.close()
 
 
-def keys_in(path: Path) -> frozenset[str]:
-    """The keys of a record, which is left as it is; none where there is no file."""
-    return frozenset(key.hex() for key in _scan(path)[0]) if os.path.lexists(path) else frozenset()
+def keys_in(path: Path) -> set[bytes]:
+    """The keys of a record, 32 bytes each; it is left as it is, and there are none where there is no file."""
+    return set(_scan(path)[0]) if os.path.lexists(path) else set()
 
 
 def _scan(path: Path) -> tuple[dict[bytes, int], int]:

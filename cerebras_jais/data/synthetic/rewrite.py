@@ -76,7 +76,7 @@ def estimate(settings: Rewriting, note: Callable[[str], None]) -> Estimate:
     if not output.parent.is_dir():
         raise DataError(f"{shown_path(output)}: the folder {shown_path(output.parent)} does not exist; create it first")
     encoder = Encoder(load_tokenizer(settings.tokenizer))
-    asked = {bytes.fromhex(key) for key in keys_in(record)}
+    asked = keys_in(record)
     documents = answered = questions = answers = 0
     pairs = _documents(settings, note)
     while batch := list(islice(pairs, _BATCH)):
