@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest.mock import patch
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,8 @@ def scripted(script: Callable[[dict, int], Reply] = mirrored) -> Iterator[Script
     thread.start()
     found.url = f"http://127.0.0.1:{server.server_port}/v1"
     try:
-        yield found
+        with patch.dict(os.environ, {"no_proxy": "127.0.0.1"}):
+            yield found
     finally:
         server.shutdown()
         thread.join()

@@ -58,8 +58,8 @@ def rewrite(settings: Path, yes: bool) -> None:
     """Have a model rewrite each document of a source, such as translate it; the answers are a new source.
 
     Prints first how many documents and tokens that takes. With --yes each document goes through the OpenAI-style
-    endpoint of the YAML, and its `output` becomes a .jsonl file for `data build`: text, language, and provenance:
-    model, hash of the prompt, place in the source. docs/data.md has every key.
+    endpoint of the YAML. Its `output` is then a .jsonl file for `data build`, with text, language and provenance
+    (model, hash of the prompt, place in the source). docs/data.md has every key.
 
     Answers are kept in OUTPUT.asked as they come, so the same command goes on with a run that was ended, and asks
     nothing twice. Needs the extra `pipeline`.

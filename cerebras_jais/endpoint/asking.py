@@ -58,16 +58,25 @@ def ask_all(
     """
     todo: SimpleQueue[Question | None] = SimpleQueue()
     done: SimpleQueue[Question | BaseException] = SimpleQueue()
-    stop = threading.Event()
+    stop, reached = threading.Event(), threading.Event()
 
     def wait(seconds: float) -> None:
         if stop.wait(seconds):
             raise _StoppedError
 
+    def entry_of(asked: Question) -> dict[str, Any]:
+        try:
+            return asdict(ask(endpoint, asked.body, wait, patient=reached.is_set()))
+        except RefusedQuestionError as refused:
+            if keep_refusals:
+                return {"refused": str(refused)}
+            raise EndpointError(f"{asked.place}: {refused}") from refused
+
     def work() -> None:
         while (asked := todo.get()) is not None and not stop.is_set():
             try:
-                record.add(asked.key, _entry(endpoint, asked, wait, keep_refusals))
+                record.add(asked.key, entry_of(asked))
+                reached.set()
                 done.put(asked)
             except BaseException as error:
                 stop.set()  # before anything else is asked
@@ -101,15 +110,6 @@ def _next(done: SimpleQueue[Question | BaseException], waiting: set[str]) -> Que
         raise found
     waiting.discard(found.key)
     return found
-
-
-def _entry(endpoint: Endpoint, asked: Question, wait: Any, keep_refusals: bool) -> dict[str, Any]:
-    try:
-        return asdict(ask(endpoint, asked.body, wait))
-    except RefusedQuestionError as refused:
-        if keep_refusals:
-            return {"refused": str(refused)}
-        raise EndpointError(f"{asked.place}: {refused}") from refused
 
 
 def answer_in(entry: Mapping[str, Any]) -> Answer | None:

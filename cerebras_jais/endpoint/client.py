@@ -48,6 +48,10 @@ class _BusyError(Exception):
         self.after = after
 
 
+class _UnreachableError(_BusyError):
+    """No server is there."""
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """Where questions go.
@@ -110,13 +114,16 @@ def key_from(variable: str | None) -> str | None:
     return key
 
 
-def ask(endpoint: Endpoint, body: bytes, wait: Callable[[float], object] = time.sleep) -> Answer:
+def ask(
+    endpoint: Endpoint, body: bytes, wait: Callable[[float], object] = time.sleep, *, patient: bool = False
+) -> Answer:
     """Ask one question, which is the JSON of a chat completion, until it is answered.
 
     Args:
         endpoint: where.
         body: what is asked.
         wait: called with the seconds before another try; what it raises ends this.
+        patient: whether a server that is not there may come back, because it was there before.
 
     Raises:
         RefusedQuestionError: this question is refused (status 400, 413, 422 and their like).
@@ -126,6 +133,8 @@ def ask(endpoint: Endpoint, body: bytes, wait: Callable[[float], object] = time.
         try:
             return _ask_once(endpoint, body)
         except _BusyError as busy:
+            if isinstance(busy, _UnreachableError) and not patient:
+                raise EndpointError(f"{endpoint.url}: {busy}; check the URL, and that the server runs") from busy
             if attempt == endpoint.tries:
                 raise EndpointError(
                     f"{endpoint.url}: no answer in {endpoint.tries} tries, at last: {busy}; start again once it works"
@@ -172,9 +181,7 @@ def _ask_once(endpoint: Endpoint, body: bytes) -> Answer:
     except (OSError, http.client.HTTPException, UnicodeError) as broken:  # UnicodeError: a host with an empty label
         reason = broken.reason if isinstance(broken, URLError) else broken
         if isinstance(reason, _UNREACHABLE):
-            raise EndpointError(
-                f"{endpoint.url}: cannot be reached ({_line(reason)}); check the URL, and that the server runs"
-            ) from broken
+            raise _UnreachableError(f"cannot be reached ({_line(reason)})") from broken
         raise _BusyError(f"the connection broke ({_line(reason)})") from broken
     return _answer_in(content)
 

@@ -75,6 +75,8 @@ def estimate(settings: Rewriting, note: Callable[[str], None]) -> Estimate:
         raise DataError(f"{shown_path(output)}: exists, and was not made by this; choose another output, or remove it")
     if not output.parent.is_dir():
         raise DataError(f"{shown_path(output)}: the folder {shown_path(output.parent)} does not exist; create it first")
+    if any(output.resolve().is_relative_to(Path(path).resolve()) for path in settings.source.path):
+        raise DataError(f"{shown_path(output)}: lies in the source, which would then hold the answers; choose another")
     encoder = Encoder(load_tokenizer(settings.tokenizer))
     asked = keys_in(record)
     documents = answered = questions = answers = 0
@@ -90,6 +92,8 @@ def estimate(settings: Rewriting, note: Callable[[str], None]) -> Estimate:
         tokens = len(encoder.encode(new).ids)
         answers += tokens
         questions += tokens
+    if not documents:
+        raise DataError(f"{shown_path(settings.source.path[0])}: every document of the source is empty; nothing to ask")
     around = encoder.encode([settings.prompt.replace(TEXT, ""), settings.system or ""]).ids
     left = documents - answered
     return Estimate(documents, answered, questions + left * len(around), round(answers * settings.answer_tokens))

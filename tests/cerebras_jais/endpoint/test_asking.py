@@ -4,8 +4,9 @@ import threading
 
 import pytest
 
+from cerebras_jais.endpoint import asking
 from cerebras_jais.endpoint.asking import answer_in, ask_all, question
-from cerebras_jais.endpoint.client import Endpoint, EndpointError
+from cerebras_jais.endpoint.client import Answer, Endpoint, EndpointError
 from cerebras_jais.endpoint.record import open_record
 from tests.process import wait_until
 from tests.scripted_endpoint import asked_in, failure, mirrored, scripted, stormy
@@ -54,6 +55,19 @@ def test_all_the_requests_allowed_are_under_way_and_few_questions_are_in_memory(
             answered += 1
     assert answered == 40
     assert served.most == 4
+
+
+def test_a_server_that_has_answered_is_waited_for(tmp_path, monkeypatch):
+    patience = []
+
+    def scripted_ask(endpoint, body, wait, *, patient):
+        patience.append(patient)
+        return Answer("x", "stop")
+
+    monkeypatch.setattr(asking, "ask", scripted_ask)
+    with open_record(tmp_path / "r") as record:
+        list(ask_all(Endpoint("http://h/v1"), questions("abc"), record, 1, keep_refusals=False))
+    assert patience == [False, True, True]
 
 
 def test_another_model_or_option_is_another_question():

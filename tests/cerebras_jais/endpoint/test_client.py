@@ -125,12 +125,18 @@ def test_a_question_that_is_refused_is_told_from_an_endpoint_that_is_of_no_use()
     assert len(served.bodies) == 1
 
 
-def test_a_server_that_is_not_there_is_said_at_once():
+def test_a_server_that_is_not_there_is_said_at_once_or_waited_for_where_it_was_there_before(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    waits = []
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
         with pytest.raises(EndpointError, match=r"cannot be reached.*check the URL"):
-            ask(Endpoint(url), BODY)
+            ask(Endpoint(url), BODY, waits.append)
+        assert not waits
+        with pytest.raises(EndpointError, match="no answer in 3 tries, at last: cannot be reached"):
+            ask(Endpoint(url, tries=3), BODY, waits.append, patient=True)
+        assert len(waits) == 2
 
 
 @pytest.mark.parametrize(

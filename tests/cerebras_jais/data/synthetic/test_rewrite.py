@@ -2,7 +2,6 @@
 often the command is killed; nothing is asked without a word, and nothing twice."""
 
 import json
-import os
 import signal
 import subprocess
 import threading
@@ -126,7 +125,8 @@ def test_equal_documents_are_asked_once_and_written_each_and_a_new_prompt_asks_a
         assert len(served.bodies) == 60
 
 
-def test_a_killed_command_goes_on_where_it_was_and_leaves_the_same_file(yaml_of):
+@pytest.mark.parametrize("ends", [(4, 17), pytest.param(tuple(range(2, 30, 3)), marks=pytest.mark.slow)])
+def test_a_killed_command_goes_on_where_it_was_and_leaves_the_same_file(yaml_of, ends):
     with scripted() as served:
         expected = rewritten(yaml_of(served.url))
     for file in ("arabic.jsonl", "arabic.jsonl.asked"):
@@ -134,23 +134,24 @@ def test_a_killed_command_goes_on_where_it_was_and_leaves_the_same_file(yaml_of)
     process, end_at = None, 0
 
     def script(body, attempt):
-        if len(served.bodies) == end_at:
-            os.kill(process.pid, signal.SIGKILL)
+        if len(served.bodies) >= end_at:
+            process.kill()  # does nothing to one that has ended
         return mirrored(body, attempt)
 
     with scripted(script) as served:
         file = yaml_of(served.url, 2)
-        for end_at in (4, 17):  # noqa: B007  # the script reads it
+        for end_at in ends:  # noqa: B007  # the script reads it
             process = subprocess.Popen(command("data", "rewrite", file, "--yes"), stdout=subprocess.DEVNULL)
             assert process.wait(PATIENCE) == -signal.SIGKILL
             assert not Path("arabic.jsonl").exists()
+        end_at = 1000
         Path(".arabic.jsonl.0a1b2c3d.tmp").write_text("left by a kill in the midst of writing")
         recorded = {json.loads(line)["key"] for line in Path("arabic.jsonl.asked").read_bytes().split(b"\n")[:-1]}
         before = len(served.bodies)
         assert rewritten(file) == expected
         assert len(served.bodies) - before == 30 - len(recorded)
         # What was under way at a kill is the only thing asked again.
-        assert len(served.bodies) <= 30 + 2 * 2
+        assert len(served.bodies) <= 30 + 2 * len(ends)
         assert not list(Path().glob(".*.tmp"))
 
 
@@ -211,6 +212,14 @@ def test_a_file_that_something_else_made_is_not_replaced(yaml_of):
     with pytest.raises(DataError, match="was not made by this"):
         rewritten(yaml_of("http://127.0.0.1:1/v1"))
     assert Path("arabic.jsonl").read_text() == "mine"
+
+
+def test_an_output_within_the_source_and_a_source_without_text_are_refused(yaml_of):
+    with pytest.raises(DataError, match="lies in the source"):
+        rewritten(yaml_of("http://127.0.0.1:1/v1", output="english/arabic.jsonl"))
+    write_lines(Path("empty.jsonl"), [{"text": " "}])
+    with pytest.raises(DataError, match=r"empty.jsonl: every document of the source is empty"):
+        rewritten(yaml_of("http://127.0.0.1:1/v1", source={"path": "empty.jsonl"}))
 
 
 def test_an_endpoint_that_is_of_no_use_is_one_line(yaml_of, monkeypatch):
