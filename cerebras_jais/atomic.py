@@ -176,14 +176,14 @@ def whole_folder(target: StrPath, *, replaces: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path, otherwise: UserError) -> Iterator[None]:
-    """Hold the lock of a folder for the block; it ends with the process, however that ends.
+    """Hold the lock of a folder, or of a regular file, for the block; it ends with the process, however that ends.
 
     On a file system without locks a note is printed and the block runs without one.
 
     Raises:
         UserError: `otherwise`, where another process holds it.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
             _lock(descriptor, folder)

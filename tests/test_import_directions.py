@@ -20,6 +20,7 @@ ORDER = (
     ("errors", "modelzoo_version", "ranges"),
     ("encoding", "files", "interrupts", "params", "wording"),
     ("atomic", "commandline"),
+    ("endpoint",),
     ("checkpoint",),
     ("model",),
     ("config",),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,13 +12,13 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from cerebras_jais.commandline import Number, standard_input_once
-from cerebras_jais.ranges import COUNT, COUNT_OR_NONE, SEED, SIZE, VOCABULARY
+from cerebras_jais.commands.data_build import build, print_note, rewrite
+from cerebras_jais.ranges import COUNT_OR_NONE, SEED, SIZE, VOCABULARY
 from cerebras_jais.wording import counted
 
 if TYPE_CHECKING:
     from cerebras_jais.data.chat.reading import Conversation
     from cerebras_jais.data.documents import Document
-    from cerebras_jais.data.recipe.executors import Stage
 
 T = TypeVar("T")
 TOO_LONG = ("drop", "cut-turns", "cut-response")  # those of data.chat.examples.TooLong, whose import needs numpy
@@ -166,7 +165,7 @@ def pack(
         progress=_progress,
     )
     if texts and held_out:
-        _print_note(not_held_out(languages, held_out))
+        print_note(not_held_out(languages, held_out))
     for split in splits:
         report = split.report
         click.echo(
@@ -266,13 +265,13 @@ def chat(
         )
     except DataError:
         if malformed.number:
-            _print_note(f"lines left out as malformed: {malformed.number}")
+            print_note(f"lines left out as malformed: {malformed.number}")
         raise
     finally:
         for error in malformed.first:
-            _print_note(f"left out: {error}")
+            print_note(f"left out: {error}")
         for file in without:
-            _print_note(f"{file}: has no conversation")
+            print_note(f"{file}: has no conversation")
     for split in splits:
         report = split.report
         click.echo(
@@ -297,65 +296,9 @@ def chat(
         of = f"nothing is held out of {language} ({counted(count, 'example')})"
         remedy = "or leave its held_out folder out of the trainer YAML"
         if count < held_out:
-            _print_note(f"{of}: every {held_out}th of a language is; give a smaller --held-out, {remedy}")
+            print_note(f"{of}: every {held_out}th of a language is; give a smaller --held-out, {remedy}")
         else:
-            _print_note(f"{of}: those that would be are too long; give a larger --max-sequence-length, {remedy}")
-
-
-@data.command()
-@click.argument("settings", type=click.Path(path_type=Path), metavar="FILE.yaml")
-@click.option("--workers", type=Number(COUNT), help="Processes, or tasks at a time, instead of the YAML's.")
-@click.option("--output", type=click.Path(), metavar="DIR", help="Folder of the run, instead of the YAML's.")
-@click.option("--dry-run", is_flag=True, help="Read the YAML and list the inputs; write nothing.")
-def build(settings: Path, workers: int | None, output: str | None, dry_run: bool) -> None:
-    """Make packed pretraining data from the sources of a YAML: cleaned, without duplicates, mixed by tokens.
-
-    Writes OUTPUT/PHASE for each phase of the YAML, to be named as data_dir in the trainer YAML; OUTPUT/report.json and
-    OUTPUT/dropped say what became of the documents. configs/data has examples, docs/data.md has every key.
-
-    The same command goes on with a run that was ended, on this machine, Slurm or Ray. The same files and settings give
-    the same bytes, whoever does the work. Needs the extra `pipeline`.
-    """
-    from cerebras_jais.data.recipe.settings import read_settings
-
-    changes = {"workers": workers, "output": output}
-    run = read_settings(settings).model_copy(update={key: value for key, value in changes.items() if value is not None})
-    from cerebras_jais.data.recipe.runner import build as build_data
-    from cerebras_jais.data.recipe.runner import input_lines
-    from cerebras_jais.data.recipe.summary import report_lines
-
-    if dry_run:
-        for line in input_lines(run):
-            click.echo(line)
-        return
-    found = build_data(run, StageProgress(), _print_note)
-    if isinstance(found, list):
-        click.echo(f"submitted to Slurm: jobs {', '.join(found)}")
-        click.echo("once they have ended the same command prints the report, or submits again what failed")
-        return
-    for line in report_lines(found):
-        click.echo(line)
-
-
-class StageProgress:
-    """Says on standard error how far a stage is and how long it will take at this rate, in stages that take a while."""
-
-    EVERY = 10.0  # seconds
-
-    def __init__(self) -> None:
-        self._stage, self._began, self._first, self._said = "", 0.0, 0, 0.0
-
-    def __call__(self, stage: Stage, done: int) -> None:
-        now = time.monotonic()
-        if stage.name != self._stage:
-            self._stage, self._began, self._first, self._said = stage.name, now, done, now
-        over = done == stage.tasks
-        if now - (self._began if over else self._said) < self.EVERY:
-            return
-        self._said = now
-        seconds = (now - self._began) / max(1, done - self._first) * (stage.tasks - done)
-        left = f", about {seconds / 60:.0f} min left" if seconds >= 90 else f", about {seconds:.0f} s left"
-        click.echo(f"{stage.name}: {done} of {stage.tasks} tasks{'' if over else left}", err=True)
+            print_note(f"{of}: those that would be are too long; give a larger --max-sequence-length, {remedy}")
 
 
 @data.command()
@@ -432,6 +375,10 @@ def stats(path: Path, tokenizer_dir: Path | None) -> None:
             click.echo(f"  {line}")
 
 
+data.add_command(build)
+data.add_command(rewrite)
+
+
 class Malformed:
     """Lines that were left out: their number, and what was wrong with the first of them."""
 
@@ -460,14 +407,9 @@ def _documents(texts: tuple[Path, ...]) -> Iterator[Document]:
     from cerebras_jais.data.documents import passed_over, read_documents, sample_corpus_path
 
     for path in texts:
-        _print_note(passed_over(path))
+        print_note(passed_over(path))
     for path in texts or (sample_corpus_path(),):
         yield from read_documents(path)
-
-
-def _print_note(note: str | None) -> None:
-    if note is not None:
-        click.echo(f"note: {note}", err=True)
 
 
 def _progress(items: Iterable[T], name: str) -> Iterable[T]:

@@ -6,7 +6,7 @@ import codecs
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
@@ -62,6 +62,7 @@ def _tag(value: str) -> str:
     return value
 
 
+Whole = TypeVar("Whole", bound=Section)
 Name = Annotated[str, AfterValidator(_name)]
 Tag = Annotated[str, AfterValidator(_tag)]
 InputPath = Annotated[PathText, AfterValidator(_expanded)]
@@ -274,11 +275,16 @@ class DataRun(Section):
 
 def read_settings(path: str | Path) -> DataRun:
     """The typed settings of a YAML. Raises ConfigError: one line with file, line number, key, and what to do."""
+    return read_section(path, DataRun, "sources, tokenizer, phases and output")
+
+
+def read_section(path: str | Path, section: type[Whole], keys: str) -> Whole:
+    """The mapping of a YAML, typed as `section`, whose needed `keys` a message names. Raises ConfigError."""
     file = read_yaml(path)
     if not isinstance(file.data, dict):
-        raise ConfigError(f"{path}: the file must hold a mapping with sources, tokenizer, phases and output")
+        raise ConfigError(f"{path}: the file must hold a mapping with {keys}")
     try:
-        return DataRun.model_validate(file.data)
+        return section.model_validate(file.data)
     except ValidationError as error:
         problems = error.errors(include_url=False)
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
