@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -30,6 +31,7 @@ _BATCH = 1024  # documents
 _BATCH_CHARACTERS = 2_000_000
 _ROWS = 512  # of a parquet or arrow file, read at once
 _BUFFER = 4 * MIB
+_PARTS_COUNTED = 64
 _HALVES = range(0xDC80, 0xDD00)  # what surrogateescape makes of bytes that are no UTF-8
 
 Entry: TypeAlias = "tuple[str, str | None, int] | Unreadable"
@@ -91,8 +93,9 @@ def place(part: Part, line: int) -> str:
     return f"{shown_path(part.file)}:{line + lines_before(part)}"
 
 
+@lru_cache(maxsize=_PARTS_COUNTED)
 def lines_before(part: Part) -> int:
-    """The lines of a file that stand before a part given by bytes; counted when something is named."""
+    """The lines of a file that stand before a part given by bytes; counted once, when something in it is named."""
     if not part.start or part.kind not in ("txt", "jsonl"):
         return 0
     count, left = 0, part.start

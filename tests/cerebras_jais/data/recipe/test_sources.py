@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cerebras_jais.data.documents import LONGEST_DOCUMENT, DataError
+from cerebras_jais.data.recipe import sources
 from cerebras_jais.data.recipe.inputs import Part, Shard, find_inputs
 from cerebras_jais.data.recipe.settings import Source
 from cerebras_jais.data.recipe.sources import place, read_shard
@@ -113,6 +114,15 @@ def test_a_file_cut_anywhere_gives_each_document_once(tmp_path_factory, lines, c
 
     whole = documents(Part(str(file), kind))
     assert documents(*(Part(str(file), kind, *ends) for ends in pairwise(bounds))) == whole
+
+
+def test_the_lines_before_a_part_are_counted_once_however_many_of_its_lines_are_named(tmp_path, monkeypatch):
+    file = write_lines(tmp_path / "it.jsonl", [{"text": str(number)} for number in range(100)])
+    opened = []
+    monkeypatch.setattr(sources, "_opened", lambda name, real=sources._opened: opened.append(name) or real(name))
+    part = Part(str(file), "jsonl", file.stat().st_size // 2, file.stat().st_size)
+    assert [place(part, line) for line in range(1, 41)] == [f"{file}:{number}" for number in range(52, 92)]
+    assert len(opened) == 1
 
 
 def test_a_large_file_is_divided_and_small_ones_are_joined(tmp_path):
