@@ -11,24 +11,22 @@ import click
 
 from cerebras_jais.commandline import Number
 from cerebras_jais.ranges import SEED, VOCABULARY
+from checkpoint_convert.options import EXISTING, NEW, allow_pickle_option, json_option
 from checkpoint_convert.printing import progress_bar
-
-_PATH = click.Path(path_type=Path)
-_EXISTING = click.Path(exists=True, path_type=Path)
 
 
 @click.command()
-@click.option("--base", required=True, type=_EXISTING, metavar="MODEL", help="The model that grows: .mdl or release.")
-@click.option("--donor", required=True, type=_EXISTING, metavar="MODEL", help="A model that has the new tokens.")
-@click.option("--tokenizer", required=True, type=_EXISTING, metavar="DIR", help="Folder of the extended tokenizer.")
-@click.option("--output", required=True, type=_PATH, help="The .mdl file to create; its .yaml is written beside it.")
-@click.option("--base-tokenizer", type=_EXISTING, metavar="DIR", help="The base's own. Default: beside the model.")
-@click.option("--donor-tokenizer", type=_EXISTING, metavar="DIR", help="The donor's own. Default: beside the model.")
-@click.option("--base-config", type=_PATH, metavar="FILE", help="Trainer YAML of a base that does not record it.")
-@click.option("--donor-config", type=_PATH, metavar="FILE", help="Trainer YAML of a donor that does not record it.")
+@click.option("--base", required=True, type=EXISTING, metavar="MODEL", help="The model that grows: .mdl or release.")
+@click.option("--donor", required=True, type=EXISTING, metavar="MODEL", help="A model that has the new tokens.")
+@click.option("--tokenizer", required=True, type=EXISTING, metavar="DIR", help="Folder of the extended tokenizer.")
+@click.option("--output", required=True, type=NEW, help="The .mdl file to create; its .yaml is written beside it.")
+@click.option("--base-tokenizer", type=EXISTING, metavar="DIR", help="The base's own. Default: beside the model.")
+@click.option("--donor-tokenizer", type=EXISTING, metavar="DIR", help="The donor's own. Default: beside the model.")
+@click.option("--base-config", type=NEW, metavar="FILE", help="Trainer YAML of a base that does not record it.")
+@click.option("--donor-config", type=NEW, metavar="FILE", help="Trainer YAML of a donor that does not record it.")
 @click.option(
     "--config",
-    type=_PATH,
+    type=NEW,
     metavar="FILE",
     help="Trainer YAML of the run to come, or its name, such as jais-adapted-7b/stage-1: the output has its model "
     "section. Default: the base's.",
@@ -54,9 +52,9 @@ _EXISTING = click.Path(exists=True, path_type=Path)
     help="base multiplies projected rows by what gives them the mean norm of the base's rows.",
 )
 @click.option("--seed", type=Number(SEED), default=0, show_default=True, help="Seed of the tokens held out.")
-@click.option("--allow-pickle", is_flag=True, help="Also read weights in pickle files (.bin); no code in them is run.")
+@allow_pickle_option
 @click.option("--dry-run", is_flag=True, help="Learn, judge and check everything, and write nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option
 def transfer(
     base: Path,
     donor: Path,

@@ -99,16 +99,17 @@ def extend_command(
     Writes tokenizer.json and the files that transformers loads with it, tokenizer.model if the base has one, and
     fertility.md and .png: tokens per word before and after. Text is what `cerebras-jais data pack` takes.
     """
+    from cerebras_jais.data.dataset import check_new_folder
     from cerebras_jais.vocabulary.bpe import read_bpe
-    from cerebras_jais.vocabulary.choose import count_words, tokens_of_script
+    from cerebras_jais.vocabulary.choose import count_runs, tokens_of_script
     from cerebras_jais.vocabulary.errors import VocabularyError
-    from cerebras_jais.vocabulary.extend import check_new, extend, write_extension
+    from cerebras_jais.vocabulary.extend import extend, write_extension
     from cerebras_jais.vocabulary.fertility import fertility, fertility_of_words, plot, table
     from cerebras_jais.vocabulary.model_file import count_equal
     from cerebras_jais.vocabulary.scripts import scripts_of
     from cerebras_jais.vocabulary.splice import Reason
 
-    check_new(output)
+    check_new_folder(output)
     if Path(STANDARD_INPUT) in corpus and Path(STANDARD_INPUT) in text:
         raise VocabularyError("--corpus - and --text -: standard input can be read once; name a file in one of them")
     if only_arabic and scripts != ("arabic",):
@@ -118,7 +119,7 @@ def extend_command(
     tokens = tokens_of_script(lender, extended, script, only_arabic=only_arabic)
     if not tokens:
         raise VocabularyError(f"{donor}: has no token of the script {' or '.join(scripts)}; give another donor")
-    words = count_words(_documents(corpus), tokens) if corpus else None
+    words = count_runs(_documents(corpus), tokens) if corpus else None
     extension = extend(extended, tokens, room, words)
     if lost := extension.unreachable:
         raise VocabularyError(
@@ -129,7 +130,7 @@ def extend_command(
     by_name = {"base": extended, "extended": extension.tokenizer, "donor": lender}
     rows = fertility({name: bpe.tokenizer for name, bpe in by_name.items()}, documents)
     alone = fertility_of_words(
-        by_name, count_words(documents, tokens), script, f"words in {' or '.join(scripts)} letters"
+        by_name, count_runs(documents, tokens), script, f"words in {' or '.join(scripts)} letters"
     )
     rows += [alone] if alone else []
     report = {REPORT: "".join(f"{line}\n" for line in table(rows)).encode(), PLOT: plot(rows)}

@@ -66,10 +66,14 @@ class Record:
 
     def _line_at(self, place: int) -> str:
         assert self._file is not None
-        found, size = b"", 16 * 1024
-        while b"\n" not in found:
-            found, size = os.pread(self._file, size, place), 4 * size
-        return found[: found.index(b"\n")].decode()
+        size = 16 * 1024
+        while True:
+            found = os.pread(self._file, size, place)
+            if b"\n" in found:
+                return found[: found.index(b"\n")].decode()
+            if len(found) < size:
+                raise UserError(f"{shown_path(self._path)}: was cut while it was in use; run the command again")
+            size *= 4
 
 
 @contextmanager

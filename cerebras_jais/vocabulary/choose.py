@@ -39,7 +39,7 @@ def tokens_of_script(
     return list(found)
 
 
-def count_words(documents: Iterable[Document], tokens: Iterable[str]) -> Counter[str]:
+def count_runs(documents: Iterable[Document], tokens: Iterable[str]) -> Counter[str]:
     """How often each run of the tokens' characters stands in documents, with the space before it if there is one.
 
     Only such runs can be segmented otherwise than by the base.

@@ -87,7 +87,7 @@ def extend(base: BpeTokenizer, tokens: Sequence[str], room: int, words: Counter[
         base: read with `to_extend`.
         tokens: those of a donor that are wanted, by rank (`tokens_of_script`).
         room: how many pieces.
-        words: those of a corpus with their counts (`count_words`). Then the tokens that they use most are taken.
+        words: those of a corpus with their counts (`count_runs`). Then the tokens that they use most are taken.
 
     The ids of the base stay, and so does its segmentation of every text without a character of a token.
     Raises VocabularyError where the donor has not that many, or the base's tokenizer.model does not fit.
@@ -238,12 +238,6 @@ def _tokenizer_config(path: Path) -> bytes:
         config.setdefault("padding_side", "left")
     others = {key: value for key, value in config.items() if key not in ("auto_map", "legacy")}
     return (json.dumps({**_DEFAULTS, **others, **_CLASS}, ensure_ascii=False, indent=2) + "\n").encode()
-
-
-def check_new(output: Path) -> None:
-    """Raise VocabularyError where something other than an empty folder is at the place of the output."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise VocabularyError(f"{shown_path(output)}: already exists; choose another --output, or remove it")
 
 
 def write_extension(extension: Extension, output: Path, others: Mapping[str, bytes]) -> None:

@@ -61,7 +61,7 @@ def fertility_of_words(
 
     Args:
         tokenizers: by name.
-        words: with their counts, as `count_words` gives them.
+        words: with their counts, as `count_runs` gives them.
         script: that of `scripts_of`.
         text: what the row is called.
 

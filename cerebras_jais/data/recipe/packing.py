@@ -1,16 +1,15 @@
 """From token stores to packed folders: which documents, in which order, and the rows in parts of their own.
 
-A phase is planned by one task, packed by as many as the inputs have shards, and put together by one: a part is a share
-of the planned order, so the same files come out whoever makes them.
+A phase is planned by one task, packed by a number of them that the size of the inputs decides, and put together by one:
+a part is a share of the planned order, so the same files come out whoever makes them.
 """
 
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,6 @@ from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer, vocabul
 from cerebras_jais.files import shown_path
 
 PARAMETERS = "data_params.json"
-_POSITIONS_PER_FILE = 2**22  # of 20 bytes each in memory
-_ROWS_BETWEEN = 512
 _RECIPE = "recipe"  # the key of data_params.json with the digest of what was asked
 
 
@@ -185,20 +182,7 @@ class Pack:
             raw_characters=int(raw[1]),
         )
         target.parent.mkdir(parents=True, exist_ok=True)
-        watched = _with_few_pages(rows, store)
-        write_hdf5(target, watched, metadata=metadata, samples_per_file=max(1, _POSITIONS_PER_FILE // length))
-
-
-def _with_few_pages(rows: Iterable[np.ndarray], store: Store) -> Iterator[np.ndarray]:
-    """The rows; meanwhile the pages of the store's files, read here and there, are given back to the system."""
-    mapped = [part.ids.base._mmap for part in store.parts if isinstance(part.ids.base, np.memmap)]  # type: ignore[attr-defined]
-    for pages in mapped:
-        pages.madvise(mmap.MADV_RANDOM)
-    for number, row in enumerate(rows):
-        yield row
-        if number % _ROWS_BETWEEN == 0:
-            for pages in mapped:
-                pages.madvise(mmap.MADV_DONTNEED)
+        write_hdf5(target, rows, metadata=metadata)
 
 
 def _sizes(folder: RunFolder, sources: list[str]) -> np.ndarray:

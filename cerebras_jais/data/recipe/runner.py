@@ -15,11 +15,11 @@ from cerebras_jais.data.recipe.packing import packing_stages
 from cerebras_jais.data.recipe.prepare import Prepare, load_tools
 from cerebras_jais.data.recipe.settings import DataRun
 from cerebras_jais.data.recipe.summary import REPORT, FinishStores, Report
+from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer
 from cerebras_jais.files import MIB
 
-_PARTS_OF_A_SHARD = (
-    2  # a phase is packed in parts of half a shard's text: tens of thousands of documents fill rows well
-)
+# A phase is packed in parts of half a shard's text: tens of thousands of documents fill rows well.
+_PARTS_OF_A_SHARD = 2
 
 
 def build(run: DataRun, progress: Progress, note: Callable[[str], None]) -> dict[str, Any] | list[str]:
@@ -32,8 +32,8 @@ def build(run: DataRun, progress: Progress, note: Callable[[str], None]) -> dict
     inputs = find_inputs(run.sources, run.shard_mib * MIB)
     for line in inputs.notes:
         note(line)
+    _check(run, note)
     with running(folder, inputs):
-        _check(run, note)
         stages = _stages(run, folder, inputs)
         if run.executor.slurm is not None:
             for stage in stages:
@@ -51,7 +51,11 @@ def build(run: DataRun, progress: Progress, note: Callable[[str], None]) -> dict
 
 
 def _check(run: DataRun, note: Callable[[str], None]) -> None:
-    """Raise what is wrong with a tokenizer or model before jobs are submitted; workers here say it at once."""
+    """Raise what is wrong with a tokenizer before a folder is made, and with a model before jobs are submitted.
+
+    What is wrong with a model is else said by the workers, at once, so that it is not loaded here for nothing.
+    """
+    end_of_text_id(load_tokenizer(run.tokenizer), run.tokenizer)
     if run.executor.slurm is not None or run.executor.ray is not None:
         load_tools(run)
     if run.steps.decontaminate is not None:

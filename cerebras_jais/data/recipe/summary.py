@@ -17,6 +17,7 @@ from cerebras_jais.data.recipe.packing import phase_report
 from cerebras_jais.data.recipe.settings import DataRun
 from cerebras_jais.data.token_store import finish_store, open_store
 from cerebras_jais.data.tokenizer import load_tokenizer
+from cerebras_jais.wording import counted
 
 EXACT, NEAR = "duplicate", "near-duplicate"
 REPORT = "report.json"
@@ -124,7 +125,8 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
     """The report as text for a user."""
     for name, found in report["sources"].items():
         yield (
-            f"{name}: {found['read']} documents read, {found['kept']} kept, {found['tokens']} tokens, "
+            f"{name}: {counted(found['read'], 'document')} read, {found['kept']} kept, "
+            f"{counted(found['tokens'], 'token')}, "
             f"languages {', '.join(f'{language} {count}' for language, count in found['languages'].items()) or 'none'}"
         )
         for reason, count in sorted(found["dropped"].items(), key=lambda item: (-item[1], item[0])):
@@ -132,8 +134,8 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
     for phase in report["phases"].values():
         for name, found in phase["folders"].items():
             yield (
-                f"{name}: {found['documents']} documents in {found['rows']} rows of {found['context']}, "
-                f"{found['fill']:.2%} full"
+                f"{name}: {counted(found['documents'], 'document')} in {counted(found['rows'], 'row')} of "
+                f"{found['context']}, {found['fill']:.2%} full"
             )
             for part in found["mixture"]:
                 band = f" from {part['least_tokens']} tokens" if "least_tokens" in part else ""

@@ -106,7 +106,7 @@ def test_wrong_input_is_one_line_and_writes_nothing(folders, tmp_path):
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "file").write_text("")
-    assert f"{taken}: already exists" in refused(*extend(folders, taken))
+    assert f"{taken}: exists and is not an empty folder" in refused(*extend(folders, taken))
     out = tmp_path / "out"
     assert "by 0 entries; give a donor with others" in refused(*extend((folders[0], folders[0]), out))
     assert "can be read once" in refused(*extend(folders, out, "--corpus", "-", "--text", "-"))

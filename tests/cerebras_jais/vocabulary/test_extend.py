@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models
 from cerebras_jais.data.documents import Document
 from cerebras_jais.encoding import HARD_TEXTS, encode_texts
 from cerebras_jais.vocabulary.bpe import Symbols, read_bpe
-from cerebras_jais.vocabulary.choose import count_words, tokens_of_script, uses
+from cerebras_jais.vocabulary.choose import count_runs, tokens_of_script, uses
 from cerebras_jais.vocabulary.errors import VocabularyError
 from cerebras_jais.vocabulary.extend import extend, write_extension
 from cerebras_jais.vocabulary.model_file import NORMAL, ScoredPiece, read_model_file
@@ -198,7 +198,7 @@ def test_auto_tokenizer_loads_the_same(written, extension):
 def test_the_tokens_that_a_corpus_uses_most_make_it_shorter_than_the_donors_first(tmp_path, donor):
     base = read_bpe(BASES["llama"](tmp_path / "base"), to_extend=True)
     tokens = tokens_of_script(donor, base, ARABIC)
-    words = count_words(sample("ar")[9:12], tokens)
+    words = count_runs(sample("ar")[9:12], tokens)
     chosen, first = extend(base, tokens, 200, words), extend(base, tokens, 200)
     counts, others = (uses(extension.tokenizer, words) for extension in (chosen, first))
     assert sum(counts.values()) < sum(others.values())
@@ -296,7 +296,7 @@ def test_a_config_that_is_no_object_is_refused_and_nothing_is_left(tmp_path, don
 def test_the_rarest_words_are_dropped_where_there_are_too_many(monkeypatch):
     monkeypatch.setattr("cerebras_jais.vocabulary.choose.MOST_WORDS", 5)
     documents = [Document("اب اب اب " + " ".join(f"ا{'ب' * n}" for n in range(2, 20)), "ar", "x")]
-    assert count_words(documents, ["اب"]) == {" اب": 3}
+    assert count_runs(documents, ["اب"]) == {" اب": 3}
 
 
 def test_shuffled_words_are_the_same_each_time():

@@ -22,7 +22,7 @@ import pytest
 from cerebras_jais.data.documents import documents_from_squad
 from cerebras_jais.encoding import encode_texts
 from cerebras_jais.vocabulary.bpe import read_bpe
-from cerebras_jais.vocabulary.choose import count_words, tokens_of_script
+from cerebras_jais.vocabulary.choose import count_runs, tokens_of_script
 from cerebras_jais.vocabulary.extend import extend, write_extension
 from cerebras_jais.vocabulary.fertility import fertility, fertility_of_words
 from cerebras_jais.vocabulary.scripts import scripts_of
@@ -135,7 +135,7 @@ def test_llama_2_extended_takes_fewer_tokens_for_arabic(real):
     documents = list(documents_from_squad(xquad_files()[0]))
     by_name = {"base": base, "extended": extension.tokenizer, "donor": donor}
     (whole,) = fertility({name: bpe.tokenizer for name, bpe in by_name.items()}, documents)
-    words = fertility_of_words(by_name, count_words(documents, tokens_of_script(donor, base, ARABIC)), ARABIC, "words")
+    words = fertility_of_words(by_name, count_runs(documents, tokens_of_script(donor, base, ARABIC)), ARABIC, "words")
     assert whole.tokens["base"] >= 2.7 * whole.tokens["extended"]
     assert whole.tokens["extended"] <= 1.10 * whole.tokens["donor"]
     assert words.tokens["extended"] <= 1.005 * words.tokens["donor"]
