@@ -83,3 +83,12 @@ def test_nothing_is_added_to_a_closed_record(tmp_path):
         pass
     record.add(KEYS[0], ENTRIES[0])
     assert (tmp_path / "r").read_bytes() == b""
+
+
+def test_a_record_that_is_cut_while_it_is_read_is_an_error(tmp_path):
+    path = tmp_path / "record"
+    with open_record(path) as record:
+        record.add(KEYS[0], {"text": "long " * 10_000})
+        os.truncate(path, 20_000)
+        with pytest.raises(UserError, match=r"record: was cut while it was in use"):
+            record[KEYS[0]]

@@ -129,6 +129,12 @@ def test_another_phase_is_packed_from_the_same_store(work, tmp_path):
         run_here(of(work, tmp_path / "out", steps={"deduplicate": {"exact": "off"}}))
 
 
+def test_a_tokenizer_that_is_not_there_is_said_before_a_folder_is_made(work, tmp_path):
+    with pytest.raises(UserError, match="none: no such file"):
+        run_here(settings(work / "corpus", tmp_path / "none", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_source_repeated_more_often_than_allowed_is_refused_before_packing(work, tmp_path):
     phases = {"short": {"context": 128, "tokens": 10**6}}
     with pytest.raises(UserError, match=r"would be seen .* times, more than `repeats` 1 allows"):
