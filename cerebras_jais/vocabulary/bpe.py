@@ -6,10 +6,13 @@ tokenizer writes one character for each byte, Ġ for a space.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +26,18 @@ if TYPE_CHECKING:
 
 SPACE = "▁"
 Pair = tuple[str, str]
+_BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
+
+
+def _characters_of_bytes() -> list[str]:
+    """The character that stands for each byte in a byte-level vocabulary (GPT-2's table, published)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+CHARACTERS_OF_BYTES = _characters_of_bytes()
+_BYTES = {character: byte for byte, character in enumerate(CHARACTERS_OF_BYTES)}
 
 
 class Symbols(StrEnum):
@@ -65,23 +80,31 @@ class BpeTokenizer:
         return merges
 
     @cached_property
-    def _bytes(self) -> Any:
-        from tokenizers import decoders, pre_tokenizers
-
-        return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False), decoders.ByteLevel()
+    def ranks(self) -> dict[Pair, int]:
+        """The place of each merge; of one that stands twice the last, which `tokenizers` takes."""
+        return {pair: rank for rank, pair in enumerate(self.merges)}
 
     def piece_of(self, text: str) -> str:
         """The piece that stands for a text."""
         if self.symbols is Symbols.CHARACTERS:
             return text.replace(" ", SPACE)
-        return "".join(piece for piece, _ in self._bytes[0].pre_tokenize_str(text))
+        return "".join(CHARACTERS_OF_BYTES[byte] for byte in text.encode("utf-8"))
+
+    def bytes_of(self, piece: str) -> bytes | None:
+        """The UTF-8 bytes that a piece stands for; None where it is not spelled in the vocabulary's symbols."""
+        if self.symbols is Symbols.BYTES:
+            return bytes(_BYTES[char] for char in piece) if all(char in _BYTES for char in piece) else None
+        if is_byte_piece(piece):
+            return bytes([int(piece[3:5], 16)])
+        return piece.replace(SPACE, " ").encode("utf-8")
 
     def text_of(self, piece: str) -> str | None:
         """The text that a piece stands for; None if it is cut inside a character."""
-        if self.symbols is Symbols.CHARACTERS:
-            return piece.replace(SPACE, " ")
-        text: str = self._bytes[1].decode([piece])
-        return None if "\ufffd" in text else text
+        spelled = self.bytes_of(piece)
+        try:
+            return None if spelled is None else spelled.decode("utf-8")
+        except UnicodeDecodeError:
+            return None
 
     @cached_property
     def _bare(self) -> Tokenizer:
@@ -115,6 +138,25 @@ class BpeTokenizer:
             return False
         normal: str = self.tokenizer.normalizer.normalize_str(text)
         return normal.replace(SPACE, "").replace(" ", "") != text.replace(" ", "")
+
+
+def is_byte_piece(piece: str) -> bool:
+    """Whether a piece is one of SentencePiece's for single bytes, such as <0x0A>."""
+    return _BYTE_PIECE.fullmatch(piece) is not None
+
+
+def merged(parts: Iterable[str], ranks: Mapping[Pair, int], without: str | None = None) -> list[str]:
+    """Join neighbours, the pair of the lowest rank first, until no pair has one; `without` is a piece not to make."""
+    parts = list(parts)
+    while True:
+        best, at = math.inf, -1
+        for place, pair in enumerate(pairwise(parts)):
+            rank = ranks.get(pair, math.inf)
+            if rank < best and (without is None or pair[0] + pair[1] != without):
+                best, at = rank, place
+        if at < 0:
+            return parts
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
 
 
 def read_bpe(folder: str | Path, *, to_extend: bool = False) -> BpeTokenizer:

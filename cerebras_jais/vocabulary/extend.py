@@ -20,7 +20,7 @@ from cerebras_jais.data.tokenizer import LARGEST
 from cerebras_jais.encoding import explained, reading_text_as_data
 from cerebras_jais.files import MIB, parse_json, read_bytes, read_text, shown_path
 from cerebras_jais.ranges import VOCABULARY
-from cerebras_jais.vocabulary.bpe import SPACE, BpeTokenizer, Pair, Symbols
+from cerebras_jais.vocabulary.bpe import SPACE, BpeTokenizer, Symbols
 from cerebras_jais.vocabulary.choose import uses
 from cerebras_jais.vocabulary.errors import VocabularyError
 from cerebras_jais.vocabulary.model_file import (
@@ -128,11 +128,8 @@ def _by_use(base: BpeTokenizer, tokens: Sequence[str], room: int, words: Counter
 
 
 def _spliced(base: BpeTokenizer, tokens: Sequence[str], room: int, *, exactly: bool = True) -> Splice:
-    ranks: dict[Pair, int] = {}
-    for rank, pair in enumerate(base.merges):
-        ranks.setdefault(pair, rank)
     pieces = [base.piece_of(token) for token in tokens]
-    grown = splice(base.vocabulary, ranks, pieces, room, every_split=base.symbols is Symbols.CHARACTERS)
+    grown = splice(base.vocabulary, base.ranks, pieces, room, every_split=base.symbols is Symbols.CHARACTERS)
     if exactly and len(grown.added) < room:
         most = len(grown.added)
         remedy = f"give --add {most}, or a donor with more" if most else "give a donor with others"

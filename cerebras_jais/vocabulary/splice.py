@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
 from itertools import pairwise
 
-from cerebras_jais.vocabulary.bpe import Pair
+from cerebras_jais.vocabulary.bpe import Pair, merged
 
 
 class Reason(StrEnum):
@@ -53,16 +53,7 @@ class Splice:
 
     def segment(self, piece: str) -> list[str]:
         """The pieces that a string of symbols is segmented into."""
-        parts, ranks = list(piece), self._ranks
-        while True:
-            best, at = math.inf, -1
-            for place, pair in enumerate(pairwise(parts)):
-                rank = ranks.get(pair, math.inf)
-                if rank < best:
-                    best, at = rank, place
-            if at < 0:
-                return parts
-            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        return merged(piece, self._ranks)
 
     def add(self, piece: str, wanted: Mapping[str, int], room: int) -> None:
         """Add a piece with the letters and intermediate pieces that it needs, unless that takes more than `room`.

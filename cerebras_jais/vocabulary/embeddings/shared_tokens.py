@@ -6,31 +6,26 @@ UTF-8 bytes that it stands for, here b" the" for both.
 
 from __future__ import annotations
 
-import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from cerebras_jais.vocabulary.bpe import SPACE, Symbols, read_bpe
+from cerebras_jais.vocabulary.bpe import (
+    CHARACTERS_OF_BYTES,
+    SPACE,
+    Pair,
+    Symbols,
+    is_byte_piece,
+    merged,
+    read_bpe,
+)
 from cerebras_jais.vocabulary.errors import VocabularyError
 
 LONGEST = 512  # bytes of a token's text; a longer one has no counterpart, and its segmentation would take the square
-_BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
-
-
-def _characters_of_bytes() -> list[str]:
-    """The character that stands for each byte in a byte-level vocabulary (GPT-2's table, published)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = iter(range(0x100, 0x200))
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
-
-
-_CHARACTERS = _characters_of_bytes()
-_BYTES = {character: byte for byte, character in enumerate(_CHARACTERS)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +39,7 @@ class Vocabulary:
     """Id -> text; special tokens and those of more than LONGEST bytes have none."""
     ids: Mapping[bytes, int]
     """Text -> id. Of a piece and a byte-fallback token with one text, this is the piece."""
-    merges: Mapping[tuple[str, str], int]
+    ranks: Mapping[Pair, int]
     """Pair of pieces -> rank."""
     byte_level: bool
 
@@ -52,6 +47,10 @@ class Vocabulary:
     def size(self) -> int:
         """The largest id + 1."""
         return max(self.pieces.values()) + 1
+
+    @cached_property
+    def _names(self) -> dict[int, str]:
+        return {number: piece for piece, number in self.pieces.items()}
 
     def segment(self, text: bytes, without: int | None = None) -> tuple[int, ...]:
         """The ids of a text as one word, merged by rank, without the normaliser and the split into words.
@@ -61,27 +60,22 @@ class Vocabulary:
             without: the id of a token that may not be made. Smaller ones spell its text; bytes do where it is a
                 letter, and nothing where it is a byte.
         """
-        symbols = [letter for letter in self._letters(text, without) if self.pieces.get(letter, without) != without]
-        while True:
-            pairs = [
-                (rank, place)
-                for place, pair in enumerate(pairwise(symbols))
-                if (rank := self.merges.get(pair)) is not None and self.pieces[pair[0] + pair[1]] != without
-            ]
-            if not pairs:
-                return tuple(self.pieces[symbol] for symbol in symbols)
-            _, place = min(pairs)
-            symbols[place : place + 2] = [symbols[place] + symbols[place + 1]]
+        banned = None if without is None else self._names[without]
+        parts = merged(self._letters(text, banned), self.ranks, banned)
+        return tuple(self.pieces[part] for part in parts)
 
-    def _letters(self, text: bytes, without: int | None) -> list[str]:
+    def _letters(self, text: bytes, banned: str | None) -> list[str]:
         """The smallest pieces of a text: characters, or tokens of bytes where the vocabulary lacks one."""
+
+        def known(pieces: Iterable[str]) -> list[str]:
+            return [piece for piece in pieces if piece in self.pieces and piece != banned]
+
         if self.byte_level:
-            return [_CHARACTERS[byte] for byte in text]
+            return known(CHARACTERS_OF_BYTES[byte] for byte in text)
         letters: list[str] = []
         for character in text.decode("utf-8", errors="surrogateescape").replace(" ", SPACE):
-            known = self.pieces.get(character, without) != without
             spelled = character.encode("utf-8", errors="surrogateescape")
-            letters += [character] if known else [f"<0x{byte:02X}>" for byte in spelled]
+            letters += known([character]) or known(f"<0x{byte:02X}>" for byte in spelled)
         return letters
 
 
@@ -99,23 +93,14 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     texts: dict[int, bytes] = {}
     ids: dict[bytes, int] = {}
     for piece, number in pieces.items():
-        text = piece.encode() if piece in added else _text_of(piece, byte_level)
+        text = piece.encode() if piece in added else read.bytes_of(piece)
         if piece in special or text is None or len(text) > LONGEST:
             continue
         texts[number] = text
-        if text not in ids or not _BYTE_PIECE.fullmatch(piece):
+        if text not in ids or not is_byte_piece(piece):
             ids[text] = number
-    merges = {pair: rank for rank, pair in enumerate(read.merges)}
     file = folder / "tokenizer.json" if folder.is_dir() else folder
-    return Vocabulary(file, pieces, texts, ids, merges, byte_level)
-
-
-def _text_of(piece: str, byte_level: bool) -> bytes | None:
-    """The bytes that a piece stands for; None where it is not spelled in the vocabulary's alphabet."""
-    if byte_level:
-        return bytes(_BYTES[c] for c in piece) if all(c in _BYTES for c in piece) else None
-    found = _BYTE_PIECE.fullmatch(piece)
-    return bytes([int(found[1], 16)]) if found else piece.replace(SPACE, " ").encode()
+    return Vocabulary(file, pieces, texts, ids, read.ranks, byte_level)
 
 
 def shared_tokens(base: Vocabulary, donor: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
