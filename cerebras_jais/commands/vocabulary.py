@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -126,11 +126,15 @@ def extend_command(
             f"{base}: {counted(len(lost), 'new token')}, such as {lost[0]!r}, cannot be reached from the own text; "
             "nothing is written: please report it with the two tokenizers"
         )
-    documents = list(_documents(text))
+    kept = list(_documents(text)) if Path(STANDARD_INPUT) in text else None
+
+    def documents() -> Iterable[Document]:
+        return _documents(text) if kept is None else kept  # files are read again each time, in bounded memory
+
     by_name = {"base": extended, "extended": extension.tokenizer, "donor": lender}
-    rows = fertility({name: bpe.tokenizer for name, bpe in by_name.items()}, documents)
+    rows = fertility({name: bpe.tokenizer for name, bpe in by_name.items()}, documents())
     alone = fertility_of_words(
-        by_name, count_runs(documents, tokens), script, f"words in {' or '.join(scripts)} letters"
+        by_name, count_runs(documents(), tokens), script, f"words in {' or '.join(scripts)} letters"
     )
     rows += [alone] if alone else []
     report = {REPORT: "".join(f"{line}\n" for line in table(rows)).encode(), PLOT: plot(rows)}
@@ -146,8 +150,8 @@ def extend_command(
     if extension.model is None:
         click.echo("  no tokenizer.model, as the base has none")
     else:
-        equal = count_equal(extension.model, extension.tokenizer.tokenizer, [d.text for d in documents])
-        judged = "sentencepiece is not installed to compare it" if equal is None else f"{equal} of {len(documents)}"
+        equal = count_equal(extension.model, extension.tokenizer.tokenizer, (each.text for each in documents()))
+        judged = "sentencepiece is not installed to compare it" if equal is None else f"{equal[0]} of {equal[1]}"
         click.echo(f"  texts with the same tokens by tokenizer.model: {judged}")
     click.echo("tokens per word:")
     for row in rows:

@@ -7,10 +7,10 @@ Format: sentencepiece/src/sentencepiece_model.proto.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 LARGEST = 64 * MIB
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 _BPE = 2
+_BATCH = 256  # texts
 
 
 @dataclass(frozen=True)
@@ -86,14 +87,18 @@ def scores_between(low: float, high: float, count: int) -> list[float] | None:
     return scores if falling else None
 
 
-def count_equal(content: bytes, tokenizer: Tokenizer, texts: Sequence[str]) -> int | None:
-    """On how many texts a tokenizer.model gives the ids of tokenizer.json; None where `sentencepiece` is not there."""
+def count_equal(content: bytes, tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[int, int] | None:
+    """On how many of how many texts a tokenizer.model gives the ids of tokenizer.json; None without `sentencepiece`."""
     try:
         from sentencepiece import SentencePieceProcessor
     except ImportError:
         return None
-    ids = SentencePieceProcessor(model_proto=content).encode(list(texts))
-    return sum(1 for ours, theirs in zip(encode_texts(tokenizer, texts), ids, strict=True) if ours == theirs)
+    processor, remaining = SentencePieceProcessor(model_proto=content), iter(texts)
+    equal = count = 0
+    while batch := list(islice(remaining, _BATCH)):
+        pairs = zip(encode_texts(tokenizer, batch), processor.encode(batch), strict=True)
+        equal, count = equal + sum(ours == theirs for ours, theirs in pairs), count + len(batch)
+    return equal, count
 
 
 @cache
