@@ -143,7 +143,7 @@ class JaisModel(nn.Module):
         )
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return self.wte(input_ids)
+        return self.wte(input_ids)  # type: ignore[no-any-return]
 
     def forward(
         self,
@@ -162,7 +162,7 @@ class JaisModel(nn.Module):
             h_TM = block(h_TM)
         if not get_pp_group().is_last_rank:
             return IntermediateTensors({"hidden_states": h_TM})
-        return self.ln_f(h_TM)  # type: ignore[no-any-return]
+        return self.ln_f(h_TM)
 
 
 class JaisForCausalLM(nn.Module, SupportsPP, SupportsQuant):  # type: ignore[misc]
@@ -201,7 +201,7 @@ class JaisForCausalLM(nn.Module, SupportsPP, SupportsQuant):  # type: ignore[mis
         intermediate_tensors: IntermediateTensors | None = None,
         inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor | IntermediateTensors:
-        return self.transformer(input_ids, positions, intermediate_tensors, inputs_embeds)  # type: ignore[no-any-return]
+        return self.transformer(input_ids, positions, intermediate_tensors, inputs_embeds)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
         """Logits [T, V] with muP's factor; None in processes that do not gather them."""
