@@ -225,10 +225,10 @@ def test_the_first_published_layout_loads_without_its_code(tmp_path, release_of)
 def serve(release, tmp_path, port, log):
     command = [str(Path(sys.executable).parent / "vllm"), "serve", str(release), "--port", str(port)]
     command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", str(LENGTH * 2)]
-    # The command asks for the version of a package vllm, and the build for CPUs has another name.
-    named = tmp_path / "named" / "vllm-0.dist-info"
+    # The command asks for the version of a package vllm, where the build for CPUs has another name.
+    named = tmp_path / "named" / "vllm-0+cpu.dist-info"
     named.mkdir(parents=True)
-    (named / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0\n")
+    (named / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0+cpu\n")
     paths = f"{ROOT}:{named.parent}"
     environment = surroundings(tmp_path, VLLM_ALLOW_LONG_MAX_MODEL_LEN="1", PYTHONPATH=paths)
     return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=tmp_path, env=environment)
