@@ -12,6 +12,7 @@ compiled model: with enforce_eager it makes no buffers for what comes from the s
 """
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import shutil
