@@ -30,6 +30,7 @@ ORDER = (
     ("cirh",),
     ("launch",),
     ("checkpoint_convert",),
+    ("chat",),
     ("vocabulary",),
     ("evaluate",),
     ("train", "modelzoo"),
