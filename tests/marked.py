@@ -29,6 +29,7 @@ PACKAGES = (
     "llama_cpp_python",
     "datatrove",
     "ray",
+    "playwright",
 )
 HEADER = (
     "| mark | date | commit | passed | failed | minutes | environment |\n| --- | --- | --- | --- | --- | --- | --- |\n"
