@@ -17,6 +17,11 @@ pytestmark = pytest.mark.browser
 CUT = event("half an ") + event("answer") + event(finish="stop")
 FAILURES = {
     "busy": (failure(429, "The queue has 8 requests."), "queue is full", "قائمة انتظار"),
+    "overloaded": (
+        Reply(503, b'{"error": {"message": "64 requests wait.", "code": "overloaded"}}'),
+        "queue is full",
+        "قائمة انتظار",
+    ),
     "stopping": (failure(503, "Stopping."), "is stopping", "يتوقف"),
     "refused": (failure(400, "The prompt has 3000 tokens; this model reads 2048."), "refused", "رفض"),
     "failed": (failure(500, "broken"), "server failed", "خطأ في الخادم"),
@@ -24,6 +29,11 @@ FAILURES = {
     "garbage": (Reply(content=b"data: {garbage\n\n"), "connection broke", "انقطع"),
     "no events": (Reply(content=b"<html>"), "connection broke", "انقطع"),
     "error event": (Reply(content=b'data: {"error": {"message": "out of memory"}}\n\n'), "server failed", "خطأ"),
+    "stopping event": (
+        Reply(content=b'data: {"error": {"message": "ending", "code": "stopping"}}\n\n'),
+        "is stopping",
+        "يتوقف",
+    ),
     "empty": (Reply(content=event(finish="stop") + b"data: [DONE]\n\n"), "empty answer", "فارغة"),
 }
 
