@@ -119,9 +119,7 @@ class Connection:
             return None
         self._rest = b""
         until, searched = time.monotonic() + seconds, 0
-        while found and (end := found.find(b"\r\n\r\n", searched)) < 0:
-            if len(found) > LARGEST_HEAD:
-                raise HttpError(431, f"the header has more than {LARGEST_HEAD:,} bytes; send less")
+        while found and (end := found.find(b"\r\n\r\n", searched)) < 0 and len(found) <= LARGEST_HEAD:
             searched = max(0, len(found) - 3)
             try:
                 more = self._receive(until)
@@ -132,6 +130,8 @@ class Connection:
             found += more
         if not found:
             return None
+        if not 0 <= end <= LARGEST_HEAD:
+            raise HttpError(431, f"the header has more than {LARGEST_HEAD:,} bytes; send less")
         self._rest = bytes(found[end + 4 :])
         return _head(found[:end])
 

@@ -48,11 +48,13 @@ class ScriptedEngine:
 
     Attributes:
         step: called before each token.
+        tail: text that every answer ends with, of no tokens.
         answered: answers written to their end.
         cancelled: answers that were not.
     """
 
     step: Callable[[], object] = lambda: None
+    tail: str = ""
     is_chat: bool = True
     name: str = NAME
     context: int = CONTEXT
@@ -84,7 +86,7 @@ class ScriptedEngine:
                 return
             yield Piece(decoder.decode(bytes([token])), (token,), None)
         self.answered += 1
-        yield Piece(decoder.decode(b"", True), (), reason)
+        yield Piece(decoder.decode(b"", True) + self.tail, (), reason)
 
 
 @dataclass(frozen=True)

@@ -366,13 +366,15 @@ def test_a_full_queue_refuses_with_a_time_to_come_back():
         assert [done.result()[0] for done in (first, *waiting)] == [200] * 3
 
 
-def test_a_reader_that_does_not_read_holds_up_nobody_and_is_left():
-    with serving(ScriptedEngine(context=1 << 20), most_tokens=1 << 20, send=0.3) as running:
-        body = json.dumps({"prompt": ["x" * 200_000] * 16, "max_tokens": 400_001, "stream": True}).encode()
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_reader_that_does_not_read_holds_up_nobody_and_is_left(stream):
+    with serving(ScriptedEngine(tail="x" * (32 << 20)), send=0.3) as running:
+        body = json.dumps(chat("ab", stream=stream)).encode()
         with running.connect() as slow:
-            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            slow.sendall(b"POST %b HTTP/1.1\r\nHost: localhost\r\n" % COMPLETIONS.encode())
+            slow.sendall(b"POST %b HTTP/1.1\r\nHost: localhost\r\n" % CHAT.encode())
             slow.sendall(b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
+            wait_until(lambda: running.engine.answered == 1, "the answer")
+            running.engine.tail = ""
             assert running.ask(CHAT, chat("ab"))[2]["choices"][0]["message"]["content"] == "ba|ab"
             wait_until(lambda: any(" 499 " in line for line in running.log), "the slow reader to be left")
 
