@@ -32,6 +32,7 @@ ORDER = (
     ("checkpoint_convert",),
     ("chat",),
     ("vocabulary",),
+    ("serve",),
     ("evaluate",),
     ("train", "modelzoo"),
     ("commands",),

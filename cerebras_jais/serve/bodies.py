@@ -13,14 +13,13 @@ from typing import Any
 
 from cerebras_jais.errors import UserError
 from cerebras_jais.files import parse_json
-from cerebras_jais.ranges import COUNT_OR_NONE, SEED, SHARE, SIZE, TEMPERATURE, Range, shown
+from cerebras_jais.ranges import COUNT_OR_NONE, PENALTY, SEED, SHARE, SIZE, TEMPERATURE, Range, shown
 from cerebras_jais.serve.http11 import HttpError
 
 LANGUAGES = ("ar", "en")
 MOST_STOPS, LONGEST_STOP = 4, 256  # strings, characters
 MOST_PROMPTS = 16
 _MOST_MESSAGES = 1000
-_PENALTY = Range(0.1, 10)
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 # What a key may hold where the server does not have what it asks for: nothing, or what changes nothing.
 _NOT_HERE: dict[str, tuple[Any, ...]] = {
@@ -135,7 +134,7 @@ def _options(body: Mapping[str, Any]) -> Options:
         _number(body, "temperature", TEMPERATURE),
         _number(body, "top_p", SHARE),
         _whole(body, "top_k", COUNT_OR_NONE),
-        _number(body, "repetition_penalty", _PENALTY),
+        _number(body, "repetition_penalty", PENALTY),
         _whole(body, "min_tokens", COUNT_OR_NONE),
         limits[0] if limits[0] is not None else limits[1],
         _whole(body, "seed", SEED),
