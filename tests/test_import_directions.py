@@ -30,6 +30,8 @@ ORDER = (
     ("cirh",),
     ("launch",),
     ("checkpoint_convert",),
+    ("chat",),
+    ("serve",),
     ("vocabulary",),
     ("evaluate",),
     ("train", "modelzoo"),

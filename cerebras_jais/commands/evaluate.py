@@ -19,25 +19,25 @@ if TYPE_CHECKING:
     from cerebras_jais.evaluate.score import Scored
     from cerebras_jais.model.decoder import LanguageModel
 
-_MODEL = click.argument("path", metavar="MODEL", type=click.Path(path_type=Path))
-_TOKENIZER = click.option(
+MODEL = click.argument("path", metavar="MODEL", type=click.Path(path_type=Path))
+TOKENIZER = click.option(
     "--tokenizer", type=click.Path(path_type=Path), help="Folder of the tokenizer. Default: the release's own."
 )
-_CONFIG = click.option(
+CONFIG = click.option(
     "--config",
     type=click.Path(path_type=Path),
     help="Trainer YAML of the model, where the checkpoint does not record it.",
 )
-_ALLOW_PICKLE = click.option(
+ALLOW_PICKLE = click.option(
     "--allow-pickle", is_flag=True, help="Read a release's weights in pickle files too (.bin); nothing in them is run."
 )
 
 
 @click.command()
-@_MODEL
-@_TOKENIZER
-@_CONFIG
-@_ALLOW_PICKLE
+@MODEL
+@TOKENIZER
+@CONFIG
+@ALLOW_PICKLE
 @click.option("--prompt", required=True, multiple=True, help="Text to continue; may be given several times.")
 @click.option("--max-new-tokens", type=Number(SIZE), default=64, show_default=True, help="Tokens to add at most.")
 @click.option(
@@ -80,8 +80,8 @@ def generate(
     from cerebras_jais.encoding import encode_texts
     from cerebras_jais.model.generate import generate as continue_ids
 
-    tokenizer = _tokenizer_of(path, tokenizer)
-    model, encoder = _load(path, config, allow_pickle), load_tokenizer(tokenizer)
+    tokenizer = tokenizer_of(path, tokenizer)
+    model, encoder = load(path, config, allow_pickle), load_tokenizer(tokenizer)
     eos = end_of_text_id(encoder, tokenizer)
     generator = torch.Generator().manual_seed(seed)
     for prompt_ids in encode_texts(encoder, prompt):
@@ -99,10 +99,10 @@ def generate(
 
 
 @click.command()
-@_MODEL
-@_TOKENIZER
-@_CONFIG
-@_ALLOW_PICKLE
+@MODEL
+@TOKENIZER
+@CONFIG
+@ALLOW_PICKLE
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
@@ -143,7 +143,7 @@ def score(
     from cerebras_jais.errors import UserError
     from cerebras_jais.evaluate.score import score_documents, score_texts
 
-    tokenizer = _tokenizer_of(path, tokenizer)
+    tokenizer = tokenizer_of(path, tokenizer)
     if (data is None) == (not text):
         raise UserError(
             "give exactly one of --data and --text: --data the folder that `data pack` wrote, for the documents that "
@@ -155,7 +155,7 @@ def score(
     documents = [document for source in text for document in read_documents(source)]
     if data is not None and conversations is None:
         documents = held_out_documents(data)
-    model, encoder = _load(path, config, allow_pickle), load_tokenizer(tokenizer)
+    model, encoder = load(path, config, allow_pickle), load_tokenizer(tokenizer)
     eos = end_of_text_id(encoder, tokenizer)
     if conversations is not None:
         scores = score_texts(model, _scored(conversations, encoder, eos), model.config.max_position_embeddings)
@@ -198,7 +198,7 @@ def _scored(conversations: list[Conversation], encoder: Tokenizer, eos: int) -> 
         yield Scored(conversation.language, ids.tolist(), trained.tolist(), size)
 
 
-def _tokenizer_of(path: Path, given: Path | None) -> Path:
+def tokenizer_of(path: Path, given: Path | None) -> Path:
     """The folder of the tokenizer: the one given, or the release itself."""
     from cerebras_jais.errors import UserError
 
@@ -211,7 +211,7 @@ def _tokenizer_of(path: Path, given: Path | None) -> Path:
     return path
 
 
-def _load(path: Path, config: Path | None, allow_pickle: bool) -> LanguageModel:
+def load(path: Path, config: Path | None, allow_pickle: bool) -> LanguageModel:
     """The model of a release, or of a checkpoint by the config it records or by the YAML given."""
     from cerebras_jais.catalog.reader import read_trainer_yaml
     from cerebras_jais.errors import UserError
