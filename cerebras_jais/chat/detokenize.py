@@ -40,7 +40,9 @@ def token_bytes(tokenizer: Tokenizer) -> TokenBytes:
     vocabulary = {number: piece for piece, number in tokenizer.get_vocab().items() if number not in special}
     if kinds == ["ByteLevel"]:
         return TokenBytes({number: _byte_level(piece) for number, piece in vocabulary.items()}, (), False)
-    if set(kinds) <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"} and {"Replace", "Metaspace"} & set(kinds):
+    if set(kinds) <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"} and {"Replace", "Metaspace"} & set(
+        kinds
+    ):
         singles = {n for n, piece in vocabulary.items() if is_byte_piece(piece)} if "ByteFallback" in kinds else set()
         of = {
             number: bytes([int(piece[3:5], 16)]) if number in singles else piece.replace("▁", " ").encode()

@@ -142,12 +142,16 @@ class Engine:
         """The tokens of a prompt, at least one; special tokens written in the text are text."""
         return [*self._before, *encode_texts(self.tokenizer, [text])[0]] or [self.eos[0]]
 
-    def chat_ids(self, messages: Sequence[Mapping[str, Any]], language: str | None = None) -> list[int]:
-        """The prompt of a conversation; raises UserError for a base model, and as `chat_prompt` does."""
+    def check_chats(self) -> None:
+        """Raise UserError for a base model."""
         if not self.is_chat:
             raise UserError(
                 f"{self.name}: is a base model, which continues text; to chat give one tuned on conversations"
             )
+
+    def chat_ids(self, messages: Sequence[Mapping[str, Any]], language: str | None = None) -> list[int]:
+        """The prompt of a conversation; raises UserError as `check_chats` and `chat_prompt` do."""
+        self.check_chats()
         prompt = chat_prompt(messages, language, template=self._template, normalizer=self.tokenizer.normalizer)
         return self.encode(prompt)
 

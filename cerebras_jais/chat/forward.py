@@ -95,7 +95,9 @@ class Forward:
             heads = self.config.num_heads
             piece = max(16, min(_LONGEST_PIECE, _BIAS_ELEMENTS // (heads * len(ids))))
             end = min(len(ids), done + piece)
-            x_BLM = self._prompt_piece(torch.tensor([ids[done:end]], device=self._embedding.device), done, cache, row, start)
+            x_BLM = self._prompt_piece(
+                torch.tensor([ids[done:end]], device=self._embedding.device), done, cache, row, start
+            )
             done = end
         assert x_BLM is not None, "at least one token is fed"
         return self._logits(x_BLM[:, -1])[0]
@@ -143,7 +145,9 @@ class Forward:
             places_BL = torch.tensor([[column - start] for start in starts], device=device)
             cos, sin = rotary_angles(places_BL[:, None], c.effective_rotary_dim, c.rope_theta, c.pos_scaling_factor)
         else:
-            bias = self._bias_row(column + 1)[None, :, :, first - column - 1 :].unflatten(1, (groups, repeats))[:, :, :, 0]
+            bias = self._bias_row(column + 1)[None, :, :, first - column - 1 :].unflatten(1, (groups, repeats))[
+                :, :, :, 0
+            ]
         if any(start != first for start in starts):
             begins_B1 = torch.tensor(starts, device=device)[:, None]
             visible = (torch.arange(first, column + 1, device=device) >= begins_B1)[:, None, None]

@@ -78,8 +78,10 @@ def chat_prompt(
     try:
         parts = []
         size = 0
-        for part in _environment().from_string(template or chat_template()).generate(
-            messages=turns, add_generation_prompt=True, **values
+        for part in (
+            _environment()
+            .from_string(template or chat_template())
+            .generate(messages=turns, add_generation_prompt=True, **values)
         ):
             size += len(part)
             if size > _LONGEST_PROMPT:

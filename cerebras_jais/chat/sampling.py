@@ -85,9 +85,7 @@ def processed_logits(
     if sampling.repetition_penalty != 1.0 and seen:
         before = torch.tensor(sorted(set(seen)), device=logits_V.device)
         old = logits_V[before]
-        logits_V[before] = torch.where(
-            old < 0, old * sampling.repetition_penalty, old / sampling.repetition_penalty
-        )
+        logits_V[before] = torch.where(old < 0, old * sampling.repetition_penalty, old / sampling.repetition_penalty)
     if new_tokens < sampling.min_new_tokens:
         logits_V[list(eos)] = float("-inf")
     if sampling.is_greedy:
