@@ -126,7 +126,7 @@ class Engine:
         config = forward.config
         if vocabulary_size(tokenizer) > config.vocab_size:
             raise UserError(
-                f"{name}: its vocabulary has {config.vocab_size} entries, the tokenizer has {vocabulary_size(tokenizer)}: "
+                f"{name}: has a vocabulary of {config.vocab_size}, and the tokenizer {vocabulary_size(tokenizer)} ids: "
                 "the tokenizer does not belong to this model; give the model's own"
             )
         self.name, self.tokenizer, self.eos, self.is_chat = name, tokenizer, eos, is_chat

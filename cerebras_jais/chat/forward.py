@@ -38,7 +38,7 @@ class _Layer:
 
 
 class Cache:
-    """Keys and values of all layers, [layers, B, G, capacity, D] each; row b holds tokens from column `starts[b]` on."""
+    """Keys and values of all layers, [layers, B, G, capacity, D] each; each row ends in the same column."""
 
     def __init__(self, config: DecoderConfig, batch: int, capacity: int, like: Tensor) -> None:
         shape = (config.num_hidden_layers, batch, config.num_kv_groups, capacity, config.head_dim)

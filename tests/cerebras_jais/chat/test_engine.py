@@ -123,7 +123,7 @@ def test_a_prompt_beyond_the_context_is_refused_with_rotary_positions_and_noted_
     family, _, engine, _ = made
     long = [5] * 600
     if family == "llama":
-        with pytest.raises(UserError, match="600 tokens.*trained with 512.*rotary"):
+        with pytest.raises(UserError, match=r"600 tokens.*trained with 512.*rotary"):
             engine.complete([long], [Sampling(max_new_tokens=1)])
     else:
         assert "ALiBi" in engine.note_on(len(long))
