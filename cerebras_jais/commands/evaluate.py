@@ -43,18 +43,16 @@ ALLOW_PICKLE = click.option(
 @click.option(
     "--temperature",
     type=Number(TEMPERATURE),
-    default=0.0,
-    show_default=True,
-    help="0 takes the likeliest token each time.",
+    help="0 takes the likeliest token each time. Default: 0; with --chat the model's own.",
 )
 @click.option(
     "--top-p",
     type=Number(SHARE),
-    default=1.0,
-    show_default=True,
-    help="Sample from the likeliest tokens of this total.",
+    help="Sample from the likeliest tokens of this total. Default: 1; with --chat the model's own.",
 )
 @click.option("--seed", type=Number(SEED), default=0, show_default=True, help="Seed of the sampling.")
+@click.option("--chat", "as_chat", is_flag=True, help="Answer each prompt as a question, by the model's chat template.")
+@click.option("--language", type=click.Choice(["ar", "en"]), help="Of the chat prompt. Default: that of each question.")
 def generate(
     path: Path,
     tokenizer: Path | None,
@@ -62,40 +60,41 @@ def generate(
     allow_pickle: bool,
     prompt: tuple[str, ...],
     max_new_tokens: int,
-    temperature: float,
-    top_p: float,
+    temperature: float | None,
+    top_p: float | None,
     seed: int,
+    as_chat: bool,
+    language: str | None,
 ) -> None:
     """Continue prompts with a trained model: a checkpoint (.mdl) or a Hugging Face release.
 
     \b
       cerebras-jais generate jais/checkpoint_100.mdl --tokenizer tokenizer --prompt "الشمس"
       cerebras-jais generate release --prompt "الشمس"
+      cerebras-jais generate chat-release --chat --prompt "ما هي عاصمة الإمارات؟"
 
     A release is read without running its code, and brings its tokenizer.
     """
-    import torch
+    from dataclasses import replace
 
-    from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer
-    from cerebras_jais.encoding import encode_texts
-    from cerebras_jais.model.generate import generate as continue_ids
+    from cerebras_jais.chat.engine import open_engine
+    from cerebras_jais.chat.sampling import Sampling
 
-    tokenizer = tokenizer_of(path, tokenizer)
-    model, encoder = load(path, config, allow_pickle), load_tokenizer(tokenizer)
-    eos = end_of_text_id(encoder, tokenizer)
-    generator = torch.Generator().manual_seed(seed)
-    for prompt_ids in encode_texts(encoder, prompt):
-        ids = torch.tensor([prompt_ids or [eos]])
-        out = continue_ids(
-            model,
-            ids,
-            max_new_tokens,
-            eos_token_id=eos,
-            temperature=temperature,
-            top_p=top_p,
-            generator=generator,
-        )
-        click.echo(encoder.decode(out[0].tolist()))
+    engine = open_engine(path, tokenizer=tokenizer, config=config, allow_pickle=allow_pickle)
+    said = {"temperature": temperature, "top_p": top_p}
+    sampling = replace(
+        engine.chat_sampling if as_chat else Sampling(),
+        **{name: value for name, value in said.items() if value is not None},
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
+    for text in prompt:
+        ids = engine.chat_ids([{"role": "user", "content": text}], language) if as_chat else engine.encode(text)
+        note = engine.note_on(len(ids))
+        if note is not None:
+            click.echo(f"note: {note}", err=True)
+        (done,) = engine.complete([ids], [sampling])
+        click.echo(done.text.strip() if as_chat else text + done.text)
 
 
 @click.command()
