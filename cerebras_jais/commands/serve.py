@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from cerebras_jais.commandline import Number
-from cerebras_jais.commands.evaluate import ALLOW_PICKLE, CONFIG, MODEL, TOKENIZER, load, tokenizer_of
+from cerebras_jais.commands.evaluate import ALLOW_PICKLE, CONFIG, MODEL, TOKENIZER
 from cerebras_jais.ranges import COUNT_OR_NONE, PORT, SECONDS, SIZE
-
-if TYPE_CHECKING:
-    from cerebras_jais.serve.model import Model
 
 
 @click.command()
@@ -67,6 +63,7 @@ def serve(
     """
     import threading
 
+    from cerebras_jais.chat.engine import open_engine
     from cerebras_jais.endpoint.client import key_from
     from cerebras_jais.errors import UserError
     from cerebras_jais.serve.access import is_loopback
@@ -74,41 +71,28 @@ def serve(
 
     key = key_from(key_variable)
     with listen(host, port) as listener:
-        model = _model(path, tokenizer, config, allow_pickle)
+        engine = open_engine(path, tokenizer=tokenizer, config=config, allow_pickle=allow_pickle)
         if key is None and not is_loopback(host):
             click.echo(
                 f"note: whoever reaches {host} can use the model; give --key-variable to ask for a key", err=True
             )
-        if max_tokens is not None and max_tokens > model.context:
-            said = f"--max-tokens {max_tokens}: the model was trained with a context of {model.context}"
-            if not model.extrapolates:
-                raise UserError(f"{said}, beyond which rotary positions do not work; give {model.context} or less")
+        if max_tokens is not None and max_tokens > engine.context:
+            said = f"--max-tokens {max_tokens}: the model was trained with a context of {engine.context}"
+            if engine.positions == "rotary":
+                raise UserError(f"{said}, beyond which rotary positions do not work; give {engine.context} or less")
             click.echo(f"note: {said}; what it makes of longer texts is its own extrapolation (ALiBi)", err=True)
         settings = Settings(
-            most_tokens=max_tokens or model.context,
+            most_tokens=max_tokens or engine.context,
             key=key,
             hosts=frozenset(name.lower() for name in (*allow_host, host)),
             most_waiting=queue,
             most_connections=queue + 128,
             log=(lambda line: click.echo(line, err=True)) if log_requests else None,
         )
-        server = Server(model, listener, settings)
+        server = Server(engine, listener, settings)
         try:
-            click.echo(f"{model.name} answers at {url_of(listener)}; Ctrl-C ends it")
+            click.echo(f"{engine.name} answers at {url_of(listener)}; Ctrl-C ends it")
             threading.Event().wait()
         finally:
             click.echo("note: ending; an answer under way ends first", err=True)
             server.stop(grace)
-
-
-def _model(path: Path, tokenizer: Path | None, config: Path | None, allow_pickle: bool) -> Model:
-    """The model of a release or a checkpoint; a release with a chat template chats."""
-    from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer
-    from cerebras_jais.serve.model import ReferenceModel
-
-    folder = tokenizer_of(path, tokenizer)
-    encoder = load_tokenizer(folder)
-    model = load(path, config, allow_pickle).eval()
-    is_chat = (path / "chat_template.jinja").is_file()
-    name = path.resolve().name.removesuffix(".mdl")
-    return ReferenceModel(name, model, encoder, end_of_text_id(encoder, folder), is_chat=is_chat)

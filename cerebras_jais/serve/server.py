@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from cerebras_jais.chat.page import page
+from cerebras_jais.chat.sampling import Sampling
 from cerebras_jais.errors import UserError
 from cerebras_jais.files import MIB
 from cerebras_jais.serve.access import check_key, check_origin
@@ -28,7 +29,7 @@ from cerebras_jais.serve.http11 import Connection, GoneError, Head, HttpError
 from cerebras_jais.serve.worker import Job, Worker
 
 if TYPE_CHECKING:
-    from cerebras_jais.serve.model import Model
+    from cerebras_jais.chat.engine import Engine
 
 _POLL = 0.2  # seconds between two looks at whether the server ends
 _COMPLETION_TOKENS = 16  # of a completion that says nothing of its length, as at OpenAI
@@ -99,9 +100,9 @@ def url_of(listener: socket.socket) -> str:
 class Server:
     """Answers at a listening socket from its making on, until `stop`."""
 
-    def __init__(self, model: Model, listener: socket.socket, settings: Settings) -> None:
-        self._model, self._listener, self._settings = model, listener, settings
-        self._worker = Worker(model, settings.most_waiting)
+    def __init__(self, engine: Engine, listener: socket.socket, settings: Settings) -> None:
+        self._engine, self._listener, self._settings = engine, listener, settings
+        self._worker = Worker(engine, settings.most_waiting)
         self._encoding = threading.Lock()
         self._page = page()
         self._places = threading.BoundedSemaphore(settings.most_connections)
@@ -223,7 +224,7 @@ class Server:
 
     def _models(self, path: str) -> dict[str, Any]:
         model = {
-            "id": self._model.name,
+            "id": self._engine.name,
             "object": "model",
             "created": self._created,
             "owned_by": "cerebras-jais",
@@ -236,32 +237,33 @@ class Server:
         return model
 
     def _check_model(self, name: str | None) -> None:
-        if name is not None and name != self._model.name:
+        if name is not None and name != self._engine.name:
             raise HttpError(
                 404,
-                f"there is no such model here; ask for {self._model.name!r}",
+                f"there is no such model here; ask for {self._engine.name!r}",
                 code="model_not_found",
                 param="model",
             )
 
     def _chat_prompt(self, chat: Chat) -> tuple[Ids, ...]:
         self._check_model(chat.options.model)
-        if not self._model.is_chat:
+        if not self._engine.is_chat:
             raise HttpError(
                 400,
-                f"{self._model.name!r} is a base model, which continues text and does not chat; ask {_COMPLETIONS}, "
+                f"{self._engine.name!r} is a base model, which continues text and does not chat; ask {_COMPLETIONS}, "
                 "or serve a chat model",
                 code="not_a_chat_model",
             )
+        messages = [{"role": role, "content": content} for role, content in chat.messages]
         with self._encoding:
-            return (tuple(self._model.chat_ids(chat.messages, chat.language)),)
+            return (tuple(self._engine.chat_ids(messages, chat.language)),)
 
     def _prompts(self, completion: Completion) -> tuple[Ids, ...]:
         self._check_model(completion.options.model)
-        check_ids(completion.prompts, self._model.vocabulary)
+        check_ids(completion.prompts, self._engine.vocabulary)
         with self._encoding:
             return tuple(
-                tuple(self._model.encode(prompt)) if isinstance(prompt, str) else prompt
+                tuple(self._engine.encode(prompt)) if isinstance(prompt, str) else prompt
                 for prompt in completion.prompts
             )
 
@@ -293,8 +295,9 @@ class Server:
             "stop": options.stop,
         }
         said: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        job = Job(prompts, replace(self._model.sampling, **said))
-        shape = Shape(self._model.name, chat, options.include_usage)
+        usual = self._engine.chat_sampling if chat else Sampling(temperature=1.0)
+        job = Job(prompts, replace(usual, **said))
+        shape = Shape(self._engine.name, chat, options.include_usage)
         self._worker.submit(job)
         try:
             if options.stream:

@@ -14,8 +14,9 @@ from cerebras_jais.errors import UserError
 from cerebras_jais.serve.http11 import HttpError
 
 if TYPE_CHECKING:
+    from cerebras_jais.chat.engine import Engine, Piece
+    from cerebras_jais.chat.sampling import Sampling
     from cerebras_jais.serve.bodies import Ids
-    from cerebras_jais.serve.model import Model, Piece, Sampling
 
 _RETRY = {"Retry-After": "2"}
 
@@ -52,12 +53,12 @@ class Worker:
     """Answers jobs in the order in which they come.
 
     Args:
-        model: used by this object's thread alone.
+        engine: used by this object's thread alone.
         most_waiting: jobs that may wait beside the one under way.
     """
 
-    def __init__(self, model: Model, most_waiting: int) -> None:
-        self._model, self._most = model, most_waiting
+    def __init__(self, engine: Engine, most_waiting: int) -> None:
+        self._engine, self._most = engine, most_waiting
         self._waiting: deque[Job] = deque()
         self._running: Job | None = None
         self._stopping = False
@@ -124,8 +125,9 @@ class Worker:
         """Write the answers of a job; what went wrong."""
         try:
             for index, prompt in enumerate(job.prompts):
-                for piece in self._model.stream(prompt, job.sampling, job.cancelled.is_set):
-                    job.results.put(Written(index, piece))
+                for piece in self._engine.stream(prompt, job.sampling, job.cancelled.is_set):
+                    if piece.finish_reason != "cancelled":
+                        job.results.put(Written(index, piece))
                 if job.cancelled.is_set():
                     return _ending()
         except UserError as error:

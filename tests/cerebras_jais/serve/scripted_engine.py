@@ -12,7 +12,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from cerebras_jais.serve.model import Piece, Sampling
+from cerebras_jais.chat.engine import Piece
+from cerebras_jais.chat.sampling import Sampling
 from cerebras_jais.serve.server import Server, Settings, listen
 
 NAME = "scripted"
@@ -40,9 +41,9 @@ class ScriptedEngine:
     is_chat: bool = True
     name: str = NAME
     context: int = CONTEXT
-    extrapolates: bool = True
+    positions: str = "alibi"
     vocabulary: int = 256
-    sampling: Sampling = field(default_factory=Sampling)
+    chat_sampling: Sampling = field(default_factory=Sampling)
     answered: int = 0
     cancelled: int = 0
 
@@ -50,7 +51,7 @@ class ScriptedEngine:
         return list(text.encode())
 
     def chat_ids(self, messages, language):
-        return self.encode(messages[-1][1])
+        return self.encode(messages[-1]["content"])
 
     def stream(self, prompt_ids, sampling, cancelled):
         prompt = bytes(prompt_ids).decode("utf-8", "replace")

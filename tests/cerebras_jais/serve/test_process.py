@@ -24,6 +24,7 @@ from tests.card import prompt
 from tests.cerebras_jais.model.examples import jais_section, llama_section
 from tests.chat_tokenizers import EOS, VOCABULARY, write_tokenizer
 from tests.checkpoint_convert.examples import random_model, state_of, write_checkpoint
+from tests.marks import slow_except
 
 openai = pytest.importorskip("openai")
 ROOT = Path(__file__).parents[3]
@@ -64,7 +65,7 @@ def said_by(release, *options):
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("family", ["jais"])
+@pytest.mark.parametrize("family", slow_except(["jais"], ["jais", "llama"]))
 def test_answers_are_those_of_the_reference_path_and_sigterm_lets_one_end(family, tmp_path):
     release = make_release(tmp_path, family, chat=True)
     model, tokenizer = load_release(release), Tokenizer.from_file(str(release / "tokenizer.json"))
