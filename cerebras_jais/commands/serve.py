@@ -63,15 +63,24 @@ def serve(
     """
     import threading
 
+    from cerebras_jais.chat.engine import open_engine
     from cerebras_jais.endpoint.client import key_from
+    from cerebras_jais.errors import UserError
     from cerebras_jais.serve.access import is_loopback
     from cerebras_jais.serve.server import Server, Settings, listen, url_of
 
     key = key_from(key_variable)
     with listen(host, port) as listener:
-        engine = load(path, tokenizer, config, allow_pickle)
+        engine = open_engine(path, tokenizer=tokenizer, config=config, allow_pickle=allow_pickle)
         if key is None and not is_loopback(host):
-            click.echo(f"note: whoever reaches {host} can use the model; give --key-variable to ask for a key", err=True)
+            click.echo(
+                f"note: whoever reaches {host} can use the model; give --key-variable to ask for a key", err=True
+            )
+        if max_tokens is not None and max_tokens > engine.context:
+            said = f"--max-tokens {max_tokens}: the model was trained with a context of {engine.context}"
+            if engine.positions == "rotary":
+                raise UserError(f"{said}, beyond which rotary positions do not work; give {engine.context} or less")
+            click.echo(f"note: {said}; what it makes of longer texts is its own extrapolation (ALiBi)", err=True)
         settings = Settings(
             most_tokens=max_tokens or engine.context,
             key=key,

@@ -15,8 +15,10 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from cerebras_jais.chat.page import page
+from cerebras_jais.chat.sampling import Sampling
 from cerebras_jais.errors import UserError
 from cerebras_jais.files import MIB
 from cerebras_jais.serve.access import check_key, check_origin
@@ -86,6 +88,13 @@ def listen(host: str, port: int) -> socket.socket:
             "--port or --host"
         ) from error
     return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """What a browser of this machine takes to reach a listening socket."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
 class Server:
@@ -221,7 +230,7 @@ class Server:
             "owned_by": "cerebras-jais",
             "max_model_len": self._settings.most_tokens,
         }
-        asked = path[len(_MODELS) + 1 :]
+        asked = unquote(path[len(_MODELS) + 1 :])
         if not asked:
             return {"object": "list", "data": [model]}
         self._check_model(asked)
@@ -245,8 +254,9 @@ class Server:
                 "or serve a chat model",
                 code="not_a_chat_model",
             )
+        messages = [{"role": role, "content": content} for role, content in chat.messages]
         with self._encoding:
-            return (tuple(self._engine.chat_ids(chat.messages, chat.language)),)
+            return (tuple(self._engine.chat_ids(messages, chat.language)),)
 
     def _prompts(self, completion: Completion) -> tuple[Ids, ...]:
         self._check_model(completion.options.model)
@@ -285,7 +295,8 @@ class Server:
             "stop": options.stop,
         }
         said: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        job = Job(prompts, replace(self._engine.sampling, **said))
+        usual = self._engine.chat_sampling if chat else Sampling(temperature=1.0)
+        job = Job(prompts, replace(usual, **said))
         shape = Shape(self._engine.name, chat, options.include_usage)
         self._worker.submit(job)
         try:

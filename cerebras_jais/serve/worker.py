@@ -126,7 +126,8 @@ class Worker:
         try:
             for index, prompt in enumerate(job.prompts):
                 for piece in self._engine.stream(prompt, job.sampling, job.cancelled.is_set):
-                    job.results.put(Written(index, piece))
+                    if piece.finish_reason != "cancelled":
+                        job.results.put(Written(index, piece))
                 if job.cancelled.is_set():
                     return _ending()
         except UserError as error:

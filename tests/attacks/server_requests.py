@@ -1,4 +1,4 @@
-"""Requests to the server, right and damaged: `python tests/attacks/server_requests.py --count N --seed S`; status 1 if bad.
+"""Good and bad requests to `serve`: `python tests/attacks/server_requests.py --count N --seed S`; status 1 if bad.
 
 The server runs in this process around an engine whose answers are a function of the prompt, and eight clients ask it at
 once. A verdict is "right" (the answer that the function gives, or the one status that fits), "refused" (a damaged
@@ -26,7 +26,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[2])
 
-from tests.cerebras_jais.serve.scripted_engine import CONTEXT, NAME, answer_to, chat, serving
+from tests.cerebras_jais.serve.scripted_engine import CONTEXT, answer_to, chat, serving
 
 BAD = ("wrong", "crash", "hang", "memory", "leak")
 CLIENTS, WARM_UP, ROOM = 8, 500, 50 * 2**20
@@ -56,7 +56,7 @@ def good(draw):
         stop = text[draw.randrange(len(text)) :][: draw.randint(1, 4)]
         body["stop"], text = stop if draw.random() < 0.5 else [stop, "never"], text[: text.index(stop)]
     most = draw.randint(1, 200) if draw.random() < 0.5 or not is_chat else CONTEXT - len(prompt.encode())
-    if is_chat and most < 300 or not is_chat:
+    if (is_chat and most < 300) or not is_chat:
         body["max_tokens"] = most
     if len(text.encode()) > most:
         text, finish = text.encode()[:most].decode("utf-8", "replace"), "length"
@@ -87,15 +87,11 @@ def damaged_bytes(draw, content):
 def ask(port, content, leaves_after=None):
     """What the server sends back, until it closes; None where the client leaves after so many bytes."""
     with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            client.sendall(content)
-            if leaves_after is None:
-                found = b""
-                while block := client.recv(65536):
-                    found += block
-                return found
-            if leaves_after:
-                client.recv(leaves_after)
+        client.sendall(content)
+        if leaves_after is None:
+            return b"".join(iter(lambda: client.recv(65536), b""))
+        if leaves_after:
+            client.recv(leaves_after)
     return None
 
 

@@ -10,31 +10,14 @@ import json
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from cerebras_jais.chat.engine import Piece
+from cerebras_jais.chat.sampling import Sampling
 from cerebras_jais.serve.server import Server, Settings, listen
 
 NAME = "scripted"
 CONTEXT = 4096
-
-
-@dataclass(frozen=True)
-class Sampling:
-    temperature: float = 0.3
-    top_k: int = 0
-    top_p: float = 0.9
-    repetition_penalty: float = 1.2
-    min_new_tokens: int = 0
-    max_new_tokens: int = 64
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Piece:
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: str | None
 
 
 def answer_to(prompt):
@@ -58,8 +41,9 @@ class ScriptedEngine:
     is_chat: bool = True
     name: str = NAME
     context: int = CONTEXT
+    positions: str = "alibi"
     vocabulary: int = 256
-    sampling: Sampling = Sampling()
+    chat_sampling: Sampling = field(default_factory=Sampling)
     answered: int = 0
     cancelled: int = 0
 
@@ -67,7 +51,7 @@ class ScriptedEngine:
         return list(text.encode())
 
     def chat_ids(self, messages, language):
-        return self.encode(messages[-1][1])
+        return self.encode(messages[-1]["content"])
 
     def stream(self, prompt_ids, sampling, cancelled):
         prompt = bytes(prompt_ids).decode("utf-8", "replace")

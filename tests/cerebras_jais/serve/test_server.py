@@ -425,7 +425,7 @@ def test_the_end_lets_the_answer_under_way_end_and_refuses_what_waits(stream):
         status, _, found = first.result()
         assert status == 200 and (events(found) if stream else found["choices"])
         ending.result()
-        with pytest.raises(OSError):
+        with pytest.raises(ConnectionRefusedError):
             running.connect()
 
 
