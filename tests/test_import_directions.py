@@ -31,6 +31,8 @@ ORDER = (
     ("launch",),
     ("checkpoint_convert",),
     ("vocabulary",),
+    ("chat",),
+    ("serve",),
     ("evaluate",),
     ("train", "modelzoo", "vllm_plugin"),
     ("commands",),
