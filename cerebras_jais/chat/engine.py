@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -215,7 +216,7 @@ class Engine:
                     cache.copy(number, starts[number], source, source_row, source_start, shared)
             self._last = None
             logits_V = self._forward.prefill(
-                row.prompt, shared, cache, number, starts[number], lambda number=number: stopped(number)
+                row.prompt, shared, cache, number, starts[number], partial(stopped, number)
             )
             if logits_V is not None:
                 self._last = (list(row.prompt), cache, number, starts[number])
@@ -337,7 +338,8 @@ def open_engine(
         if path.is_dir()
         else load_model(path, read_trainer_yaml(Path(config))[-1].init.model if config else None)
     )
-    eos, sampling = (end_of_text_id(encoder, folder),), {}
+    eos: tuple[int, ...] = (end_of_text_id(encoder, folder),)
+    sampling: dict[str, Any] = {}
     if path.is_dir() and (path / GENERATION_CONFIG).is_file():
         said = read_json(path / GENERATION_CONFIG)
         sampling = said

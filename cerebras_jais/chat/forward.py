@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cerebras_jais.model.attention import SelfAttention
 from cerebras_jais.model.config import DecoderConfig
-from cerebras_jais.model.decoder import DecoderLayer, LanguageModel
+from cerebras_jais.model.decoder import DecoderLayer, GatedLinear, LanguageModel, OutputLinear
 from cerebras_jais.model.positions import alibi_bias_HLS, rotary_angles, rotate_BHLD
 
 _LONGEST_PIECE = 512  # prompt tokens of one forward pass
@@ -71,8 +71,10 @@ class Forward:
         self._layers = []
         layers = decoder.transformer_decoder.layers
         for number in range(len(layers)):
-            self._layers.append(_fused(layers[number]))
-            layers[number] = torch.nn.Identity()  # type: ignore[assignment]  # its weights go as the fused ones come
+            layer = layers[number]
+            assert isinstance(layer, DecoderLayer)
+            self._layers.append(_fused(layer))
+            layers[number] = torch.nn.Identity()  # its weights go as the fused ones come
         self._row_H1S = torch.empty(0)
 
     def new_cache(self, batch: int, capacity: int) -> Cache:
@@ -145,9 +147,7 @@ class Forward:
             places_BL = torch.tensor([[column - start] for start in starts], device=device)
             cos, sin = rotary_angles(places_BL[:, None], c.effective_rotary_dim, c.rope_theta, c.pos_scaling_factor)
         else:
-            bias = self._bias_row(column + 1)[None, :, :, first - column - 1 :].unflatten(1, (groups, repeats))[
-                :, :, :, 0
-            ]
+            bias = self._bias_row(column + 1)[..., first - column - 1 :].reshape(1, groups, repeats, -1)
         if any(start != first for start in starts):
             begins_B1 = torch.tensor(starts, device=device)[:, None]
             visible = (torch.arange(first, column + 1, device=device) >= begins_B1)[:, None, None]
@@ -174,7 +174,7 @@ class Forward:
 
     def _qkv(self, layer: _Layer, x_BLM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         c = self.config
-        heads_BLED = F.linear(layer.norm1(x_BLM), *layer.qkv).unflatten(-1, (-1, c.head_dim))
+        heads_BLED = F.linear(layer.norm1(x_BLM), *layer.qkv).view(*x_BLM.shape[:2], -1, c.head_dim)
         q, k, v = heads_BLED.transpose(1, 2).split((c.num_heads, c.num_kv_groups, c.num_kv_groups), dim=1)
         return q, k, v
 
@@ -208,6 +208,8 @@ def _joined(*linears: torch.nn.Linear) -> tuple[Tensor, Tensor | None]:
 def _fused(layer: DecoderLayer) -> _Layer:
     attention: SelfAttention = layer.self_attn
     gated, output = layer.ffn.ffn
+    assert isinstance(gated, GatedLinear)
+    assert isinstance(output, OutputLinear)
     return _Layer(
         norm1=layer.norm1,
         qkv=_joined(attention.proj_q_dense_layer, attention.proj_k_dense_layer, attention.proj_v_dense_layer),

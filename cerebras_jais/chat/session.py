@@ -42,7 +42,7 @@ class Session:
         self._noted = False
 
     def take(self, line: str) -> bool:
-        """Answer a line or do what it asks; False where that is the end. UserError leaves the conversation as it was."""
+        """Answer a line or do what it asks; False where that is the end. Errors leave the conversation as it was."""
         line = line.strip()
         word, _, rest = line.partition(" ")
         rest = rest.strip()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -52,7 +53,7 @@ def chat(
 
     engine = open_engine(path, tokenizer=tokenizer, config=config, allow_pickle=allow_pickle)
     engine.check_chats()
-    said = {"temperature": temperature, "top_p": top_p, "seed": seed, "max_new_tokens": max_new_tokens}
+    said: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "seed": seed, "max_new_tokens": max_new_tokens}
     sampling = replace(engine.chat_sampling, **{key: value for key, value in said.items() if value is not None})
     session = Session(engine, sampling, lambda text: click.echo(text, nl=False), language=language)
     if system:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -81,7 +81,7 @@ def generate(
     from cerebras_jais.chat.sampling import Sampling
 
     engine = open_engine(path, tokenizer=tokenizer, config=config, allow_pickle=allow_pickle)
-    said = {"temperature": temperature, "top_p": top_p}
+    said: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
     sampling = replace(
         engine.chat_sampling if as_chat else Sampling(),
         **{name: value for name, value in said.items() if value is not None},
