@@ -79,6 +79,12 @@ cli.epilog = statuses()
     help="Write the family's chat template and the card's sampling. Default: --chat if the trainer YAML, given or "
     "stored, is of instruction tuning: it starts from a checkpoint (ckpt_path) on packed examples (use_vsl).",
 )
+@click.option(
+    "--card",
+    type=click.Path(path_type=Path),
+    metavar="FILE.yaml",
+    help="What you say of the model, for README.md: languages, licence, data, use, limits, scores.",
+)
 @dry_run_option
 @json_option
 def to_hf(
@@ -89,6 +95,7 @@ def to_hf(
     max_shard_size: int,
     dtype: str | None,
     chat: bool | None,
+    card: Path | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -99,6 +106,7 @@ def to_hf(
     conversations as the model's training data did, and samples as the model card does.
     """
     descriptions = _describe(checkpoint)
+    from checkpoint_convert.card import read_card
     from checkpoint_convert.convert import convert_to_hf
     from checkpoint_convert.streaming.run import keep_freed_memory
 
@@ -113,6 +121,7 @@ def to_hf(
             max_shard_size=max_shard_size,
             dtype=dtype,
             chat=chat,
+            card=read_card(card) if card else None,
             dry_run=dry_run,
             progress=progress,
             descriptions=descriptions,
