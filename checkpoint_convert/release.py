@@ -113,13 +113,13 @@ def _read_tokenizer(path: Path | None, config: DecoderConfig, kept: SpecialToken
     left_out = _left_out(path, files)
     if TOKENIZER not in files:
         return Tokenizer(files, assumed, left_out)
-    ids = _token_ids(path / TOKENIZER)
+    ids = token_ids(path / TOKENIZER)
     if max(ids.values(), default=0) >= config.vocab_size:
         raise ConversionError(
             f"{path}: its ids go up to {max(ids.values())} but the model's vocab_size is {config.vocab_size}: "
             "the tokenizer does not belong to this model; give the model's own"
         )
-    declared = _declared_tokens(path, ids)
+    declared = declared_tokens(path, ids)
     if chat and "eos" not in declared:
         raise ConversionError(
             f"{path / TOKENIZER_CONFIG}: declares no eos_token, with which the chat template ends a response; name it"
@@ -160,7 +160,7 @@ def _left_out(path: Path, files: Mapping[str, Path]) -> tuple[str, ...]:
     return (f"left out, because they are not tokenizer files: {first_few(others)} (in {path})",)
 
 
-def _token_ids(file: Path) -> dict[str, int]:
+def token_ids(file: Path) -> dict[str, int]:
     content = read_json(file)
     try:
         vocabulary = content["model"]["vocab"]
@@ -175,7 +175,7 @@ def _token_ids(file: Path) -> dict[str, int]:
     return ids
 
 
-def _declared_tokens(path: Path, ids: Mapping[str, int]) -> dict[str, int]:
+def declared_tokens(path: Path, ids: Mapping[str, int]) -> dict[str, int]:
     declared: dict[str, int] = {}
     for file in (path / "special_tokens_map.json", path / TOKENIZER_CONFIG):
         content = read_json(file) if file.is_file() else {}
