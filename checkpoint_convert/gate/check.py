@@ -90,9 +90,10 @@ def check_release(
 def _checked(
     step: _Step, subject: Subject, done: dict[str, Check], trusted: Collection[str], progress: Progress
 ) -> Check:
-    unmet = [name for name in step.needs if done[name].status == "failed" and name not in trusted]
+    unmet = [name for name in step.needs if done[name].status != "ok" and name not in trusted]
     if unmet:
-        return Check(step.name, "skipped", (f"{' and '.join(unmet)} failed",))
+        was = " and ".join(f"{name} {'failed' if done[name].status == 'failed' else 'was skipped'}" for name in unmet)
+        return Check(step.name, "skipped", (was,))
     status: Status = "ok"
     texts: tuple[str, ...]
     try:

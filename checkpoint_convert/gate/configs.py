@@ -7,6 +7,7 @@ from typing import Any
 
 from cerebras_jais.catalog.chat import SAMPLING
 from cerebras_jais.catalog.family import check_family, mup_problems
+from cerebras_jais.errors import UserError
 from cerebras_jais.model.config import DecoderConfig
 from checkpoint_convert.configs.convert import SPECIAL_TOKENS, check_convertible, public_keys, special_tokens_of
 from checkpoint_convert.errors import ConversionError
@@ -27,9 +28,14 @@ _PUBLIC = {
 def check_config(subject: Subject) -> str:
     """config.json describes a model of the family, and says what its `cerebras.model` says."""
     path, keys = subject.path / CONFIG, subject.config_json
-    section, notes = subject.section
-    config = DecoderConfig.from_section(section)
-    check_convertible(config)
+    try:
+        section, notes = subject.section
+        config = DecoderConfig.from_section(section)
+        check_convertible(config)
+        if not subject.is_published:
+            check_family(config)
+    except UserError as error:
+        raise ConversionError(f"{path}: {error}") from error
     problems = [note for note in notes if note.startswith("config.json was edited")]
     problems += [
         f"{_PUBLIC.get(key, key)}: {what}" for key, what in mup_problems(config) if key != "mup_base_filter_size"
@@ -38,7 +44,6 @@ def check_config(subject: Subject) -> str:
     if keys.get("architectures") != [wanted]:
         problems.append(f"architectures is {keys.get('architectures')!r}; set it to [{wanted!r}]")
     if not subject.is_published:
-        check_family(config)
         lacking = [key for key in (*public_keys(config), "torch_dtype") if key not in keys]
         problems += [f"{key} is missing; convert again" for key in lacking]
     problems += _ids_outside(keys, config.vocab_size)
