@@ -1,7 +1,7 @@
 """The gate passes whole releases and names what is wrong with a damaged one.
 
-Contract: releases of both families, base and chat, pass; each damage of the table fails, at the check and with the words
-that the table gives. A damage marked `signed` has its files listed in a new manifest, so that the content is judged.
+Contract: releases of both families, base and chat, pass; each damage of the table fails, at the check and with the
+words that the table gives. The files of a signed damage are listed in a new manifest, so that the content is judged.
 """
 
 import json
