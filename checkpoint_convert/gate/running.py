@@ -17,7 +17,6 @@ from checkpoint_convert.streaming.run import Progress
 _TYPES = ("float32", "bfloat16", "float16")
 _BITS_TOLERANCE = 0.01  # relative, assumed: what a quantised file of 8 bits may lose
 _NEW_TOKENS = 16
-_TEXTS = 2  # of each language of the bundled text
 
 
 def check_loading(subject: Subject) -> str:
@@ -99,7 +98,9 @@ def _continued(model: Any, prompt: Any, new: int, *, use_cache: bool) -> Sequenc
         return_dict_in_generate=True,
         output_logits=True,
     )
-    out = model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
+    # As an argument alone, transformers 4 would fill its defaults from the release's own: sampling, repetition penalty.
+    model.generation_config = settings
+    out = model.generate(prompt, attention_mask=torch.ones_like(prompt))
     return [logits[0].float() for logits in out.logits]
 
 
@@ -145,13 +146,10 @@ def _bits_per_byte(subject: Subject, dtype: str) -> float:
 
 
 def bundled_texts() -> list[str]:
-    """The first documents of each file of the sample that this package brings."""
+    """The first document of each file of the sample that this package brings."""
     folder = files("cerebras_jais") / "data" / "sample"
-    texts: list[str] = []
-    for name in ("arabic.jsonl", "english.jsonl", "code.jsonl"):
-        lines = (folder / name).read_text(encoding="utf-8").splitlines()[:_TEXTS]
-        texts += [json.loads(line)["text"] for line in lines]
-    return texts
+    names = ("arabic.jsonl", "english.jsonl", "code.jsonl")
+    return [json.loads((folder / name).read_text(encoding="utf-8").partition("\n")[0])["text"] for name in names]
 
 
 def _transformers() -> Any:
