@@ -175,7 +175,7 @@ class Forward:
     def _qkv(self, layer: _Layer, x_BLM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         c = self.config
         heads_BLED = F.linear(layer.norm1(x_BLM), *layer.qkv).view(*x_BLM.shape[:2], -1, c.head_dim)
-        q, k, v = heads_BLED.transpose(1, 2).split((c.num_heads, c.num_kv_groups, c.num_kv_groups), dim=1)
+        q, k, v = heads_BLED.transpose(1, 2).tensor_split((c.num_heads, c.num_heads + c.num_kv_groups), dim=1)
         return q, k, v
 
     def _bias_row(self, length: int) -> Tensor:

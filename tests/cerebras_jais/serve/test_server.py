@@ -305,6 +305,7 @@ def test_a_name_is_allowed_by_an_option():
 def test_a_log_line_has_no_text_of_prompt_answer_or_address(running):
     running.log.clear()
     running.ask(CHAT, chat("secret", max_tokens=3))
+    wait_until(lambda: running.log, "a line, which follows the answer")
     running.ask("/secret")
     wait_until(lambda: len(running.log) == 2, "two lines")
     asked, elsewhere = running.log
