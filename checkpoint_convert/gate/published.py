@@ -51,7 +51,7 @@ def known_problems(subject: Subject) -> Iterator[str]:
             "in bfloat16 and float16 the published code rounds ALiBi's distances from 256 and 2,048 tokens on, and its "
             "first version drops ALiBi under gradient checkpointing"
         )
-    yield "vLLM has no class for Jais after release 0.22"
+    yield "vLLM has no class of its own for Jais after release 0.22; this package has a plugin (docs/serving.md)"
     old = [f"{key} ({new})" for key, new in _OLD_KEYS.items() if key in keys]
     if old:
         yield f"config.json has keys of the first Jais code: {', '.join(old)}; other programs may ignore them"
