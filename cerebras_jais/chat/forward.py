@@ -175,8 +175,8 @@ class Forward:
     def _qkv(self, layer: _Layer, x_BLM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         c = self.config
         heads_BLED = F.linear(layer.norm1(x_BLM), *layer.qkv).view(*x_BLM.shape[:2], -1, c.head_dim)
-        q, k, v = heads_BLED.transpose(1, 2).split((c.num_heads, c.num_kv_groups, c.num_kv_groups), dim=1)
-        return q, k, v
+        heads_BELD, keys = heads_BLED.transpose(1, 2), c.num_heads + c.num_kv_groups
+        return heads_BELD[:, : c.num_heads], heads_BELD[:, c.num_heads : keys], heads_BELD[:, keys:]
 
     def _bias_row(self, length: int) -> Tensor:
         """ALiBi's bias of one query on the keys up to its own, [H, 1, S] with S at least `length`; its end is used."""
