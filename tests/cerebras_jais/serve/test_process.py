@@ -104,9 +104,9 @@ def test_answers_are_those_of_the_reference_path_and_sigterm_lets_one_end(family
         assert [chunk.choices[0].finish_reason for chunk in chunks][-1] == "length"
         _, errors = server.communicate()
     assert server.returncode == 143
-    *lines, note, last = errors.splitlines()
-    assert note.startswith("note: ending") or lines[-1].startswith("note: ending")
-    assert last == "terminated" and "Traceback" not in errors
+    lines = errors.splitlines()  # that of the last answer may come in between: another thread writes it
+    assert "note: ending; an answer under way ends first" in lines
+    assert "terminated" in lines and "Traceback" not in errors
     assert not [text for text in (*QUESTIONS.values(), "x x") if text in errors]
 
 
