@@ -107,6 +107,8 @@ class Server:
         self._page = page()
         self._places = threading.BoundedSemaphore(settings.most_connections)
         self._busy = 0  # requests under way
+        self._logging = threading.Lock()
+        self._ended = False
         self._changed = threading.Condition()
         self._closed = threading.Event()
         self._created = int(time.time())
@@ -127,6 +129,9 @@ class Server:
         self._worker.end(5.0)
         with self._changed:
             self._changed.wait_for(lambda: not self._busy, 1.0)
+        # Python aborts at its end where a thread still writes to standard error.
+        with self._logging:
+            self._ended = True
 
     # ---- connections -------------------------------------------------------------------------------------------------
 
@@ -182,16 +187,19 @@ class Server:
             traceback.print_exc(file=sys.stderr)
             exchange.refuse(HttpError(500, f"the server failed ({type(error).__name__}); its own output says more"))
         finally:
+            self._say(client, f"{head.method} {_shown_route(head.path)}", exchange)
             with self._changed:
                 self._busy -= 1
                 self._changed.notify_all()
-            self._say(client, f"{head.method} {_shown_route(head.path)}", exchange)
         return exchange.keeps
 
     def _say(self, client: str, request: str, exchange: Exchange) -> None:
-        if self._settings.log is not None:
-            seconds = time.monotonic() - exchange.begun
-            self._settings.log(f"{client} {request} {exchange.status} {seconds:.2f} s {exchange.note}".rstrip())
+        if self._settings.log is None:
+            return
+        seconds = time.monotonic() - exchange.begun
+        with self._logging:
+            if not self._ended:
+                self._settings.log(f"{client} {request} {exchange.status} {seconds:.2f} s {exchange.note}".rstrip())
 
     # ---- what is asked -----------------------------------------------------------------------------------------------
 
