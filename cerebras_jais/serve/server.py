@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -107,8 +108,7 @@ class Server:
         self._page = page()
         self._places = threading.BoundedSemaphore(settings.most_connections)
         self._busy = 0  # requests under way
-        self._logging = threading.Lock()
-        self._ended = False
+        self._open: dict[threading.Thread, socket.socket] = {}  # connections
         self._changed = threading.Condition()
         self._closed = threading.Event()
         self._created = int(time.time())
@@ -129,9 +129,11 @@ class Server:
         self._worker.end(5.0)
         with self._changed:
             self._changed.wait_for(lambda: not self._busy, 1.0)
-        # Python aborts at its end where a thread still writes to standard error.
-        with self._logging:
-            self._ended = True
+        # Python aborts at its end where a thread is on the way back from a library, or writes to standard error.
+        for thread, accepted in list(self._open.items()):
+            with suppress(OSError):
+                accepted.shutdown(socket.SHUT_RDWR)
+            thread.join(1.0)
 
     # ---- connections -------------------------------------------------------------------------------------------------
 
@@ -142,10 +144,16 @@ class Server:
                 continue
             try:
                 accepted, address = self._listener.accept()
-                threading.Thread(target=self._serve, args=(accepted, str(address[0])), daemon=True).start()
+                thread = threading.Thread(target=self._serve, args=(accepted, str(address[0])), daemon=True)
+                self._open[thread] = accepted
+                thread.start()
             except TimeoutError:
                 self._places.release()
-            except (OSError, RuntimeError):  # no more descriptors or threads, for now
+            except OSError:  # no more descriptors, for now
+                self._places.release()
+                time.sleep(_POLL)
+            except RuntimeError:  # no more threads, for now
+                self._open.pop(thread).close()
                 self._places.release()
                 time.sleep(_POLL)
 
@@ -159,6 +167,7 @@ class Server:
         except (GoneError, OSError):
             pass
         finally:
+            self._open.pop(threading.current_thread(), None)
             self._places.release()
 
     def _exchange(self, connection: Connection, client: str) -> bool:
@@ -197,9 +206,7 @@ class Server:
         if self._settings.log is None:
             return
         seconds = time.monotonic() - exchange.begun
-        with self._logging:
-            if not self._ended:
-                self._settings.log(f"{client} {request} {exchange.status} {seconds:.2f} s {exchange.note}".rstrip())
+        self._settings.log(f"{client} {request} {exchange.status} {seconds:.2f} s {exchange.note}".rstrip())
 
     # ---- what is asked -----------------------------------------------------------------------------------------------
 

@@ -103,7 +103,7 @@ def test_answers_are_those_of_the_reference_path_and_sigterm_lets_one_end(family
         server.send_signal(signal.SIGTERM)
         assert [chunk.choices[0].finish_reason for chunk in chunks][-1] == "length"
         _, errors = server.communicate()
-    assert server.returncode == 143
+    assert server.returncode == 143, errors
     lines = errors.splitlines()  # that of the last answer may come in between: another thread writes it
     assert "note: ending; an answer under way ends first" in lines
     assert "terminated" in lines and "Traceback" not in errors
