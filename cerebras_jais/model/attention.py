@@ -28,24 +28,6 @@ class Positions:
     sin: Tensor | None = None
 
 
-class KeyValueCache:
-    """Keys and values of one layer for generation, allocated once: [B, G, capacity, D] each."""
-
-    def __init__(self, batch: int, groups: int, capacity: int, head_dim: int, dtype: torch.dtype, device: torch.device):
-        self.k_BGSD = torch.zeros(batch, groups, capacity, head_dim, dtype=dtype, device=device)
-        self.v_BGSD = torch.zeros_like(self.k_BGSD)
-        self.length = 0
-
-    def extend(self, k_BGLD: Tensor, v_BGLD: Tensor) -> tuple[Tensor, Tensor]:
-        """Append L tokens in place and return all keys and values so far."""
-        end = self.length + k_BGLD.shape[2]
-        assert end <= self.k_BGSD.shape[2], "the cache is allocated for the whole generation"
-        self.k_BGSD[:, :, self.length : end] = k_BGLD
-        self.v_BGSD[:, :, self.length : end] = v_BGLD
-        self.length = end
-        return self.k_BGSD[:, :, :end], self.v_BGSD[:, :, :end]
-
-
 class SelfAttention(nn.Module):
     """Multi-head or grouped-query attention; the parameter names are the Model Zoo's."""
 
@@ -62,15 +44,13 @@ class SelfAttention(nn.Module):
         self.proj_v_dense_layer = nn.Linear(hidden, kv_width, bias=bias)
         self.proj_output_dense_layer = nn.Linear(hidden, hidden, bias=config.use_ffn_bias_in_attention)
 
-    def forward(self, x_BLM: Tensor, positions: Positions, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(self, x_BLM: Tensor, positions: Positions) -> Tensor:
         q_BHLD = self._heads(self.proj_q_dense_layer(x_BLM))
         k_BGSD = self._heads(self.proj_k_dense_layer(x_BLM))
         v_BGSD = self._heads(self.proj_v_dense_layer(x_BLM))
         if positions.cos is not None and positions.sin is not None:
             q_BHLD = rotate_BHLD(q_BHLD, positions.cos, positions.sin)
             k_BGSD = rotate_BHLD(k_BGSD, positions.cos, positions.sin)
-        if cache is not None:
-            k_BGSD, v_BGSD = cache.extend(k_BGSD, v_BGSD)
         if self.num_groups != self.num_heads:
             # The fused kernels of the oldest supported PyTorch need as many key heads as query heads.
             k_BGSD = k_BGSD.repeat_interleave(self.num_heads // self.num_groups, dim=1)

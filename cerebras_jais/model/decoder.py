@@ -6,7 +6,7 @@ names of the last norm and the tied head included. B batch, L length, H heads, M
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.alibi import alibi_slopes
-from cerebras_jais.model.attention import KeyValueCache, Positions, SelfAttention
+from cerebras_jais.model.attention import Positions, SelfAttention
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.initialize import initialize_weights
 from cerebras_jais.model.loss import next_token_loss
@@ -112,8 +112,8 @@ class DecoderLayer(nn.Module):
         self.norm3 = _norm(config)
         self.ffn = FeedForward(config)
 
-    def forward(self, x_BLM: Tensor, positions: Positions, cache: KeyValueCache | None = None) -> Tensor:
-        x_BLM = x_BLM + self.dropout1(self.self_attn(self.norm1(x_BLM), positions, cache))
+    def forward(self, x_BLM: Tensor, positions: Positions) -> Tensor:
+        x_BLM = x_BLM + self.dropout1(self.self_attn(self.norm1(x_BLM), positions))
         out_BLM: Tensor = x_BLM + self.ffn(self.norm3(x_BLM))
         return out_BLM
 
@@ -147,16 +147,13 @@ class Decoder(nn.Module):
         input_ids_BL: Tensor,
         attention_span_BL: Tensor | None = None,
         position_ids_BL: Tensor | None = None,
-        caches: Sequence[KeyValueCache] | None = None,
     ) -> Tensor:
         """Hidden states after the last norm, [B, L, M]; see `LanguageModel.logits` for the arguments."""
         x_BLM = self.embedding_layer.word_embeddings(input_ids_BL) * self.config.embeddings_scale
         x_BLM = self.drop_embd(x_BLM)
-        positions = self._positions(input_ids_BL, attention_span_BL, position_ids_BL, caches)
-        for index, layer in enumerate(self.transformer_decoder.layers):
-            if caches is not None:
-                x_BLM = layer(x_BLM, positions, caches[index])
-            elif self.activation_checkpointing and self.training:
+        positions = self._positions(input_ids_BL, attention_span_BL, position_ids_BL)
+        for layer in self.transformer_decoder.layers:
+            if self.activation_checkpointing and self.training:
                 x_BLM = checkpoint(layer, x_BLM, positions, use_reentrant=False)
             else:
                 x_BLM = layer(x_BLM, positions)
@@ -168,31 +165,26 @@ class Decoder(nn.Module):
         input_ids_BL: Tensor,
         attention_span_BL: Tensor | None,
         position_ids_BL: Tensor | None,
-        caches: Sequence[KeyValueCache] | None,
     ) -> Positions:
         config, device, length = self.config, input_ids_BL.device, input_ids_BL.shape[1]
-        past = 0 if caches is None else caches[0].length
-        here_L = torch.arange(past, past + length, device=device)
-        all_S = torch.arange(past + length, device=device)
+        all_L = torch.arange(length, device=device)
 
         cos = sin = None
         if config.position_embedding_type == "rotary":
-            angles_at = here_L if position_ids_BL is None else position_ids_BL[:, None]
+            angles_at = all_L if position_ids_BL is None else position_ids_BL[:, None]
             cos, sin = rotary_angles(
                 angles_at, config.effective_rotary_dim, config.rope_theta, config.pos_scaling_factor
             )
-            if attention_span_BL is None and past == 0:
+            if attention_span_BL is None:
                 return Positions(None, cos, sin)  # plain causal attention needs no mask of its own
 
         if attention_span_BL is not None:
             visible = packed_mask_B1LS(attention_span_BL)
-        elif past == 0:
-            visible = causal_mask_LS(length, device)[None, None]
         else:
-            visible = (all_S[None, :] <= here_L[:, None])[None, None]
+            visible = causal_mask_LS(length, device)[None, None]
         if config.position_embedding_type == "alibi":
             slopes_H1 = self.embedding_layer.position_embed_helper.slopes
-            bias = alibi_bias_HLS(slopes_H1, here_L, all_S, config.pos_scaling_factor)[None]
+            bias = alibi_bias_HLS(slopes_H1, all_L, all_L, config.pos_scaling_factor)[None]
         else:
             bias = torch.zeros((), device=device)
         bias = torch.where(visible, bias, float("-inf"))
@@ -252,31 +244,17 @@ class LanguageModel(nn.Module):
         input_ids_BL: Tensor,
         attention_span_BL: Tensor | None = None,
         position_ids_BL: Tensor | None = None,
-        caches: Sequence[KeyValueCache] | None = None,
-        last_only: bool = False,
     ) -> Tensor:
-        """Scaled logits, [B, L, V], or [B, 1, V] of the last position alone.
+        """Scaled logits, [B, L, V].
 
         Args:
             input_ids_BL: token ids.
             attention_span_BL: per key, how many later tokens of its document may attend to it (packed batches).
             position_ids_BL: position of each token in its document; rotary models use it, ALiBi needs none.
-            caches: one cache per layer; the tokens given then follow those already in it.
         """
-        x_BLM = self.model(input_ids_BL, attention_span_BL, position_ids_BL, caches)
-        if last_only:
-            x_BLM = x_BLM[:, -1:]
+        x_BLM = self.model(input_ids_BL, attention_span_BL, position_ids_BL)
         logits_BLV: Tensor = self.model.lm_head(x_BLM) * self.config.logits_scale
         return logits_BLV
-
-    def new_caches(self, batch: int, capacity: int) -> list[KeyValueCache]:
-        """Empty caches for `batch` sequences of at most `capacity` tokens, one per layer."""
-        weight = self.model.embedding_layer.word_embeddings.weight
-        c = self.config
-        return [
-            KeyValueCache(batch, c.num_kv_groups, capacity, c.head_dim, weight.dtype, weight.device)
-            for _ in range(c.num_hidden_layers)
-        ]
 
     def check_token_ids(self, input_ids_BL: Tensor) -> None:
         """Raise UserError when an id is not in the vocabulary."""

@@ -1,7 +1,7 @@
 """The decoder keeps the promises that need no Model Zoo to check.
 
 Contract: attention looks back only; packed documents do not see one another; activation checkpointing changes no
-gradient; generation with a cache is generation without; scales stand where muP puts them.
+gradient; scales stand where muP puts them.
 """
 
 import pytest
@@ -10,7 +10,6 @@ import torch
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.decoder import LanguageModel
-from cerebras_jais.model.generate import generate
 from cerebras_jais.model.precision import forward_precision
 from tests import tolerances
 from tests.cerebras_jais.model.examples import batch_of, jais_section, llama_section
@@ -99,39 +98,9 @@ def test_batch_size_scaling_divides_by_rows_and_multiplies_by_the_weight():
     )
 
 
-def test_cached_greedy_generation_is_uncached_greedy_generation(model):
-    prompt = batch_of(model.config, packed=False)["input_ids"][:, :7]
-    ids = prompt.long()
-    for _ in range(12):
-        ids = torch.cat((ids, model.logits(ids)[:, -1:].argmax(-1)), 1)
-    assert torch.equal(generate(model, prompt, 12), ids)
-
-
-def test_generation_stops_at_the_end_token_and_fills_with_it(model):
-    prompt = batch_of(model.config, packed=False)["input_ids"][:, :7]
-    free = generate(model, prompt, 12)
-    eos = int(free[0, 9])  # whatever the first row says third ends it
-    stopped = generate(model, prompt, 12, eos_token_id=eos)
-    first = free[0, 7:].tolist().index(eos)
-    row = stopped[0, 7:].tolist()
-    assert row[: first + 1] == free[0, 7 : 7 + first + 1].tolist()
-    assert set(row[first:]) == {eos}
-
-
-def test_nucleus_sampling_never_leaves_the_nucleus_and_repeats_by_seed(model):
-    prompt = batch_of(model.config, packed=False)["input_ids"][:1, :7]
-
-    def draw(seed, top_p):
-        return generate(model, prompt, 8, temperature=1.0, top_p=top_p, generator=torch.Generator().manual_seed(seed))
-
-    assert torch.equal(draw(3, 1.0), draw(3, 1.0))
-    assert torch.equal(draw(3, 1e-6), generate(model, prompt, 8))  # a nucleus of one token is greedy
-    assert len({tuple(draw(seed, 1.0)[0].tolist()) for seed in range(8)}) > 1
-
-
 def test_a_prompt_outside_the_vocabulary_is_refused(model):
     with pytest.raises(UserError, match="token id 97"):
-        generate(model, torch.tensor([[97]]), 1)
+        model.check_token_ids(torch.tensor([[97]]))
 
 
 def test_embedding_and_logit_scales_multiply_where_mup_puts_them():
