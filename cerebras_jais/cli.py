@@ -16,7 +16,7 @@ VERBS = {
     "fit": ("cerebras_jais.commands.fit:fit", "Train a model from a Model Zoo trainer YAML: CPU, GPU or CS systems."),
     "lower": ("cerebras_jais.commands.lower:lower", "Lower trainer YAML to the programs of CS systems, without one."),
     "run-program": ("cerebras_jais.commands.run_program:run_program", "Run a lowered program's first steps on a CPU."),
-    "generate": ("cerebras_jais.commands.evaluate:generate", "Continue a prompt with a checkpoint or a release."),
+    "generate": ("cerebras_jais.commands.chat:generate", "Continue a prompt with a checkpoint or a release."),
     "chat": ("cerebras_jais.commands.chat:chat", "Talk to a chat model in the terminal."),
     "serve": (
         "cerebras_jais.commands.serve:serve",

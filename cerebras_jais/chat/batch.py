@@ -74,6 +74,7 @@ def _ids(entry: Any, engine: Engine, where: str, as_chat: bool, language: str | 
 
 def answer_all(
     engine: Engine,
+    model: object,
     prompts: Sequence[Prompt],
     sampling: Sampling,
     output: Path,
@@ -81,12 +82,13 @@ def answer_all(
 ) -> int:
     """Append an answer to `output` for each prompt that has none there, in their order; return how many were made.
 
-    An answer belongs to the model's name, its prompt's line and tokens, and the sampling, whose seed the line's number
-    is added to. An entry has the line's own keys, `answer`, `finish_reason`, `prompt_tokens` and `completion_tokens`.
+    An answer belongs to its model (JSON values that change when its files do), the prompt's line and tokens, and the
+    sampling, whose seed the line's number is added to. An entry has the line's own keys, `answer`, `finish_reason`,
+    `prompt_tokens` and `completion_tokens`.
     """
     with open_record(output) as record:
         seeded = {prompt.line: replace(sampling, seed=(sampling.seed or 0) + prompt.line) for prompt in prompts}
-        keys = {prompt.line: _key(engine, prompt, seeded[prompt.line]) for prompt in prompts}
+        keys = {prompt.line: _key(model, prompt, seeded[prompt.line]) for prompt in prompts}
         left = [prompt for prompt in prompts if keys[prompt.line] not in record]
         for group in _groups(progress(left, len(prompts))):
             done = engine.complete([prompt.ids for prompt in group], [seeded[prompt.line] for prompt in group])
@@ -107,6 +109,6 @@ def _groups(prompts: Iterable[Prompt]) -> Iterator[list[Prompt]]:
         yield group
 
 
-def _key(engine: Engine, prompt: Prompt, sampling: Sampling) -> str:
-    asked = [engine.name, prompt.line, prompt.ids, asdict(sampling)]
+def _key(model: object, prompt: Prompt, sampling: Sampling) -> str:
+    asked = [model, prompt.line, prompt.ids, asdict(sampling)]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()

@@ -321,12 +321,8 @@ def open_engine(
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r}: known: {', '.join(DTYPES)}")
     encoder = load_tokenizer(folder)
-    if path.is_dir() or config is None:
-        with opening(path, config=Path(config) if config else None, allow_pickle=allow_pickle) as model:
-            known, is_chat = model.config, model.is_chat
-    else:
-        with opening(path, config=Path(config)) as model:
-            known, is_chat = model.config, model.is_chat
+    with opening(path, config=Path(config) if config else None, allow_pickle=allow_pickle) as model:
+        known, is_chat = model.config, model.is_chat
     if vocabulary_size(encoder) > known.vocab_size:
         raise UserError(
             f"{folder}: its ids go up to {vocabulary_size(encoder) - 1} but the model's vocab_size is "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cerebras_jais.errors import UserError
-from cerebras_jais.ranges import SEED, SHARE, SIZE, TEMPERATURE, Range, shown
+from cerebras_jais.ranges import COUNT_OR_NONE, PENALTY, SEED, SHARE, SIZE, TEMPERATURE, shown
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 _LOWEST_TEMPERATURE = 1e-6  # lower values overflow the logits, and the likeliest token is certain anyway
 _RANGES = {
     "temperature": TEMPERATURE,
-    "top_k": Range(0, 2**20, whole=True),
+    "top_k": COUNT_OR_NONE,
     "top_p": SHARE,
-    "repetition_penalty": Range(1e-3, 1e3),
-    "min_new_tokens": Range(0, 2**20, whole=True),
+    "repetition_penalty": PENALTY,
+    "min_new_tokens": COUNT_OR_NONE,
     "max_new_tokens": SIZE,
 }
 

@@ -1,16 +1,15 @@
-"""The verbs `generate` and `score`."""
+"""The verb `score`, and the options of all verbs that take a model."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from cerebras_jais.commandline import Number, standard_input_once
-from cerebras_jais.ranges import SEED, SHARE, SIZE, TEMPERATURE
+from cerebras_jais.commandline import standard_input_once
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -31,106 +30,6 @@ CONFIG = click.option(
 ALLOW_PICKLE = click.option(
     "--allow-pickle", is_flag=True, help="Read a release's weights in pickle files too (.bin); nothing in them is run."
 )
-
-
-@click.command()
-@MODEL
-@TOKENIZER
-@CONFIG
-@ALLOW_PICKLE
-@click.option("--prompt", multiple=True, help="Text to continue; may be given several times.")
-@click.option(
-    "--batch",
-    type=click.Path(path_type=Path),
-    metavar="FILE.jsonl",
-    help='Answer each line of a file, {"prompt": ...} or, with --chat, {"messages": [...]}.',
-)
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="FILE.jsonl",
-    help="Where the answers of --batch go; the same command goes on where it was ended.",
-)
-@click.option("--max-new-tokens", type=Number(SIZE), default=64, show_default=True, help="Tokens to add at most.")
-@click.option(
-    "--temperature",
-    type=Number(TEMPERATURE),
-    help="0 takes the likeliest token each time. Default: 0; with --chat the model's own.",
-)
-@click.option(
-    "--top-p",
-    type=Number(SHARE),
-    help="Sample from the likeliest tokens of this total. Default: 1; with --chat the model's own.",
-)
-@click.option("--seed", type=Number(SEED), default=0, show_default=True, help="Seed of the sampling.")
-@click.option("--chat", "as_chat", is_flag=True, help="Answer each prompt as a question, by the model's chat template.")
-@click.option("--language", type=click.Choice(["ar", "en"]), help="Of the chat prompt. Default: that of each question.")
-def generate(
-    path: Path,
-    tokenizer: Path | None,
-    config: Path | None,
-    allow_pickle: bool,
-    prompt: tuple[str, ...],
-    batch: Path | None,
-    output: Path | None,
-    max_new_tokens: int,
-    temperature: float | None,
-    top_p: float | None,
-    seed: int,
-    as_chat: bool,
-    language: str | None,
-) -> None:
-    """Continue prompts with a trained model: a checkpoint (.mdl) or a Hugging Face release.
-
-    \b
-      cerebras-jais generate jais/checkpoint_100.mdl --tokenizer tokenizer --prompt "الشمس"
-      cerebras-jais generate release --prompt "الشمس"
-      cerebras-jais generate chat-release --chat --prompt "ما هي عاصمة الإمارات؟"
-      cerebras-jais generate chat-release --chat --batch QUESTIONS.jsonl --output ANSWERS.jsonl
-
-    A release is read without running its code, and brings its tokenizer.
-    """
-    from dataclasses import replace
-
-    from cerebras_jais.chat.engine import open_engine
-    from cerebras_jais.chat.sampling import Sampling
-    from cerebras_jais.errors import UserError
-
-    if bool(prompt) == (batch is not None):
-        raise UserError("give either --prompt or --batch")
-    if (batch is None) != (output is None):
-        raise UserError("--batch and --output belong together: the answers to a file go to a file")
-    if batch is not None and not batch.exists():
-        raise UserError(f"{batch}: does not exist; give a file of JSON lines")
-    engine = open_engine(path, tokenizer=tokenizer, config=config, allow_pickle=allow_pickle)
-    said: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
-    sampling = replace(
-        engine.chat_sampling if as_chat else Sampling(),
-        **{name: value for name, value in said.items() if value is not None},
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-    )
-    if batch is not None and output is not None:
-        from tqdm import tqdm
-
-        from cerebras_jais.chat.batch import answer_all, read_prompts
-
-        prompts = read_prompts(batch, engine, as_chat=as_chat, language=language)
-        made = answer_all(
-            engine,
-            prompts,
-            sampling,
-            output,
-            lambda left, total: tqdm(left, "answering", total, initial=total - len(left), unit="prompt", disable=None),
-        )
-        click.echo(f"{output}: {len(prompts)} answers, {made} of them new")
-    for text in prompt:
-        ids = engine.chat_ids([{"role": "user", "content": text}], language) if as_chat else engine.encode(text)
-        note = engine.note_on(len(ids))
-        if note is not None:
-            click.echo(f"note: {note}", err=True)
-        (done,) = engine.complete([ids], [sampling])
-        click.echo(done.text.strip() if as_chat else text + done.text)
 
 
 @click.command()

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cerebras_jais.data.chat.prompts import LANGUAGES
 from cerebras_jais.errors import UserError
 from cerebras_jais.files import parse_json
 from cerebras_jais.ranges import COUNT_OR_NONE, PENALTY, SEED, SHARE, SIZE, TEMPERATURE, Range, shown
 from cerebras_jais.serve.http11 import HttpError
 
-LANGUAGES = ("ar", "en")
 MOST_STOPS, LONGEST_STOP = 4, 256  # strings, characters
 MOST_PROMPTS = 16
 _MOST_MESSAGES = 1000

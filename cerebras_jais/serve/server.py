@@ -144,16 +144,20 @@ class Server:
                 continue
             try:
                 accepted, address = self._listener.accept()
-                thread = threading.Thread(target=self._serve, args=(accepted, str(address[0])), daemon=True)
-                self._open[thread] = accepted
-                thread.start()
             except TimeoutError:
                 self._places.release()
+                continue
             except OSError:  # no more descriptors, for now
                 self._places.release()
                 time.sleep(_POLL)
+                continue
+            thread = threading.Thread(target=self._serve, args=(accepted, str(address[0])), daemon=True)
+            self._open[thread] = accepted
+            try:
+                thread.start()
             except RuntimeError:  # no more threads, for now
-                self._open.pop(thread).close()
+                del self._open[thread]
+                accepted.close()
                 self._places.release()
                 time.sleep(_POLL)
 

@@ -1,6 +1,8 @@
 """`generate --batch`: the answers of a file, resumed after an end at any line, and refusals that name the line."""
 
 import json
+import os
+import shutil
 
 import pytest
 
@@ -50,6 +52,9 @@ def test_a_run_that_was_ended_goes_on_and_asks_nothing_twice(tuned, tmp_path):
     assert file.read_bytes() == whole
     assert "11 answers, 0 of them new" in batch(tuned, tmp_path).output
     assert "11 answers, 11 of them new" in batch(tuned, tmp_path, LINES, "--seed", "5").output
+    other = shutil.copytree(tuned, tmp_path / tuned.name)  # another model of the same name
+    os.utime(other / "config.json", (0, 0))
+    assert "11 answers, 11 of them new" in batch(other, tmp_path).output
 
 
 @pytest.mark.parametrize(
