@@ -355,6 +355,8 @@ def open_engine(
 
 def tokenizer_of(path: Path, given: Path | None) -> Path:
     """The folder of the tokenizer: the one given, or the release itself."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; give a checkpoint (.mdl) or a release")
     if given is not None:
         return given
     if not path.is_dir():

@@ -11,7 +11,7 @@ from typing import Any
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.formats.release_directory import TOKENIZER
 from checkpoint_convert.gate.report import Skipped, require_none
-from checkpoint_convert.gate.subject import Subject
+from checkpoint_convert.gate.subject import Subject, installed_transformers
 from checkpoint_convert.streaming.run import Progress
 
 _TYPES = ("float32", "bfloat16", "float16")
@@ -153,12 +153,7 @@ def bundled_texts() -> list[str]:
 
 
 def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError:
-        raise Skipped("transformers is not installed; install cerebras_jais[eval]") from None
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    return transformers
+    found = installed_transformers()
+    if found is None:
+        raise Skipped("transformers is not installed; install cerebras_jais[eval]")
+    return found

@@ -112,3 +112,16 @@ class Subject:
         """Forget the code of the release."""
         self._models = {}
         self._stack.close()
+
+
+def installed_transformers() -> Any:
+    """transformers, set to show errors alone, or None."""
+    try:
+        import transformers
+    except ImportError:
+        return None
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    return transformers

@@ -12,7 +12,7 @@ from checkpoint_convert.formats.json_files import read_json
 from checkpoint_convert.formats.release_directory import CHAT_TEMPLATE, OLD_CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
 from checkpoint_convert.gate.configs import declared_differently, samples
 from checkpoint_convert.gate.report import Skipped, require_none
-from checkpoint_convert.gate.subject import Subject
+from checkpoint_convert.gate.subject import Subject, installed_transformers
 from checkpoint_convert.release import declared_tokens, read_tokenizer, token_ids
 from checkpoint_convert.verify.logits import PROMPTS, transformers_errors
 
@@ -38,12 +38,11 @@ def check_tokenizer(subject: Subject) -> str:
 
 def _in_transformers(path: Path, declared: dict[str, int]) -> str:
     """Load the tokenizer as users do; returns what to add to the text of the check."""
-    try:
-        from transformers import AutoTokenizer
-    except ImportError:
+    transformers = installed_transformers()
+    if transformers is None:
         return "; transformers is not installed: not loaded with it"
     with transformers_errors(path):
-        loaded = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+        loaded = transformers.AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
         problems = [
             f"{path}: transformers takes {getattr(loaded, f'{kind}_token_id')} as {kind}_token_id, {TOKENIZER} has "
             f"{number}; save the tokenizer again"

@@ -68,3 +68,12 @@ def test_a_base_model_is_not_chatted_with(tmp_path):
 def test_what_a_line_cannot_ask_is_said(tuned):
     with pytest.raises(UserError, match="/nothing: no such request"):
         run("chat", tuned, lines=["/nothing"])
+
+
+@pytest.mark.parametrize(
+    "words", [["chat"], ["generate", "--prompt", "x"], ["generate", "--prompt", "x", "--tokenizer"]]
+)
+def test_a_model_that_is_not_there_is_said_to_be_missing(words, tmp_path):
+    rest = [tmp_path] if words[-1] == "--tokenizer" else []
+    with pytest.raises(UserError, match=r"none\.mdl: no such file or folder"):
+        run(*words, *rest, tmp_path / "none.mdl")
