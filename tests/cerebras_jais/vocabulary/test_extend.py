@@ -222,6 +222,19 @@ def test_the_tokens_that_a_corpus_uses_most_make_it_shorter_than_the_donors_firs
     assert chosen.unreachable == []
 
 
+def test_the_work_told_is_all_of_it(tmp_path, donor):
+    base = read_bpe(BASES["llama"](tmp_path / "base"), to_extend=True)
+    looked_at, dropped = [], []
+    tokens = tokens_of_script(donor, base, ARABIC, progress=lambda *told: looked_at.append(told))
+    words = count_runs(sample("ar")[9:12], tokens)
+    extend(base, tokens, 200, words, lambda *told: dropped.append(told))
+    assert len(dropped) > 2
+    for told in (looked_at, dropped):
+        assert {total for _, total in told} == {told[0][1]}
+    assert sum(done for done, _ in looked_at) == looked_at[0][1] == len(donor.vocabulary)
+    assert sum(done for done, _ in dropped) >= dropped[0][1]  # the last round may drop one more than it must
+
+
 def test_an_added_token_of_the_base_keeps_its_id_and_has_a_place_in_the_model(tmp_path, donor):
     """Chat models often have a token for padding behind the vocabulary, in tokenizer.json alone."""
     folder = BASES["llama"](tmp_path / "base")
