@@ -18,17 +18,23 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def progress_bar(doing: str, unit: str = "B") -> Iterator[Callable[[float, float], object]]:
-    """Yield a progress callback (just done, all). The bar appears on a terminal only and is removed at the end."""
+def progress_bar(doing: str, unit: str = "B", delay: float = 0) -> Iterator[Callable[[float, float], object]]:
+    """Yield a progress callback (just done, all). The bar appears on a terminal only and is removed at the end.
+
+    Args:
+        doing: what is said before it.
+        unit: of the numbers.
+        delay: seconds before it appears.
+    """
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
     from tqdm import tqdm
 
-    with tqdm(desc=doing, unit=unit, unit_scale=True, unit_divisor=1000, leave=False) as bar:
+    with tqdm(desc=doing, unit=unit, unit_scale=True, unit_divisor=1000, leave=False, delay=delay) as bar:
 
         def progress(done: float, total: float) -> None:
-            bar.total = total
+            bar.total = total or None  # without a total it counts, and does not say how long
             bar.update(done)
 
         yield progress

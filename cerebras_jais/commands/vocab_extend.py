@@ -14,12 +14,15 @@ from cerebras_jais.commandline import Number, standard_input_once
 from cerebras_jais.files import STANDARD_INPUT
 from cerebras_jais.ranges import VOCABULARY
 from cerebras_jais.wording import counted
+from checkpoint_convert.printing import progress_bar
 
 if TYPE_CHECKING:
     from cerebras_jais.data.documents import Document
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 REPORT, PLOT = "fertility.md", "fertility.png"
+SHOWN_AFTER = 1.0
+"""Seconds before a bar appears: most extensions take less for each of their steps."""
 
 
 @dataclass(frozen=True)
@@ -137,20 +140,24 @@ def write_extended(
     check_wish(wish)
     script, named = scripts_of(wish.scripts), " or ".join(wish.scripts)
     extended, lender = read_bpe(base, to_extend=True), read_bpe(donor)
-    tokens = tokens_of_script(lender, extended, script, only_arabic=wish.only_arabic)
+    with progress_bar("choosing", " tokens", delay=SHOWN_AFTER) as progress:
+        tokens = tokens_of_script(lender, extended, script, only_arabic=wish.only_arabic, progress=progress)
     if not tokens:
         raise VocabularyError(f"{donor}: has no token of the script {named}; give another donor")
-    words = count_runs(_documents(wish.corpus), tokens) if wish.corpus else None
-    extension = extend_by(extended, tokens, wish.room, words)
+    words = count_runs(_documents(wish.corpus, "reading the corpus"), tokens) if wish.corpus else None
+    with progress_bar("dropping unused tokens", " tokens", delay=SHOWN_AFTER) as progress:
+        extension = extend_by(extended, tokens, wish.room, words, progress)
     if lost := extension.unreachable:
         raise VocabularyError(
             f"{base}: {counted(len(lost), 'new token')}, such as {lost[0]!r}, cannot be reached from the own text; "
             "nothing is written: please report it with the two tokenizers"
         )
-    kept = list(_documents(wish.text)) if Path(STANDARD_INPUT) in wish.text else None
+    kept = list(_documents(wish.text, "reading")) if Path(STANDARD_INPUT) in wish.text else None
 
     def documents() -> Iterable[Document]:
-        return _documents(wish.text) if kept is None else kept  # files are read again each time, in bounded memory
+        return (
+            _documents(wish.text, "counting tokens") if kept is None else kept
+        )  # files are read again each time, in bounded memory
 
     by_name = {"base": extended, "extended": extension.tokenizer, "donor": lender}
     rows = fertility({name: bpe.tokenizer for name, bpe in by_name.items()}, documents())
@@ -181,9 +188,15 @@ def write_extended(
     return lines
 
 
-def _documents(paths: tuple[Path, ...]) -> Iterator[Document]:
-    """The documents of all the paths, of the bundled sample when there are none."""
-    from cerebras_jais.data.documents import read_documents, sample_corpus_path
+def _documents(paths: tuple[Path, ...], doing: str) -> Iterator[Document]:
+    """The documents of all the paths, of the bundled sample when there are none, with a bar for a long read."""
+    from cerebras_jais.data.documents import TEXT_SUFFIXES, read_documents, sample_corpus_path
 
-    for path in paths or (sample_corpus_path(),):
-        yield from read_documents(path)
+    paths = paths or (sample_corpus_path(),)
+    files = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path])]
+    size = sum(file.stat().st_size for file in files if file.suffix in TEXT_SUFFIXES and file.is_file())
+    with progress_bar(doing, delay=SHOWN_AFTER) as progress:
+        for path in paths:
+            for document in read_documents(path):
+                yield document
+                progress(len(document.text.encode()), size)

@@ -9,13 +9,19 @@ from collections.abc import Iterable
 from cerebras_jais.data.documents import Document
 from cerebras_jais.vocabulary.bpe import BpeTokenizer
 from cerebras_jais.vocabulary.scripts import has_foreign_letters, is_written_in
+from checkpoint_convert.streaming.run import Progress
 
 MOST_WORDS = 1_000_000
 """Different words of a corpus that are kept; beyond, the rarest are dropped."""
 
 
 def tokens_of_script(
-    donor: BpeTokenizer, base: BpeTokenizer, script: re.Pattern[str], *, only_arabic: bool = False
+    donor: BpeTokenizer,
+    base: BpeTokenizer,
+    script: re.Pattern[str],
+    *,
+    only_arabic: bool = False,
+    progress: Progress = lambda done, total: None,
 ) -> list[str]:
     """The donor's tokens of a script as texts, by their rank (id), each once.
 
@@ -27,10 +33,12 @@ def tokens_of_script(
         base: the tokenizer that is to take them.
         script: that of `scripts_of`.
         only_arabic: leave out tokens with letters that Arabic itself has not.
+        progress: called with tokens of the donor, just looked at and of all.
     """
     special = {token.content for token in donor.tokenizer.get_added_tokens_decoder().values()}
     found: dict[str, None] = {}
     for piece in sorted(donor.vocabulary, key=donor.vocabulary.__getitem__):
+        progress(1, len(donor.vocabulary))
         text = None if piece in special else donor.text_of(piece)
         if text is None or not is_written_in(text, script) or (only_arabic and has_foreign_letters(text)):
             continue

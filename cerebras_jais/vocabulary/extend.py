@@ -36,6 +36,7 @@ from cerebras_jais.vocabulary.model_file import (
 )
 from cerebras_jais.vocabulary.splice import Reason, Splice, splice
 from checkpoint_convert.formats.release_directory import TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_FILES
+from checkpoint_convert.streaming.run import Progress
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken
@@ -80,7 +81,13 @@ class Extension:
         return [piece for piece in self.added if found[piece] != [ids[piece]]]
 
 
-def extend(base: BpeTokenizer, tokens: Sequence[str], room: int, words: Counter[str] | None = None) -> Extension:
+def extend(
+    base: BpeTokenizer,
+    tokens: Sequence[str],
+    room: int,
+    words: Counter[str] | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Extension:
     """Extend a base by exactly `room` pieces: letters that it lacks, tokens of the donor, and intermediate pieces.
 
     Args:
@@ -88,6 +95,8 @@ def extend(base: BpeTokenizer, tokens: Sequence[str], room: int, words: Counter[
         tokens: those of a donor that are wanted, by rank (`tokens_of_script`).
         room: how many pieces.
         words: those of a corpus with their counts (`count_runs`). Then the tokens that they use most are taken.
+        progress: called with tokens that are too many for the room, just dropped and of all; without words there are
+            none.
 
     The ids of the base stay, and so does its segmentation of every text without a character of a token.
     Raises VocabularyError where the donor has not that many, or the base's tokenizer.model does not fit.
@@ -102,20 +111,24 @@ def extend(base: BpeTokenizer, tokens: Sequence[str], room: int, words: Counter[
         _check_same_pieces(model, base)
     tokens = sorted(tokens, key=lambda token: len(token) > 1)  # letters first
     if words is not None:
-        tokens = _by_use(base, tokens, room, words)
+        tokens = _by_use(base, tokens, room, words, progress)
     return _extended(base, _spliced(base, tokens, room), model)
 
 
-def _by_use(base: BpeTokenizer, tokens: Sequence[str], room: int, words: Counter[str]) -> list[str]:
+def _by_use(base: BpeTokenizer, tokens: Sequence[str], room: int, words: Counter[str], progress: Progress) -> list[str]:
     """The tokens that words use most, in the order given, and behind them the others, the last one dropped first.
 
     The base is extended by all, and the least used are dropped until no more are left than there is room for. Uses are
     counted anew each time: a part of words is used where no token for the whole word is left.
     """
     kept, dropped = list(tokens), list[str]()
+    first = before = 0
     while True:
         grown = _spliced(base, kept, sys.maxsize, exactly=False)
         excess = len(grown.added) - room
+        first = first or excess
+        progress(before - excess if before else 0, first)
+        before = excess
         if excess <= 0:
             return [*kept, *reversed(dropped)]
         counts = uses(_extended(base, grown, None).tokenizer, words)

@@ -22,7 +22,14 @@ from cerebras_jais.vocabulary.embeddings.methods import (
     projected,
     statistics_of,
 )
-from cerebras_jais.vocabulary.embeddings.ridge import JUDGED_COLUMNS, STRENGTHS, Moments, Normal, Projection
+from cerebras_jais.vocabulary.embeddings.ridge import (
+    JUDGED_COLUMNS,
+    STRENGTHS,
+    Moments,
+    Normal,
+    Projection,
+    bfloat16_factors,
+)
 from cerebras_jais.vocabulary.embeddings.rows import mean_rows, read_rows
 from cerebras_jais.vocabulary.embeddings.shared_tokens import Vocabulary
 from cerebras_jais.vocabulary.errors import VocabularyError
@@ -66,6 +73,11 @@ class Problem:
     """New id -> tokens of the donor that spell it."""
     in_base: Sources
     """New id -> tokens of the base that spell it."""
+
+    @property
+    def in_bfloat16(self) -> bool:
+        """Whether all of them are stored as bfloat16."""
+        return all(tensor.dtype == "bfloat16" for tensor in (self.donor, *(found.tensor for found in self.matrices)))
 
 
 @dataclass(frozen=True)
@@ -157,7 +169,9 @@ def _maker(
     statistics: Statistics,
 ) -> RowMaker:
     if method is Method.PROJECTION:
-        return projected(problem.donor, problem.in_donor, projection, factor, statistics.mean)
+        return projected(
+            problem.donor, problem.in_donor, projection, factor, statistics.mean, in_bfloat16=problem.in_bfloat16
+        )
     if method is Method.PIECES:
         return mean_of_pieces(problem.matrices[place].tensor, problem.in_base, statistics.mean)
     return mean_of_all(statistics.mean) if method is Method.MEAN else drawn(statistics, seed, place)
@@ -200,7 +214,8 @@ def fit(
     assert factor is not None, "it was factorised before"
     judged = _judge(problem, statistics, normal.predict(factor, x), held, y, seed, work.done)
 
-    moments.add(x, y)
+    with bfloat16_factors(problem.in_bfloat16):
+        moments.add(x, y)
     del normal, factor, x, y  # before the same again for all tokens
     normal = moments.centred()
     del moments
@@ -264,7 +279,11 @@ def _targets(problem: Problem, places: np.ndarray) -> np.ndarray:
 
 
 def _first_moments(problem: Problem, train: np.ndarray) -> Moments:
-    """Moments without rows, about the means of the first ones."""
+    """Moments without rows, about the means of the first; of bfloat16 about 0, which leaves its values as they are."""
+    if problem.in_bfloat16:
+        return Moments(
+            *(np.zeros(width, np.float32) for width in (problem.donor.shape[1], sum(_widths(problem.matrices))))
+        )
     first = train[:_BLOCK]
     return Moments(read_rows(problem.donor, problem.donor_ids[first]).mean(0), _targets(problem, first).mean(0))
 
@@ -272,7 +291,8 @@ def _first_moments(problem: Problem, train: np.ndarray) -> Moments:
 def _add(moments: Moments, problem: Problem, places: np.ndarray, done: Callable[[float], object]) -> None:
     for start in range(0, len(places), _BLOCK):
         block = places[start : start + _BLOCK]
-        moments.add(read_rows(problem.donor, problem.donor_ids[block]), _targets(problem, block))
+        with bfloat16_factors(problem.in_bfloat16):
+            moments.add(read_rows(problem.donor, problem.donor_ids[block]), _targets(problem, block))
         done(len(block) * moments.flops_of_row)
 
 
@@ -356,7 +376,8 @@ def _norms(
     sample = np.sort(rng.choice(ids, min(len(ids), _NORMS_OF), replace=False)).tolist()
     found = []
     for matrix, known, part in zip(problem.matrices, statistics, _split(projection, problem.matrices), strict=True):
-        rows = projected(problem.donor, problem.in_donor, part, 1.0, known.mean)(sample)
+        make = projected(problem.donor, problem.in_donor, part, 1.0, known.mean, in_bfloat16=problem.in_bfloat16)
+        rows = make(sample)
         norm = float(np.linalg.norm(rows, axis=1).mean())
         found.append(Norms(matrix.name, known.norm, norm, known.norm / norm if base_norms and norm else 1.0))
     return tuple(found)

@@ -58,12 +58,24 @@ def statistics_of(tensor: Tensor, count: int) -> Statistics:
     return Statistics((sums / count).astype(np.float32), float(variance**0.5), float(norms / count))
 
 
-def projected(donor: Tensor, sources: Sources, projection: Projection, factor: float, mean: np.ndarray) -> RowMaker:
-    """Rows by the projection, times `factor`; `mean` where no token of the donor spells the token."""
+def projected(
+    donor: Tensor,
+    sources: Sources,
+    projection: Projection,
+    factor: float,
+    mean: np.ndarray,
+    *,
+    in_bfloat16: bool = False,
+) -> RowMaker:
+    """Rows by the projection, times `factor`; `mean` where no token of the donor spells the token.
+
+    `in_bfloat16` is for rows that are read and stored as bfloat16.
+    """
 
     def make(ids: Sequence[int]) -> np.ndarray:
         groups = [sources[number] for number in ids]
-        rows = projection(mean_rows(donor, groups, projection.source_mean)) * np.float32(factor)
+        rows = projection(mean_rows(donor, groups, projection.source_mean), in_bfloat16=in_bfloat16)
+        rows *= np.float32(factor)
         rows[[not group for group in groups]] = mean
         return rows
 

@@ -7,8 +7,10 @@ the mean diagonal of X'X. Shapes: N rows, D source dimensions, M target dimensio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -22,6 +24,21 @@ Done = Callable[[float], object]
 """Called with floating-point operations just done."""
 
 
+@contextmanager
+def bfloat16_factors(will_do: bool) -> Iterator[None]:
+    """Let torch take the factors of float32 products as bfloat16, and sum in float32, for the block, in all threads.
+
+    It is twice as fast on a processor with instructions for it; another computes in float32 as before. Nothing is
+    rounded where the factors are values of bfloat16.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium" if will_do else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 @dataclass(frozen=True)
 class Projection:
     """An affine map: y = (x - source_mean) weight + target_mean."""
@@ -33,11 +50,30 @@ class Projection:
     target_mean: np.ndarray
     """float32 [M]."""
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Rows [N, D] in the target space, float32 [N, M]."""
-        product = torch.from_numpy(x - self.source_mean) @ torch.from_numpy(self.weight)
+    @cached_property
+    def _offset(self) -> np.ndarray:
+        """What 0 becomes, float32 [M]."""
+        offset: np.ndarray = self.target_mean - self.source_mean @ self.weight
+        return offset
+
+    @cached_property
+    def _rounded(self) -> torch.Tensor:
+        return torch.from_numpy(self.weight).bfloat16()
+
+    def __call__(self, x: np.ndarray, *, in_bfloat16: bool = False) -> np.ndarray:
+        """Rows [N, D] in the target space, float32 [N, M].
+
+        Args:
+            x: the rows.
+            in_bfloat16: round rows, map and result to bfloat16, and sum in float32: several times as fast on a
+                processor with instructions for it, and about as near as a result can be that is stored so.
+        """
+        source = torch.from_numpy(x)
+        if in_bfloat16:
+            product = torch.addmm(torch.from_numpy(self._offset).bfloat16(), source.bfloat16(), self._rounded).float()
+        else:
+            product = torch.addmm(torch.from_numpy(self._offset), source, torch.from_numpy(self.weight))
         moved: np.ndarray = product.numpy()
-        moved += self.target_mean
         return moved
 
 
@@ -69,7 +105,7 @@ class Moments:
             source, target = (torch.from_numpy(v - point) for v, point in zip((x, y), self._points, strict=True))
         self._count += len(x)
         for total, values in zip(self._sums, (source, target), strict=True):
-            total += values.sum(0, dtype=torch.float64)
+            total += values.sum(0)
         for start in range(0, len(self._gram), _PANEL):
             panel = slice(start, start + _PANEL)
             stop = min(start + _PANEL, len(self._gram))

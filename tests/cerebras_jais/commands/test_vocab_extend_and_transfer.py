@@ -10,6 +10,7 @@ import shutil
 
 import pytest
 from click.testing import CliRunner
+from tokenizers import Tokenizer, models
 
 import cerebras_jais.vocabulary.embeddings.transfer as transferring
 from cerebras_jais.cli import cli
@@ -152,6 +153,19 @@ def test_wrong_input_is_refused_before_anything_is_written(pair, tmp_path):
     larger = "has 700 tokens, but"
     other = ["--base-tokenizer", pair.donor.parent / "tokenizer"]
     assert larger in refused(*words_of(pair, output, *other))
+    unigram = tmp_path / "unigram"
+    unigram.mkdir()
+    Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], 0, True)).save(str(unigram / "tokenizer.json"))
+    for option in ("--base-tokenizer", "--donor-tokenizer"):
+        assert f"{unigram / 'tokenizer.json'}: is a Unigram" in refused(*words_of(pair, output, option, unigram))
+    content = json.loads((pair.donor.parent / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))
+    pieces = content["model"]["vocab"].items()
+    own = {piece if number < 10 else f"\u0120{number}": number for piece, number in pieces}
+    content["model"] |= {"vocab": own, "merges": []}
+    (unigram / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    assert "tokens with the donor's tokenizer, at least 20 are needed" in refused(
+        *words_of(pair, output, "--donor-tokenizer", unigram)
+    )
     assert listing(output.parent) == []
 
 

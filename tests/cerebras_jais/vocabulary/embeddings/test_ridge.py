@@ -6,8 +6,9 @@ are those of the formula at each strength; what is predicted without the map is 
 
 import numpy as np
 import pytest
+import torch
 
-from cerebras_jais.vocabulary.embeddings.ridge import STRENGTHS, Moments, Projection
+from cerebras_jais.vocabulary.embeddings.ridge import STRENGTHS, Moments, Projection, bfloat16_factors
 from tests import tolerances
 
 ROWS, SOURCE, TARGET = 300, 40, 23
@@ -45,6 +46,23 @@ def test_the_map_is_that_of_the_closed_formula(data, blocks, strength):
     np.testing.assert_allclose(found.weight, formula(x, y, strength), rtol=0, atol=tolerances.RIDGE_WEIGHT)
     np.testing.assert_allclose(found.source_mean, x.mean(0, dtype=np.float64), rtol=0, atol=tolerances.RIDGE_WEIGHT)
     np.testing.assert_allclose(found.target_mean, y.mean(0, dtype=np.float64), rtol=0, atol=tolerances.RIDGE_WEIGHT)
+
+
+def test_values_of_bfloat16_give_the_map_of_the_closed_formula(data):
+    """About 0, as they are: with factors of bfloat16 nothing is rounded but the sums."""
+    x, y = (torch.from_numpy(matrix).bfloat16().float().numpy() for matrix in data)
+    moments = Moments(np.zeros(SOURCE, np.float32), np.zeros(TARGET, np.float32))
+    before = torch.get_float32_matmul_precision()
+    with bfloat16_factors(True):
+        for part in np.array_split(np.arange(ROWS), 3):
+            moments.add(x[part], y[part])
+    assert torch.get_float32_matmul_precision() == before
+    normal = moments.centred()
+    found = normal.solve(normal.factor(0.1))
+    np.testing.assert_allclose(found.weight, formula(x, y, 0.1), rtol=0, atol=tolerances.RIDGE_WEIGHT)
+    np.testing.assert_allclose(
+        found(x, in_bfloat16=True), found(x), rtol=0, atol=tolerances.SAME_IN_BFLOAT16 * np.abs(found(x)).max()
+    )
 
 
 def test_two_targets_side_by_side_are_each_alone(data):

@@ -7,6 +7,7 @@ plain LlamaForCausalLM and comes back.
 """
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from cerebras_jais.vocabulary.embeddings.transfer import transfer
 from checkpoint_convert.convert import convert_to_cerebras, convert_to_hf
 from checkpoint_convert.streaming.journal import Work
 from tests import tolerances
-from tests.cerebras_jais.model.examples import llama_section
+from tests.cerebras_jais.model.examples import jais_section, llama_section
 from tests.cerebras_jais.vocabulary.embeddings.examples import size_of, write_pair
 from tests.checkpoint_convert.examples import listing, random_model, state_of, write_checkpoint
 
@@ -87,6 +88,30 @@ def test_new_rows_are_those_of_the_closed_formula(pair, output, name):
     rows = np.array([source[list(pieces)].mean(0) for pieces in sources_of(new, extended, donor).values()])
     expected = (rows - x.mean(0)) @ weight + y.mean(0)
     np.testing.assert_allclose(tensors_of(output)[name][new], expected, rtol=0, atol=tolerances.SAME_IN_FLOAT32)
+
+
+def test_new_rows_of_bfloat16_are_those_of_float32_rounded(pair, tmp_path):
+    """From the same values, stored as either; each new row as near as two roundings of its parts leave it."""
+    found = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        for path, section in ((pair.base, llama_section), (pair.donor, jais_section)):
+            folder = tmp_path / str(dtype) / path.parent.name
+            shutil.copytree(path.parent / "tokenizer", folder / "tokenizer")
+            state = state_of(random_model(section(vocab_size=size_of(folder / "tokenizer"))), torch.bfloat16)
+            values = {
+                name: tensor.astype(np.float32) if dtype is torch.float32 else tensor for name, tensor in state.items()
+            }
+            write_checkpoint(folder / "model.mdl", section(vocab_size=size_of(folder / "tokenizer")), values)
+        models = (tmp_path / str(dtype) / name / "model.mdl" for name in ("base", "donor"))
+        report = transfer(*models, pair.extended, tmp_path / f"{dtype}.mdl")[1]
+        found[dtype] = tensors_of(tmp_path / f"{dtype}.mdl"), report
+    rounded, exact = found[torch.bfloat16], found[torch.float32]
+    assert rounded[1]["strength"] == exact[1]["strength"]
+    for name in (EMBEDDING, HEAD):
+        rows = exact[0][name]
+        np.testing.assert_allclose(
+            rounded[0][name].astype(np.float32), rows, rtol=0, atol=tolerances.SAME_IN_BFLOAT16 * np.abs(rows).max()
+        )
 
 
 def test_rows_of_no_token_are_the_bases_mean(pair, output):
