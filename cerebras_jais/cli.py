@@ -17,6 +17,11 @@ VERBS = {
     "lower": ("cerebras_jais.commands.lower:lower", "Lower trainer YAML to the programs of CS systems, without one."),
     "run-program": ("cerebras_jais.commands.run_program:run_program", "Run a lowered program's first steps on a CPU."),
     "generate": ("cerebras_jais.commands.evaluate:generate", "Continue a prompt with a checkpoint or a release."),
+    "chat": ("cerebras_jais.commands.chat:chat", "Talk to a chat model in the terminal."),
+    "serve": (
+        "cerebras_jais.commands.serve:serve",
+        "Answer OpenAI's interface with a model, and a page in the browser.",
+    ),
     "score": ("cerebras_jais.commands.evaluate:score", "Loss and bits per byte of a checkpoint or a release on text."),
     "zoo": ("cerebras_jais.commands.zoo:zoo", "Run cszoo of the Model Zoo with the models of the family."),
 }

@@ -60,6 +60,9 @@ WEIGHT = Range(0, 1e9)  # of a part of a mixture
 LOSS_SCALE = Range(2.0**-126, 2.0**127)  # the powers of 2 of float32; a dynamic scale doubles without end
 ROTATION = Range(1, 1e12)  # the base of rotary angles
 TEMPERATURE = Range(0, 100)
+PENALTY = Range(0.1, 10)  # of repetition
+PORT = Range(0, 65535, whole=True)  # 0 is any that is free
+SECONDS = Range(0, 86_400)  # that something may take
 
 
 def shown(value: Any, longest: int = 80) -> str:

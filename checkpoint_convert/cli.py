@@ -79,6 +79,12 @@ cli.epilog = statuses()
     help="Write the family's chat template and the card's sampling. Default: --chat if the trainer YAML, given or "
     "stored, is of instruction tuning: it starts from a checkpoint (ckpt_path) on packed examples (use_vsl).",
 )
+@click.option(
+    "--card",
+    type=click.Path(path_type=Path),
+    metavar="FILE.yaml",
+    help="What you say of the model, for README.md: languages, licence, data, use, limits, scores.",
+)
 @dry_run_option
 @json_option
 def to_hf(
@@ -89,6 +95,7 @@ def to_hf(
     max_shard_size: int,
     dtype: str | None,
     chat: bool | None,
+    card: Path | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -99,6 +106,7 @@ def to_hf(
     conversations as the model's training data did, and samples as the model card does.
     """
     descriptions = _describe(checkpoint)
+    from checkpoint_convert.card import read_card
     from checkpoint_convert.convert import convert_to_hf
     from checkpoint_convert.streaming.run import keep_freed_memory
 
@@ -113,6 +121,7 @@ def to_hf(
             max_shard_size=max_shard_size,
             dtype=dtype,
             chat=chat,
+            card=read_card(card) if card else None,
             dry_run=dry_run,
             progress=progress,
             descriptions=descriptions,
@@ -284,6 +293,41 @@ def inspect(path: Path, config: ConfigFile | None, allow_pickle: bool, as_json: 
 
     found = inspect_model(path, config=config, allow_pickle=allow_pickle, descriptions=descriptions)
     click.echo(json.dumps(found) if as_json else inspection_text(found))
+
+
+@cli.command(name="release-check")
+@click.argument("release", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--trust-release-code",
+    is_flag=True,
+    help="Run the code in the release even if it is not this package's. Read it first.",
+)
+@click.option(
+    "--large", is_flag=True, help="Also run a model of more than 8 GB in float32; its weights are then in memory."
+)
+@allow_pickle_option
+@json_option
+def release_check(release: Path, trust_release_code: bool, large: bool, allow_pickle: bool, as_json: bool) -> None:
+    """Check a release before it is published: files, configs, tokenizer, weights, and what it computes.
+
+    Each check is one line: ok, failed or skipped, with the reason and what to do. Of a release as the hub has it, which
+    this package did not write, it also says what is known not to work today, and how to make a repaired copy. Nothing
+    is written or downloaded, and only this package's code is run.
+    """
+    os.environ["HF_HUB_OFFLINE"] = "1"  # transformers reads it at import and then downloads nothing
+    from checkpoint_convert.gate.check import check_release
+
+    with progress_bar("checking") as progress:
+        report = check_release(
+            release,
+            allow_pickle=allow_pickle,
+            trust_release_code=trust_release_code,
+            large=large,
+            progress=progress,
+        )
+    click.echo(json.dumps(report.as_json()) if as_json else "\n".join(report.lines()))
+    if not report.passed:
+        sys.exit(DIFFERENT)
 
 
 cli.add_command(completion_command("checkpoint-convert"))

@@ -18,6 +18,7 @@ from cerebras_jais import __version__
 from cerebras_jais.checkpoint.hdf5.isolate import Descriptions
 from cerebras_jais.config.yaml_file import ConfigFile
 from cerebras_jais.files import identity_of
+from checkpoint_convert.card import Card
 from checkpoint_convert.configs.convert import check_convertible, default_special_tokens, to_config_json
 from checkpoint_convert.configs.trainer_yaml import trainer_params
 from checkpoint_convert.errors import ConversionError
@@ -81,6 +82,7 @@ def convert_to_hf(
     max_shard_size: int = DEFAULT_SHARD_SIZE,
     dtype: str | None = None,
     chat: bool | None = None,
+    card: Card | None = None,
     dry_run: bool = False,
     progress: Progress = lambda done, total: None,
     descriptions: Descriptions | None = None,
@@ -97,6 +99,7 @@ def convert_to_hf(
         dtype: "float32", "bfloat16" or "float16"; None keeps each tensor's own. ALiBi slopes are never converted.
         chat: whether to write the family's chat template and the card's sampling; None asks the checkpoint's run
             (`tunes_on_conversations` of its config).
+        card: what its author says of it, for README.md; what is missing there is in the notes of the report.
         dry_run: check everything, tied tensors included, and write nothing.
         progress: called as bytes are read.
         descriptions: a child that was started with the .mdl file among others; None starts one where it is needed.
@@ -115,11 +118,14 @@ def convert_to_hf(
         notes = [*model.notes, *files.notes]
         if chat is None and writes_chat:
             notes.append("released as a chat model, because its run tunes on packed examples; --no-chat prevents that")
+        if card is not None and card.missing:
+            notes.append(f"the card does not give {', '.join(card.missing)}; README.md lists that as missing")
         shards = plan_shards(plan.headers, max_shard_size)
 
-        target = ReleaseTarget(output, shards, Companions(config_json, files, plan, model.origin, writes_chat))
+        target = ReleaseTarget(output, shards, Companions(config_json, files, plan, model.origin, writes_chat, card))
         sources = [_identity_of(file) for file in files.files.values()]
-        options = [config_json, max_shard_size, sources, writes_chat]
+        told = None if card is None else card.model_dump(mode="json")
+        options = [config_json, max_shard_size, sources, writes_chat, told]
         return run_conversion(model, plan, target, options, notes, dry_run, progress)
 
 

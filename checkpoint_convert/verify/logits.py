@@ -29,11 +29,12 @@ from cerebras_jais.model.tensors import state_key
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.formats.release_directory import CONFIG, TOKENIZER
 from checkpoint_convert.formats.tensors import UNIT_ROUNDOFF, Tensor
+from checkpoint_convert.mapping.plan import make_plan
 from checkpoint_convert.mapping.rules import JAIS, LLAMA, architecture_of, rules, ties
-from checkpoint_convert.open_model import opening, weights_of
+from checkpoint_convert.open_model import Model, opening, weights_of
 from checkpoint_convert.streaming.run import Progress
 from checkpoint_convert.verify.release_code import ReleaseCode, classes_of, read_code
-from checkpoint_convert.verify.streamed_weights import find_weights, load, stream_weights
+from checkpoint_convert.verify.streamed_weights import converted, find_weights, load, stream_weights
 
 # Arabic and English text, digits, tashkeel and code, of different lengths, within the smallest context.
 PROMPTS = (
@@ -164,24 +165,64 @@ def compare_logits(
     """
     checkpoint, release = Path(checkpoint), Path(release)
     section = Path(config) if isinstance(config, str) else config
+    with opening(checkpoint, config=section, descriptions=descriptions) as opened:
+        return _compare(opened, opened.tensors, release, prompts, trust_release_code, allow_pickle, progress, None)
+
+
+def compare_with_reference(
+    release: str | Path,
+    *,
+    prompts: Sequence[str] = PROMPTS,
+    trust_release_code: bool = False,
+    allow_pickle: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> LogitsReport:
+    """The same for a release alone: the reference path computes with the weights that `to-cerebras` would write.
+
+    Args and errors are those of `compare_logits`.
+    """
+    release = Path(release)
+    with opening(release, allow_pickle=allow_pickle) as opened:
+        plan = make_plan(opened.config, opened.side, opened.tensors)
+        return _compare(
+            opened, converted(plan), release, prompts, trust_release_code, allow_pickle, progress, "float32"
+        )
+
+
+def _compare(
+    opened: Model,
+    tensors: Mapping[str, Tensor],
+    release: Path,
+    prompts: Sequence[str],
+    trust_release_code: bool,
+    allow_pickle: bool,
+    progress: Progress,
+    rounded_to: str | None,
+) -> LogitsReport:
+    """Compare a model on the reference path with a release in transformers.
+
+    Args:
+        opened: the model of the reference path.
+        tensors: its tensors by their Cerebras names without the leading `model.`.
+        rounded_to: element type whose rounding the tolerances allow; None finds it from the types of the two sides.
+    """
     with (
-        opening(checkpoint, config=section, descriptions=descriptions) as opened,
         _scratch_file() as scratch,
         torch.inference_mode(),
-        _release_model(read_code(release), trust_release_code) as (theirs, modules),
+        release_model(read_code(release), trust_release_code) as (theirs, modules),
     ):
         with torch.device("meta"):
             ours = LanguageModel(opened.config).eval()
         _check_sizes(release, ours.config, theirs.config)
         our_ties = {state_key(name): state_key(first) for name, first in ties(ours.config, "cerebras").items()}
-        stored = {state_key(name): tensor for name, tensor in opened.tensors.items()}
-        our_weights = find_weights(checkpoint, ours, stored, our_ties)
+        stored = {state_key(name): tensor for name, tensor in tensors.items()}
+        our_weights = find_weights(opened.path, ours, stored, our_ties)
         their_weights = find_weights(
-            release, theirs, weights_of(release, allow_pickle), _release_ties(theirs), modules.ignored
+            release, theirs, weights_of(release, allow_pickle), release_ties(theirs), modules.ignored
         )
 
         context = min(ours.config.max_position_embeddings, theirs.config.max_position_embeddings)
-        rows = _prompt_ids(release, prompts, ours.config.vocab_size, context)
+        rows = prompt_ids(release, prompts, ours.config.vocab_size, context)
         ids_BL, real_BL = _batch(rows)
         ours.check_token_ids(ids_BL)
 
@@ -198,13 +239,13 @@ def compare_logits(
             load(ours.get_submodule(helper), {"slopes": our_weights[f"{helper}.slopes"]}, report)
 
         def keep(name: str, x_BLE: torch.Tensor) -> None:
-            scratch.write(_finite(checkpoint, name, x_BLE[real_BL]).numpy().data)
+            scratch.write(_finite(opened.path, name, x_BLE[real_BL]).numpy().data)
 
         _observe(ours, _REFERENCE, keep)
         keep("logits", ours.logits(ids_BL))
 
         scratch.seek(0)
-        rounded_to = _rounded_to(ours.config, our_weights, their_weights)
+        rounded_to = rounded_to or _rounded_to(ours.config, our_weights, their_weights)
         layers: list[LayerDifference] = []
         same_choice = 0
 
@@ -219,7 +260,7 @@ def compare_logits(
             same_choice = int((ours_PE.argmax(-1) == theirs_PE.argmax(-1)).sum())  # the last call is for the logits
 
         _observe(theirs, modules, compare)
-        with _transformers_errors(release):
+        with transformers_errors(release):
             logits_BLV = theirs(input_ids=ids_BL, use_cache=False).logits
         compare("logits", logits_BLV)
     return LogitsReport(len(rows), int(real_BL.sum()), rounded_to, tuple(layers), same_choice)
@@ -229,7 +270,7 @@ def compare_logits(
 
 
 @contextmanager
-def _release_model(code: ReleaseCode, trust: bool) -> Iterator[tuple[Any, _ComparedModules]]:
+def release_model(code: ReleaseCode, trust: bool) -> Iterator[tuple[Any, _ComparedModules]]:
     """The model of a release, its weights on the meta device; and the names of its compared modules."""
     from accelerate import init_empty_weights
     from transformers.utils import logging
@@ -243,7 +284,7 @@ def _release_model(code: ReleaseCode, trust: bool) -> Iterator[tuple[Any, _Compa
     # choose an implementation are removed, because one may name a kernel that transformers downloads and runs.
     keys = {key: value for key, value in code.config.items() if "_implementation" not in key}
     with ExitStack() as stack:
-        with _transformers_errors(code.release):
+        with transformers_errors(code.release):
             config_class, model_class = stack.enter_context(classes_of(code, trust=trust))
             with init_empty_weights(include_buffers=False):
                 config = config_class.from_dict(keys)
@@ -251,7 +292,7 @@ def _release_model(code: ReleaseCode, trust: bool) -> Iterator[tuple[Any, _Compa
         yield model.eval(), _RELEASE[kind]
 
 
-def _release_ties(model: Any) -> dict[str, str]:
+def release_ties(model: Any) -> dict[str, str]:
     """Second names of tensors in a release: the output head's, where it is tied to the embedding."""
     if not model.config.tie_word_embeddings:
         return {}
@@ -260,7 +301,7 @@ def _release_ties(model: Any) -> dict[str, str]:
 
 
 @contextmanager
-def _transformers_errors(release: Path) -> Iterator[None]:
+def transformers_errors(release: Path) -> Iterator[None]:
     """Turn an error in transformers, or in the release's code, into one line that names the release."""
     try:
         yield
@@ -288,7 +329,7 @@ def _check_sizes(release: Path, ours: DecoderConfig, theirs: Any) -> None:
 # ---- values, layer by layer -----------------------------------------------------------------------------------------
 
 
-def _prompt_ids(release: Path, prompts: Sequence[str], vocab_size: int, longest: int) -> list[list[int]]:
+def prompt_ids(release: Path, prompts: Sequence[str], vocab_size: int, longest: int) -> list[list[int]]:
     """Ids of the prompts, at most `longest` of each, from the release's tokenizer; evenly spaced where it has none."""
     path = release / TOKENIZER
     if not path.exists():

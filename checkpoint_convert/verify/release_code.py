@@ -45,9 +45,14 @@ class ReleaseCode:
     """Name of a config -> a reference to code that is not in the release."""
 
     @property
+    def digests(self) -> dict[str, str]:
+        """Name of a Python file -> its digest."""
+        return _digests(self.files)
+
+    @property
     def is_earlier(self) -> bool:
         """Whether the code is an earlier version of this package's."""
-        return bool(self.files) and not self.problems and _digests(self.files) != current_version()
+        return bool(self.files) and not self.problems and self.digests != current_version()
 
 
 def read_code(release: Path) -> ReleaseCode:

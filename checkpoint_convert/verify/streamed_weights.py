@@ -6,16 +6,20 @@ of its own, which is one matrix, for any number of layers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from cerebras_jais.model.tensors import under_both_names
 from checkpoint_convert.errors import ConversionError, first_few
-from checkpoint_convert.formats.tensors import WEIGHT_TYPES, Tensor
-from checkpoint_convert.mapping.plan import same_values
+from checkpoint_convert.formats.tensors import WEIGHT_TYPES, Shape, StorageId, Tensor
+from checkpoint_convert.mapping.operations import forward
+from checkpoint_convert.mapping.plan import Plan, Step, same_values
 from checkpoint_convert.mapping.rules import grouped
 
 _BLOCK_BYTES = 64 << 20
@@ -60,6 +64,45 @@ def find_weights(
     if texts:
         raise ConversionError(f"{path}: its tensors are not those that its config demands; {'; '.join(texts)}")
     return {name: found[name] for name in shapes}
+
+
+@dataclass(frozen=True, eq=False)
+class _Converted:
+    """A tensor that a step of a conversion makes, as float32: converted when it is read, and nothing is written."""
+
+    step: Step
+    index: int
+    shape: Shape
+    dtype = "float32"
+    chunk_rows = None
+
+    @property
+    def nbytes(self) -> int:
+        return 4 * math.prod(self.shape)
+
+    @property
+    def storage_id(self) -> StorageId:
+        file, place = self.step.inputs[0].storage_id
+        return file, f"{place}, {self.index}"
+
+    def read(self) -> np.ndarray:
+        made = forward(self.step.operation, [source.read() for source in self.step.inputs])[self.index]
+        return np.ascontiguousarray(made, dtype=np.float32)
+
+    def read_rows(self, start: int, stop: int) -> np.ndarray:
+        return self.read()[start:stop]
+
+    def read_columns(self, start: int, stop: int) -> np.ndarray:
+        return self.read()[:, start:stop]
+
+
+def converted(plan: Plan) -> dict[str, Tensor]:
+    """What a conversion would write, by name, as float32: each tensor is converted whole when it is read."""
+    return {
+        header.name: _Converted(step, index, header.shape)
+        for step in plan.steps
+        for index, header in enumerate(step.headers)
+    }
 
 
 def stream_weights(

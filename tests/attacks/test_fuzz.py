@@ -56,3 +56,13 @@ def test_random_kills_are_gone_on_from():
     command = [sys.executable, str(HERE / "kills.py"), "--count", "6", "--seed", "0"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("count", slow_except([600], [600, 10_000]))
+def test_the_server_answers_rightly_whatever_is_sent_and_keeps_nothing(count):
+    command = [sys.executable, str(HERE / "server_requests.py"), "--count", str(count), "--seed", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    verdicts = {verdict: int(count.replace(",", "")) for verdict, count in re.findall(r"(\w+) ([\d,]*\d)", done.stdout)}
+    assert sum(verdicts.values()) == count and verdicts["right"] > count / 2, done.stdout
+    assert verdicts["refused"] > count / 5 and verdicts["left"] > count / 50, done.stdout

@@ -5,7 +5,7 @@ becomes a checkpoint with the same tensors and logits, on which `fit` trains; wh
 """
 
 import contextlib
-import importlib
+import importlib.util
 import json
 import re
 import runpy
@@ -24,9 +24,9 @@ from checkpoint_convert.load import load_release
 from tests.chat_tokenizers import VOCABULARY, write_tokenizer
 from tests.checkpoint_convert.examples import jais_section, llama_section, state_of, write_checkpoint
 
-pytest.importorskip("trl")
-pytest.importorskip("peft")
-pytestmark = pytest.mark.slow
+MISSING = [name for name in ("trl", "peft") if importlib.util.find_spec(name) is None]
+# The module is collected everywhere: skipped as a whole, it would count as a skip in a run of any mark.
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")]
 
 RUNS = Path(__file__).parents[2] / "runs"
 SECTIONS = {"jais": jais_section, "llama": llama_section}

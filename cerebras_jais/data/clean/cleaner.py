@@ -43,6 +43,9 @@ class CleanerSettings:
     quality: str | None = None
 
 
+_UNCHANGED: Mapping[str, int] = {}
+
+
 @dataclass(frozen=True)
 class Cleaned:
     """A document that is kept: its text, its language, and how often each kind of change was made to it."""
@@ -102,7 +105,7 @@ class Cleaner:
                 return Dropped(reason, language)
             if rules.symbols:
                 text = without_symbol_lines(text, rules.symbols, changes)
-        return Cleaned(text, language, +changes)
+        return Cleaned(text, language, +changes if changes else _UNCHANGED)
 
 
 def _is_unicode(text: str) -> bool:

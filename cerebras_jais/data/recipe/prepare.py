@@ -176,7 +176,8 @@ class _ShardTask:
                 where = place(self._shard.parts[part], line)
                 self._dropped.add(CONTAMINATED, where, language=found.language, text=found.text[:_SHOWN])
                 continue
-            counts.changes.update(found.changes)
+            if found.changes:
+                counts.changes.update(found.changes)
             documents.append(Document(found.text, found.language, f"{self._shard.parts[part].file}:{line}"))
         return documents
 

@@ -20,7 +20,6 @@ from typing import Any
 from cerebras_jais.errors import UserError
 
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
-_PATIENCE = 5.0  # seconds for a worker without work to end by itself
 _LOOKED_EVERY = 0.25  # seconds, where the kernel does not tell
 
 
@@ -66,14 +65,11 @@ class Workers:
         return self
 
     def __exit__(self, *what: object) -> None:
-        for worker in self._idle:
-            worker.channel.close()  # it ends
-        for worker, _ in self._busy.values():
+        # A task's files are whole or hidden, so nothing is lost with a worker, and its own end takes time.
+        for worker in (workers := [*self._idle, *(worker for worker, _ in self._busy.values())]):
             worker.process.kill()
             worker.channel.close()
-        for worker in [*self._idle, *(worker for worker, _ in self._busy.values())]:
-            worker.process.join(_PATIENCE)
-            worker.process.kill()
+        for worker in workers:
             worker.process.join()
         self._idle, self._busy = [], {}
 
