@@ -53,7 +53,7 @@ class Sizes:
 
 
 # Stage 1 has as much of the steps as in the catalog's jais-adapted-7b: 3,576 of 9,298.
-XQUAD = Sizes(2048, 6144, 2000, 500, 700, (50, 80))
+XQUAD = Sizes(2048, 6144, 2000, 500, 700, (100, 160))
 SAMPLE = Sizes(800, 2048, 400, 150, 150, (15, 24))
 
 
@@ -252,20 +252,21 @@ class Row:
     seconds: float
 
 
+def models_of(sizes: Sizes) -> list[str]:
+    """The options of `vocab` verbs that name the trained base and donor."""
+    base, donor = f"base/checkpoint_{sizes.base_steps}.mdl", f"donor/checkpoint_{sizes.donor_steps}.mdl"
+    return ["--base", base, "--donor", donor]
+
+
 def adapt(method: str, seed: int, sizes: Sizes, vocabulary: int, output: Path) -> tuple[list[dict[str, float]], float]:
     """Transfer and both stages: the scores after each, and the seconds of training."""
     name = f"{method}-{seed}"
-    (output / name).mkdir()
-    models = [
-        "--base",
-        f"base/checkpoint_{sizes.base_steps}.mdl",
-        "--donor",
-        f"donor/checkpoint_{sizes.donor_steps}.mdl",
-    ]
-    command(
-        "cerebras-jais", "vocab", "transfer", *models, "--tokenizer", "extended", "--method", method,
-        "--seed", str(seed), "--output", f"{name}/extended.mdl", output=output,
-    )  # fmt: skip
+    (output / name).mkdir(exist_ok=True)
+    if not (output / name / "extended.mdl").exists():
+        command(
+            "cerebras-jais", "vocab", "transfer", *models_of(sizes), "--tokenizer", "extended", "--method", method,
+            "--seed", str(seed), "--output", f"{name}/extended.mdl", output=output,
+        )  # fmt: skip
     data = mixture("extended", MIX)
     folders = [f"{name}/stage-1", f"{name}/stage-2"]
     phases = [
@@ -372,18 +373,20 @@ def main() -> None:
         ("donor", "jais", donor_entries, sizes.donor_steps, mixture("donor", DONOR_MIX)),
     ):
         fit(name, [trainer_of(preset(config)[0], name, entries, steps, 1, data, steps)], output)
-    base, donor = f"base/checkpoint_{sizes.base_steps}.mdl", f"donor/checkpoint_{sizes.donor_steps}.mdl"
+    _, base, _, donor = models_of(sizes)
     before = {
         "base, before": score(base, "base/tokenizer", output),
         "donor": score(donor, "donor/tokenizer", output),
     }
 
-    # ---- 2. The vocabulary extended, and the text as rows of either vocabulary --------------------------------------
+    # ---- 2. The vocabulary and the base extended, and the text as rows of either vocabulary --------------------------
 
+    # The first of the adaptations below starts from this; the others have the tokenizer, and a transfer of their own.
+    (output / f"{METHODS[0]}-1").mkdir()
     command(
-        "cerebras-jais", "vocab", "extend", "--base", "base/tokenizer", "--donor", "donor/tokenizer",
-        "--add", str(sizes.added), "--corpus", "texts/ar.jsonl", "--text", "texts/held-out.jsonl",
-        "--output", "extended", output=output,
+        "cerebras-jais", "vocab", "extend-and-transfer", *models_of(sizes), "--add", str(sizes.added),
+        "--corpus", "texts/ar.jsonl", "--text", "texts/held-out.jsonl", "--seed", "1",
+        "--tokenizer", "extended", "--output", f"{METHODS[0]}-1/extended.mdl", output=output,
     )  # fmt: skip
     pack("en", "extended", "data/extended/en", output)
     pack("ar", "extended", "data/extended/ar", output)
