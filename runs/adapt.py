@@ -28,7 +28,14 @@ CONTEXT, BATCH = 128, 16
 LANGUAGES = ("en", "ar")
 MIX = {"en": 18, "ar": 19}  # the card's tokens of jais-adapted-7b; its 2 parts of code are left out
 DONOR_MIX = {"en": 2, "ar": 1}  # the card's of jais-family, without code
-METHODS = ("projection", "pieces", "mean", "random")
+METHODS = {  # name: options of `vocab transfer`
+    "projection": ["--norms", "base"],
+    "unscaled": ["--norms", "projected"],
+    "pieces": ["--method", "pieces"],
+    "mean": ["--method", "mean"],
+    "random": ["--method", "random"],
+}
+CARD = "projection"  # which of them the card describes
 HELD_OUT = 8  # every 8th article, in both languages: the articles of XQuAD are translations
 MOST = 4_000_000  # bytes of text to learn from, of a language
 PROMPT = "كانت المدينة"
@@ -264,7 +271,7 @@ def adapt(method: str, seed: int, sizes: Sizes, vocabulary: int, output: Path) -
     (output / name).mkdir(exist_ok=True)
     if not (output / name / "extended.mdl").exists():
         command(
-            "cerebras-jais", "vocab", "transfer", *models_of(sizes), "--tokenizer", "extended", "--method", method,
+            "cerebras-jais", "vocab", "transfer", *models_of(sizes), "--tokenizer", "extended", *METHODS[method],
             "--seed", str(seed), "--output", f"{name}/extended.mdl", output=output,
         )  # fmt: skip
     data = mixture("extended", MIX)
@@ -382,11 +389,11 @@ def main() -> None:
     # ---- 2. The vocabulary and the base extended, and the text as rows of either vocabulary --------------------------
 
     # The first of the adaptations below starts from this; the others have the tokenizer, and a transfer of their own.
-    (output / f"{METHODS[0]}-1").mkdir()
+    (output / f"{CARD}-1").mkdir()
     command(
         "cerebras-jais", "vocab", "extend-and-transfer", *models_of(sizes), "--add", str(sizes.added),
-        "--corpus", "texts/ar.jsonl", "--text", "texts/held-out.jsonl", "--seed", "1",
-        "--tokenizer", "extended", "--output", f"{METHODS[0]}-1/extended.mdl", output=output,
+        "--corpus", "texts/ar.jsonl", "--text", "texts/held-out.jsonl", "--seed", "1", *METHODS[CARD],
+        "--tokenizer", "extended", "--output", f"{CARD}-1/extended.mdl", output=output,
     )  # fmt: skip
     pack("en", "extended", "data/extended/en", output)
     pack("ar", "extended", "data/extended/ar", output)
@@ -412,7 +419,7 @@ def main() -> None:
 
     # ---- 4. A release, and the table --------------------------------------------------------------------------------
 
-    final = f"{METHODS[0]}-1/stage-2/checkpoint_{sizes.stages[1]}.mdl"
+    final = f"{CARD}-1/stage-2/checkpoint_{sizes.stages[1]}.mdl"
     command("checkpoint-convert", "to-hf", final, "--tokenizer", "extended", "--output", "release", output=output)
     rows = []
     for name, results in done.items():
@@ -423,7 +430,7 @@ def main() -> None:
         seconds = statistics.mean(taken for _, taken in results)
         rows.append(Row(name, trained, seen, [scores for scores, _ in results], seconds))
     print_table(before, rows)
-    print(f"\nArabic sample ({METHODS[0]}): {write_in_arabic(output / 'release')}")
+    print(f"\nArabic sample ({CARD}): {write_in_arabic(output / 'release')}")
     print(
         f"Arabic takes {longer:.2f} times fewer tokens with the extension. Done in {time.monotonic() - started:.0f} s."
     )

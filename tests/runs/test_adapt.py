@@ -24,7 +24,7 @@ pytest.importorskip("matplotlib")
 pytestmark = pytest.mark.slow
 
 RUNS = Path(__file__).parents[2] / "runs"
-METHODS = ("projection", "pieces", "mean", "random")
+METHODS = ("projection", "unscaled", "pieces", "mean", "random")
 STEPS = 3  # of each stage
 TOKENS = STEPS * 16 * 128
 
