@@ -40,7 +40,7 @@ def command(*words: str, output: Path, lines: str = "") -> str:
     )
     sys.stdout.write(run.stdout)
     if run.returncode:
-        sys.exit(f"demo: the command above failed with status {run.returncode}")
+        sys.exit(f"{Path(sys.argv[0]).stem}: the command above failed with status {run.returncode}")
     return run.stdout
 
 
