@@ -13,7 +13,7 @@ import click
 
 from cerebras_jais import __version__
 from cerebras_jais.commandline import completion_command, run, statuses
-from cerebras_jais.errors import DIFFERENT
+from cerebras_jais.errors import DIFFERENT, UserError
 from checkpoint_convert.options import (
     EXISTING,
     NEW,
@@ -36,6 +36,7 @@ from checkpoint_convert.printing import (
 if TYPE_CHECKING:
     from cerebras_jais.checkpoint.hdf5.isolate import Descriptions
     from cerebras_jais.config.yaml_file import ConfigFile
+    from checkpoint_convert.llamacpp.model import Type
     from checkpoint_convert.verify.logits import LogitsReport
 
 
@@ -49,6 +50,8 @@ def cli() -> None:
       checkpoint-convert to-hf jais/checkpoint_100.mdl --tokenizer tokenizer --output release
     Convert a release back, to continue its training:
       checkpoint-convert to-cerebras release --output start.mdl
+    Convert either to a GGUF file for llama.cpp and Ollama:
+      checkpoint-convert to-gguf release --type q8_0 --output model.gguf
     Compare the two, first every tensor and then the logits:
       checkpoint-convert verify jais/checkpoint_100.mdl release --logits
     Show what a file contains, and what differs between two:
@@ -174,6 +177,68 @@ def to_cerebras(
     print_report(report, dry_run, as_json)
     if not dry_run and not as_json:
         click.echo(f"to continue its training, use {output.with_suffix('.yaml')}")
+
+
+@cli.command(name="to-gguf")
+@click.argument("source", type=EXISTING, metavar="CHECKPOINT|RELEASE")
+@click.option("--output", required=True, type=NEW, help="The .gguf file to create; it must not exist.")
+@click.option(
+    "--type",
+    "type_",
+    type=click.Choice(["f32", "f16", "q8_0", "q4_0"]),
+    default="f16",
+    show_default=True,
+    help="Element type of the matrices; norms and biases stay f32. q8_0 and q4_0: blocks of 32 numbers of 8 or 4 bits.",
+)
+@config_option
+@click.option("--tokenizer", type=EXISTING, help="Directory of the tokenizer. Default: that of the release.")
+@click.option(
+    "--chat/--no-chat",
+    default=None,
+    help="Write the family's chat template. Default: a release's own; for a checkpoint as in to-hf.",
+)
+@allow_pickle_option
+@dry_run_option
+@json_option
+def to_gguf(
+    source: Path,
+    output: Path,
+    type_: Type,
+    config: ConfigFile | None,
+    tokenizer: Path | None,
+    chat: bool | None,
+    allow_pickle: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Convert a checkpoint or a release to a GGUF file for llama.cpp, Ollama and the programs built on them.
+
+    The file has the tokenizer and the chat template inside. muP's two factors are multiplied into the embedding and
+    the output head, as in llama.cpp's own script, and f32 and f16 give the tensors that it gives. What llama.cpp
+    cannot compute is refused: scaled ALiBi positions, and q.k over the root of the head size. It needs the package
+    gguf (the extra gguf).
+    """
+    descriptions = _describe(source)
+    _require_gguf()
+    from checkpoint_convert.llamacpp.convert import convert_to_gguf
+    from checkpoint_convert.streaming.run import keep_freed_memory
+
+    keep_freed_memory()
+
+    with progress_bar("converting") as progress:
+        report = convert_to_gguf(
+            source,
+            output,
+            type_=type_,
+            config=config,
+            tokenizer=tokenizer,
+            chat=chat,
+            allow_pickle=allow_pickle,
+            dry_run=dry_run,
+            progress=progress,
+            descriptions=descriptions,
+        )
+    print_report(report, dry_run, as_json)
 
 
 @cli.command()
@@ -338,6 +403,13 @@ def _describe(*paths: Path | None) -> Descriptions:
     from cerebras_jais.checkpoint.hdf5.isolate import Descriptions
 
     return Descriptions([path for path in paths if path is not None and path.is_file()])
+
+
+def _require_gguf() -> None:
+    try:
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"GGUF files need the package gguf ({error}); install the extra: cerebras_jais[gguf]") from None
 
 
 def _compare_logits(

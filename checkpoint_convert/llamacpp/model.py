@@ -114,8 +114,10 @@ class Encoding:
         """
         scaled = self.scaled(values)
         kind = self.tensor.kind
+        lost = None
         if kind == "F32":
-            lost = np.isinf(scaled) & np.isfinite(values) if scaled.dtype != np.float32 or self.factor != 1 else None
+            if self.factor != 1 or values.dtype == np.float64:
+                lost = np.isinf(scaled) & np.isfinite(values)
         elif kind == "F16":
             lost = (np.abs(scaled) >= _INFINITE_IN_FLOAT16) & np.isfinite(values)
         else:
@@ -123,7 +125,8 @@ class Encoding:
         if lost is not None and lost.any():
             worst = float(values[lost][0])
             raise ConversionError(
-                f"{self.tensor.name} has {worst:g}, multiplied by {self.factor:g}, which {kind.lower()} cannot represent"
+                f"{self.tensor.name} has {worst:g}, which {kind.lower()} cannot represent"
+                + (f" when it is multiplied by {self.factor:g}" if self.factor != 1 else "")
             )
         return encode(scaled, kind)
 

@@ -141,9 +141,9 @@ def _split_of(path: Path, state: Mapping[str, Any], model: Mapping[str, Any]) ->
         split = steps[0]
         if kinds == ["ByteLevel"] and split.get("use_regex", True):
             pattern = _GPT2
-        elif kinds == ["Split", "ByteLevel"] and not steps[1].get("use_regex", True):
-            if split.get("behavior") == "Isolated" and not split.get("invert"):
-                pattern = split["pattern"].get("Regex")
+        isolates = split.get("behavior") == "Isolated" and not split.get("invert")
+        if kinds == ["Split", "ByteLevel"] and isolates and not steps[1].get("use_regex", True):
+            pattern = split["pattern"].get("Regex")
     name, ignores = _SPLITS.get(str(pattern), ("", False))
     if not name or bool(model.get("ignore_merges")) is not ignores:
         raise ConversionError(
@@ -188,7 +188,7 @@ def _of_characters(
     if others:
         notes.append(
             f"llama.cpp joins any two neighbours that give a token, {path.name} only the pairs of its merges: some "
-            f"texts are cut otherwise ({len(others)} tokens, such as {first_few(others)}); a tokenizer.model has all pairs"
+            f"texts are cut otherwise ({len(others)} tokens, such as {first_few(others)}); a tokenizer.model has all"
         )
     return _sentencepiece_keys(*_entries(first, added, size), _adds_space(path, state)), notes
 
