@@ -13,7 +13,7 @@ import click
 
 from cerebras_jais import __version__
 from cerebras_jais.commandline import completion_command, run, statuses
-from cerebras_jais.errors import DIFFERENT, UserError
+from cerebras_jais.errors import DIFFERENT
 from checkpoint_convert.options import (
     EXISTING,
     NEW,
@@ -219,7 +219,6 @@ def to_gguf(
     gguf (the extra gguf).
     """
     descriptions = _describe(source)
-    _require_gguf()
     from checkpoint_convert.llamacpp.convert import convert_to_gguf
     from checkpoint_convert.streaming.run import keep_freed_memory
 
@@ -403,13 +402,6 @@ def _describe(*paths: Path | None) -> Descriptions:
     from cerebras_jais.checkpoint.hdf5.isolate import Descriptions
 
     return Descriptions([path for path in paths if path is not None and path.is_file()])
-
-
-def _require_gguf() -> None:
-    try:
-        import gguf  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"GGUF files need the package gguf ({error}); install the extra: cerebras_jais[gguf]") from None
 
 
 def _compare_logits(

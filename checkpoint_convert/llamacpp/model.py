@@ -29,7 +29,6 @@ _FILE_TYPES = {
     "q8_0": LlamaFileType.MOSTLY_Q8_0,
     "q4_0": LlamaFileType.MOSTLY_Q4_0,
 }
-_INFINITE_IN_FLOAT16 = 65520  # the least number that rounds to infinity
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 _MAX_ALIBI_BIAS = 8.0  # of which ALiBi's slopes follow, as mapping/plan.py has checked that they do
 
@@ -119,7 +118,9 @@ class Encoding:
             if self.factor != 1 or values.dtype == np.float64:
                 lost = np.isinf(scaled) & np.isfinite(values)
         elif kind == "F16":
-            lost = (np.abs(scaled) >= _INFINITE_IN_FLOAT16) & np.isfinite(values)
+            with np.errstate(over="ignore"):
+                scaled = scaled.astype(np.float16, copy=False)
+            lost = np.isinf(scaled) & np.isfinite(values)
         else:
             lost = ~np.isfinite(scaled)
         if lost is not None and lost.any():
