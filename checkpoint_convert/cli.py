@@ -269,6 +269,9 @@ def verify(
     model is compared with the manifest that its conversion wrote. The files of a release are compared with its
     manifest; only the model card and the licence may be edited.
 
+    A GGUF file is compared with the checkpoint or the release that it was made of: f32 and f16 exactly, blocks of 8 or
+    4 bits within the error of their rounding, the model's numbers and the tokenizer in its metadata.
+
     --logits needs a checkpoint and a release. The checkpoint runs on the reference path and the release in
     transformers, both in float32 and one layer at a time. The first layer that differs by more than rounding can
     explain is named.
@@ -278,12 +281,33 @@ def verify(
     """
     if trust_release_code and not logits:
         raise click.UsageError("--trust-release-code needs --logits: only --logits runs the code of a release")
+    from checkpoint_convert.open_model import is_gguf
+
+    files = [path for path in (first, second) if path is not None and is_gguf(path)]
+    if logits and files:
+        raise click.UsageError("--logits compares a .mdl file with a release directory; give one of each")
     pair = _checkpoint_and_release(first, second) if logits else None
-    descriptions = _describe(first, second)
+    if files and (second is None or len(files) > 1):
+        raise click.UsageError(
+            f"{files[0]} is compared with the checkpoint or the release that it was made of; name it"
+        )
+    descriptions = _describe(*(path for path in (first, second) if path not in files))
     from checkpoint_convert.verify.compare import check_manifest, compare, with_trusted_code
 
     with progress_bar("comparing") as progress:
-        if second is None:
+        if files and second is not None:
+            from checkpoint_convert.llamacpp.compare import compare_gguf
+
+            source = second if files[0] == first else first
+            result = compare_gguf(
+                files[0],
+                source,
+                config=config,
+                allow_pickle=allow_pickle,
+                progress=progress,
+                descriptions=descriptions,
+            )
+        elif second is None:
             result = check_manifest(
                 first, config=config, allow_pickle=allow_pickle, progress=progress, descriptions=descriptions
             )

@@ -197,16 +197,6 @@ class GgufFile:
     """The bytes of each tensor."""
 
 
-def is_gguf(path: Path) -> bool:
-    """Whether a file calls itself GGUF, by its name or by its first bytes."""
-    if path.suffix.lower() == ".gguf":
-        return True
-    if not path.is_file():
-        return False
-    with open_regular(path, ConversionError) as file:
-        return file.read(4) == MAGIC
-
-
 def read_gguf(path: Path) -> GgufFile:
     """Read the header of a file and check it against the size of the file; no data is read.
 

@@ -233,7 +233,7 @@ def by_layer(names: Iterable[str]) -> tuple[list[str], dict[str, list[int]]]:
     layers: dict[str, list[int]] = {}
     rest: list[str] = []
     for name in names:
-        found = re.fullmatch(r"(?:.*\.)?(?:layers|h)\.(\d{1,9})\.(.+)", name)
+        found = re.fullmatch(r"(?:.*\.)?(?:layers|h|blk)\.(\d{1,9})\.(.+)", name)
         if found:
             layers.setdefault(found[2], []).append(int(found[1]))
         else:
