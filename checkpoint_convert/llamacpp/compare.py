@@ -122,15 +122,21 @@ def _difference(pair: _Pair, progress: Any) -> str | None:
         for start, values in bands(source, 1, BAND_BYTES):
             coding, rows = pair.encoding, values.reshape(len(values), -1) if values.ndim else values.reshape(1, 1)
             kept = stored.read_rows(first + start, first + start + len(rows))
-            off, most = _off(coding, values_of(coding, rows), kept)
+            off, most = off_by_more(coding, values_of(coding, rows), kept)
             wrong, worst = wrong + off, max(worst, most)
             progress(values.nbytes)
         first += source.shape[0] if source.shape else 1
     return f"{wrong:,} values differ, by {worst:.3g} at most" if wrong else None
 
 
-def _off(coding: Encoding, values: np.ndarray, kept: np.ndarray) -> tuple[int, float]:
-    """How many numbers of some rows are not what they may be, and by how much at most."""
+def off_by_more(coding: Encoding, values: np.ndarray, kept: np.ndarray) -> tuple[int, float]:
+    """How many numbers of some rows are not what they may be, and by how much at most.
+
+    Args:
+        coding: of the tensor.
+        values: [rows, columns] of the source in its element type.
+        kept: uint8 [rows, bytes of a row] of the file.
+    """
     kind = coding.tensor.kind
     if kind in ("F32", "F16"):
         wanted = coding.encode(values)
