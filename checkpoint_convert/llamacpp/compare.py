@@ -35,6 +35,7 @@ from checkpoint_convert.verify.compare import Comparison
 _STEPS = {"Q8_0": 127.0, "Q4_0": 8.0}
 _OFF_BY = {"Q8_0": 0.5, "Q4_0": 1.0}  # of a step
 _BLOCK = 32
+_BAND_BYTES = BAND_BYTES // 2  # several arrays of its size are compared
 
 
 def compare_gguf(
@@ -119,7 +120,7 @@ def _difference(pair: _Pair, progress: Any) -> str | None:
     stored = pair.file.stored[pair.name]
     wrong, worst, first = 0, 0.0, 0
     for source in pair.step.inputs:
-        for start, values in bands(source, 1, BAND_BYTES):
+        for start, values in bands(source, 1, _BAND_BYTES):
             coding, rows = pair.encoding, values.reshape(len(values), -1) if values.ndim else values.reshape(1, 1)
             kept = stored.read_rows(first + start, first + start + len(rows))
             off, most = off_by_more(coding, values_of(coding, rows), kept)

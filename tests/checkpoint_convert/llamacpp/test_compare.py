@@ -7,6 +7,8 @@ refused in one line.
 """
 
 import json
+import random
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -14,12 +16,14 @@ from click.testing import CliRunner
 
 from cerebras_jais.errors import UserError
 from checkpoint_convert.cli import cli
+from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.formats.gguf import GgufTensor, decode, encode, read_gguf, value_bytes
 from checkpoint_convert.formats.safetensors import open_model
 from checkpoint_convert.formats.tensors import TensorHeader
 from checkpoint_convert.llamacpp.compare import compare_gguf, off_by_more
 from checkpoint_convert.llamacpp.convert import convert_to_gguf
 from checkpoint_convert.llamacpp.model import Encoding
+from tests.attacks.gguf_files import FILE, mutate
 from tests.checkpoint_convert.llamacpp.test_convert import MODELS, made
 
 TYPES = ("f32", "f16", "q8_0", "q4_0")
@@ -129,6 +133,22 @@ def test_verify_takes_the_two_in_either_order_and_says_what_it_needs(jais, tmp_p
     assert "output.weight: 1 values differ" in done.output
     content[head.offset + 3] ^= 0x40
     head.path.write_bytes(content)
+
+
+def test_a_damaged_file_is_refused_or_differs_and_nothing_else_happens(jais, tmp_path):
+    """The seed is fixed; tests/attacks/gguf_files.py draws more of them for the reader alone."""
+    directory, _, release = jais
+    outcomes, refusals = Counter(), []
+    for number in range(60):
+        draw = random.Random(number)
+        (tmp_path / FILE).write_bytes((directory / f"{draw.choice(TYPES)}.gguf").read_bytes())
+        mutate(draw, tmp_path)
+        try:
+            outcomes[compare_gguf(tmp_path / FILE, release).same] += 1
+        except ConversionError as error:
+            refusals.append(str(error))
+    assert all(FILE in refusal and "\n" not in refusal for refusal in refusals)
+    assert len(refusals) > 10 and outcomes[False] > 2
 
 
 def test_no_other_verb_takes_a_gguf_file(jais):
