@@ -45,7 +45,7 @@ update-newest: TORCH = $(shell grep '^torch==' requirements/current.txt)
 update-newest:
 	$(PYTHON) -m venv --clear build/newest
 	build/newest/bin/$(PIP_INSTALL) $(TORCH)
-	build/newest/bin/$(PIP_INSTALL) $(TORCH) setuptools -e ".[dev,tune,pipeline,int4]"
+	build/newest/bin/$(PIP_INSTALL) $(TORCH) setuptools -e ".[dev,tune,pipeline]"
 	build/newest/bin/pip freeze --all --exclude pip --exclude cerebras_jais > build/newest.txt
 	! grep -E '@|file:|://' build/newest.txt
 	( echo "# The newest of everything but torch, which is that of current.txt; written by make update-newest." ; \

@@ -211,27 +211,17 @@ def run_conversion(
         UserError: the output is there already or cannot be written, or the input changes or is damaged.
     """
     output = target.names[-1]
-    parent = output.absolute().parent
-    if not parent.is_dir():
-        raise ConversionError(f"{output}: the directory {parent} does not exist; create it first")
-    free = shutil.disk_usage(parent).free
-
-    def check_room() -> None:
-        needed = target.nbytes + _COMPANION_BYTES
-        if needed > free:
-            raise ConversionError(
-                f"{output}: needs {needed / 1e9:.2f} GB but the disk has {free / 1e9:.2f} GB free; make room"
-            )
+    free = _free(output)
 
     def create_files(directory: Path) -> None:
         for path in target.names:
             check_absent(path)
-        check_room()
+        check_room(output, target.nbytes)
         target.create_files(directory)
 
     if dry_run:
         check_absent(output)
-        check_room()
+        check_room(output, target.nbytes)
         _check_ties(model, plan)
         return _report(plan, target, free, notes)
     identity = fingerprint(
@@ -252,6 +242,22 @@ def run_conversion(
             work.mark_complete()
         publish(target, work.complete)
     return _report(plan, target, free, notes, continued)
+
+
+def check_room(output: Path, nbytes: int) -> None:
+    """Raise ConversionError where the folder of an output is missing, or its disk has no room for so many bytes."""
+    needed, free = nbytes + _COMPANION_BYTES, _free(output)
+    if needed > free:
+        raise ConversionError(
+            f"{output}: needs {needed / 1e9:.2f} GB but the disk has {free / 1e9:.2f} GB free; make room"
+        )
+
+
+def _free(output: Path) -> int:
+    parent = output.absolute().parent
+    if not parent.is_dir():
+        raise ConversionError(f"{output}: the directory {parent} does not exist; create it first")
+    return shutil.disk_usage(parent).free
 
 
 def _check_ties(model: Model, plan: Plan) -> None:

@@ -2,7 +2,8 @@
 
 Text becomes a tokenizer and packed tokens; a Model Zoo trainer YAML trains a model on them; its Cerebras checkpoint
 becomes a Hugging Face release that transformers loads and generates from; the release becomes a checkpoint again, bit
-for bit. Every command is printed as it is run, so this file is also the manual.
+for bit. At the end the Jais model is tuned on conversations and answers a question in each language. Every command is
+printed as it is run, so this file is also the manual.
 
     python runs/demo.py [--text PATH] [--output DIR] [--max-steps N]
 """
@@ -21,15 +22,21 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = {"jais-family": "jais", "jais-adapted": "adapted"}
 PROMPTS = {"Arabic": "في صباح يوم", "English": "In the morning"}
+QUESTIONS = {"Arabic": "ما هي عاصمة الإمارات؟", "English": "What is the capital of the UAE?"}
 
 
-def command(*words: str, output: Path) -> str:
-    """Run one of the project's commands in the output folder, showing it; its standard output."""
+def command(*words: str, output: Path, lines: str = "") -> str:
+    """Run one of the project's commands in the output folder, showing it; its standard output. `lines` is its input."""
     print(f"\n$ {shlex.join(words)}", flush=True)
     module = {"cerebras-jais": "cerebras_jais.cli", "checkpoint-convert": "checkpoint_convert.cli"}[words[0]]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     run = subprocess.run(
-        [sys.executable, "-m", module, *words[1:]], cwd=output, env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", module, *words[1:]],
+        cwd=output,
+        env=environment,
+        input=lines,
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
     )
     sys.stdout.write(run.stdout)
     if run.returncode:
@@ -112,6 +119,34 @@ def run_family(name: str, output: Path, limit: list[str]) -> dict[str, str]:
     }
 
 
+def chat(output: Path, limit: list[str]) -> None:
+    """Tune the Jais model on the bundled conversations, and ask it a question in each language.
+
+    It has 2 million parameters and has read a few hundred conversations: its answers show that all parts fit together.
+    """
+    (checkpoint,) = (output / "jais").glob("checkpoint_*.mdl")
+    preset = (ROOT / "configs" / "tiny" / "chat.yaml").read_text(encoding="utf-8")
+    config = output / "conversations.yaml"
+    for old, new in (
+        ("model_dir: chat\n", "model_dir: conversations\n"),
+        ("data/chat/", "data/conversations/"),
+        ("jais/checkpoint_100.mdl", f"jais/{checkpoint.name}"),
+    ):
+        assert old in preset
+        preset = preset.replace(old, new)
+    config.write_text(preset, encoding="utf-8")
+    packed = ["--tokenizer", "tokenizer", "--max-sequence-length", "512", "--output", "data/conversations"]
+    command("cerebras-jais", "data", "chat", *packed, output=output)
+    command("cerebras-jais", "fit", config.name, *limit, output=output)
+    (tuned,) = (output / "conversations").glob("checkpoint_*.mdl")
+    release = ["--tokenizer", "tokenizer", "--output", "conversations-release"]
+    command("checkpoint-convert", "to-hf", str(tuned.relative_to(output)), *release, output=output)
+    for question in QUESTIONS.values():
+        print(f"\n> {question}", end="")
+        words = ["conversations-release", "--seed", "0", "--max-new-tokens", "40"]
+        command("cerebras-jais", "chat", *words, output=output, lines=f"{question}\n")
+
+
 def shown(path: Path) -> str:
     """A path for people: relative where it lies below the working directory."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
@@ -161,6 +196,7 @@ def main() -> None:
         print(f"\n{name} (tiny)\n{'-' * 60}")
         for what, value in rows.items():
             print(f"{what:<32}{value}")
+    chat(output, limit)
     print(f"\nDone in {time.monotonic() - started:.0f} s.")
 
 

@@ -48,6 +48,8 @@ NOT_IN_HELP = {
     "lower ": "the Model Zoo",
     "run-program ": "the Model Zoo",
     "vocab transfer ": "the weights of two large models",
+    "vocab extend-and-transfer ": "the weights of two large models",
+    "chat-release": "a model tuned on conversations",
 }
 NUMBER = re.compile(r"\d[\d,]*(\.\d+)?(e[+-]\d+)?")
 
@@ -199,9 +201,14 @@ def check_table(shown, printed):
 
 
 def check_demo(shown, printed):
-    """The demo's two tables: the rows, and the values that do not depend on how long it trains."""
+    """The demo's two tables: the rows, and the values that do not depend on how long it trains.
+
+    Behind them it tunes a model and asks it a question in each language.
+    """
     started = printed.index(shown[0])
-    made = [line for line in printed[started:] if not line.startswith("Done in")]
+    behind = next(number for number in range(started, len(printed)) if printed[number].startswith("$ "))
+    made = printed[started:behind]
+    assert sum(line.startswith("$ cerebras-jais chat ") for line in printed[behind:]) == 2
 
     def table(lines):
         rows = [re.split(r"\s{2,}", line, maxsplit=1) for line in lines if line.strip()]

@@ -38,7 +38,19 @@ ALLOW_PICKLE = click.option(
 @TOKENIZER
 @CONFIG
 @ALLOW_PICKLE
-@click.option("--prompt", required=True, multiple=True, help="Text to continue; may be given several times.")
+@click.option("--prompt", multiple=True, help="Text to continue; may be given several times.")
+@click.option(
+    "--batch",
+    type=click.Path(path_type=Path),
+    metavar="FILE.jsonl",
+    help='Answer each line of a file, {"prompt": ...} or, with --chat, {"messages": [...]}.',
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE.jsonl",
+    help="Where the answers of --batch go; the same command goes on where it was ended.",
+)
 @click.option("--max-new-tokens", type=Number(SIZE), default=64, show_default=True, help="Tokens to add at most.")
 @click.option(
     "--temperature",
@@ -59,6 +71,8 @@ def generate(
     config: Path | None,
     allow_pickle: bool,
     prompt: tuple[str, ...],
+    batch: Path | None,
+    output: Path | None,
     max_new_tokens: int,
     temperature: float | None,
     top_p: float | None,
@@ -72,6 +86,7 @@ def generate(
       cerebras-jais generate jais/checkpoint_100.mdl --tokenizer tokenizer --prompt "الشمس"
       cerebras-jais generate release --prompt "الشمس"
       cerebras-jais generate chat-release --chat --prompt "ما هي عاصمة الإمارات؟"
+      cerebras-jais generate chat-release --chat --batch QUESTIONS.jsonl --output ANSWERS.jsonl
 
     A release is read without running its code, and brings its tokenizer.
     """
@@ -79,7 +94,14 @@ def generate(
 
     from cerebras_jais.chat.engine import open_engine
     from cerebras_jais.chat.sampling import Sampling
+    from cerebras_jais.errors import UserError
 
+    if bool(prompt) == (batch is not None):
+        raise UserError("give either --prompt or --batch")
+    if (batch is None) != (output is None):
+        raise UserError("--batch and --output belong together: the answers to a file go to a file")
+    if batch is not None and not batch.exists():
+        raise UserError(f"{batch}: does not exist; give a file of JSON lines")
     engine = open_engine(path, tokenizer=tokenizer, config=config, allow_pickle=allow_pickle)
     said: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
     sampling = replace(
@@ -88,6 +110,20 @@ def generate(
         max_new_tokens=max_new_tokens,
         seed=seed,
     )
+    if batch is not None and output is not None:
+        from tqdm import tqdm
+
+        from cerebras_jais.chat.batch import answer_all, read_prompts
+
+        prompts = read_prompts(batch, engine, as_chat=as_chat, language=language)
+        made = answer_all(
+            engine,
+            prompts,
+            sampling,
+            output,
+            lambda left, total: tqdm(left, "answering", total, initial=total - len(left), unit="prompt", disable=None),
+        )
+        click.echo(f"{output}: {len(prompts)} answers, {made} of them new")
     for text in prompt:
         ids = engine.chat_ids([{"role": "user", "content": text}], language) if as_chat else engine.encode(text)
         note = engine.note_on(len(ids))

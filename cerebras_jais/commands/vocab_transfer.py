@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -14,65 +15,68 @@ from cerebras_jais.ranges import SEED, VOCABULARY
 from checkpoint_convert.options import EXISTING, NEW, allow_pickle_option, json_option
 from checkpoint_convert.printing import progress_bar
 
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+def transfer_options(command: Decorated) -> Decorated:
+    """Give a command the options of a transfer, apart from --tokenizer."""
+    options = (
+        click.option(
+            "--base", required=True, type=EXISTING, metavar="MODEL", help="The model that grows: .mdl or release."
+        ),
+        click.option("--donor", required=True, type=EXISTING, metavar="MODEL", help="A model that has the new tokens."),
+        click.option(
+            "--output", required=True, type=NEW, help="The .mdl file to create; its .yaml is written beside it."
+        ),
+        click.option(
+            "--base-tokenizer", type=EXISTING, metavar="DIR", help="The base's own. Default: beside the model."
+        ),
+        click.option(
+            "--donor-tokenizer", type=EXISTING, metavar="DIR", help="The donor's own. Default: beside the model."
+        ),
+        click.option("--base-config", type=NEW, metavar="FILE", help="Trainer YAML of a base that does not record it."),
+        click.option(
+            "--donor-config", type=NEW, metavar="FILE", help="Trainer YAML of a donor that does not record it."
+        ),
+        click.option(
+            "--config",
+            type=NEW,
+            metavar="FILE",
+            help="Trainer YAML of the run to come, or its name, such as jais-adapted-7b/stage-1: the output has its "
+            "model section. Default: the base's.",
+        ),
+        click.option(
+            "--vocab-size",
+            type=Number(VOCABULARY),
+            help="Rows of the output where no --config says it. Default: those of the tokenizer.",
+        ),
+        click.option(
+            "--method",
+            type=click.Choice(["projection", "pieces", "mean", "random"]),
+            default="projection",
+            show_default=True,
+            help="How rows of new tokens are made: the donor's rows projected, the mean of the base's tokens that "
+            "spell the token, the mean of all rows, or at random.",
+        ),
+        click.option(
+            "--norms",
+            type=click.Choice(["projected", "base"]),
+            default="projected",
+            show_default=True,
+            help="base multiplies projected rows by what gives them the mean norm of the base's rows.",
+        ),
+        click.option("--seed", type=Number(SEED), default=0, show_default=True, help="Seed of the tokens held out."),
+        allow_pickle_option,
+        click.option("--dry-run", is_flag=True, help="Learn, judge and check everything, and write nothing."),
+        json_option,
+    )
+    return reduce(lambda made, option: option(made), reversed(options), command)
+
 
 @click.command()
-@click.option("--base", required=True, type=EXISTING, metavar="MODEL", help="The model that grows: .mdl or release.")
-@click.option("--donor", required=True, type=EXISTING, metavar="MODEL", help="A model that has the new tokens.")
+@transfer_options
 @click.option("--tokenizer", required=True, type=EXISTING, metavar="DIR", help="Folder of the extended tokenizer.")
-@click.option("--output", required=True, type=NEW, help="The .mdl file to create; its .yaml is written beside it.")
-@click.option("--base-tokenizer", type=EXISTING, metavar="DIR", help="The base's own. Default: beside the model.")
-@click.option("--donor-tokenizer", type=EXISTING, metavar="DIR", help="The donor's own. Default: beside the model.")
-@click.option("--base-config", type=NEW, metavar="FILE", help="Trainer YAML of a base that does not record it.")
-@click.option("--donor-config", type=NEW, metavar="FILE", help="Trainer YAML of a donor that does not record it.")
-@click.option(
-    "--config",
-    type=NEW,
-    metavar="FILE",
-    help="Trainer YAML of the run to come, or its name, such as jais-adapted-7b/stage-1: the output has its model "
-    "section. Default: the base's.",
-)
-@click.option(
-    "--vocab-size",
-    type=Number(VOCABULARY),
-    help="Rows of the output where no --config says it. Default: those of the tokenizer.",
-)
-@click.option(
-    "--method",
-    type=click.Choice(["projection", "pieces", "mean", "random"]),
-    default="projection",
-    show_default=True,
-    help="How rows of new tokens are made: the donor's rows projected, the mean of the base's tokens that spell the "
-    "token, the mean of all rows, or at random.",
-)
-@click.option(
-    "--norms",
-    type=click.Choice(["projected", "base"]),
-    default="projected",
-    show_default=True,
-    help="base multiplies projected rows by what gives them the mean norm of the base's rows.",
-)
-@click.option("--seed", type=Number(SEED), default=0, show_default=True, help="Seed of the tokens held out.")
-@allow_pickle_option
-@click.option("--dry-run", is_flag=True, help="Learn, judge and check everything, and write nothing.")
-@json_option
-def transfer(
-    base: Path,
-    donor: Path,
-    tokenizer: Path,
-    output: Path,
-    base_tokenizer: Path | None,
-    donor_tokenizer: Path | None,
-    base_config: Path | None,
-    donor_config: Path | None,
-    config: Path | None,
-    vocab_size: int | None,
-    method: str,
-    norms: str,
-    seed: int,
-    allow_pickle: bool,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+def transfer(**given: Any) -> None:
     """Give a model embeddings for new tokens, learned from a donor.
 
     \b
@@ -87,42 +91,42 @@ def transfer(
 
     To resume an interrupted run, run the same command again.
     """
+    start_transfer(given["config"], given["vocab_size"])
+    run_transfer(**given)
+
+
+def start_transfer(config: Path | None, vocab_size: int | None) -> None:
+    """Refuse options that do not go together, and set the number of threads, which must precede PyTorch."""
     from cerebras_jais.train.threads import settle_threads
 
     if config is not None and vocab_size is not None:
         raise click.UsageError("--config has the number of rows; leave --vocab-size out")
-    threads = settle_threads()  # before PyTorch is loaded
+    threads = settle_threads()
     if threads is not None:
         click.echo(threads, err=True)
 
+
+def run_transfer(*, output: Path, method: str, norms: str, dry_run: bool, as_json: bool, **given: Any) -> None:
+    """Transfer, and print the report."""
     from cerebras_jais.vocabulary.embeddings.methods import Method
-    from cerebras_jais.vocabulary.embeddings.transfer import transfer as run_transfer
+    from cerebras_jais.vocabulary.embeddings.transfer import transfer as make
     from checkpoint_convert.printing import print_report
     from checkpoint_convert.streaming.run import keep_freed_memory
 
     keep_freed_memory()
     with progress_bar("learning", "FLOP") as fitting, progress_bar("writing") as writing:
-        done, found = run_transfer(
-            base,
-            donor,
-            tokenizer,
-            output,
-            base_tokenizer=base_tokenizer,
-            donor_tokenizer=donor_tokenizer,
-            base_config=base_config,
-            donor_config=donor_config,
-            config=config,
-            vocab_size=vocab_size,
+        done, found = make(
+            output=output,
             method=Method(method),
             base_norms=norms == "base",
-            seed=seed,
-            allow_pickle=allow_pickle,
             dry_run=dry_run,
             fitting=fitting,
             writing=writing,
+            **given,
         )
     if as_json:
-        click.echo(json.dumps({**found, "output": str(output), "dry_run": dry_run, "notes": list(done.notes)}))
+        shown = {**found, "output": str(output), "tokenizer": str(given["tokenizer"]), "dry_run": dry_run}
+        click.echo(json.dumps({**shown, "notes": list(done.notes)}))
         return
     for line in _table(found):
         click.echo(line)

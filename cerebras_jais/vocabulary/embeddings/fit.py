@@ -172,7 +172,7 @@ def fit(
     that is returned has seen all.
 
     Args:
-        problem: the matrices and tokens.
+        problem: the matrices and tokens, of which FEWEST at least are shared.
         method: for the report.
         base_norms: whether projected rows are multiplied by what gives them the base's mean norm.
         padding: for the report.
@@ -180,14 +180,9 @@ def fit(
         progress: called now and then.
 
     Raises:
-        UserError: fewer than FEWEST shared tokens, or rows that are not finite.
+        UserError: rows that are not finite.
     """
     count = len(problem.base_ids)
-    if count < FEWEST:
-        raise VocabularyError(
-            f"{problem.base.file}: shares {count} tokens with the donor's tokenizer, at least {FEWEST} are needed; "
-            "give a donor that was trained on a language of the base, too"
-        )
     rng = np.random.default_rng(seed)
     order = rng.permutation(count)
     held, train = (np.sort(part) for part in np.split(order, [min(HELD_OUT, count // 5)]))

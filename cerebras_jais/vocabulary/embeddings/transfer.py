@@ -12,10 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from cerebras_jais.atomic import partial_path
 from cerebras_jais.config.yaml_file import ConfigFile
 from cerebras_jais.files import identity_of
 from cerebras_jais.model.config import DecoderConfig
-from cerebras_jais.vocabulary.embeddings.fit import Fitted, Matrix, Problem, Progress, TransferReport, fit
+from cerebras_jais.vocabulary.embeddings.fit import FEWEST, Fitted, Matrix, Problem, Progress, TransferReport, fit
 from cerebras_jais.vocabulary.embeddings.methods import GrownMatrix, Method
 from cerebras_jais.vocabulary.embeddings.shared_tokens import (
     Vocabulary,
@@ -27,7 +30,7 @@ from cerebras_jais.vocabulary.embeddings.shared_tokens import (
 from cerebras_jais.vocabulary.errors import VocabularyError
 from checkpoint_convert.configs.convert import check_convertible
 from checkpoint_convert.configs.trainer_yaml import read_model_section, trainer_params
-from checkpoint_convert.convert import Report, run_conversion
+from checkpoint_convert.convert import Report, check_room, run_conversion
 from checkpoint_convert.errors import ConversionError
 from checkpoint_convert.formats.json_files import read_json, write_json
 from checkpoint_convert.formats.tensors import WEIGHT_TYPES, Tensor
@@ -124,27 +127,24 @@ def transfer(
     Raises:
         UserError: the models and tokenizers do not fit together, or the output cannot be written; nothing appears.
     """
-    if output.suffix != ".mdl" or output.is_dir():
-        raise VocabularyError(
-            f"{output}: the output is a Cerebras checkpoint; give a name that ends in .mdl (`checkpoint-convert to-hf` "
-            "makes a release of it)"
-        )
-    base_vocabulary = read_vocabulary(base_tokenizer or _tokenizer_of(base, "--base-tokenizer"))
-    donor_vocabulary = read_vocabulary(donor_tokenizer or _tokenizer_of(donor, "--donor-tokenizer"))
+    check_name(output)
     extended = read_vocabulary(tokenizer)
-    new = new_tokens(base_vocabulary, extended)
-    with (
-        opening(base, config=base_config, allow_pickle=allow_pickle) as own,
-        opening(donor, config=donor_config, allow_pickle=allow_pickle) as other,
-    ):
-        _check_tokens(own, base_vocabulary, "--base-tokenizer")
-        _check_tokens(other, donor_vocabulary, "--donor-tokenizer")
-        section = _section(own, config, vocab_size, extended)
+    with _opening_pair(
+        base,
+        donor,
+        base_tokenizer=base_tokenizer,
+        donor_tokenizer=donor_tokenizer,
+        base_config=base_config,
+        donor_config=donor_config,
+        allow_pickle=allow_pickle,
+    ) as pair:
+        own, other, base_vocabulary, donor_vocabulary = pair.own, pair.other, pair.base, pair.donor
+        new = new_tokens(base_vocabulary, extended)
+        section = _section(own, config, vocab_size, extended.size, str(extended.file))
         grown_config = DecoderConfig.from_section(section)
         grown = _grown_matrices(own, base_vocabulary.size, grown_config.vocab_size, frozenset(new))
         plan = _planned(own, grown_config, grown)
-
-        base_ids, donor_ids = shared_tokens(base_vocabulary, donor_vocabulary)
+        base_ids, donor_ids = pair.shared
         problem = Problem(
             base_vocabulary,
             _matrices(own),
@@ -184,7 +184,98 @@ def transfer(
         return run_conversion(read, plan, target, options, notes, False, writing), read_json(report_path(output))
 
 
-def _tokenizer_of(model: Path, option: str) -> Path:
+def check_transfer(
+    base: Path,
+    donor: Path,
+    output: Path,
+    entries: int,
+    *,
+    base_tokenizer: Path | None = None,
+    donor_tokenizer: Path | None = None,
+    base_config: Config = None,
+    donor_config: Config = None,
+    config: Config = None,
+    vocab_size: int | None = None,
+    allow_pickle: bool = False,
+) -> None:
+    """Check all of a transfer that can be known before its tokenizer is there, from headers and vocabularies.
+
+    Args:
+        base, donor, output, and the others: as of `transfer`.
+        entries: that the extended tokenizer will have.
+
+    Raises:
+        UserError: as `transfer` would. An output that an interrupted run left behind is none.
+    """
+    check_name(output)
+    with _opening_pair(
+        base,
+        donor,
+        base_tokenizer=base_tokenizer,
+        donor_tokenizer=donor_tokenizer,
+        base_config=base_config,
+        donor_config=donor_config,
+        allow_pickle=allow_pickle,
+    ) as pair:
+        section = _section(pair.own, config, vocab_size, entries, "the extended tokenizer")
+        grown_config = DecoderConfig.from_section(section)
+        grown = _grown_matrices(pair.own, pair.base.size, grown_config.vocab_size, frozenset())
+        plan = _planned(pair.own, grown_config, grown)
+        if not partial_path(output).exists():  # what an interrupted run left takes the room, and may hold the output
+            check_absent(output)
+            check_room(output, plan.write_bytes)
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """A base and a donor, open, whose tokenizers belong to them."""
+
+    own: Model
+    other: Model
+    base: Vocabulary
+    donor: Vocabulary
+    shared: tuple[np.ndarray, np.ndarray]
+    """What `shared_tokens` gives."""
+
+
+@contextmanager
+def _opening_pair(
+    base: Path,
+    donor: Path,
+    *,
+    base_tokenizer: Path | None,
+    donor_tokenizer: Path | None,
+    base_config: Config,
+    donor_config: Config,
+    allow_pickle: bool,
+) -> Iterator[_Pair]:
+    base_vocabulary = read_vocabulary(base_tokenizer or tokenizer_of(base, "--base-tokenizer"))
+    donor_vocabulary = read_vocabulary(donor_tokenizer or tokenizer_of(donor, "--donor-tokenizer"))
+    with (
+        opening(base, config=base_config, allow_pickle=allow_pickle) as own,
+        opening(donor, config=donor_config, allow_pickle=allow_pickle) as other,
+    ):
+        _check_tokens(own, base_vocabulary, "--base-tokenizer")
+        _check_tokens(other, donor_vocabulary, "--donor-tokenizer")
+        shared = shared_tokens(base_vocabulary, donor_vocabulary)
+        if len(shared[0]) < FEWEST:
+            raise VocabularyError(
+                f"{base_vocabulary.file}: shares {len(shared[0])} tokens with the donor's tokenizer, at least {FEWEST} "
+                "are needed; give a donor that was trained on a language of the base, too"
+            )
+        yield _Pair(own, other, base_vocabulary, donor_vocabulary, shared)
+
+
+def check_name(output: Path) -> None:
+    """Raise VocabularyError where an output is not named as a checkpoint."""
+    if output.suffix != ".mdl" or output.is_dir():
+        raise VocabularyError(
+            f"{output}: the output is a Cerebras checkpoint; give a name that ends in .mdl (`checkpoint-convert to-hf` "
+            "makes a release of it)"
+        )
+
+
+def tokenizer_of(model: Path, option: str) -> Path:
     """The folder of a model's tokenizer: the release, or for a checkpoint its folder or `tokenizer` in it."""
     places = [model] if model.is_dir() else [model.parent, model.parent / "tokenizer"]
     for place in places:
@@ -205,17 +296,17 @@ def _check_tokens(model: Model, vocabulary: Vocabulary, option: str) -> None:
         )
 
 
-def _section(own: Model, config: Config, vocab_size: int | None, extended: Vocabulary) -> dict[str, Any]:
-    """The `model:` section of the output."""
-    section = {**own.section, "vocab_size": vocab_size or extended.size}
+def _section(own: Model, config: Config, vocab_size: int | None, entries: int, tokenizer: str) -> dict[str, Any]:
+    """The `model:` section of the output, for a tokenizer of so many entries, which messages name."""
+    section = {**own.section, "vocab_size": vocab_size or entries}
     where = "--vocab-size"
     if config is not None:
         section = read_model_section(config)
         where = str(config.path if isinstance(config, ConfigFile) else config)
     found = DecoderConfig.from_section(section)
-    if found.vocab_size < extended.size:
+    if found.vocab_size < entries:
         raise VocabularyError(
-            f"{where}: vocab_size is {found.vocab_size:,}, but {extended.file} has {extended.size:,} tokens; give "
+            f"{where}: vocab_size is {found.vocab_size:,}, but {tokenizer} has {entries:,} tokens; give "
             "at least as many rows"
         )
     check_convertible(own.config)

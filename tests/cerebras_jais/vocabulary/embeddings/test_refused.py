@@ -109,7 +109,7 @@ def _no_folder(arguments, folder):
 
 MISTAKES = {
     _no_tokenizer: r"alone\.mdl: has no tokenizer\.json beside it; .* --base-tokenizer",
-    _other_tokenizer: r"extended/tokenizer\.json: has no token beyond those of",
+    _other_tokenizer: r"extended/tokenizer\.json: has \d+ tokens, but .* give the model.s own .* --base-tokenizer",
     _nothing_shared: r"tokenizer\.json: shares \d+ tokens with the donor's tokenizer, at least 20 are needed; give a",
     _not_extended: r"tokenizer\.json: has no token beyond those of .*; give the extended tokenizer",
     _not_of_the_base: r"tokenizer\.json: the token .* has the id .*, but \d+ in .*; give a tokenizer that keeps",
