@@ -11,8 +11,9 @@ flushes; "the disk alone" reads the input and then writes as much as the output,
 what the disk allows a conversion that has to read its input from it. The Model Zoo's converter runs with `cs-2.9`,
 since its automatic names fail for checkpoints of 2.10.
 
-Memory: checkpoints of zeros (holes in the file, but for ALiBi's slopes), converted both ways; the peak resident size
-above that of the same program when it has imported everything and refused its input, and the most disk in use.
+Memory: checkpoints of zeros (holes in the file, but for ALiBi's slopes), converted both ways and to GGUF; the peak
+resident size above that of the same program when it has imported everything and refused its input, and the most disk
+in use.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from checkpoint_convert.formats.json_files import write_json
 from checkpoint_convert.formats.safetensors import create_shards, file_tensors, plan_shards
 from checkpoint_convert.formats.tensors import TensorHeader
 from checkpoint_convert.mapping.rules import expected_tensors, ties
+from tests.chat_tokenizers import write_tokenizer
 from tests.checkpoint_convert.examples import PUBLISHED
 
 BLOCK = 16 << 20
@@ -201,6 +203,11 @@ os.fsync(target)
 """
 
 
+def to_gguf(source: Path, tokenizer: Path, type_: str) -> list[str]:
+    """The command without the output's name."""
+    return [*OURS, "to-gguf", str(source), "--type", type_, "--tokenizer", str(tokenizer), "--output"]
+
+
 def disk_command(source: Path, target: Path, written: int) -> list[str]:
     return [sys.executable, "-c", DISK, str(source), str(target), str(written)]
 
@@ -228,7 +235,7 @@ def measure_speed(name: str, directory: Path, modelzoo: str | None, repeats: int
     print(f"writing {name} in float32 ...", file=sys.stderr)
     write_checkpoint(source, name, zeros=False)
     cache = "holding the input" if warm else "emptied before each" if drop_caches() else "as it was"
-    copied = directory / "copy"
+    copied, tokenizer = directory / "copy", write_tokenizer("jais", directory / "tokenizer")
     release, back, theirs = directory / "release", directory / "back.mdl", directory / "theirs"
     runs: dict[str, list[Run]] = {}
 
@@ -268,6 +275,12 @@ def measure_speed(name: str, directory: Path, modelzoo: str | None, repeats: int
             contest("to Hugging Face, the disk alone", command, outputs=lambda: [copied])
             command = disk_command(shard, copied, source.stat().st_size)
             contest("to Cerebras, the disk alone", command, outputs=lambda: [copied])
+        made = directory / "model.gguf"
+        contest("to GGUF, ours", [*to_gguf(source, tokenizer, "f32"), str(made)], keep=True)
+        gguf_bytes = made.stat().st_size
+        remove([made])
+        if hasattr(os, "O_DIRECT"):
+            contest("to GGUF, the disk alone", disk_command(source, copied, gguf_bytes), outputs=lambda: [copied])
         if modelzoo:
             command = modelzoo_command(modelzoo, theirs, to_hf=True, index=source, config=source.with_suffix(".yaml"))
             contest("to Hugging Face, Model Zoo", command, outputs=lambda: [theirs])
@@ -281,22 +294,28 @@ def measure_speed(name: str, directory: Path, modelzoo: str | None, repeats: int
             contest("to Cerebras, Model Zoo", command, outputs=lambda: [theirs])
         if not last:
             remove([release])
-    sizes = {"Cerebras": source.stat().st_size, "Hugging Face": shard.stat().st_size}
-    remove([release, source, source.with_suffix(".yaml")])
-    print(
-        f"\n{name}, float32: {sizes['Cerebras'] / 1e9:.2f} GB as a checkpoint, "
-        f"{sizes['Hugging Face'] / 1e9:.2f} GB as a release; {repeats} runs, medians; page cache {cache}"
-    )
+    sizes = {"Cerebras": source.stat().st_size, "Hugging Face": shard.stat().st_size, "GGUF": gguf_bytes}
+    remove([release, tokenizer, source, source.with_suffix(".yaml")])
+    kinds = {"Cerebras": "a checkpoint", "Hugging Face": "a release", "GGUF": "a GGUF file"}
+    listed = ", ".join(f"{sizes[side] / 1e9:.2f} GB as {kind}" for side, kind in kinds.items())
+    print(f"\n{name}, float32: {listed}; {repeats} runs, medians; page cache {cache}")
     print("| run | seconds, flushed | seconds, not flushed | GB/s written | peak MB |")
     print("| --- | --- | --- | --- | --- |")
     middle = {label: statistics.median(run.seconds for run in found) for label, found in runs.items()}
     for label, found in runs.items():
-        written = sizes["Cerebras" if "Cerebras" in label or "checkpoint" in label else "Hugging Face"]
+        of = (
+            "GGUF"
+            if "GGUF" in label
+            else "Cerebras"
+            if "Cerebras" in label or "checkpoint" in label
+            else "Hugging Face"
+        )
+        written = sizes[of]
         unflushed = statistics.median(run.unflushed for run in found)
         peak = max(run.peak for run in found)
         rate = written / middle[label] / 1e9
         print(f"| {label} | {middle[label]:.1f} | {unflushed:.1f} | {rate:.3f} | {peak / 1e6:.0f} |")
-    for side, kind in (("Hugging Face", "release"), ("Cerebras", "checkpoint")):
+    for side, kind in (("Hugging Face", "release"), ("Cerebras", "checkpoint"), ("GGUF", "checkpoint")):
         ours = middle[f"to {side}, ours"]
         against = f"to {side}: {middle[f'copy of the {kind}'] / ours:.2f} of the rate of a copy"
         if f"to {side}, the disk alone" in middle:
@@ -331,13 +350,18 @@ def measure_memory(directory: Path) -> None:
     print("| model | direction | output GB | peak MB | above the imports, MB | disk above the output |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name in MEMORY_MODELS:
-        for direction in ("to Hugging Face", "to Cerebras"):
+        for direction in ("to Hugging Face", "to Cerebras", *(f"to GGUF, {type_}" for type_ in ("f32", "q8_0"))):
             work = directory / "work"
             work.mkdir()
             if direction == "to Hugging Face":
                 source, output = directory / "source.mdl", work / "release"
                 write_checkpoint(source, name, zeros=True)
                 command = [*OURS, "to-hf", str(source), "--output", str(output)]
+            elif "GGUF" in direction:
+                source, output = directory / "source.mdl", work / "model.gguf"
+                write_checkpoint(source, name, zeros=True)
+                tokenizer = write_tokenizer("jais", directory / "tokenizer")
+                command = [*to_gguf(source, tokenizer, direction.split()[-1]), str(output)]
             else:
                 source, output = directory / "source", work / "back.mdl"
                 write_release(source, name)
@@ -347,12 +371,12 @@ def measure_memory(directory: Path) -> None:
             above = max(run.disk, disk_use(work)) / size - 1
             over = (run.peak - import_floor()) / 1e6
             print(f"| {name} | {direction} | {size / 1e9:.1f} | {run.peak / 1e6:.0f} | {over:.0f} | {above:.2%} |")
-            remove([work, source, source.with_suffix(".yaml")])
+            remove([work, source, source.with_suffix(".yaml"), *directory.glob("tokenizer")])
 
 
 def import_floor() -> int:
     """Peak bytes of a process that has imported all that a conversion imports."""
-    code = "import checkpoint_convert.convert, checkpoint_convert.cli, tqdm, h5py, yaml"
+    code = "import checkpoint_convert.llamacpp.convert, checkpoint_convert.cli, tqdm, h5py, yaml"
     return measured([sys.executable, "-c", code]).peak
 
 

@@ -31,6 +31,7 @@ EXTRAS = {
     "cerebras_pytorch": "cerebras",
     **dict.fromkeys(("datatrove", "orjson", "pyarrow", "xxhash", "zstandard", "fsspec"), "pipeline"),
     "ray": "ray",
+    "gguf": "gguf",
 }
 _MAKE_ROOM = "make room, or choose another place"
 _PERMISSION = "allow it, or choose another place"

@@ -36,6 +36,7 @@ from checkpoint_convert.printing import (
 if TYPE_CHECKING:
     from cerebras_jais.checkpoint.hdf5.isolate import Descriptions
     from cerebras_jais.config.yaml_file import ConfigFile
+    from checkpoint_convert.llamacpp.model import Type
     from checkpoint_convert.verify.logits import LogitsReport
 
 
@@ -49,6 +50,8 @@ def cli() -> None:
       checkpoint-convert to-hf jais/checkpoint_100.mdl --tokenizer tokenizer --output release
     Convert a release back, to continue its training:
       checkpoint-convert to-cerebras release --output start.mdl
+    Convert either to a GGUF file for llama.cpp and Ollama:
+      checkpoint-convert to-gguf release --type q8_0 --output model.gguf
     Compare the two, first every tensor and then the logits:
       checkpoint-convert verify jais/checkpoint_100.mdl release --logits
     Show what a file contains, and what differs between two:
@@ -176,6 +179,67 @@ def to_cerebras(
         click.echo(f"to continue its training, use {output.with_suffix('.yaml')}")
 
 
+@cli.command(name="to-gguf")
+@click.argument("source", type=EXISTING, metavar="CHECKPOINT|RELEASE")
+@click.option("--output", required=True, type=NEW, help="The .gguf file to create; it must not exist.")
+@click.option(
+    "--type",
+    "type_",
+    type=click.Choice(["f32", "f16", "q8_0", "q4_0"]),
+    default="f16",
+    show_default=True,
+    help="Element type of the matrices; norms and biases stay f32. q8_0 and q4_0: blocks of 32 numbers of 8 or 4 bits.",
+)
+@config_option
+@click.option("--tokenizer", type=EXISTING, help="Directory of the tokenizer. Default: that of the release.")
+@click.option(
+    "--chat/--no-chat",
+    default=None,
+    help="Write the family's chat template. Default: a release's own; for a checkpoint as in to-hf.",
+)
+@allow_pickle_option
+@dry_run_option
+@json_option
+def to_gguf(
+    source: Path,
+    output: Path,
+    type_: Type,
+    config: ConfigFile | None,
+    tokenizer: Path | None,
+    chat: bool | None,
+    allow_pickle: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Convert a checkpoint or a release to a GGUF file for llama.cpp, Ollama and the programs built on them.
+
+    The file has the tokenizer and the chat template inside. muP's two factors are multiplied into the embedding and
+    the output head, as in llama.cpp's own script, and f32 and f16 give the tensors that it gives. What llama.cpp
+    cannot compute is refused: scaled ALiBi positions, and q.k over the root of the head size. It needs the package
+    gguf (the extra gguf).
+    """
+    descriptions = _describe(source)
+    from checkpoint_convert.llamacpp.convert import convert_to_gguf
+    from checkpoint_convert.streaming.run import keep_freed_memory
+
+    keep_freed_memory()
+
+    with progress_bar("converting") as progress:
+        report = convert_to_gguf(
+            source,
+            output,
+            type_=type_,
+            config=config,
+            tokenizer=tokenizer,
+            chat=chat,
+            allow_pickle=allow_pickle,
+            dry_run=dry_run,
+            progress=progress,
+            descriptions=descriptions,
+        )
+    print_report(report, dry_run, as_json)
+
+
 @cli.command()
 @click.argument("first", type=EXISTING)
 @click.argument("second", type=EXISTING, required=False)
@@ -205,6 +269,9 @@ def verify(
     model is compared with the manifest that its conversion wrote. The files of a release are compared with its
     manifest; only the model card and the licence may be edited.
 
+    A GGUF file is compared with the checkpoint or the release that it was made of: f32 and f16 exactly, blocks of 8 or
+    4 bits within the error of their rounding, the model's numbers and the tokenizer in its metadata.
+
     --logits needs a checkpoint and a release. The checkpoint runs on the reference path and the release in
     transformers, both in float32 and one layer at a time. The first layer that differs by more than rounding can
     explain is named.
@@ -214,12 +281,33 @@ def verify(
     """
     if trust_release_code and not logits:
         raise click.UsageError("--trust-release-code needs --logits: only --logits runs the code of a release")
+    from checkpoint_convert.open_model import is_gguf
+
+    files = [path for path in (first, second) if path is not None and is_gguf(path)]
+    if logits and files:
+        raise click.UsageError("--logits compares a .mdl file with a release directory; give one of each")
     pair = _checkpoint_and_release(first, second) if logits else None
-    descriptions = _describe(first, second)
+    if files and (second is None or len(files) > 1):
+        raise click.UsageError(
+            f"{files[0]} is compared with the checkpoint or the release that it was made of; name it"
+        )
+    descriptions = _describe(*(path for path in (first, second) if path not in files))
     from checkpoint_convert.verify.compare import check_manifest, compare, with_trusted_code
 
     with progress_bar("comparing") as progress:
-        if second is None:
+        if files and second is not None:
+            from checkpoint_convert.llamacpp.compare import compare_gguf
+
+            source = second if files[0] == first else first
+            result = compare_gguf(
+                files[0],
+                source,
+                config=config,
+                allow_pickle=allow_pickle,
+                progress=progress,
+                descriptions=descriptions,
+            )
+        elif second is None:
             result = check_manifest(
                 first, config=config, allow_pickle=allow_pickle, progress=progress, descriptions=descriptions
             )

@@ -12,7 +12,7 @@ from cerebras_jais.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from cerebras_jais.checkpoint.hdf5.isolate import Descriptions
 from cerebras_jais.config.yaml_file import ConfigFile
 from cerebras_jais.errors import UserError
-from cerebras_jais.files import Identity, identity_of
+from cerebras_jais.files import Identity, identity_of, open_regular
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.stored import FOLD_THEM, stored_weights
 from cerebras_jais.model.tensors import bare_name, under_both_names
@@ -39,6 +39,7 @@ from checkpoint_convert.mapping.rules import Side, ties
 FileStates = Mapping[str, Identity]
 """Path -> identity."""
 _ABSENT: Identity = (-1, -1)
+_GGUF = b"GGUF"
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def opening(
     if path.is_dir():
         yield _with_every_name(_open_release(path, allow_pickle))
         return
+    refuse_gguf(path)
     files = {str(path): _state_of(path)}
     with open_checkpoint(path, on_object="skip", descriptions=descriptions) as opened:
         yield _with_every_name(_open_checkpoint(opened, config, files))
@@ -129,6 +131,22 @@ def _open_release(path: Path, allow_pickle: bool) -> Model:
     return Model(
         path, "hugging_face", section, config, tensors, tuple(notes), {}, opened, tokens, has_chat_template(path)
     )
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file calls itself GGUF, by its name or by its first bytes."""
+    if path.suffix.lower() == ".gguf" or not path.is_file():
+        return path.suffix.lower() == ".gguf" and not path.is_dir()
+    with open_regular(path, ConversionError) as file:
+        return file.read(len(_GGUF)) == _GGUF
+
+
+def refuse_gguf(path: Path) -> None:
+    """Raise ConversionError for a GGUF file, which is no model to convert from."""
+    if is_gguf(path):
+        raise ConversionError(
+            f"{path}: is a GGUF file, which only `verify` reads, with the checkpoint or release that it was made of"
+        )
 
 
 def _refuse_adapter(path: Path) -> None:

@@ -28,9 +28,9 @@ from checkpoint_convert.formats.json_files import read_json, write_json
 from checkpoint_convert.formats.release_directory import MANIFEST
 from checkpoint_convert.formats.safetensors import Shard, create_shards, file_tensors
 from checkpoint_convert.formats.tensors import FileTensor
-from checkpoint_convert.mapping.plan import Plan
+from checkpoint_convert.mapping.plan import Plan, Step
 from checkpoint_convert.release import Companions, write_companions
-from checkpoint_convert.streaming.run import DEFAULT_WORKERS, FileRanges, Sink
+from checkpoint_convert.streaming.run import DEFAULT_WORKERS, Digests, FileRanges, Sink, run_steps
 from checkpoint_convert.verify.manifest import list_files, manifest_path
 
 _OFFSETS = "offsets.json"  # beside a .mdl file in the making: where the data of its tensors belongs
@@ -58,8 +58,13 @@ class Target(Protocol):
         """Create the files at full size, without their tensors, in an empty directory."""
         ...
 
-    def file_tensors(self, directory: Path) -> Mapping[str, FileTensor]:
-        """The tensors in the files, to read them back."""
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors in the files."""
+        ...
+
+    def differing(self, directory: Path, steps: Mapping[int, Step], digests: Mapping[int, Digests]) -> list[int]:
+        """Numbers of the steps whose tensors, read back from the files, have not the digests recorded for them."""
         ...
 
     def sink(self, directory: Path) -> AbstractContextManager[Sink]:
@@ -90,12 +95,16 @@ class ReleaseTarget:
         made.mkdir()
         create_shards(made, self.shards)
 
-    def file_tensors(self, directory: Path) -> Mapping[str, FileTensor]:
-        return file_tensors(directory / self.output.name, self.shards)
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for shard in self.shards for tensor in shard.tensors)
+
+    def differing(self, directory: Path, steps: Mapping[int, Step], digests: Mapping[int, Digests]) -> list[int]:
+        return _differing(file_tensors(directory / self.output.name, self.shards), steps, digests)
 
     @contextmanager
     def sink(self, directory: Path) -> Iterator[Sink]:
-        with FileRanges(self.file_tensors(directory)) as ranges:
+        with FileRanges(file_tensors(directory / self.output.name, self.shards)) as ranges:
             yield ranges
             ranges.flush()
 
@@ -154,7 +163,14 @@ class CheckpointTarget:
         offsets = create_empty_checkpoint(path, state, compression=self.compression, complete=True)  # type: ignore[arg-type]
         write_json(directory / _OFFSETS, offsets)
 
-    def file_tensors(self, directory: Path) -> Mapping[str, FileTensor]:
+    @property
+    def nbytes(self) -> int:
+        return self.plan.write_bytes
+
+    def differing(self, directory: Path, steps: Mapping[int, Step], digests: Mapping[int, Digests]) -> list[int]:
+        return _differing(self._tensors(directory), steps, digests)
+
+    def _tensors(self, directory: Path) -> Mapping[str, FileTensor]:
         path = directory / self.output.name
         offsets = read_json(directory / _OFFSETS)
         return {
@@ -166,7 +182,7 @@ class CheckpointTarget:
     def sink(self, directory: Path) -> Iterator[Sink]:
         path = directory / self.output.name
         if self.compression is None:
-            with FileRanges(self.file_tensors(directory)) as ranges:
+            with FileRanges(self._tensors(directory)) as ranges:
                 yield ranges
                 ranges.flush()
             return
@@ -199,8 +215,27 @@ class _Packer:
         """Compress a piece, given as the bits of its elements."""
         self._filler.write(_flat_key(name), at, values)
 
-    def finished(self, name: str) -> None:
+    def finished(self, name: str) -> Digests:
         """Do nothing: compressed tensors are flushed with the file."""
+        return ()
+
+
+def _differing(
+    written: Mapping[str, FileTensor], steps: Mapping[int, Step], digests: Mapping[int, Digests]
+) -> list[int]:
+    """Numbers of the steps whose tensors, digested in the Cerebras layout again, are not what was recorded."""
+    found: list[int] = []
+
+    def check(number: int, again: Digests) -> None:
+        if again != digests[number]:
+            found.append(number)
+
+    checks = {
+        number: Step(step.rule, step.onto, "cerebras", tuple(written[name] for name in step.outputs), step.dtype)
+        for number, step in steps.items()
+    }
+    run_steps(checks, None, check)
+    return found
 
 
 def check_absent(path: Path) -> None:

@@ -47,6 +47,11 @@ MODELZOO_RELEASE_LOGITS = 1e-5  # absolute, fp32; logits of these models reach s
 # llama.cpp on a float32 GGUF file of a release.
 LLAMACPP_LOGITS = 1e-5  # of the largest logit; measured at most 3.8e-6, the sums' order
 LLAMACPP_LOGITS_HALF_CACHE = 2e-3  # of the largest logit, keys and values kept in 16 bits; measured at most 5.8e-4
+# What a GGUF file of float32 may differ in log-probabilities of the next token, and how near the two best must be for
+# another of them to come first; what blocks of 8 bits may add to the bits per byte, relative.
+LLAMACPP_LOG_PROBABILITY = 1e-2
+LLAMACPP_TIE = 1e-3
+Q8_0_BITS_PER_BYTE = 0.01
 
 # vLLM against transformers without a cache, float32 on the CPU.
 VLLM_LOG_PROBABILITIES = 1e-4  # absolute, of the likeliest tokens; logits of these models reach ten units

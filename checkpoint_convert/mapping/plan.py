@@ -20,7 +20,7 @@ from cerebras_jais.model.stored import FOLD_THEM, adapters_in
 from cerebras_jais.model.tensors import parameter_count
 from checkpoint_convert.errors import ConversionError, first_few
 from checkpoint_convert.formats.tensors import UNIT_ROUNDOFF, WEIGHT_TYPES, Tensor, TensorHeader, np_dtype
-from checkpoint_convert.mapping.operations import Identity, Operation, Shape
+from checkpoint_convert.mapping.operations import Operation, Shape
 from checkpoint_convert.mapping.rules import (
     JAIS,
     Rule,
@@ -54,7 +54,7 @@ class Step:
 
     @property
     def operation(self) -> Operation:
-        return Identity() if self.side == self.onto else self.rule.operation_from(self.side)
+        return self.rule.operation(self.side, self.onto)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -126,8 +126,8 @@ def make_plan(
         config: the model.
         side: the side that `tensors` come from.
         tensors: by name, as `open_model.Model` has them.
-        onto: the side to write; None takes the other one. Tensors of Hugging Face can only go to the other one, since
-            digests are of the Cerebras layout.
+        onto: the side to write; None takes the other one. Tensors of Hugging Face can only go to the Cerebras side,
+            since digests are of its layout.
         dtype: element type to convert weights to; None keeps each as it is stored. ALiBi's slopes are never converted.
         link_ties: whether the written side can store one tensor under two names; otherwise both are written.
 
@@ -174,6 +174,8 @@ def _assemble(
 
     for rule in table:
         names = rule.names(side)
+        if not rule.names(onto):
+            continue
         first_name = tied.get(names[0])
         step_of |= dict.fromkeys(names, len(steps))
         add(rule, tuple(tensors[name] for name in names), first_name, writes=first_name is None or not link_ties)

@@ -2,7 +2,8 @@
 
 Names on the Cerebras side are those under `state["model"]` without their leading `model.`. `{layer}` is the
 number of a layer. `cerebras_jais.model.tensors` lists the tensors and their shapes; the shapes of the
-other side follow from the operation. Source: the tensors of the published Jais and Llama releases.
+other sides follow from the operation. Source: the tensors of the published Jais and Llama releases, and of the
+architectures `jais` and `llama` of llama.cpp, whose names the package `gguf` has too.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from checkpoint_convert.mapping.operations import (
     Transpose,
 )
 
-Side = Literal["cerebras", "hugging_face"]
+Side = Literal["cerebras", "hugging_face", "gguf"]
+"""Where tensors are stored; GGUF is only ever written to."""
 
 
 def other_side(side: Side) -> Side:
@@ -41,6 +43,8 @@ class Rule:
     cerebras_shapes: tuple[Shape, ...]
     hugging_face: tuple[str, ...]
     to_hugging_face: Operation
+    gguf: tuple[str, ...]
+    """One name, or none where llama.cpp has no such tensor: it computes ALiBi's slopes."""
 
     @property
     def holds_slopes(self) -> bool:
@@ -48,16 +52,26 @@ class Rule:
         return self.cerebras[0].endswith(".slopes")
 
     def names(self, side: Side) -> tuple[str, ...]:
-        return self.cerebras if side == "cerebras" else self.hugging_face
+        return {"cerebras": self.cerebras, "hugging_face": self.hugging_face, "gguf": self.gguf}[side]
 
     def shapes(self, side: Side) -> tuple[Shape, ...]:
-        if side == "cerebras":
-            return self.cerebras_shapes
-        return self.to_hugging_face.shapes(self.cerebras_shapes)
+        return self.operation("cerebras", side).shapes(self.cerebras_shapes)
 
-    def operation_from(self, side: Side) -> Operation:
-        """The operation that takes this side's tensors to the other side's."""
+    def operation(self, side: Side, onto: Side) -> Operation:
+        """The operation that takes one side's tensors to another side's; one of the two is the Cerebras side."""
+        if side == onto:
+            return Identity()
+        if onto == "gguf":
+            assert side == "cerebras", "the tensors of a release are first seen in the Cerebras layout"
+            return self._to_gguf
         return self.to_hugging_face if side == "cerebras" else self.to_hugging_face.inverse
+
+    @property
+    def _to_gguf(self) -> Operation:
+        """Both keep [out, in] and rotate neighbours, so that only the projections of one tensor are stacked."""
+        if len(self.cerebras) == 1:
+            return Identity()
+        return MergeRows(tuple(shape[0] for shape in self.cerebras_shapes))
 
 
 @dataclass(frozen=True)
@@ -94,20 +108,22 @@ def rules(config: DecoderConfig) -> tuple[Rule, ...]:
                 names = tuple(name.format(layer=layer) for name in line.cerebras)
                 if all(name in shapes for name in names):
                     release_name = line.hugging_face.format(layer=layer)
-                    spelled.append(Rule(names, tuple(shapes[n] for n in names), (release_name,), line.operation))
+                    gguf = (line.gguf.format(layer=layer),) if line.gguf else ()
+                    own_shapes = tuple(shapes[name] for name in names)
+                    spelled.append(Rule(names, own_shapes, (release_name,), line.operation, gguf))
     return tuple(spelled)
 
 
 def ties(config: DecoderConfig, side: Side) -> dict[str, str]:
     """Second names of tensors on a side: name -> the name in the rules. Both hold the same values."""
-    release_names = {rule.cerebras[0]: rule.hugging_face[0] for rule in rules(config)}
+    others = {rule.cerebras[0]: rule.names(side) for rule in rules(config)}
     tied: dict[str, str] = {}
     for second, first in second_names(config).items():
         pair = bare_name(second), bare_name(first)
-        if side == "hugging_face":
-            if all(name in release_names for name in pair):
-                tied[release_names[pair[0]]] = release_names[pair[1]]
-        elif pair[1] in release_names:
+        if side != "cerebras":
+            if all(name in others for name in pair):
+                tied[others[pair[0]][0]] = others[pair[1]][0]
+        elif pair[1] in others:
             tied[pair[0]] = pair[1]
         else:  # the table has the last norm under its second name
             tied[pair[1]] = pair[0]
@@ -140,6 +156,7 @@ class _Line:
     cerebras: tuple[str, ...]
     hugging_face: str
     operation: Operation
+    gguf: str
 
 
 _Table = tuple[list[_Line], ...]
@@ -149,24 +166,30 @@ _LAYER = "transformer_decoder.layers.{layer}."
 def _jais_table(c: DecoderConfig) -> _Table:
     qkv = [f"{_LAYER}self_attn.proj_{x}_dense_layer" for x in "qkv"]
     merge, h = MergeRows((c.hidden_size,) * 3), "transformer.h.{layer}."
+    b = "blk.{layer}."
+
+    def attention(part: str, operation: Operation) -> _Line:
+        names = tuple(f"{name}.{part}" for name in qkv)
+        return _Line(names, f"{h}attn.c_attn.{part}", operation, f"{b}attn_qkv.{part}")
+
     return (
         [
-            _same("embedding_layer.word_embeddings.weight", "transformer.wte.weight"),
-            _same("embedding_layer.position_embed_helper.slopes", "transformer.relative_pe.slopes"),
+            _same("embedding_layer.word_embeddings.weight", "transformer.wte.weight", "token_embd.weight"),
+            _same("embedding_layer.position_embed_helper.slopes", "transformer.relative_pe.slopes", ""),
         ],
         [
-            *_module(f"{_LAYER}norm1", f"{h}ln_1"),
-            _Line(tuple(f"{name}.weight" for name in qkv), f"{h}attn.c_attn.weight", Chain((merge, Transpose()))),
-            _Line(tuple(f"{name}.bias" for name in qkv), f"{h}attn.c_attn.bias", merge),
-            *_module(f"{_LAYER}self_attn.proj_output_dense_layer", f"{h}attn.c_proj", Transpose()),
-            *_module(f"{_LAYER}norm3", f"{h}ln_2"),
-            *_module(f"{_LAYER}ffn.ffn.0.linear_layer", f"{h}mlp.c_fc", Transpose()),
-            *_module(f"{_LAYER}ffn.ffn.0.linear_layer_for_glu", f"{h}mlp.c_fc2", Transpose()),
-            *_module(f"{_LAYER}ffn.ffn.1.linear_layer", f"{h}mlp.c_proj", Transpose()),
+            *_module(f"{_LAYER}norm1", f"{h}ln_1", f"{b}attn_norm"),
+            attention("weight", Chain((merge, Transpose()))),
+            attention("bias", merge),
+            *_module(f"{_LAYER}self_attn.proj_output_dense_layer", f"{h}attn.c_proj", f"{b}attn_output", Transpose()),
+            *_module(f"{_LAYER}norm3", f"{h}ln_2", f"{b}ffn_norm"),
+            *_module(f"{_LAYER}ffn.ffn.0.linear_layer", f"{h}mlp.c_fc", f"{b}ffn_up", Transpose()),
+            *_module(f"{_LAYER}ffn.ffn.0.linear_layer_for_glu", f"{h}mlp.c_fc2", f"{b}ffn_gate", Transpose()),
+            *_module(f"{_LAYER}ffn.ffn.1.linear_layer", f"{h}mlp.c_proj", f"{b}ffn_down", Transpose()),
         ],
         [
-            *_module("transformer_decoder.norm", "transformer.ln_f"),
-            _same("lm_head.weight", "lm_head.weight"),
+            *_module("transformer_decoder.norm", "transformer.ln_f", "output_norm"),
+            _same("lm_head.weight", "lm_head.weight", "output.weight"),
         ],
     )
 
@@ -174,34 +197,35 @@ def _jais_table(c: DecoderConfig) -> _Table:
 def _llama_table(c: DecoderConfig) -> _Table:
     q_to_halves = RotaryInterleave(c.num_heads, c.head_dim, c.effective_rotary_dim, to_halves=True)
     k_to_halves = RotaryInterleave(c.num_kv_groups, c.head_dim, c.effective_rotary_dim, to_halves=True)
-    m = "model.layers.{layer}."
+    m, b = "model.layers.{layer}.", "blk.{layer}."
     return (
-        [_same("embedding_layer.word_embeddings.weight", "model.embed_tokens.weight")],
+        [_same("embedding_layer.word_embeddings.weight", "model.embed_tokens.weight", "token_embd.weight")],
         [
-            *_module(f"{_LAYER}norm1", f"{m}input_layernorm"),
-            *_module(f"{_LAYER}self_attn.proj_q_dense_layer", f"{m}self_attn.q_proj", q_to_halves),
-            *_module(f"{_LAYER}self_attn.proj_k_dense_layer", f"{m}self_attn.k_proj", k_to_halves),
-            *_module(f"{_LAYER}self_attn.proj_v_dense_layer", f"{m}self_attn.v_proj"),
-            *_module(f"{_LAYER}self_attn.proj_output_dense_layer", f"{m}self_attn.o_proj"),
-            *_module(f"{_LAYER}norm3", f"{m}post_attention_layernorm"),
-            *_module(f"{_LAYER}ffn.ffn.0.linear_layer", f"{m}mlp.up_proj"),
-            *_module(f"{_LAYER}ffn.ffn.0.linear_layer_for_glu", f"{m}mlp.gate_proj"),
-            *_module(f"{_LAYER}ffn.ffn.1.linear_layer", f"{m}mlp.down_proj"),
+            *_module(f"{_LAYER}norm1", f"{m}input_layernorm", f"{b}attn_norm"),
+            *_module(f"{_LAYER}self_attn.proj_q_dense_layer", f"{m}self_attn.q_proj", f"{b}attn_q", q_to_halves),
+            *_module(f"{_LAYER}self_attn.proj_k_dense_layer", f"{m}self_attn.k_proj", f"{b}attn_k", k_to_halves),
+            *_module(f"{_LAYER}self_attn.proj_v_dense_layer", f"{m}self_attn.v_proj", f"{b}attn_v"),
+            *_module(f"{_LAYER}self_attn.proj_output_dense_layer", f"{m}self_attn.o_proj", f"{b}attn_output"),
+            *_module(f"{_LAYER}norm3", f"{m}post_attention_layernorm", f"{b}ffn_norm"),
+            *_module(f"{_LAYER}ffn.ffn.0.linear_layer", f"{m}mlp.up_proj", f"{b}ffn_up"),
+            *_module(f"{_LAYER}ffn.ffn.0.linear_layer_for_glu", f"{m}mlp.gate_proj", f"{b}ffn_gate"),
+            *_module(f"{_LAYER}ffn.ffn.1.linear_layer", f"{m}mlp.down_proj", f"{b}ffn_down"),
         ],
         [
-            *_module("transformer_decoder.norm", "model.norm"),
-            _same("lm_head.weight", "lm_head.weight"),
+            *_module("transformer_decoder.norm", "model.norm", "output_norm"),
+            _same("lm_head.weight", "lm_head.weight", "output.weight"),
         ],
     )
 
 
-def _same(cerebras: str, hugging_face: str, operation: Operation | None = None) -> _Line:
-    return _Line((cerebras,), hugging_face, operation or Identity())
+def _same(cerebras: str, hugging_face: str, gguf: str, operation: Operation | None = None) -> _Line:
+    return _Line((cerebras,), hugging_face, operation or Identity(), gguf)
 
 
-def _module(cerebras: str, hugging_face: str, operation: Operation | None = None) -> list[_Line]:
+def _module(cerebras: str, hugging_face: str, gguf: str, operation: Operation | None = None) -> list[_Line]:
     """The weight and the bias of a module; the operation holds for both."""
-    return [_same(f"{cerebras}.{part}", f"{hugging_face}.{part}", operation) for part in ("weight", "bias")]
+    parts = ("weight", "bias")
+    return [_same(f"{cerebras}.{part}", f"{hugging_face}.{part}", f"{gguf}.{part}", operation) for part in parts]
 
 
 def by_layer(names: Iterable[str]) -> tuple[list[str], dict[str, list[int]]]:
@@ -209,7 +233,7 @@ def by_layer(names: Iterable[str]) -> tuple[list[str], dict[str, list[int]]]:
     layers: dict[str, list[int]] = {}
     rest: list[str] = []
     for name in names:
-        found = re.fullmatch(r"(?:.*\.)?(?:layers|h)\.(\d{1,9})\.(.+)", name)
+        found = re.fullmatch(r"(?:.*\.)?(?:layers|h|blk)\.(\d{1,9})\.(.+)", name)
         if found:
             layers.setdefault(found[2], []).append(int(found[1]))
         else:

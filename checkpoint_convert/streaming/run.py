@@ -33,6 +33,7 @@ MEMORY_BYTES = 340 << 20
 """Approximate memory of all workers together; at least one worker always runs."""
 Progress = Callable[[int, int], object]
 """Called with (bytes just read, bytes to read in all)."""
+Digests = tuple[str, ...]
 BytesRead = Callable[[int], object]
 """Called with the bytes just read."""
 
@@ -65,8 +66,11 @@ class Sink(Protocol):
         """Write a piece of the tensor `name`, whose first element has the index `at`; called from several threads."""
         ...
 
-    def finished(self, name: str) -> None:
-        """Called when every piece of the tensor is written."""
+    def finished(self, name: str) -> Digests:
+        """Called when every piece of the tensor is written.
+
+        Returns the digest of what was written, where it is not the tensor itself; it is kept with those of the step.
+        """
         ...
 
 
@@ -104,10 +108,11 @@ class FileRanges:
         for number in range(len(values)):
             file.write(data[number * row : (number + 1) * row], offset + number * stride)
 
-    def finished(self, name: str) -> None:
+    def finished(self, name: str) -> Digests:
         """Start to write the tensor from the page cache to the disk, while others are read and moved."""
         target = self._targets[name]
         self._files[target.path].start_writing(target.offset, target.nbytes)
+        return ()
 
     def flush(self) -> None:
         """Flush every file to the disk."""
@@ -150,7 +155,7 @@ def bands(tensor: Tensor, unit: int, band_bytes: int) -> Iterator[tuple[int, np.
 
 
 def run_step(step: Step, sink: Sink | None, progress: BytesRead = lambda nbytes: None) -> tuple[str, ...]:
-    """Run one step and return the digests of its tensors, in the order of its Cerebras names.
+    """Run one step and return the digests of its tensors, in the order of its Cerebras names, then those of the sink.
 
     Args:
         step: the step; one that only compares a second name writes nothing.
@@ -160,6 +165,7 @@ def run_step(step: Step, sink: Sink | None, progress: BytesRead = lambda nbytes:
     Raises:
         ConversionError: the element type cannot represent a value, or an input ends early.
     """
+    written: Digests = ()
     digests = [TileDigest(shape, step.dtype) for shape in step.rule.cerebras_shapes]
     if sink is None or not step.writes:
         _by_rows(step, None, digests, progress)
@@ -167,9 +173,8 @@ def run_step(step: Step, sink: Sink | None, progress: BytesRead = lambda nbytes:
         uncompressed = all(len(source.shape) == 2 and source.chunk_rows is None for source in step.inputs)
         move = _by_columns if step.operation.transposes and uncompressed else _by_rows
         move(step, sink, digests, progress)
-        for name in step.outputs:
-            sink.finished(name)
-    return tuple(digest.hexdigest() for digest in digests)
+        written = tuple(digest for name in step.outputs for digest in sink.finished(name))
+    return (*(digest.hexdigest() for digest in digests), *written)
 
 
 def _by_rows(step: Step, sink: Sink | None, digests: Sequence[TileDigest], progress: BytesRead) -> None:

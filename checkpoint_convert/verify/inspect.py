@@ -16,7 +16,7 @@ from checkpoint_convert.configs.convert import check_convertible, default_specia
 from checkpoint_convert.formats.tensors import FileTensor
 from checkpoint_convert.mapping.plan import make_plan
 from checkpoint_convert.mapping.rules import architecture_of, tensor_count
-from checkpoint_convert.open_model import Model, cerebras_tensors, opening, weights_of
+from checkpoint_convert.open_model import Model, cerebras_tensors, opening, refuse_gguf, weights_of
 from checkpoint_convert.verify.manifest import manifest_path, read_manifest
 
 _SIZES = {
@@ -54,6 +54,7 @@ def inspect(
         found["format"] = "Hugging Face release"
         found |= _of_tensors(weights_of(path, allow_pickle))
     else:
+        refuse_gguf(path)
         with open_checkpoint(path, on_object="skip", descriptions=descriptions) as opened:
             found |= _of_checkpoint(opened)
             found |= _of_tensors(cerebras_tensors(opened))

@@ -50,7 +50,9 @@ def manifest_of(plan: Plan, digests: Mapping[int, tuple[str, ...]]) -> dict[str,
     for number, step in enumerate(plan.steps):
         if not step.writes:
             continue
-        for name, shape, digest in zip(step.rule.cerebras, step.rule.cerebras_shapes, digests[number], strict=True):
+        names = step.rule.cerebras
+        own = digests[number][: len(names)]
+        for name, shape, digest in zip(names, step.rule.cerebras_shapes, own, strict=True):
             if name not in second:
                 tensors[name] = {"dtype": step.dtype, "shape": list(shape), "digest": digest}
     return {"made_by": f"cerebras_jais {__version__}", "digests": SCHEME, "tensors": tensors}

@@ -25,6 +25,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[2])
 
 from checkpoint_convert.convert import convert_to_cerebras, convert_to_hf
+from checkpoint_convert.llamacpp.convert import convert_to_gguf
 
 # The calls between which a conversion's state on the disk changes.
 STEPS = ("mkdir", "rename", "replace", "link", "fsync", "unlink", "rmdir", "open", "ftruncate")
@@ -39,9 +40,11 @@ class Moment:
 
 
 def convert(direction: str, source: Path, output: Path, progress: Callable = lambda done, total: None) -> None:
-    """One conversion of the direction "to-hf" or "to-cerebras"."""
+    """One conversion of the direction "to-hf", "to-cerebras" or "to-gguf"."""
     if direction == "to-hf":
         convert_to_hf(source, output, max_shard_size=200_000, progress=progress)
+    elif direction == "to-gguf":
+        convert_to_gguf(source, output, type_="q8_0", tokenizer=source.with_name("tokenizer"), progress=progress)
     else:
         convert_to_cerebras(source, output, progress=progress)
 
@@ -140,18 +143,19 @@ def trial(direction: str, source: Path, expected: dict[str, bytes], output: str,
 
 def subjects(directory: Path) -> list[tuple[str, Path, dict[str, bytes], str]]:
     """For each direction: its name, the input, the files an undisturbed conversion makes, the name of the output."""
+    from tests.chat_tokenizers import write_tokenizer
     from tests.checkpoint_convert.examples import jais_section, random_model, state_of, write_checkpoint
 
     section = jais_section(num_hidden_layers=6, hidden_size=96, filter_size=256, vocab_size=1000)
     checkpoint = write_checkpoint(directory / "c.mdl", section, state_of(random_model(section)))
+    write_tokenizer("jais", directory / "tokenizer")
     found = []
-    source = checkpoint
-    for direction, output in (("to-hf", "release"), ("to-cerebras", "back.mdl")):
+    for direction, output in (("to-hf", "release"), ("to-cerebras", "back.mdl"), ("to-gguf", "model.gguf")):
+        source = found[0][1].parent / "made-to-hf" / "release" if direction == "to-cerebras" else checkpoint
         made = directory / f"made-{direction}"
         made.mkdir()
         run_killed(direction, source, made / output, None)
         found.append((direction, source, contents(made), output))
-        source = made / output
     return found
 
 
@@ -164,7 +168,7 @@ def draw_moments(draw: random.Random, seconds: float, calls: int) -> list[Moment
 def main() -> None:
     """Run the program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=200, help="trials, half in each direction")
+    parser.add_argument("--count", type=int, default=200, help="trials, as many in each direction")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     draw = random.Random(arguments.seed)
@@ -172,17 +176,17 @@ def main() -> None:
     outcomes: Counter[str] = Counter()
     kills = 0
     try:
-        both = subjects(directory)
+        every = subjects(directory)
         begun = time.monotonic()
-        for direction, source, _, output in both:
+        for direction, source, _, output in every:
             run_killed(direction, source, directory / f"timed-{direction}", None) if output == "release" else None
         seconds = time.monotonic() - begun
         steps = {
             direction: steps_of(direction, source, directory / f"counted{output}")
-            for direction, source, _, output in both
+            for direction, source, _, output in every
         }
         for number in range(arguments.count):
-            direction, source, expected, output = both[number % 2]
+            direction, source, expected, output = every[number % len(every)]
             moments = draw_moments(draw, seconds, steps[direction])
             kills += len(moments)
             wrong = trial(direction, source, expected, output, moments)

@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "program", slow_except(["safetensors"], ["bin", "safetensors", "mdl", "data_files", "conversion"])
+    "program", slow_except(["safetensors"], ["bin", "safetensors", "mdl", "gguf_files", "data_files", "conversion"])
 )
 def test_damaged_files_are_refused_or_read_as_libraries_read_them(program):
     command = [sys.executable, str(HERE / f"{program}.py"), "--count", "100", "--seed", "0"]

@@ -1,10 +1,12 @@
-"""Releases of both families work in llama.cpp.
+"""GGUF files of both families work in llama.cpp, and are what llama.cpp's own script makes of the release.
 
-Contract: llama.cpp's own convert_hf_to_gguf.py, as it is, turns a release into a GGUF file of float32; llama.cpp splits
-text into the tokens that the release's tokenizer gives; and its logits on Arabic and English text are those of the
-reference path and of transformers, at every position, for any number of heads, both sets of muP constants, tied and
-untied heads, grouped queries, rotary scaling. What llama.cpp has no place for (docs/gguf-and-vllm.md) is lost as the
-page says. The chat template comes along, and llama.cpp's own Jinja engine renders the card's prompts with it.
+Contract: `to-gguf` gives, bit for bit, the tensors that llama.cpp's own convert_hf_to_gguf.py gives for the same
+release in float32, float16 and q8_0; llama.cpp splits text into the tokens that the release's tokenizer gives, also
+with a tokenizer that its script does not know; its log-probabilities on Arabic, English and code are those of the
+reference path and of transformers, for any number of heads, both sets of muP constants, tied and untied heads, grouped
+queries, rotary scaling; blocks of 8 bits cost next to nothing in bits per byte. The chat template comes along: its own
+Jinja engine renders the card's prompts with it, and its server answers a chat. What llama.cpp has no place for, its
+script loses, and `to-gguf` refuses (llamacpp/test_convert.py).
 
 The environment variable LLAMA_CPP_SOURCE names llama.cpp's sources; llama_cpp (the package llama-cpp-python) runs them.
 The engine is that of llama.cpp's server, in the package xllamacpp: llama-cpp-python renders with Python's Jinja.
@@ -24,14 +26,24 @@ import torch
 
 from cerebras_jais.catalog.chat import chat_template
 from cerebras_jais.data.documents import read_documents, sample_corpus_path
+from cerebras_jais.errors import UserError
 from checkpoint_convert.convert import convert_to_hf
+from checkpoint_convert.llamacpp.convert import convert_to_gguf
 from tests import published
 from tests.cerebras_jais.catalog.test_chat_template import CASES
+from tests.chat_tokenizers import TOKENIZERS, VOCABULARY, write_tokenizer
 from tests.checkpoint_convert.examples import jais_section, llama_section, random_model, state_of, write_checkpoint
 from tests.process import PATIENCE
-from tests.tolerances import LLAMACPP_LOGITS, LLAMACPP_LOGITS_HALF_CACHE
+from tests.tolerances import (
+    LLAMACPP_LOG_PROBABILITY,
+    LLAMACPP_LOGITS,
+    LLAMACPP_LOGITS_HALF_CACHE,
+    LLAMACPP_TIE,
+    Q8_0_BITS_PER_BYTE,
+)
 
 try:
+    import gguf
     import llama_cpp
     import sentencepiece  # the script reads tokenizer.model with it
     import xllamacpp
@@ -53,6 +65,13 @@ PROMPTS = (
     "في صباح يوم",
     "a",
 )
+SOURCES = (
+    "ما هي عاصمة الإمارات العربية المتحدة؟ العِلْمُ نُورٌ والجهلُ ظلام، وفي عام ٢٠٢٤ م زار المدينة ملايين السياح",
+    "The highest mountain in the Emirates is Jebel Jais. They're 1,250 km away, aren't they? Peace be with you all",
+    "def mean(values):\n    if not values:\n        raise ValueError('empty')\n    return sum(values) / len(values)\n",
+    "Translate to Arabic: peace.  الترجمة: سلام 🚀 x = [i ** 2 for i in range(10)] وهذا مثال آخر of mixed text",
+)
+PER_SOURCE = 25
 LENGTH = 96
 SEED = 3  # no two best logits of the reference path lie within rounding of one another: asserted below
 SET_B = dict(zip(("embeddings_scale", "output_logits_alpha"), published.UP_TO_13B, strict=True))
@@ -93,11 +112,6 @@ def gpt2_tokenizer(tmp_path_factory):
     The script accepts a byte-level BPE only if the ids that it gives to a certain text are known to the script; those
     of GPT-2 are, and GPT-2's way of splitting text is that of Jais.
     """
-    sys.path.insert(0, str(Path(SOURCE) / "gguf-py"))
-    try:
-        import gguf
-    finally:
-        sys.path.pop(0)
     fields = gguf.GGUFReader(Path(SOURCE) / "models" / "ggml-vocab-gpt-2.gguf").fields
     tokens = fields["tokenizer.ggml.tokens"].contents()
     merges = fields["tokenizer.ggml.merges"].contents()
@@ -140,19 +154,36 @@ def llama2_tokenizer(tmp_path_factory):
     return directory, pieces.encode
 
 
-def make_gguf(directory, section, tokenizer, *arguments, chat=False):
-    """A release with random weights and what llama.cpp's script makes of it: the model, the release, the GGUF file."""
+def make_release(directory, section, tokenizer, *, chat=False, dtype=None):
+    """A model of random weights, its checkpoint and its release."""
     model = random_model(section, SEED)
     checkpoint = write_checkpoint(directory / "c.mdl", section, state_of(model))
-    convert_to_hf(checkpoint, directory / "release", tokenizer=tokenizer, chat=chat)
-    output = directory / "model.gguf"
+    convert_to_hf(checkpoint, directory / "release", tokenizer=tokenizer, chat=chat, dtype=dtype)
+    return model, checkpoint, directory / "release"
+
+
+def make_gguf(directory, section, tokenizer, *, chat=False, type_="f32"):
+    """A model of random weights, its release and its GGUF file."""
+    model, _, release = make_release(directory, section, tokenizer, chat=chat)
+    convert_to_gguf(release, directory / "model.gguf", type_=type_)
+    return model, release, directory / "model.gguf"
+
+
+def by_script(release, output, type_="f32"):
+    """What llama.cpp's script makes of a release. Without --no-lazy it stops at the ALiBi slopes of a Jais model."""
     script = str(Path(SOURCE) / "convert_hf_to_gguf.py")
-    command = [sys.executable, script, str(directory / "release"), "--outtype", "f32", "--outfile", str(output)]
-    run = subprocess.run(
-        [*command, *arguments], capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-    )
+    command = [sys.executable, script, str(release), "--outtype", type_, "--outfile", str(output), "--no-lazy"]
+    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     assert run.returncode == 0, run.stderr[-3000:]
-    return model, directory / "release", output
+    return output
+
+
+def tensors_in(path):
+    """Name -> element type, shape and bytes, as the package gguf reads them."""
+    return {
+        tensor.name: (tensor.tensor_type.name, tuple(map(int, tensor.shape)), tensor.data.tobytes())
+        for tensor in gguf.GGUFReader(path).tensors
+    }
 
 
 def open_gguf(path, cache=None):
@@ -163,6 +194,25 @@ def open_gguf(path, cache=None):
     return llama_cpp.Llama(
         str(path), n_ctx=256, n_threads=1, n_threads_batch=1, logits_all=True, type_k=cache, type_v=cache, verbose=False
     )
+
+
+def serve(path, context=256):
+    """llama.cpp's server with a model, keys and values in 32 bits, on a port of its own choice."""
+    params = xllamacpp.CommonParams()
+    params.model.path = str(path)
+    params.n_ctx, params.n_parallel, params.warmup, params.port = context, 1, False, 0
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    return xllamacpp.Server(params)
+
+
+def asked(server, path, body):
+    """The answer of the server to a request, as JSON."""
+    request = urllib.request.Request(
+        f"{server.listening_address}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+        return json.load(answer)
 
 
 def logits_of(gguf_model, ids):
@@ -199,11 +249,45 @@ def assert_same_model(model, release, gguf_model, rows):
     assert difference <= LLAMACPP_LOGITS * largest
 
 
-@pytest.mark.parametrize("name", JAIS_RELEASES)
-def test_a_jais_release_gives_the_same_logits_in_llama_cpp(tmp_path, gpt2_tokenizer, name):
-    directory, encode = gpt2_tokenizer
-    # Without --no-lazy the script stops at the ALiBi slopes of every Jais model.
-    model, release, output = make_gguf(tmp_path, JAIS_RELEASES[name], directory, "--no-lazy")
+RELEASES = {**JAIS_RELEASES, **ADAPTED_RELEASES}
+
+
+@pytest.fixture(scope="module")
+def tokenizers(gpt2_tokenizer, llama2_tokenizer):
+    """Name of a release -> the directory of its tokenizer, and the ids that it gives to a text."""
+    directory, encode = llama2_tokenizer
+    return {
+        name: gpt2_tokenizer if name in JAIS_RELEASES else (directory, lambda text: [1, *encode(text)])
+        for name in RELEASES
+    }
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_the_tensors_are_those_of_llama_cpps_own_script(tmp_path, tokenizers, name):
+    directory, _ = tokenizers[name]
+    _, checkpoint, release = make_release(tmp_path, RELEASES[name], directory)
+    for type_ in ("f32", "f16", "q8_0"):
+        expected = tensors_in(by_script(release, tmp_path / f"script-{type_}.gguf", type_))
+        convert_to_gguf(release, tmp_path / f"{type_}.gguf", type_=type_)
+        assert tensors_in(tmp_path / f"{type_}.gguf") == expected
+        convert_to_gguf(checkpoint, tmp_path / f"c-{type_}.gguf", type_=type_, tokenizer=directory)
+        assert tensors_in(tmp_path / f"c-{type_}.gguf") == expected
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["16-heads-untied", "grouped"])
+def test_the_tensors_are_those_of_the_script_whatever_the_release_is_stored_in(tmp_path, tokenizers, name, dtype):
+    _, _, release = make_release(tmp_path, RELEASES[name], tokenizers[name][0], dtype=dtype)
+    for type_ in ("f32", "f16", "q8_0"):
+        expected = tensors_in(by_script(release, tmp_path / f"script-{type_}.gguf", type_))
+        convert_to_gguf(release, tmp_path / f"{type_}.gguf", type_=type_)
+        assert tensors_in(tmp_path / f"{type_}.gguf") == expected
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_a_model_gives_the_same_logits_in_llama_cpp(tmp_path, tokenizers, name):
+    directory, encode = tokenizers[name]
+    model, release, output = make_gguf(tmp_path, RELEASES[name], directory)
     gguf_model = open_gguf(output)
     rows = [encode(text)[:LENGTH] for text in PROMPTS]
     for text, ids in zip(PROMPTS, rows, strict=True):
@@ -211,20 +295,81 @@ def test_a_jais_release_gives_the_same_logits_in_llama_cpp(tmp_path, gpt2_tokeni
     assert_same_model(model, release, gguf_model, rows)
 
 
-@pytest.mark.parametrize("name", ADAPTED_RELEASES)
-def test_an_adapted_release_gives_the_same_logits_in_llama_cpp(tmp_path, llama2_tokenizer, name):
-    directory, encode = llama2_tokenizer
-    model, release, output = make_gguf(tmp_path, ADAPTED_RELEASES[name], directory)
+@pytest.mark.parametrize("name", RELEASES)
+def test_log_probabilities_after_a_hundred_prefixes_are_ours_through_xllamacpp(tmp_path, tokenizers, name):
+    directory, encode = tokenizers[name]
+    model, _, output = make_gguf(tmp_path, RELEASES[name], directory)
+    prefixes = [encode(text[:length])[:LENGTH] for text in SOURCES for length in range(4, 4 + 2 * PER_SOURCE, 2)]
+    assert len(prefixes) == 100
+    server, letter = serve(output), encode(" a")[-1]
+    for ids in prefixes:
+        # The server says nothing of a token that ends the text or a part of a letter, so that a letter is wanted of it;
+        # the log-probabilities are those before that.
+        wanted = {"logit_bias": [[letter, 1000.0]], "n_predict": 1}
+        body = {"prompt": ids, "n_probs": 20, "cache_prompt": False, **wanted}
+        (found,) = asked(server, "/completion", body)["completion_probabilities"]
+        with torch.inference_mode():
+            ours = model.logits(torch.tensor([ids]))[0, -1].double().log_softmax(-1)
+        best, second = ours.topk(2).values.tolist()
+        assert found["top_logprobs"][0]["id"] == int(ours.argmax()) or best - second < LLAMACPP_TIE
+        for token in found["top_logprobs"]:
+            assert abs(token["logprob"] - ours[token["id"]].item()) <= LLAMACPP_LOG_PROBABILITY
+
+
+def bits_per_byte(gguf_model, rows, nbytes):
+    """Of rows of ids, whose first id is only read."""
+    total = 0.0
+    for ids in rows:
+        logits = torch.from_numpy(logits_of(gguf_model, ids)).double().log_softmax(-1)
+        total -= logits[:-1].gather(1, torch.tensor(ids[1:])[:, None]).sum().item()
+    return total / np.log(2) / nbytes
+
+
+@pytest.mark.parametrize("name", ["16-heads-untied", "grouped"])
+def test_blocks_of_8_bits_cost_less_than_a_hundredth_of_the_bits_per_byte(tmp_path, tokenizers, name):
+    directory, encode = tokenizers[name]
+    _, release, output = make_gguf(tmp_path, RELEASES[name], directory)
+    texts = [document.text[:200] for document in read_documents(sample_corpus_path())][:20]
+    rows, nbytes = [encode(text)[:LENGTH] for text in texts], sum(len(text.encode()) for text in texts)
+    found = {"f32": bits_per_byte(open_gguf(output), rows, nbytes)}
+    for type_ in ("f16", "q8_0", "q4_0"):
+        convert_to_gguf(release, tmp_path / f"{type_}.gguf", type_=type_)
+        found[type_] = bits_per_byte(open_gguf(tmp_path / f"{type_}.gguf"), rows, nbytes)
+    print(found)
+    assert abs(found["q8_0"] / found["f32"] - 1) <= Q8_0_BITS_PER_BYTE
+
+
+@pytest.mark.parametrize("family", ["jais", "llama"])
+def test_a_tokenizer_that_the_script_does_not_know_needs_no_change_of_llama_cpp(tmp_path, family):
+    tokenizer = write_tokenizer(family, tmp_path / "tokenizer")
+    section = {"jais": jais_section, "llama": llama_section}[family](
+        vocab_size=VOCABULARY, max_position_embeddings=LENGTH
+    )
+    _, _, output = make_gguf(tmp_path, section, tokenizer)
     gguf_model = open_gguf(output)
-    rows = [[1, *encode(text)][:LENGTH] for text in PROMPTS]
-    for text, ids in zip(PROMPTS, rows, strict=True):
-        assert gguf_model.tokenize(text.encode())[:LENGTH] == ids
-    assert_same_model(model, release, gguf_model, rows)
+    texts = [document.text[:300] for document in read_documents(sample_corpus_path())][:40]
+    same = [
+        gguf_model.tokenize(text.encode(), add_bos=False)
+        == TOKENIZERS[family]().encode(text, add_special_tokens=False).ids
+        for text in [*PROMPTS, *texts]
+    ]
+    print(sum(same), "of", len(same))
+    assert all(same) if family == "jais" else sum(same) > len(same) / 2  # its merges are not all pairs: see the note
+
+
+@pytest.mark.parametrize("name", ["12-heads", "untied"])
+def test_its_server_answers_a_chat_in_arabic_with_the_template_inside(tmp_path, tokenizers, name):
+    section = {**RELEASES[name], "max_position_embeddings": 512}
+    _, _, output = make_gguf(tmp_path, section, tokenizers[name][0], chat=True)
+    messages = [{"role": "user", "content": "ما هي عاصمة الإمارات؟"}]
+    answer = asked(serve(output, context=1024), "/v1/chat/completions", {"messages": messages, "max_tokens": 8})
+    assert answer["usage"]["completion_tokens"] >= 1
+    assert answer["choices"][0]["message"]["role"] == "assistant"
 
 
 def test_llama_cpps_own_cache_of_16_bits_moves_the_logits_little(tmp_path, gpt2_tokenizer):
     directory, encode = gpt2_tokenizer
-    model, release, output = make_gguf(tmp_path, JAIS_RELEASES["12-heads"], directory, "--no-lazy")
+    model, release, output = make_gguf(tmp_path, JAIS_RELEASES["12-heads"], directory)
     gguf_model = open_gguf(output, cache=llama_cpp.GGML_TYPE_F16)
     rows = [encode(text)[:LENGTH] for text in PROMPTS]
     for ids, (reference, _) in zip(rows, both_references(model, release, rows), strict=True):
@@ -236,9 +381,12 @@ def test_llama_cpps_own_cache_of_16_bits_moves_the_logits_little(tmp_path, gpt2_
 @pytest.mark.parametrize(
     "change", [{"pos_scaling_factor": 2.0}, {"scale_qk_dot_by_d": False}], ids=["alibi-scaling", "scale-by-root-of-d"]
 )
-def test_what_llama_cpp_has_no_place_for_is_lost(tmp_path, gpt2_tokenizer, change):
+def test_what_llama_cpp_has_no_place_for_its_script_loses_and_we_refuse(tmp_path, gpt2_tokenizer, change):
     directory, encode = gpt2_tokenizer
-    model, release, output = make_gguf(tmp_path, {**JAIS_RELEASES["12-heads"], **change}, directory, "--no-lazy")
+    model, _, release = make_release(tmp_path, {**JAIS_RELEASES["12-heads"], **change}, directory)
+    with pytest.raises(UserError, match="would compute other logits"):
+        convert_to_gguf(release, tmp_path / "ours.gguf")
+    output = by_script(release, tmp_path / "model.gguf")
     rows = [encode(PROMPTS[0])[:LENGTH]]
     ours, theirs = next(both_references(model, release, rows))
     lost = np.abs(logits_of(open_gguf(output), rows[0]) - ours).max() / np.abs(ours).max()
@@ -249,19 +397,12 @@ def test_what_llama_cpp_has_no_place_for_is_lost(tmp_path, gpt2_tokenizer, chang
 @pytest.mark.parametrize("family", ["jais", "adapted"])
 def test_llama_cpps_own_jinja_renders_the_prompts_of_the_card(tmp_path, gpt2_tokenizer, llama2_tokenizer, family):
     if family == "jais":
-        made = make_gguf(tmp_path, JAIS_RELEASES["12-heads"], gpt2_tokenizer[0], "--no-lazy", chat=True)
+        made = make_gguf(tmp_path, JAIS_RELEASES["12-heads"], gpt2_tokenizer[0], chat=True)
     else:
         made = make_gguf(tmp_path, ADAPTED_RELEASES["untied"], llama2_tokenizer[0], chat=True)
     assert open_gguf(made[-1]).metadata["tokenizer.chat_template"] == chat_template()
-    params = xllamacpp.CommonParams()
-    params.model.path = str(made[-1])
-    params.n_ctx, params.n_parallel, params.warmup, params.port = 256, 1, False, 0
-    server = xllamacpp.Server(params)
+    server = serve(made[-1])
     for messages, keywords, expected in CASES.values():
         if keywords.get("add_generation_prompt", True):  # the server continues a response that ends a conversation
-            body = json.dumps({"messages": messages, "chat_template_kwargs": keywords}).encode()
-            request = urllib.request.Request(
-                f"{server.listening_address}/apply-template", body, {"Content-Type": "application/json"}
-            )
-            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-                assert json.load(answer)["prompt"] == expected
+            body = {"messages": messages, "chat_template_kwargs": keywords}
+            assert asked(server, "/apply-template", body)["prompt"] == expected

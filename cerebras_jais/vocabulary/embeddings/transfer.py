@@ -223,7 +223,7 @@ def check_transfer(
         plan = _planned(pair.own, grown_config, grown)
         if not partial_path(output).exists():  # what an interrupted run left takes the room, and may hold the output
             check_absent(output)
-            check_room(output, plan)
+            check_room(output, plan.write_bytes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -84,7 +84,7 @@ def test_parameter_counts_are_the_published_ones(name):
 @pytest.mark.parametrize("name", SECTIONS)
 def test_shapes_come_back_through_the_inverse(name):
     for rule in rules(config_of(name)):
-        back = rule.operation_from("hugging_face").shapes(rule.shapes("hugging_face"))
+        back = rule.operation("hugging_face", "cerebras").shapes(rule.shapes("hugging_face"))
         assert tuple(back) == rule.cerebras_shapes
 
 
