@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from cerebras_jais.commands.vocab_extend import extend
-from cerebras_jais.commands.vocab_extend_and_transfer import extend_and_transfer
-from cerebras_jais.commands.vocab_transfer import transfer
+from cerebras_jais.commands.vocabulary.extend import extend
+from cerebras_jais.commands.vocabulary.extend_and_transfer import extend_and_transfer
+from cerebras_jais.commands.vocabulary.transfer import transfer
 from cerebras_jais.errors import UserError
 from cerebras_jais.files import MIB, STANDARD_INPUT, read_text
 from cerebras_jais.wording import counted

@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from cerebras_jais.commands.vocab_extend import Wish, check_wish, wish_options, write_extended
-from cerebras_jais.commands.vocab_transfer import run_transfer, start_transfer, transfer_options
+from cerebras_jais.commands.vocabulary.extend import Wish, check_wish, wish_options, write_extended
+from cerebras_jais.commands.vocabulary.transfer import run_transfer, start_transfer, transfer_options
 from cerebras_jais.errors import UserError
 from cerebras_jais.files import MIB, STANDARD_INPUT, identity_of, parse_json, read_text, shown_path
 from checkpoint_convert.options import NEW

@@ -1,0 +1,1 @@
+"""`vocab` and `tokens`: one module for each verb of `vocab`, and the group of them."""
