@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.positions import rotate_BHLD
-from cerebras_jais.model.tiled import TiledAttention, Tiling
+from cerebras_jais.model.tiled import Tiling, tiled_attention
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class SelfAttention(nn.Module):
         # Autocast would cast the shared bias again in every layer; queries, keys and values are 16-bit already.
         with torch.autocast(x_BLM.device.type, enabled=False):
             if positions.tiling is not None:
-                out_BHLD = TiledAttention.apply(q_BHLD, k_BGSD, v_BGSD, positions.tiling, self.scale)
+                out_BHLD = tiled_attention(q_BHLD, k_BGSD, v_BGSD, positions.tiling, self.scale)
             else:
                 out_BHLD = F.scaled_dot_product_attention(
                     q_BHLD,

@@ -67,7 +67,7 @@ class _Part:
 
     def parted(self, x: Tensor) -> Tensor:
         """The batch of a call as [B, P, ...]."""
-        return x.unflatten(0, (-1, self.blocks))
+        return x.view(-1, self.blocks, *x.shape[1:])
 
     def _blocks(self, x_BHL: Tensor, start: int, size: int) -> Tensor:
         """The blocks of [B, H, L, ...] as a view [B, P, H, size, ...]."""
@@ -187,9 +187,7 @@ def _parts_of_documents(starts_BL: Tensor, ends_BL: Tensor, heads: int) -> Itera
                 yield _Part(slice(row, row + 1), cut, key, min(end, cut + height) - cut, cut - key)
 
 
-class TiledAttention(torch.autograd.Function):
-    """softmax(scale * q.k + bias) v over the visible keys of each query; queries, keys and values [B, H, L, D]."""
-
+class _TiledAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, tiling: Tiling, scale: float) -> Tensor:
         out, sums = _empty_like(q), q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32).transpose(1, 2)
@@ -215,7 +213,7 @@ class TiledAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, sums = ctx.saved_tensors
         tiling: Tiling = ctx.tiling
         grads = [_empty_like(q) for _ in range(3)]
@@ -239,6 +237,17 @@ class TiledAttention(torch.autograd.Function):
                 else:
                     of_part(mine).add_(part.parted(new))
         return *grads, None, None
+
+
+def tiled_attention(q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, tiling: Tiling, scale: float) -> Tensor:
+    """softmax(scale * q.k + bias) v over the visible keys of each query, [B, H, L, D].
+
+    Args:
+        q_BHLD, k_BHLD, v_BHLD: queries, keys and values, of one type, on the CPU.
+        tiling: of rows [B, L].
+    """
+    out: Tensor = _TiledAttention.apply(q_BHLD, k_BHLD, v_BHLD, tiling, scale)  # type: ignore[no-untyped-call]
+    return out
 
 
 def _empty_like(x_BHLD: Tensor) -> Tensor:

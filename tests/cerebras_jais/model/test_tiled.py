@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cerebras_jais.model.alibi import alibi_slopes
 from cerebras_jais.model.positions import alibi_bias_HLS, causal_mask_LS, packed_mask_B1LS
-from cerebras_jais.model.tiled import TILE, TiledAttention, make_tiling
+from cerebras_jais.model.tiled import TILE, make_tiling, tiled_attention
 
 SCALE = 0.3
 
@@ -39,7 +39,7 @@ def with_mask(q, k, v, slopes_H, factor, span_BL):
 def by_tiles(q, k, v, slopes_H, factor, span_BL):
     ends = None if span_BL is None else span_BL + torch.arange(1, q.shape[2] + 1)
     slopes = None if slopes_H is None else slopes_H / factor
-    return TiledAttention.apply(q, k, v, make_tiling(q.shape[2], q.shape[1], slopes, ends), SCALE)
+    return tiled_attention(q, k, v, make_tiling(q.shape[2], q.shape[1], slopes, ends), SCALE)
 
 
 def results(attend, inputs, grad, dtype, *words):
