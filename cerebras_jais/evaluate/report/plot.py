@@ -1,0 +1,113 @@
+"""Scores against parameters as SVG: the published models, and ours among them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+_WIDTH, _HEIGHT = 460, 340
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 14, 22, 44
+_LETTER = 6.4  # width of a letter of a label, on average
+_Scale = Callable[[float], float]
+_STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model in a plot.
+
+    Attributes:
+        parameters: None where they are not known; then the score is a line across.
+        score: in percent; `error` is half of its 95% interval, 0 for a published score.
+        kind: the class of its mark: family, family-chat, adapted, adapted-chat or ours.
+        label: shown beside the mark; the name is shown where the pointer rests in any case.
+    """
+
+    name: str
+    parameters: int | None
+    score: float
+    kind: str
+    error: float = 0.0
+    label: bool = False
+
+
+def scatter(points: Sequence[Point], title: str) -> str:
+    """An SVG element, whose colours are those of the page's style sheet (classes of `Point.kind`)."""
+    known = [point.parameters for point in points if point.parameters]
+    x_low, x_high = math.log10(min(known) / 1.5), math.log10(max(known) * 1.5)
+    low, high = (edge(point.score + sign * point.error for point in points) for edge, sign in ((min, -1), (max, 1)))
+    step = next((step for step in _STEPS if (high - low) / step <= 6), _STEPS[-1])
+    y_low, y_high = step * math.floor(low / step - 0.5), step * math.ceil(high / step + 0.5)
+
+    def x(parameters: float) -> float:
+        return _LEFT + (math.log10(parameters) - x_low) / (x_high - x_low) * (_WIDTH - _LEFT - _RIGHT)
+
+    def y(score: float) -> float:
+        return _HEIGHT - _BOTTOM - (score - y_low) / (y_high - y_low) * (_HEIGHT - _TOP - _BOTTOM)
+
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">']
+    for number in range(round((y_high - y_low) / step) + 1):
+        value = y_low + number * step
+        parts.append(_line("grid", _LEFT, y(value), _WIDTH - _RIGHT, y(value)))
+        parts.append(_text("tick", _LEFT - 6, y(value) + 4, f"{value:g}", "end"))
+    for value in _ticks(x_low, x_high):
+        parts.append(_line("grid", x(value), _HEIGHT - _BOTTOM, x(value), _HEIGHT - _BOTTOM + 5))
+        parts.append(_text("tick", x(value), _HEIGHT - _BOTTOM + 18, _size(value), "middle"))
+    parts.append(_text("axis", (_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6, "parameters", "middle"))
+    parts.append(_text("axis", 4, 13, "score, %", "start"))
+    for kind in dict.fromkeys(point.kind for point in points if point.kind != "ours"):
+        path = sorted((point.parameters, point.score) for point in points if point.kind == kind and point.parameters)
+        parts.append(f'<polyline class="{kind}" points="{" ".join(f"{x(p):.1f},{y(s):.1f}" for p, s in path)}"/>')
+    for point in sorted(points, key=lambda point: point.kind == "ours"):  # ours on top
+        parts.append(_point(point, x, y))
+    return "".join([*parts, "</svg>"])
+
+
+def _point(point: Point, x: _Scale, y: _Scale) -> str:
+    """A model's mark, its error as a bar, its label, and its name for the pointer."""
+    described = f"{point.name}: {point.score:.1f}" + (f" ± {point.error:.1f}" if point.error else "")
+    parts = [f'<g class="{point.kind}"><title>{escape(described)}</title>']
+    at = y(point.score)
+    if point.parameters is None:
+        parts.append(_line("across", _LEFT, at, _WIDTH - _RIGHT, at))
+    across = (_LEFT + _WIDTH - _RIGHT) / 2 if point.parameters is None else x(point.parameters)
+    if point.error:
+        parts.append(_line("error", across, y(point.score - point.error), across, y(point.score + point.error)))
+    if point.kind == "ours":
+        parts.append(f'<path d="M{across:.1f} {at - 7:.1f}l7 7l-7 7l-7-7z"/>')
+    elif point.kind.startswith("adapted"):
+        parts.append(f'<rect x="{across - 4:.1f}" y="{at - 4:.1f}" width="8" height="8"/>')
+    else:
+        parts.append(f'<circle cx="{across:.1f}" cy="{at:.1f}" r="4.5"/>')
+    if point.label:
+        shown = point.name if len(point.name) <= 28 else f"{point.name[:27]}…"
+        half = len(shown) * _LETTER / 2
+        middle = min(max(across, _LEFT + half), _WIDTH - half)
+        below = y(point.score + point.error) - 11 < _TOP or point.kind != "ours"
+        height = y(point.score - point.error) + 20 if below else y(point.score + point.error) - 11
+        parts.append(_text("label", middle, height, shown, "middle"))
+    return "".join([*parts, "</g>"])
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers of parameters between two powers of ten: 1, 2 and 5 of each, or whole powers of a long range."""
+    steps = (1, 2, 5) if high - low < 3 else (1,)
+    values = [step * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for step in steps]
+    return [value for value in values if low <= math.log10(value) <= high]
+
+
+def _size(value: float) -> str:
+    for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:g}{letter}"
+    return f"{value:g}"
+
+
+def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
+    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _text(kind: str, x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
