@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from cerebras_jais.evaluate.report.card import AVERAGE, LANGUAGES, SOURCE
-from cerebras_jais.evaluate.report.compare import Average, Comparison, Row
+from cerebras_jais.evaluate.report.compare import Average, Comparison, Judged, Row
 from cerebras_jais.evaluate.report.wording import (
     AVERAGES,
-    NOTHING,
     RULE,
     average_name,
     column_name,
     conditions,
     difference,
+    made,
     marks,
     other_score,
     score,
@@ -52,13 +52,14 @@ def _run(comparison: Comparison) -> Iterator[str]:
         yield from (f"Note: {_plain(note)}.", "")
     for language, name in LANGUAGES.items():
         rows = comparison.rows[language]
-        heads = ["column", "class", "ours, %"]
+        heads = ["column", "ours, %"]
         if against is not None:
             heads += ["published", "difference", "verdict"]
-        cells = [[*_row(row, against is not None), _made(row, comparison)] for row in rows]
+        heads += ["class", "how ours was made"]
+        cells = [_row(row, comparison) for row in rows]
         average = comparison.averages[language]
-        cells += [[*line, ""] for line in _averages(average, comparison, language)]
-        yield from (f"### {name}", "", *_table([[*heads, "how ours was made"], *cells]), "")
+        cells += [[*line, "", ""] for line in _averages(average, comparison, language)]
+        yield from (f"### {name}", "", *_table([heads, *cells]), "")
         for mark in marks(rows):
             yield from (mark, "")
     if comparison.others:
@@ -69,31 +70,26 @@ def _run(comparison: Comparison) -> Iterator[str]:
         yield from ("### Not in the card", "", *_table([["task", "ours", "how ours was made"], *made]), "")
 
 
-def _row(row: Row, compared: bool) -> list[str]:
-    judged = row.judged
-    cells = [column_name(row), row.column.kind, score(judged.ours, judged.error)]
-    if compared:
-        cells += [score(judged.published), difference(judged.difference), judged.verdict]
-    return cells
+def _row(row: Row, comparison: Comparison) -> list[str]:
+    cells = [column_name(row), *_judged(row.judged, comparison)]
+    return [*cells, row.column.kind, made(row, comparison.run)]
+
+
+def _judged(judged: Judged, comparison: Comparison) -> list[str]:
+    ours = score(judged.ours, judged.error)
+    if comparison.against is None:
+        return [ours]
+    return [ours, score(judged.published), difference(judged.difference), judged.verdict]
 
 
 def _averages(average: Average | None, comparison: Comparison, language: str) -> Iterator[list[str]]:
     """The average over what can be compared, and the card's own where that is another."""
-    against = comparison.against
+    against, rows = comparison.against, comparison.rows[language]
     if average is not None:
-        judged = average.judged
-        cells = [average_name(average), "", score(judged.ours, judged.error)]
-        if against is not None:
-            cells += [score(judged.published), difference(judged.difference), judged.verdict]
-        yield cells
+        yield [average_name(rows, average), *_judged(average.judged, comparison)]
     if against is not None and (average is None or not average.whole):
-        count = len(comparison.rows[language])
-        published = score(against.scores[language][AVERAGE])
-        yield [f"{AVERAGE} of all {count} columns, as in the card", "", NOTHING, published, NOTHING, ""]
-
-
-def _made(row: Row, comparison: Comparison) -> str:
-    return "" if row.task is None else conditions(row.task, row.column.metric or "", comparison.run)
+        published = Judged(None, None, against.scores[language][AVERAGE], None, "")
+        yield [average_name(rows), *_judged(published, comparison)]
 
 
 def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -23,7 +23,7 @@ from cerebras_jais.evaluate.report.card import (
     columns,
     copied_cells,
 )
-from cerebras_jais.evaluate.report.compare import Z, Comparison, Row
+from cerebras_jais.evaluate.report.compare import Comparison, Row, Z
 from cerebras_jais.evaluate.report.markdown import title
 from cerebras_jais.evaluate.report.plot import Point, scatter
 from cerebras_jais.evaluate.report.results import Run, Task

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-_WIDTH, _HEIGHT = 460, 340
+_WIDTH, _HEIGHT = 400, 310
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 14, 22, 44
-_LETTER = 6.4  # width of a letter of a label, on average
+_LETTER, _LINE = 7.0, 14  # width of a letter of a label, on average, and its height
+_Box = tuple[float, float, float, float]  # left, top, right, bottom
 _Scale = Callable[[float], float]
 _STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
 
@@ -60,35 +61,71 @@ def scatter(points: Sequence[Point], title: str) -> str:
     for kind in dict.fromkeys(point.kind for point in points if point.kind != "ours"):
         path = sorted((point.parameters, point.score) for point in points if point.kind == kind and point.parameters)
         parts.append(f'<polyline class="{kind}" points="{" ".join(f"{x(p):.1f},{y(s):.1f}" for p, s in path)}"/>')
-    for point in sorted(points, key=lambda point: point.kind == "ours"):  # ours on top
-        parts.append(_point(point, x, y))
+    ordered = sorted(points, key=lambda point: point.kind == "ours")  # ours on top
+    marks = [_Mark(point, x, y) for point in ordered]
+    parts += [mark.drawn() for mark in marks]
+    taken = [mark.box() for mark in marks]
+    for mark in reversed([mark for mark in marks if mark.point.label]):
+        middle, base, box = mark.label(taken)
+        taken.append(box)
+        parts.append(_text(f"label {mark.point.kind}", middle, base, mark.shown, "middle"))
     return "".join([*parts, "</svg>"])
 
 
-def _point(point: Point, x: _Scale, y: _Scale) -> str:
-    """A model's mark, its error as a bar, its label, and its name for the pointer."""
-    described = f"{point.name}: {point.score:.1f}" + (f" ± {point.error:.1f}" if point.error else "")
-    parts = [f'<g class="{point.kind}"><title>{escape(described)}</title>']
-    at = y(point.score)
-    if point.parameters is None:
-        parts.append(_line("across", _LEFT, at, _WIDTH - _RIGHT, at))
-    across = (_LEFT + _WIDTH - _RIGHT) / 2 if point.parameters is None else x(point.parameters)
-    if point.error:
-        parts.append(_line("error", across, y(point.score - point.error), across, y(point.score + point.error)))
-    if point.kind == "ours":
-        parts.append(f'<path d="M{across:.1f} {at - 7:.1f}l7 7l-7 7l-7-7z"/>')
-    elif point.kind.startswith("adapted"):
-        parts.append(f'<rect x="{across - 4:.1f}" y="{at - 4:.1f}" width="8" height="8"/>')
-    else:
-        parts.append(f'<circle cx="{across:.1f}" cy="{at:.1f}" r="4.5"/>')
-    if point.label:
-        shown = point.name if len(point.name) <= 28 else f"{point.name[:27]}…"
-        half = len(shown) * _LETTER / 2
-        middle = min(max(across, _LEFT + half), _WIDTH - half)
-        below = y(point.score + point.error) - 11 < _TOP or point.kind != "ours"
-        height = y(point.score - point.error) + 20 if below else y(point.score + point.error) - 11
-        parts.append(_text("label", middle, height, shown, "middle"))
-    return "".join([*parts, "</g>"])
+class _Mark:
+    """A point at its place in the plot."""
+
+    def __init__(self, point: Point, x: _Scale, y: _Scale) -> None:
+        self.point = point
+        self.across = (_LEFT + _WIDTH - _RIGHT) / 2 if point.parameters is None else x(point.parameters)
+        self.at, self.top, self.bottom = y(point.score), y(point.score + point.error), y(point.score - point.error)
+        self.shown = point.name if len(point.name) <= 24 else f"{point.name[:23]}…"
+
+    def drawn(self) -> str:
+        """The mark with its error as a bar, and its name for the pointer."""
+        point, across, at = self.point, self.across, self.at
+        described = f"{point.name}: {point.score:.1f}" + (f" ± {point.error:.1f}" if point.error else "")
+        parts = [f'<g class="{point.kind}"><title>{escape(described)}</title>']
+        if point.parameters is None:
+            parts.append(_line("across", _LEFT, at, _WIDTH - _RIGHT, at))
+        if point.error:
+            parts.append(_line("error", across, self.top, across, self.bottom))
+        if point.kind == "ours":
+            parts.append(f'<path d="M{across:.1f} {at - 6:.1f}l6 6l-6 6l-6-6z"/>')
+        elif point.kind.startswith("adapted"):
+            parts.append(f'<rect x="{across - 3.5:.1f}" y="{at - 3.5:.1f}" width="7" height="7"/>')
+        else:
+            parts.append(f'<circle cx="{across:.1f}" cy="{at:.1f}" r="4"/>')
+        return "".join([*parts, "</g>"])
+
+    def box(self) -> _Box:
+        return self.across - 6, min(self.top, self.at - 6), self.across + 6, max(self.bottom, self.at + 6)
+
+    def label(self, taken: Sequence[_Box]) -> tuple[float, float, _Box]:
+        """Where the label hides least of other labels and marks: its middle, its base line and its box."""
+        left, top, right, bottom = self.box()
+        half = len(self.shown) * _LETTER / 2
+        places = [  # the nearest first
+            (self.across, base)
+            for step in (0, 1, 2, 3)
+            for base in (top - 5 - step * _LINE, bottom + _LINE + step * _LINE)
+        ]
+        places[2:2] = [(right + 4 + half, self.at + 4), (left - 4 - half, self.at + 4)]
+        found = []
+        for across, base in places:
+            middle = min(max(across, _LEFT + half), _WIDTH - half)
+            box = (middle - half, base - _LINE + 3, middle + half, base + 3)
+            if box[1] >= _TOP - _LINE and box[3] <= _HEIGHT - _BOTTOM:
+                found.append((middle, base, box))
+        if not found:
+            return self.across, top - 5, self.box()
+        return min(found, key=lambda place: sum(_overlap(place[2], other) for other in taken))
+
+
+def _overlap(one: _Box, other: _Box) -> float:
+    """The area that two boxes share."""
+    width, height = min(one[2], other[2]) - max(one[0], other[0]), min(one[3], other[3]) - max(one[1], other[1])
+    return max(width, 0.0) * max(height, 0.0)
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -43,7 +43,7 @@ class Task:
         shots: examples before each question; None where the tasks of a group differ.
         digest: SHA-256 over its documents, prompts and answers, a group's over those of its tasks; None where lm_eval
             kept no samples.
-        template: SHA-256 of the chat template around the prompts; None without one.
+        template: SHA-256 of the chat template around the prompts, or "applied"; None without one.
         parts: the tasks that a group consists of, leaves alone; empty for a task.
         groups: the groups within a group.
         delimiter: what stands between a prompt and the text of an option.
@@ -119,7 +119,11 @@ def read_run(folder: Path) -> Run:
 
 
 def with_own_names(runs: Sequence[Run]) -> list[Run]:
-    """The runs with their folders in the names of those that are called alike. Raises ResultsError for a folder twice."""
+    """The runs, those that are called alike with their folders in their names.
+
+    Raises:
+        ResultsError: the same folder twice.
+    """
     folders = [run.folder.resolve() for run in runs]
     if len(set(folders)) < len(folders):
         raise ResultsError(f"{shown_path(runs[0].folder)}: a folder is given twice; give each once")
@@ -193,6 +197,7 @@ def _read_file(path: Path) -> _File:
     missing = [key for key in _KEYS if key not in found.value]
     if missing:
         raise found.error(f"has no key {missing[0]!r}")
+    neighbours = {neighbour.name for neighbour in path.parent.iterdir()}
     config = found.object("config")
     parameters = config.value.get("model_num_parameters")
     arguments = config.value.get("model_args")
@@ -203,12 +208,13 @@ def _read_file(path: Path) -> _File:
         _shown(found.text("model_name") or config.text("model") or "a model without a name"),
         parameters if isinstance(parameters, int) and parameters > 0 else None,
         _shown(str(precision).removeprefix("torch.")) if precision else None,
-        _shown(config.text("model_sha") or ""),
-        tuple(_task(found, name) for name in found.object("results").value),
+        _shown(config.text("model_sha") or config.text("model_hash") or "")[:12],
+        tuple(_task(found, name, neighbours) for name in found.object("results").value),
     )
 
 
-def _task(found: _Checked, name: str) -> Task:
+def _task(found: _Checked, name: str, neighbours: set[str]) -> Task:
+    """The result of a task; `neighbours` are the names of the files beside the one that it is in."""
     parts, groups = _below(found.object("group_subtasks"), name)
     measured, higher = found.object("results").object(name), found.object("higher_is_better").object(name)
     sizes = [found.object("n-samples").object(part) for part in parts or (name,)]
@@ -216,7 +222,7 @@ def _task(found: _Checked, name: str) -> Task:
     hashes = found.object("task_hashes")
     delimiter = found.object("configs").object(name).value.get("target_delimiter", " ")
     stamp = found.path.name.removeprefix("results_").removesuffix(".json")
-    files = (found.path.with_name(f"samples_{part}_{stamp}.jsonl") for part in parts or (name,))
+    names = {f"samples_{part}_{stamp}.jsonl" for part in parts or (name,)}
     return Task(
         name=_shown(name),
         version=_shown(str(found.object("versions").value.get(name, "not stated"))),
@@ -226,14 +232,20 @@ def _task(found: _Checked, name: str) -> Task:
         total=sum(int(size.number("original", 0)) for size in sizes),
         shots=shots if isinstance(shots, int) else None,
         digest=_digest([hashes.text(part) for part in parts]) if parts else hashes.text(name),
-        template=found.text("chat_template_sha"),
+        template=_template(found),
         parts=parts,
         groups=groups,
         delimiter=delimiter if isinstance(delimiter, str) else " ",
         harness=_shown(str(found.value["lm_eval_version"])),
         date=found.number("date"),
-        samples=tuple(file for file in files if file.is_file()),
+        samples=tuple(found.path.parent / file for file in sorted(names & neighbours)),
     )
+
+
+def _template(found: _Checked) -> str | None:
+    """The digest of the chat template; a word where only its use is recorded."""
+    applied = found.object("config").value.get("chat_template_applied") is True
+    return found.text("chat_template_sha") or ("applied" if applied else None)
 
 
 def _metrics(measured: _Checked) -> dict[str, Metric]:
@@ -247,8 +259,8 @@ def _metrics(measured: _Checked) -> dict[str, Metric]:
             continue
         error = measured.value.get(f"{name}_stderr,{filtered}")
         # lm_eval writes "N/A" for the error of a single question and of an aggregation that has none.
-        known = isinstance(error, int | float) and math.isfinite(error)
-        metrics[name] = Metric(measured.number(key), float(error) if known else None, filtered)
+        known = float(error) if isinstance(error, int | float) and math.isfinite(error) else None
+        metrics[name] = Metric(measured.number(key), known, filtered)
     return metrics
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from cerebras_jais.evaluate.report.results import HARNESS, ResultsError, Task
@@ -13,7 +14,11 @@ from cerebras_jais.files import MIB, open_regular, parse_json, shown_path
 
 _LONGEST_LINE = 16 * MIB
 _LONGEST_PROMPT, _LONGEST_OPTION = 1200, 300  # characters that are shown
-_LENGTHS = {"acc_norm": len, "acc_bytes": lambda text: len(text.encode())}  # what the metric divides by
+# What a metric divides the log-likelihood of an option by.
+_LENGTHS: dict[str, Callable[[str], int]] = {
+    "acc_norm": len,
+    "acc_bytes": lambda text: len(text.encode()),
+}
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ def _lines(task: Task) -> Iterator[tuple[str, dict[str, Any]]]:
     for path in task.samples:
         shown = shown_path(path)
         with open_regular(path, ResultsError) as file:
-            for number, content in enumerate(iter(lambda f=file: f.readline(_LONGEST_LINE + 1), b""), 1):
+            for number, content in enumerate(iter(partial(file.readline, _LONGEST_LINE + 1), b""), 1):
                 if len(content) > _LONGEST_LINE:
                     raise ResultsError(f"{shown}:{number}: is longer than {_LONGEST_LINE // MIB} MiB; remove the line")
                 try:
@@ -106,11 +111,11 @@ def _chosen(
     metric: str,
     marked: bool,
 ) -> Sample:
-    """A question with options, of which the likeliest is the answer; where prompts differ, each is part of an option."""
+    """A question with options, of which the likeliest is the answer. Where prompts differ, options begin with them."""
     prompts = {prompt for prompt, _ in requests}
     texts = [text.removeprefix(delimiter) for _, text in requests]
-    length = _LENGTHS.get(metric, lambda text: 1)
-    scores = [score / max(length(text), 1) for score, text in zip(likelihoods, texts, strict=True)]
+    lengths = map(_LENGTHS[metric], texts) if metric in _LENGTHS else [1] * len(texts)
+    scores = [score / max(length, 1) for score, length in zip(likelihoods, lengths, strict=True)]
     given = scores.index(max(scores))
     right = _right_options(target, texts, given, marked)
     shared = prompts.pop() if len(prompts) == 1 else None
@@ -124,7 +129,7 @@ def _chosen(
 
 
 def _right_options(target: str, texts: Sequence[str], given: int, marked: bool) -> set[int]:
-    """The options that are right. A target is written as a number, a list of numbers, or a text, and no file says which.
+    """The options that are right; a target is written as a number, a list of numbers or a text, no file says which.
 
     The first reading that fits the mark is taken; where none does, what the mark itself says.
     """

@@ -9,18 +9,17 @@ from datetime import UTC, datetime
 from cerebras_jais.evaluate.report.card import AVERAGE, LANGUAGES
 from cerebras_jais.evaluate.report.compare import HIGHER, LOWER, SAME, VERDICTS, Average, Comparison, Other, Row
 from cerebras_jais.evaluate.report.results import Run, Task
-from cerebras_jais.wording import counted
 
 RULE = (
-    "A verdict is given where the whole data of a comparable column was asked, without a chat template, with the card's "
-    "number of examples. Two scores are told apart where they differ by more than 1.96 standard errors of the "
+    "A verdict is given where the whole data of a comparable column was asked, without a chat template, with the "
+    "card's number of examples. Two scores are told apart where they differ by more than 1.96 standard errors of the "
     "difference. Both errors count: lm_eval's of ours, and that of the published score, which is of as many questions "
     "and rounded to a tenth. Of 20 true equals about 1 is told apart by chance. The card names neither its prompts nor "
     "its release of the harness; these can move a score by more than chance."
 )
 AVERAGES = (
-    "The card's average is the plain mean of all its columns of a language. Where not all of them can be compared, both "
-    "sides are averaged over those that can."
+    "The card's average is the plain mean of all its columns of a language. Where not all of them can be compared, "
+    "both sides are averaged over those that can."
 )
 NOTHING = "–"
 
@@ -70,11 +69,18 @@ def column_name(row: Row) -> str:
     return f"{row.column.name}{' †' if row.copied else ''}"
 
 
-def average_name(average: Average) -> str:
-    """What an average is of."""
-    if average.whole:
-        return f"{AVERAGE} of all {counted(len(average.names), 'column')}, as in the card"
-    return f"{AVERAGE} of the {counted(len(average.names), 'column')} that can be compared"
+def made(row: Row, run: Run) -> str:
+    """How the number of a column was made, and what is to know of the column; empty where there is none."""
+    if row.task is None:
+        return ""
+    return "; ".join(filter(None, (conditions(row.task, row.column.metric or "", run), row.column.note)))
+
+
+def average_name(rows: Sequence[Row], average: Average | None = None) -> str:
+    """What an average of a language's columns is of; by default, of all."""
+    if average is None or average.whole:
+        return f"{AVERAGE} of all {len(rows)} columns, as in the card"
+    return f"{AVERAGE} of what can be compared, {len(average.names)} of {len(rows)} columns"
 
 
 def summary(comparison: Comparison) -> str:
@@ -104,7 +110,7 @@ def marks(rows: Sequence[Row]) -> list[str]:
     """What a dagger in a table means."""
     copied = sorted({row.copied for row in rows if row.copied})
     return [
-        f"† The card has the same numbers in neighbouring columns of {name}, a model of another size; one row is likely "
-        "a copy."
+        f"† The card has the same numbers in neighbouring columns of {name}, a model of another size; one row is "
+        "likely a copy."
         for name in copied
     ]

@@ -28,9 +28,7 @@ def choice(number, right, metric="acc", prompt=ENGLISH["prompt"], options=ENGLIS
         "doc_id": number,
         "doc": {"question": prompt},
         "target": str(gold),
-        "arguments": {
-            f"gen_args_{n}": {"arg_0": prompt, "arg_1": delimiter + text} for n, text in enumerate(options)
-        },
+        "arguments": {f"gen_args_{n}": {"arg_0": prompt, "arg_1": delimiter + text} for n, text in enumerate(options)},
         "resps": [[[str(value), "False"]] for value in likelihoods],
         "filtered_resps": [[str(value), "False"] for value in likelihoods],
         "filter": "none",
@@ -158,9 +156,7 @@ def card_run(scores, name="my-model", shift=0.0, **model):
     for task, (metric, column, count) in ENGLISH_TASKS.items():
         higher = task != "crows_pairs_english"
         samples = questions(metric, **ENGLISH) if higher else ()
-        results.task(
-            task, metric, (scores["en"][column] + shift) / 100, count, samples=samples, higher=higher
-        )
+        results.task(task, metric, (scores["en"][column] + shift) / 100, count, samples=samples, higher=higher)
     value = (scores["ar"]["ArabicMMLU"] + shift) / 100
     parts = {"arabicmmlu_civics_high_school": 8000, "arabicmmlu_biology_high_school": 6575}
     for part, count in parts.items():
