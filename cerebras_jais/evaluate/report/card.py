@@ -7,17 +7,16 @@ and in a precision that the card does not name. Which task of lm_eval a column m
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from itertools import permutations
 from statistics import fmean
 
 from cerebras_jais.catalog.models import MODELS
 from cerebras_jais.catalog.types import Model
 from cerebras_jais.errors import UserError
+from cerebras_jais.evaluate.suites import read_rows
 
 SOURCE = "the model card of the Jais family: zero-shot, LM-harness, its release and prompts not stated"
 LANGUAGES = {"ar": "Arabic", "en": "English"}
@@ -62,7 +61,6 @@ def published_model(name: str) -> Model:
 @cache
 def columns(language: str) -> tuple[Column, ...]:
     """The columns of the card's table of a language, in its order, without the average."""
-    text = (files("cerebras_jais.evaluate") / "suites.csv").read_text(encoding="utf-8")
     return tuple(
         Column(
             row["column"],
@@ -73,7 +71,7 @@ def columns(language: str) -> tuple[Column, ...]:
             int(row["num_fewshot"]) if row["num_fewshot"] else None,
             row["note"],
         )
-        for row in csv.DictReader(text.splitlines())
+        for row in read_rows("suites.csv")
         if row["column"] and row["language"] == language
     )
 

@@ -27,7 +27,7 @@ SAME, HIGHER, LOWER = "cannot be told apart", "higher", "lower"
 VERDICTS = (SAME, HIGHER, LOWER)
 NOT_MEASURED = "not measured"
 _ROUNDING = 0.1**2 / 12  # the variance of rounding to a tenth of a percent
-_FRACTIONS = ("acc", "acc_norm", "acc_bytes", "exact_match", "pct_stereotype")
+_FRACTIONS = ("acc", "acc_norm", "acc_bytes", "exact_match", "f1", "pct_stereotype")
 
 
 @dataclass(frozen=True)

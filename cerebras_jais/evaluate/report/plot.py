@@ -10,6 +10,7 @@ from html import escape
 _WIDTH, _HEIGHT = 400, 310
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 14, 22, 44
 _LETTER, _LINE = 7.0, 14  # width of a letter of a label, on average, and its height
+_FARTHER = 40.0  # square units that a label may hide rather than stand at the next place
 _Box = tuple[float, float, float, float]  # left, top, right, bottom
 _Scale = Callable[[float], float]
 _STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
@@ -119,7 +120,8 @@ class _Mark:
                 found.append((middle, base, box))
         if not found:
             return self.across, top - 5, self.box()
-        return min(found, key=lambda place: sum(_overlap(place[2], other) for other in taken))
+        hidden = [sum(_overlap(box, other) for other in taken) for _, _, box in found]
+        return min(zip(hidden, range(len(found)), found, strict=True), key=lambda it: it[0] + _FARTHER * it[1])[2]
 
 
 def _overlap(one: _Box, other: _Box) -> float:
