@@ -44,6 +44,7 @@ NOT_IN_HELP = {
     "--backend csx": "a cluster",
     "torchrun": "several GPUs",
     "serve ": "it runs until it is ended",
+    "report ": "results of lm_eval",
     "zoo ": "the Model Zoo",
     "lower ": "the Model Zoo",
     "run-program ": "the Model Zoo",

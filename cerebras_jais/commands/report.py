@@ -33,10 +33,11 @@ def report(folders: tuple[Path, ...], against: str | None, form: str | None, out
     """Put results of `evaluate` or lm_eval beside the scores that the model card publishes.
 
     \b
-      cerebras-jais report results --against jais-family-13b
-      cerebras-jais report before after --against jais-family-590m --output report.html
+      cerebras-jais report scores --against jais-family-13b
+      cerebras-jais report scores --against jais-family-13b --output report.html
 
-    Each DIR has the results of one model. A verdict is given where the comparison is fair; docs/report.md has the rule.
+    Each DIR has the results of one model; of several, the page shows one after the other, and all in the plots. A
+    verdict is given where a comparison is fair. docs/report.md has the rule.
     """
     from cerebras_jais.atomic import write_text
     from cerebras_jais.evaluate.report.card import published_model

@@ -26,10 +26,10 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
     """The report of one or several models, each beside the same published one."""
     against = comparisons[0].against
     lines = [f"# {title(comparisons)}", ""]
-    if against is not None:
-        lines += [f"Published scores: {SOURCE}.", "", RULE, "", AVERAGES, ""]
     for comparison in comparisons:
         lines += _run(comparison)
+    if against is not None and any(row.task for c in comparisons for rows in c.rows.values() for row in rows):
+        lines += ["## How it is judged", "", f"Published scores: {SOURCE}.", "", RULE, "", AVERAGES, ""]
     return "\n".join(lines)
 
 
@@ -52,6 +52,8 @@ def _run(comparison: Comparison) -> Iterator[str]:
         yield from (f"Note: {_plain(note)}.", "")
     for language, name in LANGUAGES.items():
         rows = comparison.rows[language]
+        if not any(row.task for row in rows):
+            continue
         heads = ["column", "ours, %"]
         if against is not None:
             heads += ["published", "difference", "verdict"]
@@ -64,7 +66,7 @@ def _run(comparison: Comparison) -> Iterator[str]:
             yield from (mark, "")
     if comparison.others:
         made = [
-            [_plain(other.task.name), other_score(other), conditions(other.task, other.metric, run)]
+            [f"{other.task.name}, {other.metric}", other_score(other), conditions(other.task, other.metric, run)]
             for other in comparison.others
         ]
         yield from ("### Not in the card", "", *_table([["task", "ours", "how ours was made"], *made]), "")

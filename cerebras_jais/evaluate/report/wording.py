@@ -87,6 +87,8 @@ def summary(comparison: Comparison) -> str:
     """What came of it, in a sentence or two."""
     rows = [row for language in LANGUAGES for row in comparison.rows[language]]
     measured = [row for row in rows if row.task is not None]
+    if not measured:
+        return f"None of the card's {len(rows)} columns was measured."
     if comparison.against is None:
         return f"{len(measured)} of the card's {len(rows)} columns were measured."
     judged = Counter(row.judged.verdict for row in measured if row.judged.verdict in VERDICTS)

@@ -78,7 +78,7 @@ def tab(browser, file, request):
 def test_each_line_of_a_question_and_each_option_has_its_own_direction(tab):
     found = (
         tab.locator("article")
-        .first.locator("p, .text")
+        .first.locator("p, li > .text")
         .evaluate_all(f"all => all.map(e => [e.textContent, {DIRECTION}(e), e.lang])")
     )
     arabic, english, markup = PROMPT.split("\n")
