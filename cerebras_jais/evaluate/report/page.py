@@ -116,12 +116,12 @@ def _figure(comparisons: Sequence[Comparison], language: str) -> _Figure:
     points = []
     for model in MODELS:
         kind = ("adapted" if "adapted" in model.name else "family") + ("-chat" if model.is_chat else "")
-        against = model is comparisons[0].against
-        points.append(Point(model.name, model.parameters, average(model.scores[language], names), kind, label=against))
+        score = average(model.scores[language], names)
+        points.append(Point(model.name, model.parameters, score, kind, ring=model is comparisons[0].against))
     for comparison, rows in zip(comparisons, measured, strict=True):
         score = average({name: rows[name].judged.ours or 0.0 for name in names})
         error = Z * sqrt(sum((rows[name].judged.error or 0.0) ** 2 for name in names)) / len(names)
-        points.append(Point(comparison.run.name, comparison.run.parameters, score, "ours", error, label=True))
+        points.append(Point(comparison.run.name, comparison.run.parameters, score, "ours", error))
     what = names[0] if len(names) == 1 else f"mean of {', '.join(names)}"
     caption = f"{LANGUAGES[language]}: {what}"
     return _Figure(language, caption, scatter(points, f"Scores against parameters, {caption}"))

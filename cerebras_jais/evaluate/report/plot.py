@@ -10,7 +10,7 @@ from html import escape
 _WIDTH, _HEIGHT = 400, 310
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 14, 22, 44
 _LETTER, _LINE = 7.0, 14  # width of a letter of a label, on average, and its height
-_FARTHER = 40.0  # square units that a label may hide rather than stand at the next place
+_FARTHER = 40.0  # square units of marks that a label may hide rather than stand at the next place
 _Box = tuple[float, float, float, float]  # left, top, right, bottom
 _Scale = Callable[[float], float]
 _STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
@@ -23,8 +23,9 @@ class Point:
     Attributes:
         parameters: None where they are not known; then the score is a line across.
         score: in percent; `error` is half of its 95% interval, 0 for a published score.
-        kind: the class of its mark: family, family-chat, adapted, adapted-chat or ours.
-        label: shown beside the mark; the name is shown where the pointer rests in any case.
+        kind: the class of its mark: family, family-chat, adapted, adapted-chat or ours. The names of ours are shown,
+            the others where the pointer rests.
+        ring: whether a ring is drawn around the mark.
     """
 
     name: str
@@ -32,7 +33,7 @@ class Point:
     score: float
     kind: str
     error: float = 0.0
-    label: bool = False
+    ring: bool = False
 
 
 def scatter(points: Sequence[Point], title: str) -> str:
@@ -65,11 +66,11 @@ def scatter(points: Sequence[Point], title: str) -> str:
     ordered = sorted(points, key=lambda point: point.kind == "ours")  # ours on top
     marks = [_Mark(point, x, y) for point in ordered]
     parts += [mark.drawn() for mark in marks]
-    taken = [mark.box() for mark in marks]
-    for mark in reversed([mark for mark in marks if mark.point.label]):
-        middle, base, box = mark.label(taken)
-        taken.append(box)
-        parts.append(_text(f"label {mark.point.kind}", middle, base, mark.shown, "middle"))
+    labels: list[_Box] = []
+    for mark in (mark for mark in marks if mark.point.kind == "ours"):
+        middle, base, box = mark.label([mark.box() for mark in marks], labels)
+        labels.append(box)
+        parts.append(_text("label", middle, base, mark.shown, "middle"))
     return "".join([*parts, "</svg>"])
 
 
@@ -97,13 +98,15 @@ class _Mark:
             parts.append(f'<rect x="{across - 3.5:.1f}" y="{at - 3.5:.1f}" width="7" height="7"/>')
         else:
             parts.append(f'<circle cx="{across:.1f}" cy="{at:.1f}" r="4"/>')
+        if point.ring:
+            parts.append(f'<circle class="ring" cx="{across:.1f}" cy="{at:.1f}" r="8.5"/>')
         return "".join([*parts, "</g>"])
 
     def box(self) -> _Box:
         return self.across - 6, min(self.top, self.at - 6), self.across + 6, max(self.bottom, self.at + 6)
 
-    def label(self, taken: Sequence[_Box]) -> tuple[float, float, _Box]:
-        """Where the label hides least of other labels and marks: its middle, its base line and its box."""
+    def label(self, marks: Sequence[_Box], labels: Sequence[_Box]) -> tuple[float, float, _Box]:
+        """Where the label hides no other label if it can be, and little of marks: its middle, base line and box."""
         left, top, right, bottom = self.box()
         half = len(self.shown) * _LETTER / 2
         places = [  # the nearest first
@@ -120,7 +123,10 @@ class _Mark:
                 found.append((middle, base, box))
         if not found:
             return self.across, top - 5, self.box()
-        hidden = [sum(_overlap(box, other) for other in taken) for _, _, box in found]
+        hidden = [
+            sum(_overlap(box, mark) for mark in marks) + 100 * sum(_overlap(box, label) for label in labels)
+            for _, _, box in found
+        ]
         return min(zip(hidden, range(len(found)), found, strict=True), key=lambda it: it[0] + _FARTHER * it[1])[2]
 
 

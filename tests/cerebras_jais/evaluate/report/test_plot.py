@@ -13,7 +13,7 @@ from cerebras_jais.evaluate.report.plot import Point, scatter
 
 PUBLISHED = [
     Point("small", 590_000_000, 30.0, "family"),
-    Point("large", 30_000_000_000, 45.0, "family", label=True),
+    Point("large", 30_000_000_000, 45.0, "family", ring=True),
     Point("adapted", 7_000_000_000, 40.0, "adapted-chat"),
 ]
 
@@ -28,7 +28,7 @@ def marks(svg):
     for group in svg.iter("g"):
         name = group.findtext("title")
         for mark in group:
-            if mark.tag == "circle":
+            if mark.tag == "circle" and mark.get("class") != "ring":
                 found[name] = (float(mark.get("cx")), float(mark.get("cy")))
             elif mark.tag == "rect":
                 found[name] = (float(mark.get("x")) + 3.5, float(mark.get("y")) + 3.5)
@@ -39,7 +39,7 @@ def marks(svg):
 
 
 def test_places_are_by_the_logarithm_of_the_size_and_by_the_score():
-    ours = Point("ours", 4_204_000_000, 37.5, "ours", 2.0, label=True)
+    ours = Point("ours", 4_204_000_000, 37.5, "ours", 2.0)
     found = marks(drawn([*PUBLISHED, ours]))
     assert set(found) == {"small: 30.0", "large: 45.0", "adapted: 40.0", "ours: 37.5 ± 2.0"}
     (x1, y1), (x2, y2) = found["small: 30.0"], found["large: 45.0"]
@@ -49,23 +49,23 @@ def test_places_are_by_the_logarithm_of_the_size_and_by_the_score():
 
 
 def test_a_model_of_unknown_size_is_a_line_across():
-    svg = drawn([*PUBLISHED, Point("ours", None, 38.0, "ours", 1.0, label=True)])
+    svg = drawn([*PUBLISHED, Point("ours", None, 38.0, "ours", 1.0)])
     (line,) = [line for line in svg.iter("line") if line.get("class") == "across"]
     assert line.get("y1") == line.get("y2")
 
 
 def test_a_name_is_text_whatever_is_in_it():
     name = '<script>"&نموذج'
-    svg = drawn([*PUBLISHED, Point(name, 10**9, 38.0, "ours", 1.0, label=True)], '"a" <b>')
+    svg = drawn([*PUBLISHED, Point(name, 10**9, 38.0, "ours", 1.0)], '"a" <b>')
     assert name in [text.text for text in svg.iter("text")]
     assert svg.get("aria-label") == '"a" <b>'
 
 
 def test_labels_stand_within_the_plot_and_not_on_one_another():
-    ours = [Point(f"ours-number-{n}", 590_000_000 + n, 30.0 + n, "ours", 1.0, label=True) for n in range(3)]
-    svg = drawn([*PUBLISHED, *ours, Point("t", 10**6, 29.0, "ours", 1.0, label=True)])
-    labels = [text for text in svg.iter("text") if text.get("class").startswith("label")]
-    assert len(labels) == 5
+    ours = [Point(f"ours-number-{n}", 590_000_000 + n, 30.0 + n, "ours", 1.0) for n in range(3)]
+    svg = drawn([*PUBLISHED, *ours, Point("t", 10**6, 29.0, "ours", 1.0)])
+    labels = [text for text in svg.iter("text") if text.get("class") == "label"]
+    assert len(labels) == 4
     width = float(svg.get("viewBox").split()[2])
     boxes = []
     for label in labels:
@@ -75,6 +75,11 @@ def test_labels_stand_within_the_plot_and_not_on_one_another():
     for number, one in enumerate(boxes):
         for other in boxes[:number]:
             assert abs(one[1] - other[1]) >= 13.9 or one[2] <= other[0] + 0.1 or other[2] <= one[0] + 0.1
+
+
+def test_the_model_that_is_compared_with_has_a_ring():
+    rings = [group.findtext("title") for group in drawn(PUBLISHED).iter("g") for mark in group if mark.get("class")]
+    assert rings == ["large: 45.0"]
 
 
 def test_one_score_alone_has_a_scale():
