@@ -77,7 +77,9 @@ def load_tasks(names: Sequence[str], *, data_root: Path | None = None, reading: 
             try:
                 made = known.load([name])
             except (LookupError, TypeError, ValueError) as error:
-                raise UserError(f"task {name}: its data are not as the task wants them ({_first_line(error)})") from error
+                raise UserError(
+                    f"task {name}: its data are not as the task wants them ({_first_line(error)})"
+                ) from error
             found += made["groups"].values() if name in made["groups"] else made["tasks"].values()
     loaded = known.load(found)
     for task in loaded["tasks"].values():

@@ -87,9 +87,14 @@ def plan(requests: Sequence[Request], *, tokens: int, attended: int) -> Tree:
         tokens: that a batch has at most.
         attended: pairs of query and key that a batch has at most, unless a single token has more.
     """
-    order = sorted((n for n, request in enumerate(requests) if request.predicted), key=lambda n: requests[n].tokens[:-1])
+    order = sorted(
+        (n for n, request in enumerate(requests) if request.predicted), key=lambda n: requests[n].tokens[:-1]
+    )
     path, before = np.empty(0, np.int64), np.empty(0, np.int64)
-    fresh, depths, groups, size, pairs = [], [], [[]], 0, 0
+    fresh: list[np.ndarray] = []
+    depths: list[np.ndarray] = []
+    groups: list[list[Chain]] = [[]]
+    size = pairs = 0
     scored: list[tuple[np.ndarray, np.ndarray, int]] = []
     total = 0
     for number in order:
