@@ -34,7 +34,9 @@ def test_an_installed_wheel_has_every_file_of_the_packages(tmp_path):
             shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(ROOT / name, source / name)
-    files = {str(path.relative_to(source)) for name in PACKAGES for path in (source / name).rglob("*") if path.is_file()}
+    files = {
+        str(path.relative_to(source)) for name in PACKAGES for path in (source / name).rglob("*") if path.is_file()
+    }
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, source]
     subprocess.run(build, check=True, timeout=PATIENCE)
