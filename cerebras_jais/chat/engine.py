@@ -224,9 +224,7 @@ class Engine:
                 if (source, source_row, source_start) != (cache, number, starts[number]):
                     cache.copy(number, starts[number], source, source_row, source_start, shared)
             self._last = None
-            logits_V = self.forward.prefill(
-                row.prompt, shared, cache, number, starts[number], partial(stopped, number)
-            )
+            logits_V = self.forward.prefill(row.prompt, shared, cache, number, starts[number], partial(stopped, number))
             if logits_V is not None:
                 self._last = (list(row.prompt), cache, number, starts[number])
             found.append(logits_V)

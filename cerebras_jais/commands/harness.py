@@ -19,7 +19,9 @@ from cerebras_jais.ranges import SIZE
 @TOKENIZER
 @CONFIG
 @ALLOW_PICKLE
-@click.option("--suite", type=click.Choice(SUITES), help="The card's columns, the Arabic leaderboards', or a small one.")
+@click.option(
+    "--suite", type=click.Choice(SUITES), help="The card's columns, the Arabic leaderboards', or a small one."
+)
 @click.option("--tasks", help="Names of lm_eval's tasks, with commas; beside those of --suite, if it is given.")
 @click.option(
     "--reading",

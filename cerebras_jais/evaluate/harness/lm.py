@@ -122,7 +122,7 @@ class JaisLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
                 )
             tokens = tuple((context + continuation)[-(self.max_length + 1) :])
             asked.append(Request(tokens, len(continuation)))
-        return [tuple(likelihood) for likelihood in self._likelihoods(asked)]
+        return [(likelihood.log_likelihood, likelihood.is_greedy) for likelihood in self._likelihoods(asked)]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """ln p of each text, in disjoint windows of the model's length, each with one token of context."""

@@ -126,7 +126,6 @@ def run(lm: JaisLM, plan: Plan, output: Path, *, limit: int | None = None) -> di
         },
         "date": began,
         "lm_eval_version": version("lm_eval"),
-        "transformers_version": version("transformers"),
         "cerebras_jais_version": __version__,
         "torch_version": torch.__version__,
         "eot_token_id": lm.eot_token_id,

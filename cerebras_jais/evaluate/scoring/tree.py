@@ -91,7 +91,10 @@ def plan(requests: Sequence[Request], *, tokens: int, attended: int) -> Tree:
         (n for n, request in enumerate(requests) if request.predicted), key=lambda n: requests[n].tokens[:-1]
     )
     path, before = np.empty(0, np.int64), np.empty(0, np.int64)
-    fresh, depths, groups, size, pairs = [], [], [[]], 0, 0
+    fresh: list[np.ndarray] = []
+    depths: list[np.ndarray] = []
+    groups: list[list[Chain]] = [[]]
+    size = pairs = 0
     scored: list[tuple[np.ndarray, np.ndarray, int]] = []
     total = 0
     for number in order:

@@ -36,8 +36,8 @@ _PROMPTS = {"ar": ("النص", "السؤال", "الجواب"), "en": ("Text", "
 def normalised(text: str) -> str:
     """A text as it is compared.
 
-    SQuAD's rules, and for Arabic: no marks, tatweel, joiners or direction marks; the forms of alef, and hamza on waw and
-    yeh, as the bare letter; alef maqsura as yeh, teh marbuta as heh; Arabic digits as 0 to 9; Arabic punctuation as
+    SQuAD's rules, and for Arabic: no marks, tatweel, joiners or direction marks; the forms of alef, and hamza on waw
+    and yeh, as the bare letter; alef maqsura as yeh, teh marbuta as heh; Arabic digits as 0 to 9; Arabic punctuation as
     punctuation; and no article ال before two or more letters, as English has no "the".
     """
     text = _DROPPED.sub("", text.lower()).translate(_LETTERS).translate(_DIGITS).translate(_PUNCTUATION)
@@ -93,8 +93,8 @@ def questions(file: Path) -> Iterator[dict[str, Any]]:
                         }
     except (KeyError, TypeError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{where}: is not in SQuAD's format (data, paragraphs, context and qas with question and answers, each with "
-            "text); give such a file with --reading"
+            f"{where}: is not in SQuAD's format (data, paragraphs, context and qas, with question and answers, each "
+            "with text); give such a file with --reading"
         ) from error
     if not found:
         raise UserError(f"{where}: has no question with an answer; give another file with --reading")

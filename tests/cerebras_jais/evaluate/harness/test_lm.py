@@ -25,7 +25,9 @@ PAIRS = {
     "text options": [(ARABIC, f" {o}") for o in ("أزرق", "أحمر كالدم", "أخضر", "لا لون لها")]
     + [(ENGLISH, f" {o}") for o in ("blue", "red as blood", "green", "none of these")],
     "letters": [(ENGLISH, f" {o}") for o in "ABCD"] + [(ARABIC, f" {o}") for o in "أبجد"],
-    "pairs of contexts": [(f"The cup does not fit into the bag because the {o}", " is too large.") for o in ("cup", "bag")]
+    "pairs of contexts": [
+        (f"The cup does not fit into the bag because the {o}", " is too large.") for o in ("cup", "bag")
+    ]
     + [(f"لا تدخل الكأس في الحقيبة لأن {o}", " كبيرة جدا.") for o in ("الكأس", "الحقيبة")],
     "empty context": [("", "الشمس تشرق من الشرق."), ("", "The sun rises in the east."), ("", " ")],
     "spaces at the end": [("one two  ", "three"), ("واحد اثنان ", "ثلاثة"), (ENGLISH + "\n", "\nblue")],

@@ -1,7 +1,7 @@
 """Evaluations by the tasks of lm_eval: the suites, local data sets, results, and runs that were killed.
 
-Contract: accuracies are those that lm_eval's own backend gets; a standard task runs unchanged from a local clone, with no
-network; a run killed at ten moments leaves the same results, samples and hashes as one that was not, dates and
+Contract: accuracies are those that lm_eval's own backend gets; a standard task runs unchanged from a local clone, with
+no network; a run killed at ten moments leaves the same results, samples and hashes as one that was not, dates and
 durations apart; random models have chance on letters; what is missing or unknown is said in one line, with how to
 fetch it.
 """
@@ -18,14 +18,14 @@ from click.testing import CliRunner
 
 pytest.importorskip("lm_eval")
 
-from cerebras_jais.chat.engine import open_engine  # noqa: E402
-from cerebras_jais.cli import cli  # noqa: E402
-from cerebras_jais.endpoint.record import open_record  # noqa: E402
-from cerebras_jais.errors import UserError  # noqa: E402
-from cerebras_jais.evaluate.harness.lm import JaisLM  # noqa: E402
-from cerebras_jais.evaluate.harness.run import RECORD, TASKS, load_tasks, run  # noqa: E402
-from tests.cerebras_jais.evaluate.harness.examples import write_release  # noqa: E402
-from tests.process import PATIENCE  # noqa: E402
+from cerebras_jais.chat.engine import open_engine
+from cerebras_jais.cli import cli
+from cerebras_jais.endpoint.record import open_record
+from cerebras_jais.errors import UserError
+from cerebras_jais.evaluate.harness.lm import JaisLM
+from cerebras_jais.evaluate.harness.run import RECORD, TASKS, load_tasks, run
+from tests.cerebras_jais.evaluate.harness.examples import write_release
+from tests.process import PATIENCE
 
 DATES = ("date", "total_evaluation_time_seconds")
 COLUMNS = ["Subject", "Level", "Country", "Question", "Context", *(f"Option {n}" for n in range(1, 6)), "Answer Key"]

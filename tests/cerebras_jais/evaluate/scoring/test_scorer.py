@@ -18,7 +18,6 @@ from cerebras_jais.chat.forward import Forward
 from cerebras_jais.evaluate.scoring import scorer as module
 from cerebras_jais.evaluate.scoring.scorer import score_requests
 from cerebras_jais.evaluate.scoring.tree import Request
-from cerebras_jais.model.config import DecoderConfig
 from tests.cerebras_jais.model.examples import jais_section, llama_section
 from tests.checkpoint_convert.examples import random_model
 from tests.tolerances import SCORE, SCORE_RELATIVE
