@@ -95,10 +95,11 @@ def copied_cells(language: str) -> dict[str, dict[str, str]]:
     of the two rows is the copied one cannot be known, so both are named, with all the columns in which they agree.
     """
     found: dict[str, dict[str, str]] = {}
+    names = [column.name for column in columns(language)]
+    sizes = {model.name: model.parameters for model in MODELS}
     for one, other in permutations(MODELS, 2):
-        if one.parameters == other.parameters:
+        if sizes[one.name] == sizes[other.name]:
             continue
-        names = [column.name for column in columns(language)]
         equal = [one.scores[language][name] == other.scores[language][name] for name in names]
         if _longest_run(equal) >= _RUN:
             shared = {name: other.name for name, same in zip(names, equal, strict=True) if same}

@@ -18,7 +18,8 @@ from math import sqrt
 
 from cerebras_jais.catalog.types import Model
 from cerebras_jais.evaluate.report.card import AVERAGE, CLASSES, LANGUAGES, Column, average, columns, copied_cells
-from cerebras_jais.evaluate.report.results import Metric, Run, Task
+from cerebras_jais.evaluate.report.results import HARNESS, Metric, ResultsError, Run, Task
+from cerebras_jais.files import shown_path
 from cerebras_jais.wording import counted
 
 Z = 1.96
@@ -105,7 +106,11 @@ class Comparison:
 
 
 def compare(run: Run, against: Model | None) -> Comparison:
-    """Put a model of ours beside a published one."""
+    """Put a model of ours beside a published one.
+
+    Raises:
+        ResultsError: a score of a column that is no share of 1.
+    """
     rows = {language: tuple(_row(column, run, against) for column in columns(language)) for language in LANGUAGES}
     averages = {language: _average(found, against, language) for language, found in rows.items()}
     shown = {row.task.name for found in rows.values() for row in found if row.task is not None}
@@ -136,6 +141,11 @@ def _row(column: Column, run: Run, against: Model | None) -> Row:
     metric = None if task is None else task.metrics.get(column.metric or "")
     published = None if against is None else against.scores[column.language][column.name]
     copied = None if against is None else copied_cells(column.language).get(against.name, {}).get(column.name)
+    if task is not None and metric is not None and not (0 <= metric.value <= 1 and 0 <= (metric.error or 0) <= 1):
+        raise ResultsError(
+            f"{shown_path(run.folder)}: {task.name} has {column.metric} {metric.value:g} ± {metric.error}, no share "
+            f"between 0 and 1; this is not what lm_eval {HARNESS} writes, evaluate with that release"
+        )
     ours = None if metric is None else 100 * metric.value
     error = None if metric is None or metric.error is None else 100 * metric.error
     problem = _unfair(column, task, metric) or (f"the card has it for {copied} too, a likely copy" if copied else None)

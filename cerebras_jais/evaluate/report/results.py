@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from cerebras_jais.errors import UserError
 from cerebras_jais.files import MIB, parse_json, read_text, shown_path
@@ -18,6 +19,8 @@ HARNESS = "0.4.13"
 MOST = 256 * MIB  # of one results file; one of mmlu's 57 tasks has 1 MiB
 _KEYS = ("results", "configs", "versions", "n-shot", "n-samples", "higher_is_better", "config", "lm_eval_version")
 _NO_FILTER = "none"
+_MANY = 2**53  # questions or parameters; a float64 has every whole number up to here
+_LAST_SECOND = 253402300799  # of the year 9999, as a time of Unix
 
 
 class ResultsError(UserError):
@@ -173,9 +176,10 @@ class _Checked:
     def object(self, key: str) -> _Checked:
         return _Checked(self.path, self.value.get(key, {}), key)
 
-    def number(self, key: str, otherwise: float | None = None) -> float:
+    def number(self, key: str, otherwise: float | None = None, most: float = math.inf) -> float:
+        """A number; where `most` is given, it is not negative, and not more."""
         value = self.value.get(key, otherwise)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if not _is_number(value) or not (most == math.inf or 0 <= value <= most):
             raise self.error("is no number", key)
         return float(value)
 
@@ -192,6 +196,11 @@ class _Checked:
         return tuple(value)
 
 
+def _is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value is a number that float64 has; infinity and JSON's true are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
 def _read_file(path: Path) -> _File:
     found = _Checked(path, parse_json(read_text(path, MOST, ResultsError), shown_path(path), ResultsError))
     missing = [key for key in _KEYS if key not in found.value]
@@ -204,9 +213,9 @@ def _read_file(path: Path) -> _File:
     precision = config.value.get("model_dtype") or (arguments.get("dtype") if isinstance(arguments, dict) else None)
     return _File(
         path,
-        found.number("date"),
+        found.number("date", most=_LAST_SECOND),
         _shown(found.text("model_name") or config.text("model") or "a model without a name"),
-        parameters if isinstance(parameters, int) and parameters > 0 else None,
+        int(parameters) if _is_number(parameters) and 1 <= parameters <= _MANY else None,
         _shown(str(precision).removeprefix("torch.")) if precision else None,
         _shown(config.text("model_sha") or config.text("model_hash") or "")[:12],
         tuple(_task(found, name, neighbours) for name in found.object("results").value),
@@ -228,8 +237,8 @@ def _task(found: _Checked, name: str, neighbours: set[str]) -> Task:
         version=_shown(str(found.object("versions").value.get(name, "not stated"))),
         metrics=_metrics(measured),
         higher_is_better={key: value for key, value in higher.value.items() if isinstance(value, bool)},
-        count=sum(int(size.number("effective", 0)) for size in sizes),
-        total=sum(int(size.number("original", 0)) for size in sizes),
+        count=sum(int(size.number("effective", 0, _MANY)) for size in sizes),
+        total=sum(int(size.number("original", 0, _MANY)) for size in sizes),
         shots=shots if isinstance(shots, int) else None,
         digest=_digest([hashes.text(part) for part in parts]) if parts else hashes.text(name),
         template=_template(found),
@@ -237,7 +246,7 @@ def _task(found: _Checked, name: str, neighbours: set[str]) -> Task:
         groups=groups,
         delimiter=delimiter if isinstance(delimiter, str) else " ",
         harness=_shown(str(found.value["lm_eval_version"])),
-        date=found.number("date"),
+        date=found.number("date", most=_LAST_SECOND),
         samples=tuple(found.path.parent / file for file in sorted(names & neighbours)),
     )
 
@@ -259,7 +268,7 @@ def _metrics(measured: _Checked) -> dict[str, Metric]:
             continue
         error = measured.value.get(f"{name}_stderr,{filtered}")
         # lm_eval writes "N/A" for the error of a single question and of an aggregation that has none.
-        known = float(error) if isinstance(error, int | float) and math.isfinite(error) else None
+        known = float(error) if _is_number(error) and error >= 0 else None
         metrics[name] = Metric(measured.number(key), known, filtered)
     return metrics
 

@@ -12,7 +12,7 @@ import pytest
 
 from cerebras_jais.catalog.models import MODELS, find_model
 from cerebras_jais.evaluate.report.compare import HIGHER, LOWER, SAME, VERDICTS, compare, joint_error, verdict
-from cerebras_jais.evaluate.report.results import read_run
+from cerebras_jais.evaluate.report.results import ResultsError, read_run
 from tests.cerebras_jais.evaluate.report.examples import ENGLISH_TASKS, Results, card_run, sha
 
 MODEL = find_model("jais-family-13b")
@@ -104,6 +104,12 @@ def test_another_metric_than_the_column_s_is_not_taken_for_it(tmp_path):
     comparison = compared(Results().task("piqa", "acc", 0.7), tmp_path)
     assert by_column(comparison)["PIQA"].judged.verdict == "not measured"
     assert [(other.task.name, other.metric, other.value) for other in comparison.others] == [("piqa", "acc", 70.0)]
+
+
+@pytest.mark.parametrize(("value", "error"), [(34.2, 0.4), (-0.1, 0.01), (0.5, 3.0)])
+def test_a_score_of_a_column_that_is_no_share_is_refused(tmp_path, value, error):
+    with pytest.raises(ResultsError, match=r"boolq has acc .* no share between 0 and 1"):
+        compared(Results().task("boolq", "acc", value, error=error), tmp_path)
 
 
 def test_a_number_that_is_likely_a_copy_is_named_and_not_judged(tmp_path, monkeypatch):

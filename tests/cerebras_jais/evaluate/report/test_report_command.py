@@ -214,6 +214,25 @@ def test_a_language_without_a_comparable_column_is_said_to_have_no_plot(tmp_path
     assert "Arabic: no column that can be compared was measured." in page.texts
 
 
+@pytest.mark.slow
+def test_the_demo_suite_of_a_tiny_release_ends_in_a_report(tmp_path):
+    pytest.importorskip("lm_eval")
+    from cerebras_jais.commands.harness import evaluate
+    from tests.cerebras_jais.evaluate.harness.examples import write_release
+
+    release, scores = write_release("jais", tmp_path / "model", context=512), tmp_path / "scores"
+    arguments = [str(release), "--suite", "demo", "--output", str(scores)]
+    assert CliRunner().invoke(evaluate, arguments, catch_exceptions=False).exit_code == 0
+    text = said(scores, "--against", "jais-family-590m")
+    assert "parameters: 90,380; precision: float32" in text
+    for task in ("demo_ar", "demo_en"):
+        assert re.fullmatch(r"\d+\.\d ± \d+\.\d %", cells(text, f"{task}, acc")[1])
+        assert "24 questions" in cells(text, f"{task}, acc")[2]
+    _, page = page_of(scores)
+    assert {"demo_ar", "demo_en"} <= set(page.texts)
+    assert any(attributes.get("lang") == "ar" for _, attributes in page.elements)
+
+
 # ---- what is refused ------------------------------------------------------------------------------------------------
 
 

@@ -131,6 +131,9 @@ def test_results_of_another_format_are_refused(tmp_path, content):
         (lambda found: found["n-samples"]["race"].update(effective=None), "is no number"),
         (lambda found: found.update(model_name=3), "is no text"),
         (lambda found: found.update(date="today"), "is no number"),
+        (lambda found: found.update(date=1e300), "is no number"),
+        (lambda found: found["n-samples"]["race"].update(original=-1), "is no number"),
+        (lambda found: found["results"]["race"].update({"acc,none": 10**400}), "is no number"),
     ],
 )
 def test_a_value_of_another_kind_is_refused_by_its_key(tmp_path, change, said):
