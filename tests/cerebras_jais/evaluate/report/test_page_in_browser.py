@@ -14,7 +14,7 @@ from cerebras_jais.evaluate.report.results import read_run
 from tests.cerebras_jais.chat.browser import DIRECTION, chromium
 from tests.cerebras_jais.evaluate.report.examples import card_run, choice
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 MODEL = find_model("jais-family-13b")
 MARKUP = "<img src='https://example.org/x.png' onerror='document.title=1'>"
