@@ -60,7 +60,7 @@ def rows_of(documents: Iterable[Sequence[int]], eos: int, length: int, at_most: 
             return found
     if not found:
         raise UserError(
-            f"the text has {len(waiting):,} tokens, fewer than the {length + 1:,} of one row ({TIMES} times the context "
+            f"the text has {len(waiting):,} tokens, and one row {length + 1:,} ({TIMES} times the context "
             "for a model with ALiBi, else once); give more text"
         )
     return found
