@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import shutil
 import subprocess
 import sys
@@ -97,15 +96,22 @@ def backend(name: str, release: Path, record: Path) -> tuple[Any, int]:
     return lm, engine.vocabulary
 
 
+def memory(kind: str) -> int:
+    """Kilobytes of this process: VmRSS, resident now, or VmHWM, at most."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return int(next(line for line in lines if line.startswith(f"{kind}:")).split()[1])
+
+
 def measured(name: str, release: Path, questions: int) -> dict[str, Any]:
     """What one backend takes; run in a process of its own."""
     lm, vocabulary = backend(name, release, release.parent / f"{name}.jsonl")
     requests = asked(questions, vocabulary)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+    before = memory("VmRSS")
     began = time.perf_counter()
     scores = lm._loglikelihood_tokens(requests, disable_tqdm=True)
     seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = memory("VmHWM")
     with Counted(vocabulary) as counts:  # which takes time of its own
         lm._loglikelihood_tokens(asked(questions + 1, vocabulary)[-OPTIONS:], disable_tqdm=True)
     return {

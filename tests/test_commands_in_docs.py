@@ -51,6 +51,7 @@ NOT_IN_HELP = {
     "vocab transfer ": "the weights of two large models",
     "vocab extend-and-transfer ": "the weights of two large models",
     "chat-release": "a model tuned on conversations",
+    "cerebras-jais evaluate ": "data sets that it would fetch",
 }
 NUMBER = re.compile(r"\d[\d,]*(\.\d+)?(e[+-]\d+)?")
 

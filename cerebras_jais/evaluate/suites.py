@@ -17,7 +17,7 @@ class DataSet:
     Attributes:
         path: its name on the Hugging Face hub.
         origin: who made it, and from what.
-        licence: as its page says; "not stated" where it says nothing.
+        licence: what is known of it; its page on the hub decides.
     """
 
     path: str

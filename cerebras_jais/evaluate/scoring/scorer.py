@@ -28,6 +28,16 @@ class Likelihood(NamedTuple):
     is_greedy: bool
 
 
+class Scored(NamedTuple):
+    """Tokens that were scored together, [n] each: request of each, position of the token that predicts it, ln p, and
+    whether it is the likeliest."""
+
+    requests: np.ndarray
+    positions: np.ndarray
+    log_p: np.ndarray
+    likeliest: np.ndarray
+
+
 class _Past(NamedTuple):
     """Keys and values of some nodes, [G, P, D] for each layer."""
 
@@ -54,11 +64,11 @@ def score_requests(
     left = np.array([request.predicted for request in requests])
     for number in sorted(set(np.flatnonzero(left == 0).tolist()) - set(answered)):
         yield number, Likelihood(0.0, True)
-    for batch, log_p, likeliest in log_probabilities(forward, requests, answered, batch_tokens=batch_tokens):
-        np.add.at(total, batch.requests, log_p)
-        np.logical_and.at(greedy, batch.requests, likeliest)
-        np.subtract.at(left, batch.requests, 1)
-        for number in np.unique(batch.requests).tolist():
+    for scored in log_probabilities(forward, requests, answered, batch_tokens=batch_tokens):
+        np.add.at(total, scored.requests, scored.log_p)
+        np.logical_and.at(greedy, scored.requests, scored.likeliest)
+        np.subtract.at(left, scored.requests, 1)
+        for number in np.unique(scored.requests).tolist():
             if left[number] == 0 and number not in answered:
                 yield number, Likelihood(float(total[number]), bool(greedy[number]))
 
@@ -70,8 +80,8 @@ def log_probabilities(
     answered: Collection[int] = (),
     *,
     batch_tokens: int = BATCH_TOKENS,
-) -> Iterator[tuple[Batch, np.ndarray, np.ndarray]]:
-    """Each batch with ln p of its scored tokens, float64 [scored], and whether each is the likeliest, bool [scored]."""
+) -> Iterator[Scored]:
+    """The scored tokens of the requests that are not among `answered`, and of some others, batch by batch."""
     tree = plan(requests, tokens=batch_tokens, attended=_BIAS_ELEMENTS // forward.config.num_heads)
     batches = needed(tree.batches, answered)
     layers = forward.config.num_hidden_layers
@@ -80,7 +90,7 @@ def log_probabilities(
         keep = batches[number + 1].past if number + 1 < len(batches) else np.empty(0, np.int64)
         assert len(past.nodes) == len(batch.past)
         x_TM, past = _read(forward, tree, batch, past, keep, layers)
-        yield batch, *_scored(forward, x_TM, batch)
+        yield Scored(batch.requests, tree.depths[batch.nodes], *_scored(forward, x_TM, batch))
 
 
 def _read(
