@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 import cerebras_jais.cli
@@ -42,3 +43,17 @@ def test_the_models_of_the_transfer_benchmark_share_the_tokens_that_it_claims(tm
     assert (found["shared"], found["new_tokens"], found["whole_in_donor"]) == (200, 50, 50)
     cosines = {row["method"]: row["cosine"] for row in found["judged"]}
     assert cosines["projection"] > max(cosines["pieces"], cosines["mean"], cosines["random"])
+
+
+@pytest.mark.slow
+def test_the_evaluation_benchmark_compares_the_same_scores(tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval")
+    benchmark = load("evaluation", monkeypatch)
+    section, *rest = benchmark.PUBLISHED["jais-family-590m"]
+    small = {"hidden_size": 64, "num_heads": 4, "num_hidden_layers": 2, "filter_size": 96, "vocab_size": 700}
+    monkeypatch.setitem(benchmark.PUBLISHED, "small", ({**section, **small}, *rest))
+    release = benchmark.write_release(tmp_path, "small")
+    theirs, ours = (benchmark.measured(name, release, 3) for name in ("hf", "ours"))
+    assert ours["scores"] == pytest.approx(theirs["scores"], abs=benchmark.SCORE, rel=benchmark.SCORE_RELATIVE)
+    assert ours["tokens"] < theirs["tokens"] / 3
+    assert ours["rows"] < theirs["rows"] / 10

@@ -44,12 +44,14 @@ NOT_IN_HELP = {
     "--backend csx": "a cluster",
     "torchrun": "several GPUs",
     "serve ": "it runs until it is ended",
+    "report ": "results of lm_eval",
     "zoo ": "the Model Zoo",
     "lower ": "the Model Zoo",
     "run-program ": "the Model Zoo",
     "vocab transfer ": "the weights of two large models",
     "vocab extend-and-transfer ": "the weights of two large models",
     "chat-release": "a model tuned on conversations",
+    "cerebras-jais evaluate ": "data sets that it would fetch",
 }
 NUMBER = re.compile(r"\d[\d,]*(\.\d+)?(e[+-]\d+)?")
 

@@ -103,6 +103,8 @@ class Engine:
 
     Attributes:
         name: of the file or folder it was read from.
+        forward: the model itself.
+        template: the chat template of its own, in Jinja; None is the catalog's.
         tokenizer: it reads text as data.
         context: tokens that the model was trained with.
         positions: "alibi" or "rotary"; a prompt may be longer than the context with ALiBi alone.
@@ -134,7 +136,7 @@ class Engine:
         self.context, self.vocabulary = config.max_position_embeddings, config.vocab_size
         self.positions = config.position_embedding_type
         self.chat_sampling = chat_sampling or card_sampling({})
-        self._forward, self._template, self._before = forward, template, before
+        self.forward, self.template, self._before = forward, template, before
         self._table: TokenBytes = token_bytes(tokenizer)
         # Of the last prompt: its tokens, and where their keys and values are (cache, row, column of the first).
         self._last: tuple[list[int], Cache, int, int] | None = None
@@ -152,9 +154,16 @@ class Engine:
 
     def chat_ids(self, messages: Sequence[Mapping[str, Any]], language: str | None = None) -> list[int]:
         """The prompt of a conversation; raises UserError as `check_chats` and `chat_prompt` do."""
+        return self.encode(self.chat_text(messages, language))
+
+    def chat_text(self, messages: Sequence[Mapping[str, Any]], language: str | None = None) -> str:
+        """The text of that prompt, which the answer follows."""
         self.check_chats()
-        prompt = chat_prompt(messages, language, template=self._template, normalizer=self.tokenizer.normalizer)
-        return self.encode(prompt)
+        return chat_prompt(messages, language, template=self.template, normalizer=self.tokenizer.normalizer)
+
+    def forget(self) -> None:
+        """Give up the keys and values of the last prompt, so that the next answer is what a new engine gives."""
+        self._last = None
 
     def note_on(self, prompt_tokens: int) -> str | None:
         """A line on a prompt that is longer than the context, None where it is not.
@@ -215,9 +224,7 @@ class Engine:
                 if (source, source_row, source_start) != (cache, number, starts[number]):
                     cache.copy(number, starts[number], source, source_row, source_start, shared)
             self._last = None
-            logits_V = self._forward.prefill(
-                row.prompt, shared, cache, number, starts[number], partial(stopped, number)
-            )
+            logits_V = self.forward.prefill(row.prompt, shared, cache, number, starts[number], partial(stopped, number))
             if logits_V is not None:
                 self._last = (list(row.prompt), cache, number, starts[number])
             found.append(logits_V)
@@ -225,7 +232,7 @@ class Engine:
 
     @torch.inference_mode()
     def _step(self, rows: list[_Row], cache: Cache, starts: list[int], column: int) -> Any:
-        return self._forward.step([row.ids[-1] for row in rows], cache, starts, column)
+        return self.forward.step([row.ids[-1] for row in rows], cache, starts, column)
 
     def stream_batch(
         self,
@@ -291,7 +298,7 @@ class Engine:
             _, cache, row, start = self._last
             if row == start == 0 and cache.k.shape[1] == 1 and cache.capacity >= tokens:
                 return cache
-        return self._forward.new_cache(batch, -(-tokens // _ROUNDED_TO) * _ROUNDED_TO)
+        return self.forward.new_cache(batch, -(-tokens // _ROUNDED_TO) * _ROUNDED_TO)
 
 
 def open_engine(

@@ -102,7 +102,7 @@ class Forward:
             )
             done = end
         assert x_BLM is not None, "at least one token is fed"
-        return self._logits(x_BLM[:, -1])[0]
+        return self.logits(x_BLM[:, -1])[0]
 
     def _prompt_piece(self, ids_BL: Tensor, past: int, cache: Cache, row: int, start: int) -> Tensor:
         c, device, length = self.config, ids_BL.device, ids_BL.shape[1]
@@ -111,10 +111,7 @@ class Forward:
         if self._slopes is None:
             cos, sin = rotary_angles(here_L, c.effective_rotary_dim, c.rope_theta, c.pos_scaling_factor)
         if self._slopes is not None or past:
-            bias = torch.zeros((), device=device)
-            if self._slopes is not None:
-                bias = alibi_bias_HLS(self._slopes, here_L, all_S, c.pos_scaling_factor)[None]
-            bias = self._for_kernel(torch.where(all_S[None, :] <= here_L[:, None], bias, float("-inf")))
+            bias = self.bias(all_S[None, :] <= here_L[:, None], here_L, all_S)
         x_BLM = F.embedding(ids_BL, self._embedding) * c.embeddings_scale
         at, end = start + past, start + past + length
         for number, layer in enumerate(self._layers):
@@ -170,7 +167,56 @@ class Forward:
                 scale=c.attention_scale,
             )
             x_BLM = _rest(layer, x_BLM, out_BGRD.reshape(batch, 1, -1))
-        return self._logits(x_BLM[:, 0])
+        return self.logits(x_BLM[:, 0])
+
+    def hidden(
+        self,
+        ids_L: Tensor,
+        positions_L: Tensor,
+        attend: Callable[[int, Tensor, Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        """Hidden states [L, M] before the last norm, of tokens whose attention is the caller's.
+
+        Args:
+            ids_L: token ids.
+            positions_L: where each token stands in its text.
+            attend: number of the layer, queries [H, L, D], keys and values [G, L, D], rotated where positions are
+                rotary, to the outputs of the heads [H, L, D].
+        """
+        c, cos, sin = self.config, None, None
+        if self._slopes is None:
+            cos, sin = rotary_angles(positions_L, c.effective_rotary_dim, c.rope_theta, c.pos_scaling_factor)
+        x_BLM = F.embedding(ids_L[None], self._embedding) * c.embeddings_scale
+        for number, layer in enumerate(self._layers):
+            q_BHLD, k_BGLD, v_BGLD = self._qkv(layer, x_BLM)
+            if cos is not None and sin is not None:
+                q_BHLD, k_BGLD = rotate_BHLD(q_BHLD, cos, sin), rotate_BHLD(k_BGLD, cos, sin)
+            out_HLD = attend(number, q_BHLD[0], k_BGLD[0], v_BGLD[0])
+            x_BLM = _rest(layer, x_BLM, out_HLD.transpose(0, 1).flatten(1)[None])
+        return x_BLM[0]
+
+    def bias(self, visible_LS: Tensor, queries_L: Tensor, keys_S: Tensor) -> Tensor:
+        """What attention adds to its scores, [1, 1 or H, L, S], in the type of its kernel.
+
+        Args:
+            visible_LS: which keys a query may attend to, bool.
+            queries_L: positions of the queries.
+            keys_S: positions of the keys.
+        """
+        bias = torch.zeros((), device=visible_LS.device)
+        if self._slopes is not None:
+            bias = alibi_bias_HLS(self._slopes, queries_L, keys_S, self.config.pos_scaling_factor)[None]
+        return self._for_kernel(torch.where(visible_LS, bias, float("-inf")))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and arithmetic."""
+        return self._embedding.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._embedding.device
 
     def _qkv(self, layer: _Layer, x_BLM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         c = self.config
@@ -190,7 +236,8 @@ class Forward:
         # A CPU's fused kernel adds a float32 bias to 16-bit scores; a GPU's wants the scores' own type.
         return bias if bias.device.type == "cpu" else bias.to(self._embedding.dtype)
 
-    def _logits(self, x_BM: Tensor) -> Tensor:
+    def logits(self, x_BM: Tensor) -> Tensor:
+        """Logits float32 [B, V] of hidden states [B, M] before the last norm."""
         return F.linear(self._last_norm(x_BM), *self._head).float() * self.config.logits_scale
 
 

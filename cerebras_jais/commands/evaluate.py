@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cerebras_jais.commandline import standard_input_once
+from cerebras_jais.commandline import Number, standard_input_once
+from cerebras_jais.ranges import SIZE
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -52,6 +53,13 @@ ALLOW_PICKLE = click.option(
     help="Score all of this text: folder or file of .txt, .jsonl or SQuAD .json; - is standard input; repeatable.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+@click.option(
+    "--by-position",
+    type=click.Path(path_type=Path),
+    metavar="FILE.png",
+    help="The loss by position instead, as a table and a plot; with ALiBi up to 4 times the context.",
+)
+@click.option("--rows", type=Number(SIZE), default=8, show_default=True, help="Of --by-position: rows of text at most.")
 def score(
     path: Path,
     tokenizer: Path | None,
@@ -60,12 +68,15 @@ def score(
     data: Path | None,
     text: tuple[Path, ...],
     as_json: bool,
+    by_position: Path | None,
+    rows: int,
 ) -> None:
     """Loss and bits per byte of a checkpoint (.mdl) or a release on text, language by language.
 
     \b
       cerebras-jais score jais/checkpoint_100.mdl --tokenizer tokenizer --data data
       cerebras-jais score release --text TEXT
+      cerebras-jais score release --text TEXT --by-position positions.png
 
     A model is worth what it makes of text that it has not seen: give --data, or --text that was not trained on. Of
     conversations that `data chat` held out the responses alone are scored.
@@ -89,8 +100,13 @@ def score(
     documents = [document for source in text for document in read_documents(source)]
     if data is not None and conversations is None:
         documents = held_out_documents(data)
+    if by_position is not None and conversations is not None:
+        raise UserError("--by-position reads documents one behind the other; give --text, or --data of `data pack`")
     model, encoder = load(path, config, allow_pickle), load_tokenizer(tokenizer)
     eos = end_of_text_id(encoder, tokenizer)
+    if by_position is not None:
+        _by_position(model, (encode_document(encoder, d, eos) for d in documents), eos, rows, by_position, as_json)
+        return
     if conversations is not None:
         scores = score_texts(model, _scored(conversations, encoder, eos), model.config.max_position_embeddings)
     else:
@@ -116,6 +132,29 @@ def score(
         click.echo(
             f"{s.language:<10}{s.documents:>10}{s.tokens:>10}{s.n_bytes:>10}{s.loss:>8.3f}{s.bits_per_byte:>11.3f}"
         )
+
+
+def _by_position(
+    model: LanguageModel, documents: Iterator[list[int]], eos: int, rows: int, plot_file: Path, as_json: bool
+) -> None:
+    """Print the loss by position of documents' tokens, and draw it."""
+    from dataclasses import asdict
+
+    from cerebras_jais.chat.forward import Forward
+    from cerebras_jais.evaluate.scoring.positions import longest_row, loss_by_position, plot, rows_of
+
+    forward = Forward(model.eval())
+    context = forward.config.max_position_embeddings
+    ranges = loss_by_position(forward, rows_of(documents, eos, longest_row(forward), rows))
+    plot(ranges, context, plot_file)
+    if as_json:
+        click.echo(json.dumps([asdict(one) for one in ranges]))
+        return
+    click.echo(f"{'positions':<18}{'of the context':>15}{'tokens':>10}{'loss':>8}{'error':>8}")
+    for one in ranges:
+        where = f"{one.first:,} to {one.last:,}"
+        click.echo(f"{where:<18}{one.last / context:>14.2f}x{one.tokens:>10}{one.loss:>8.3f}{one.error:>8.3f}")
+    click.echo(f"plot: {plot_file}")
 
 
 def _scored(conversations: list[Conversation], encoder: Tokenizer, eos: int) -> Iterator[Scored]:
