@@ -23,6 +23,8 @@ VERBS = {
         "Answer OpenAI's interface with a model, and a page in the browser.",
     ),
     "score": ("cerebras_jais.commands.evaluate:score", "Loss and bits per byte of a checkpoint or a release on text."),
+    "answers": ("cerebras_jais.commands.judge:answers", "Answer a set of open questions with a chat model."),
+    "judge": ("cerebras_jais.commands.judge:judge", "Have a model judge such answers: win rates, or ratings."),
     "zoo": ("cerebras_jais.commands.zoo:zoo", "Run cszoo of the Model Zoo with the models of the family."),
 }
 
