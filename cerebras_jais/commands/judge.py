@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from cerebras_jais.chat.sampling import Sampling
     from cerebras_jais.endpoint.client import Endpoint
     from cerebras_jais.evaluate.judge.answers import Answered
-    from cerebras_jais.evaluate.judge.asking import Judgement, Judging, Kind
+    from cerebras_jais.evaluate.judge.asking import Judging
+    from cerebras_jais.evaluate.judge.judgements import Judgement, Kind
     from cerebras_jais.evaluate.judge.questions import Question
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -241,7 +242,7 @@ def single(a: Path, **options: Any) -> None:
 @_JSON
 def report(folder: Path, fastchat: bool, as_json: bool) -> None:
     """Print the report of judgements again; nothing is asked."""
-    from cerebras_jais.evaluate.judge.asking import read_judgements
+    from cerebras_jais.evaluate.judge.judgements import read_judgements
 
     _print_report(read_judgements(folder), fastchat, as_json)
 
@@ -252,7 +253,7 @@ def report(folder: Path, fastchat: bool, as_json: bool) -> None:
 def plot(folders: tuple[Path, ...], output: Path) -> None:
     """Draw the judgements of folders as the card does: win rates or ratings, Arabic and English."""
     from cerebras_jais.atomic import replacing
-    from cerebras_jais.evaluate.judge.asking import read_judgements
+    from cerebras_jais.evaluate.judge.judgements import read_judgements
     from cerebras_jais.evaluate.judge.plots import plot as draw
 
     content = draw([read_judgements(folder) for folder in folders], output)

@@ -1,67 +1,30 @@
-"""What a judge is asked about answers, with FastChat's prompts, and its words as they are kept."""
+"""What a judge is asked about answers, with FastChat's prompts, and the record of it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from cerebras_jais.atomic import write_text
-from cerebras_jais.data.documents import lines_of, object_in
 from cerebras_jais.endpoint.asking import Question as Asked
 from cerebras_jais.endpoint.asking import answer_in, ask_all, question
 from cerebras_jais.endpoint.client import Endpoint, EndpointError
 from cerebras_jais.endpoint.record import Record, keys_in, open_record
 from cerebras_jais.errors import UserError
 from cerebras_jais.evaluate.judge.answers import Answered
+from cerebras_jais.evaluate.judge.judgements import JUDGEMENTS, Judgement, Kind, Said, read_judgements, write_judgements
 from cerebras_jais.evaluate.judge.questions import DATA
 from cerebras_jais.files import shown_path
 
-Kind = Literal["pairwise", "single"]
-JUDGEMENTS, RECORD = "judgements.jsonl", "asked.jsonl"
+RECORD = "asked.jsonl"
 OPTIONS: Mapping[str, Any] = {"temperature": 0, "max_tokens": 2048}
 """Of each request, as FastChat has them (fastchat/llm_judge/common.py)."""
 _PROMPTS = {"pairwise": ("pair-v2", "pair-math-v1"), "single": ("single-v1", "single-math-v1")}
 # Assumed, for the estimate: characters of a token in Latin and in other letters, tokens of a judgement.
 _CHARACTERS_PER_TOKEN, _OTHER_CHARACTERS_PER_TOKEN, _JUDGEMENT_TOKENS = 4.0, 2.5, 250
-
-
-@dataclass(frozen=True)
-class Said:
-    """What the judge said; `refused` is the endpoint's reason where it did not answer."""
-
-    text: str
-    finish: str | None = None
-    refused: str | None = None
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What a judge said of the answers to one question.
-
-    Attributes:
-        questions: name of the set.
-        prompt: FastChat's name of the judge's prompt.
-        models: one, or two to compare.
-        words: of each model's answer; `languages` and `finishes` are of the same.
-        said: one, or two: with the first model's answer in the first place, and with the second's.
-    """
-
-    kind: Kind
-    questions: str
-    judge: str
-    prompt: str
-    question_id: int | str
-    category: str
-    language: str
-    models: tuple[str, ...]
-    words: tuple[int, ...]
-    languages: tuple[str, ...]
-    finishes: tuple[str | None, ...]
-    said: tuple[Said, ...]
 
 
 @dataclass(frozen=True)
@@ -161,7 +124,7 @@ def judge(
             _judgement(judging, answers, [said_in(record[asked.key]) for asked in row])
             for answers, row in zip(zip(*judging.answers, strict=True), rows, strict=True)
         ]
-    write_text(folder / JUDGEMENTS, "".join(json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in found))
+    write_judgements(folder, found)
     return found
 
 
@@ -205,27 +168,6 @@ def _judgement(judging: Judging, answers: tuple[Answered, ...], said: Sequence[S
         tuple(answered.finish for answered in answers),
         tuple(said),
     )
-
-
-def read_judgements(folder: Path) -> list[Judgement]:
-    """The judgements of a folder. Raises UserError where there are none, or they are damaged."""
-    file = folder / JUDGEMENTS
-    if not file.exists():
-        raise UserError(f"{shown_path(folder)}: has no {JUDGEMENTS}; give a folder that `cerebras-jais judge` wrote")
-    found = []
-    for line in lines_of(file):
-        entry = object_in(line, '{"kind": "single", ...}')
-        if entry is None:
-            continue
-        try:
-            said = tuple(Said(**said) for said in entry.pop("said"))
-            lists = {name: tuple(value) for name, value in entry.items() if isinstance(value, list)}
-            found.append(Judgement(**{**entry, **lists, "said": said}))
-        except (LookupError, TypeError) as damage:
-            raise UserError(f"{line.source}: is no judgement; judge again, which asks nothing twice") from damage
-    if not found:
-        raise UserError(f"{shown_path(file)}: is empty; judge again, which asks nothing twice")
-    return found
 
 
 def _check_folder(folder: Path, judging: Judging) -> None:

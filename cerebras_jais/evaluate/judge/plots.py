@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cerebras_jais.errors import UserError
-from cerebras_jais.evaluate.judge.asking import Judgement
+from cerebras_jais.evaluate.judge.judgements import Judgement
 from cerebras_jais.evaluate.judge.report import Comparison, Ratings, compare, rate
 from cerebras_jais.evaluate.judge.statistics import LEVEL
 from cerebras_jais.evaluate.judge.verdicts import RATINGS
@@ -37,9 +37,10 @@ def plot(folders: Sequence[Sequence[Judgement]], output: Path) -> bytes:
 
     pairwise = folders[0][0].kind == "pairwise"
     reports: list[Any] = [compare(judgements) if pairwise else rate(judgements) for judgements in folders]
-    panels = sorted({report.language for report in reports})
-    rows = {panel: [report for report in reports if report.language == panel] for panel in panels}
-    height = 1.6 + 0.5 * max(map(len, rows.values()))
+    panels = sorted({(report.language, report.questions) for report in reports})
+    rows = {panel: [r for r in reports if (r.language, r.questions) == panel] for panel in panels}
+    most = max(map(len, rows.values()))
+    height = 1.6 + 0.5 * most
     with matplotlib.rc_context({"svg.hashsalt": "cerebras_jais", "svg.fonttype": "none"}):
         figure = Figure(figsize=(7 * len(panels), height), layout="constrained")
         FigureCanvasAgg(figure)
@@ -47,7 +48,8 @@ def plot(folders: Sequence[Sequence[Judgement]], output: Path) -> bytes:
             axes = figure.add_subplot(1, len(panels), number)
             (_draw_rates if pairwise else _draw_ratings)(axes, rows[panel])
             judges = ", ".join(dict.fromkeys(report.judge for report in rows[panel]))
-            axes.set_title(f"{_LANGUAGES.get(panel, panel)}, judged by {judges}")
+            axes.set_title(f"{_LANGUAGES.get(panel[0], panel[0])} ({panel[1]}), judged by {judges}")
+            axes.set_ylim(most - 0.5, -0.5)
         content = io.BytesIO()
         figure.savefig(
             content, format=ending, dpi=130, metadata={"Software": None} if ending == "png" else {"Date": None}
@@ -68,20 +70,19 @@ def _draw_rates(axes: Axes, reports: Sequence[Comparison]) -> None:
     axes.axvline(50, color="black", linewidth=0.8, linestyle=":")
     axes.set_yticks(places, [f"{r.sides[0].model} against {r.sides[1].model}" for r in reports])
     axes.set(xlim=(0, 100), xlabel=f"questions, %; point: wins, the undecided halved, with {LEVEL:.0%} interval")
-    axes.invert_yaxis()
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.08), ncols=3, frameon=False)
 
 
 def _draw_ratings(axes: Axes, reports: Sequence[Ratings]) -> None:
     """The mean rating of each model with its interval."""
     places = range(len(reports))
-    axes.barh(places, [r.mean or 0.0 for r in reports], color=_COLOURS[0], alpha=0.6)
-    _mark(axes, [(r.mean or 0.0, *(r.interval or (0.0, 0.0))) for r in reports])
+    low = RATINGS.low  # where no rating is readable
+    axes.barh(places, [(r.mean or low) - low for r in reports], left=low, color=_COLOURS[0], alpha=0.6)
+    _mark(axes, [(r.mean or low, *(r.interval or (low, low))) for r in reports])
     axes.set_yticks(places, [r.side.model for r in reports])
     axes.set(
-        xlim=(0, RATINGS.high), xlabel=f"mean rating, {RATINGS.low:g} to {RATINGS.high:g}, with {LEVEL:.0%} interval"
+        xlim=(low, RATINGS.high), xlabel=f"mean rating, {RATINGS.low:g} to {RATINGS.high:g}, with {LEVEL:.0%} interval"
     )
-    axes.invert_yaxis()
 
 
 def _mark(axes: Axes, points: Sequence[tuple[float, float, float]]) -> None:

@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from cerebras_jais.evaluate.judge.asking import Judgement, Said
+from cerebras_jais.evaluate.judge.judgements import (
+    WINNERS,
+    Judgement,
+    Outcome,
+    choice_of,
+    outcome_of,
+    rating_of,
+    why_unreadable,
+)
 from cerebras_jais.evaluate.judge.questions import NOTES, REFERENCED
 from cerebras_jais.evaluate.judge.statistics import LEVEL, interval_of_mean, sign_test
-from cerebras_jais.evaluate.judge.verdicts import (
-    RATINGS,
-    fastchat_choice,
-    fastchat_rating,
-    read_choice,
-    read_rating,
-)
+from cerebras_jais.evaluate.judge.verdicts import RATINGS, fastchat_choice, fastchat_rating
 from cerebras_jais.wording import counted
 
-Outcome = Literal["win", "loss", "tie", "inconsistent", "unreadable"]
-"""Of the first model, over both orders: the verdict where they agree."""
 _WORDS_OF: Mapping[Outcome, str] = {
     "win": "{0} wins in both orders",
     "loss": "{1} wins in both orders",
@@ -29,7 +28,6 @@ _WORDS_OF: Mapping[Outcome, str] = {
     "unreadable": "a verdict is not readable",
 }
 _VALUES: Mapping[Outcome, float] = {"win": 1.0, "loss": 0.0, "tie": 0.5, "inconsistent": 0.5, "unreadable": 0.5}
-_WINNERS = ({"A": "win", "B": "loss", "C": "tie"}, {"A": "loss", "B": "win", "C": "tie"})  # by order
 _SIGNIFICANT = 1 - LEVEL
 
 
@@ -133,20 +131,11 @@ class FastChatRatings:
     left_out: int
 
 
-def outcome_of(judgement: Judgement) -> Outcome:
-    """The outcome of a comparison in both orders."""
-    verdicts = [_verdict(said, order) for order, said in enumerate(judgement.said)]
-    if None in verdicts:
-        return "unreadable"
-    first, second = verdicts
-    return first if first == second and first is not None else "inconsistent"
-
-
 def compare(judgements: Sequence[Judgement]) -> Comparison:
     """The report on a comparison of two models."""
     outcomes = [outcome_of(judgement) for judgement in judgements]
     counts: dict[Outcome, int] = {outcome: outcomes.count(outcome) for outcome in _WORDS_OF}
-    choices = [_choice(said) for judgement in judgements for said in judgement.said]
+    choices = [choice_of(said) for judgement in judgements for said in judgement.said]
     named = [choice for choice in choices if choice in ("A", "B")]
     decided = [
         (outcome == "win") == (judgement.words[0] > judgement.words[1])
@@ -181,7 +170,7 @@ def compare(judgements: Sequence[Judgement]) -> Comparison:
 
 def rate(judgements: Sequence[Judgement]) -> Ratings:
     """The report on the ratings of one model."""
-    ratings = [_rating(judgement.said[0]) for judgement in judgements]
+    ratings = [rating_of(judgement.said[0]) for judgement in judgements]
     readable = [rating for rating in ratings if rating is not None]
     missing, total = len(ratings) - len(readable), sum(readable)
     by_category = {
@@ -206,7 +195,7 @@ def fastchat_compare(judgements: Sequence[Judgement]) -> FastChatComparison:
     counts: Counter[str] = Counter()
     for judgement in judgements:
         found = [fastchat_choice(said.text) for said in judgement.said]
-        verdicts = [None if choice is None else _WINNERS[order][choice] for order, choice in enumerate(found)]
+        verdicts = [None if choice is None else WINNERS[order][choice] for order, choice in enumerate(found)]
         agreed = verdicts[0] if verdicts[0] == verdicts[1] else "tie"
         counts["left out" if None in verdicts else str(agreed)] += 1
     return FastChatComparison(counts["win"], counts["loss"], counts["tie"], counts["left out"])
@@ -219,35 +208,9 @@ def fastchat_rate(judgements: Sequence[Judgement]) -> FastChatRatings:
     return FastChatRatings(sum(found) / len(found) if found else float("nan"), len(ratings) - len(found))
 
 
-def _choice(said: Said) -> str | None:
-    return read_choice(said.text) if _is_whole(said) else None
-
-
-def _verdict(said: Said, order: int) -> Outcome | None:
-    choice = _choice(said)
-    return None if choice is None else _WINNERS[order][choice]  # type: ignore[return-value]
-
-
-def _rating(said: Said) -> float | None:
-    return read_rating(said.text) if _is_whole(said) else None
-
-
-def _is_whole(said: Said) -> bool:
-    return said.refused is None and said.finish != "length"
-
-
 def _unreadable(judgements: Sequence[Judgement]) -> dict[str, int]:
-    reasons: Counter[str] = Counter()
-    for judgement in judgements:
-        read = read_choice if judgement.kind == "pairwise" else read_rating
-        for said in judgement.said:
-            if said.refused is not None:
-                reasons["refused by the endpoint"] += 1
-            elif said.finish == "length":
-                reasons["cut at the most tokens"] += 1
-            elif read(said.text) is None:
-                reasons["no single verdict"] += 1
-    return dict(reasons)
+    reasons = Counter(why_unreadable(judgement.kind, said) for judgement in judgements for said in judgement.said)
+    return {reason: count for reason, count in reasons.items() if reason is not None}
 
 
 def _side(judgements: Sequence[Judgement], number: int) -> Side:
@@ -292,9 +255,9 @@ def _comparison_lines(found: Comparison) -> list[str]:
     games = 2 * found.count
     return [
         f"{counted(found.count, 'question')} of {found.questions}, judged by {found.judge} in both orders",
-        f"{verdict}: {names[0]} has {_percent(found.adjusted)} of the wins, what is not decided halved "
-        f"({LEVEL:.0%} interval {_percent(found.interval[0])} to {_percent(found.interval[1])}; sign test "
-        f"p = {found.sign_test:.2g})",
+        f"{verdict}: the win rate of {names[0]} is {_percent(found.adjusted)}, undecided questions counted half "
+        f"({LEVEL:.0%} interval {_percent(found.interval[0])} to {_percent(found.interval[1])}; sign test of wins and "
+        f"losses p = {found.sign_test:.2g})",
         "",
         *(
             f"  {_WORDS_OF[outcome].format(*names):<40} {count:>4} {_percent(count / found.count):>7}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from math import comb
 from typing import Any
 
@@ -11,27 +10,32 @@ from numpy.typing import NDArray
 
 LEVEL = 0.95
 """Of all intervals."""
-_RESAMPLES = 10_000
+_RESAMPLES, _AT_ONCE = 10_000, 500
 _SEED = 0
 
 
-@cache
-def _shares(count: int) -> NDArray[np.float64]:
-    """[resamples, count]: the share that each value has in each resample; the same at each call."""
-    drawn = np.random.default_rng(_SEED).multinomial(count, np.full(count, 1 / count), size=_RESAMPLES)
-    return drawn / count
-
-
 def interval_of_mean(values: Any) -> tuple[float, float]:
-    """The percentile bootstrap's interval of the mean of at least one value, at LEVEL.
+    """The interval of the mean of at least one value; see `intervals_of_means`."""
+    low, high = intervals_of_means(np.asarray(values, np.float64)[:, None])[:, 0]
+    return float(low), float(high)
 
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3. Equal values in an equal
-    order give an equal interval, and 1 - values its mirror, since the resamples are the same.
+
+def intervals_of_means(values_NK: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The percentile bootstrap's intervals of the means of K samples of N values, at LEVEL: [2, K], low and high.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3. The resamples are the same at
+    each call, so equal values in an equal order have an equal interval, and 1 - values its mirror.
     """
-    values = np.asarray(values, np.float64)
-    means = np.sort((_shares(len(values)) @ values).round(9))  # sums of the same numbers, in whatever order
-    outside = int((1 - LEVEL) / 2 * _RESAMPLES)
-    return float(means[outside]), float(means[-1 - outside])
+    count = len(values_NK)
+    generator = np.random.default_rng(_SEED)
+    blocks = []
+    for _ in range(_RESAMPLES // _AT_ONCE):
+        times_RN = generator.multinomial(count, np.full(count, 1 / count), size=_AT_ONCE)
+        blocks.append(times_RN @ values_NK / count)
+    means = np.sort(np.concatenate(blocks).round(9), axis=0)  # sums in different orders differ by rounding
+    outside = round((1 - LEVEL) / 2 * _RESAMPLES)
+    found: NDArray[np.float64] = means[[outside, -1 - outside]]
+    return found
 
 
 def sign_test(wins: int, losses: int) -> float:
