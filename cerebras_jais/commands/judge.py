@@ -66,7 +66,8 @@ def _endpoint_options(required: bool) -> Callable[[Decorated], Decorated]:
 @TOKENIZER
 @CONFIG
 @ALLOW_PICKLE
-@click.option("--run-code", is_flag=True, help="Let the code in a release run; Jais before the family needs it.")
+@click.option("--run-code", is_flag=True, help="Let the code in a release that transformers opens run.")
+@click.option("--chat", "as_chat", is_flag=True, help="Give a model without a chat template the family's prompt.")
 @click.option("--device", default="cpu", show_default=True, help="As torch names it, such as cuda.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
 @_endpoint_options(required=False)
@@ -84,6 +85,7 @@ def answers(
     config: Path | None,
     allow_pickle: bool,
     run_code: bool,
+    as_chat: bool,
     device: str,
     dtype: str,
     base_url: str | None,
@@ -152,6 +154,7 @@ def answers(
             dtype=dtype,
             device=device,
             run_code=run_code,
+            as_chat=as_chat,
         )
 
         def sampling_of(question: Question) -> Sampling:

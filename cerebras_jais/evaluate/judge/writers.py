@@ -50,12 +50,14 @@ def open_writer(
     dtype: str = "float32",
     device: str = "cpu",
     run_code: bool = False,
+    as_chat: bool = False,
 ) -> Writer:
     """Open a chat model: a checkpoint or a release of the family with this project's engine, any other release with
     transformers.
 
     Args:
-        run_code: whether the code in a release may be run, which earlier Jais models need.
+        run_code: whether the code in a release may be run.
+        as_chat: whether a model without a chat template gets the family's prompt, as Jais before the family needs.
 
     Other arguments are those of `open_engine`. Raises UserError for what cannot be opened or is no chat model.
     """
@@ -63,14 +65,19 @@ def open_writer(
         raise UserError(f"{path}: no such file or folder; give a checkpoint (.mdl) or a release")
     identity = [identity_of_model(path), dtype]
     if path.is_dir() and not _is_ours(path, allow_pickle):
-        return _by_transformers(path, identity, dtype, device, run_code)
+        return _by_transformers(path, identity, dtype, device, run_code, as_chat)
     engine = open_engine(
         path, tokenizer=tokenizer, config=config, allow_pickle=allow_pickle, dtype=dtype, device=device
     )
-    engine.check_chats()
+    if not as_chat:
+        engine.check_chats()
 
     def prompt_ids(question: Question) -> list[int]:
-        ids = engine.chat_ids([{"role": "user", "content": question.text}], question.language)
+        messages = [{"role": "user", "content": question.text}]
+        if engine.is_chat:
+            ids = engine.chat_ids(messages, question.language)
+        else:
+            ids = engine.encode(chat_prompt(messages, question.language, normalizer=engine.tokenizer.normalizer))
         engine.note_on(len(ids))
         return ids
 
@@ -78,15 +85,19 @@ def open_writer(
 
 
 def _is_ours(path: Path, allow_pickle: bool) -> bool:
-    """Whether a release is of the family, with the family's prompt: the engine writes no other special tokens."""
-    if not has_chat_template(path) or release_template(path) != chat_template():
+    """Whether the engine answers as a release does: of the family, with no other prompt, whose special tokens the
+    engine would not write."""
+    if has_chat_template(path) and release_template(path) != chat_template():
         return False
-    with opening(path, allow_pickle=allow_pickle):
-        return True
+    try:
+        with opening(path, allow_pickle=allow_pickle):
+            return True
+    except UserError:
+        return False
 
 
-def _by_transformers(path: Path, identity: object, dtype: str, device: str, run_code: bool) -> Writer:
-    kind = read_json(path / CONFIG).get("model_type")
+def _by_transformers(path: Path, identity: object, dtype: str, device: str, run_code: bool, as_chat: bool) -> Writer:
+    read_json(path / CONFIG)  # says what is no release better than transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
@@ -99,15 +110,17 @@ def _by_transformers(path: Path, identity: object, dtype: str, device: str, run_
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         hint = "; --run-code lets the code in the release run" if "trust_remote_code" in str(error) else ""
         raise UserError(f"{path}: transformers cannot open it: {reason}{hint}") from error
-    if not tokenizer.chat_template and kind != "jais":
-        raise UserError(f"{path}: has no chat template, so it is a base model; give one tuned on conversations")
+    if not tokenizer.chat_template and not as_chat:
+        raise UserError(
+            f"{path}: has no chat template; give a model tuned on conversations, or --chat for Jais' prompt"
+        )
     said = read_json(path / GENERATION_CONFIG) if (path / GENERATION_CONFIG).is_file() else {}
 
     def prompt_ids(question: Question) -> list[int]:
         messages = [{"role": "user", "content": question.text}]
         if tokenizer.chat_template:
             text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        else:  # Jais before the family has its prompt in its card alone
+        else:
             text = chat_prompt(messages, question.language)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -120,6 +133,7 @@ def _by_transformers(path: Path, identity: object, dtype: str, device: str, run_
 
 def _complete(model: Any, tokenizer: Any, ids: Sequence[int], sampling: Sampling) -> Completion:
     drawn = {} if sampling.is_greedy else {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p")}
+    torch.manual_seed(sampling.seed or 0)
     prompt_BL = torch.tensor([list(ids)], device=model.device)
     made_BL = model.generate(
         prompt_BL,
