@@ -49,6 +49,8 @@ NOT_IN_HELP = {
     "run-program ": "the Model Zoo",
     "vocab transfer ": "the weights of two large models",
     "vocab extend-and-transfer ": "the weights of two large models",
+    "--base-url": "a server",
+    "judge plot ": "what a server has judged",
     "chat-release": "a model tuned on conversations",
 }
 NUMBER = re.compile(r"\d[\d,]*(\.\d+)?(e[+-]\d+)?")

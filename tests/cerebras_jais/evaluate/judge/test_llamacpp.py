@@ -1,7 +1,7 @@
 """A real server, llama.cpp's, answers questions and judges the answers, end to end.
 
-The model is a tiny one of ours with random weights as GGUF, so that its verdicts mean nothing and its text is none that
-a verdict is read from: what is claimed is that every request is answered, recorded and counted.
+The model is a tiny one of ours with random weights as GGUF. A grammar, an option of the server, has it write a verdict
+and nothing else; without it no verdict is readable, and each is counted.
 """
 
 import json
@@ -29,7 +29,13 @@ pytestmark = [pytest.mark.llamacpp, pytest.mark.slow, pytest.mark.skipif(bool(MI
 QUESTIONS = [
     {"question_id": n, "category": "generic", "turns": [text]} for n, text in enumerate(("ما هو البحر؟", "Why?"))
 ]
-OPTIONS = json.dumps({"temperature": 0, "max_tokens": 8})
+GRAMMARS = {"pairwise": 'root ::= "[[" [ABC] "]]"', "single": 'root ::= "Rating: [[" [1-9] "]]"'}
+
+
+def options(kind=None):
+    return json.dumps(
+        {"temperature": 0, "max_tokens": 40 if kind else 4} | ({"grammar": GRAMMARS[kind]} if kind else {})
+    )
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +62,15 @@ def test_a_real_server_is_asked_and_judged_by_end_to_end(url, tmp_path, monkeypa
     for seed, name in enumerate(("a", "b")):
         words = ("--questions", "q.jsonl", "--name", name, "--max-new-tokens", 5 + seed, "--temperature", 0)
         assert f"{name}-q.jsonl: 2 answers" in run("answers", *endpoint, *words).output
-    judged = ("--options", OPTIONS, "--concurrency", 2)
-    assert run("judge", "pairwise", "a-q.jsonl", "b-q.jsonl", *endpoint, *judged).exit_code == 0
-    assert run("judge", "single", "a-q.jsonl", *endpoint, *judged).exit_code == 0
-    found, rated = read_judgements(tmp_path / "a-q-against-b-q"), read_judgements(tmp_path / "a-q-rated")
-    assert all(said.text and said.refused is None for judgement in (*found, *rated) for said in judgement.said)
-    assert compare(found).count == rate(rated).count == 2
-    assert sum(compare(found).unreadable.values()) <= 4
-    lines = [json.loads(line) for line in (tmp_path / "a-q-against-b-q" / RECORD).read_text().splitlines()]
-    assert len(lines) == 4 and all(line["input_tokens"] > 100 and 0 < line["output_tokens"] <= 8 for line in lines)
+    for kind, files in (("pairwise", ("a-q.jsonl", "b-q.jsonl")), ("single", ("a-q.jsonl",))):
+        words = ("judge", kind, *files, *endpoint, "--concurrency", 2)
+        assert run(*words, "--options", options(kind), "--output", f"{kind}-in-grammar").exit_code == 0
+        assert run(*words, "--options", options(), "--output", f"{kind}-freely").exit_code == 0
+    compared, rated = read_judgements(tmp_path / "pairwise-in-grammar"), read_judgements(tmp_path / "single-in-grammar")
+    assert compare(compared).count == rate(rated).count == 2
+    assert not compare(compared).unreadable and not rate(rated).unreadable
+    assert 1 <= rate(rated).mean <= 9
+    assert compare(read_judgements(tmp_path / "pairwise-freely")).outcomes["unreadable"] == 2
+    assert rate(read_judgements(tmp_path / "single-freely")).mean is None
+    lines = [json.loads(line) for line in (tmp_path / "pairwise-in-grammar" / RECORD).read_text().splitlines()]
+    assert len(lines) == 4 and all(line["input_tokens"] > 100 and 0 < line["output_tokens"] <= 40 for line in lines)
