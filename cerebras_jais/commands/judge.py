@@ -219,12 +219,15 @@ def pairwise(a: Path, b: Path, **options: Any) -> None:
     A model wins a question only if the judge prefers it in both orders. Whatever the judge says is kept in
     DIR/asked.jsonl, so nothing is asked twice, also where A and B are exchanged.
     """
+    from cerebras_jais.errors import UserError
     from cerebras_jais.evaluate.judge.answers import read_answers, same_questions
 
     first = read_answers(a)
     second = same_questions(first, read_answers(b), (a, b))
     names = (first[0].model, second[0].model)
     labels = names if names[0] != names[1] else (a.stem, b.stem)
+    if labels[0] == labels[1]:
+        raise UserError(f"{a} and {b}: are both of {names[0]!r}, and have one name; rename one of the files")
     _judge("pairwise", (first, second), labels, Path(f"{a.stem}-against-{b.stem}"), **options)
 
 

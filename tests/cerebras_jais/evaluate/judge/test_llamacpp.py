@@ -73,4 +73,5 @@ def test_a_real_server_is_asked_and_judged_by_end_to_end(url, tmp_path, monkeypa
     assert compare(read_judgements(tmp_path / "pairwise-freely")).outcomes["unreadable"] == 2
     assert rate(read_judgements(tmp_path / "single-freely")).mean is None
     lines = [json.loads(line) for line in (tmp_path / "pairwise-in-grammar" / RECORD).read_text().splitlines()]
-    assert len(lines) == 4 and all(line["input_tokens"] > 100 and 0 < line["output_tokens"] <= 40 for line in lines)
+    assert 2 <= len(lines) <= 4  # equal answers are asked about once
+    assert all(line["input_tokens"] > 100 and 0 < line["output_tokens"] <= 40 for line in lines)
