@@ -52,8 +52,7 @@ def open_writer(
     run_code: bool = False,
     as_chat: bool = False,
 ) -> Writer:
-    """Open a chat model: a checkpoint or a release of the family with this project's engine, any other release with
-    transformers.
+    """Open a chat model: of the family with the engine, any other release with transformers.
 
     Args:
         run_code: whether the code in a release may be run.
@@ -85,8 +84,10 @@ def open_writer(
 
 
 def _is_ours(path: Path, allow_pickle: bool) -> bool:
-    """Whether the engine answers as a release does: of the family, with no other prompt, whose special tokens the
-    engine would not write."""
+    """Whether the engine answers for a release: it is of the family, and has no other chat template.
+
+    The special tokens of another template would be text to the engine.
+    """
     if has_chat_template(path) and release_template(path) != chat_template():
         return False
     try:
@@ -103,7 +104,7 @@ def _by_transformers(path: Path, identity: object, dtype: str, device: str, run_
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=run_code, local_files_only=True)
         model: Any = AutoModelForCausalLM.from_pretrained(
-            path, trust_remote_code=run_code, local_files_only=True, torch_dtype=DTYPES[dtype]
+            path, trust_remote_code=run_code, local_files_only=True, dtype=DTYPES[dtype]
         )
         model.to(device).eval()
     except Exception as error:  # of the release's own code too
