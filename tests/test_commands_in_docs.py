@@ -50,6 +50,8 @@ NOT_IN_HELP = {
     "run-program ": "the Model Zoo",
     "vocab transfer ": "the weights of two large models",
     "vocab extend-and-transfer ": "the weights of two large models",
+    "--base-url": "a server",
+    "judge plot ": "what a server has judged",
     "chat-release": "a model tuned on conversations",
     "cerebras-jais evaluate ": "data sets that it would fetch",
 }
