@@ -37,7 +37,7 @@ def test_the_document_lists_every_data_set_with_its_command():
 
 @pytest.mark.slow
 def test_the_tasks_are_known_and_read_the_data_sets_of_the_table():
-    pytest.importorskip("lm_eval")
+    pytest.importorskip("lm_eval", minversion="0.4.13")
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks._yaml_loader import load_yaml
 

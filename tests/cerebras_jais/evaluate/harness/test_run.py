@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-pytest.importorskip("lm_eval")
+pytest.importorskip("lm_eval", minversion="0.4.13")
 
 from cerebras_jais.chat.engine import open_engine
 from cerebras_jais.cli import cli
