@@ -93,17 +93,14 @@ def generate(
     if batch is not None and output is not None:
         from tqdm import tqdm
 
-        from cerebras_jais.chat.batch import answer_all, read_prompts
-        from cerebras_jais.files import identity_of
+        from cerebras_jais.chat.batch import answer_all, identity_of_model, read_prompts
 
         prompts = read_prompts(batch, engine, as_chat=as_chat, language=language)
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        model = [[file.name, *identity_of(file)] for file in files]
         made = answer_all(
             engine,
-            model,
+            identity_of_model(path),
             prompts,
-            sampling,
+            [sampling] * len(prompts),
             output,
             lambda left, total: tqdm(left, "answering", total, initial=total - len(left), unit="prompt", disable=None),
         )

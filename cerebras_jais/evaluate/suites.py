@@ -34,7 +34,7 @@ class DataSet:
 @cache
 def tasks_of(suite: str) -> tuple[str, ...]:
     """The tasks of a suite, in the order of the card where they are on it."""
-    return tuple(row["task"] for row in _rows("suites.csv") if row["task"] and suite in row["suites"].split())
+    return tuple(row["task"] for row in read_rows("suites.csv") if row["task"] and suite in row["suites"].split())
 
 
 @cache
@@ -42,10 +42,11 @@ def data_sets() -> tuple[DataSet, ...]:
     """All data sets that the tasks of the suites read."""
     return tuple(
         DataSet(row["path"], tuple(row["tasks"].split()), row["origin"], row["licence"])
-        for row in _rows("data_sets.csv")
+        for row in read_rows("data_sets.csv")
     )
 
 
-def _rows(name: str) -> list[dict[str, str]]:
+def read_rows(name: str) -> list[dict[str, str]]:
+    """The rows of a table beside this module."""
     text = (files(__package__) / name).read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))

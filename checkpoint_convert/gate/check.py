@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cerebras_jais.errors import UserError
 from checkpoint_convert.errors import ConversionError
-from checkpoint_convert.gate import configs, files, running, tokenizer, weights
+from checkpoint_convert.gate import configs, files, llama_cpp, running, tokenizer, weights
 from checkpoint_convert.gate.published import known_problems, repair_commands
 from checkpoint_convert.gate.report import Check, Problems, Report, Skipped, Status
 from checkpoint_convert.gate.subject import Subject
@@ -44,6 +44,7 @@ _STEPS = (
     _Step("logits", running.check_logits, _RUNS),
     _Step("cache", _alone(running.check_generation), ("loading",)),
     _Step("bits per byte", _alone(running.check_bits_per_byte), ("loading", "tokenizer")),
+    _Step("gguf", llama_cpp.check_gguf, ("logits", "tokenizer")),
 )
 NAMES = tuple(step.name for step in _STEPS)
 

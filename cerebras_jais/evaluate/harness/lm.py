@@ -20,6 +20,7 @@ from cerebras_jais.endpoint.record import Record
 from cerebras_jais.errors import UserError
 from cerebras_jais.evaluate.scoring.scorer import BATCH_TOKENS, Likelihood, score_requests
 from cerebras_jais.evaluate.scoring.tree import Request
+from cerebras_jais.model.tensors import parameter_count
 from checkpoint_convert.formats.release_directory import TOKENIZER
 
 T = TypeVar("T")
@@ -162,6 +163,7 @@ class JaisLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         config = self.engine.forward.config
         return {
             "model_hash": self.model,
+            "model_num_parameters": parameter_count(config),
             "model_dtype": str(self.engine.forward.dtype).removeprefix("torch."),
             "max_length": self.max_length,
             "positions": config.position_embedding_type,
