@@ -47,7 +47,7 @@ def test_the_models_of_the_transfer_benchmark_share_the_tokens_that_it_claims(tm
 
 @pytest.mark.slow
 def test_the_evaluation_benchmark_compares_the_same_scores(tmp_path, monkeypatch):
-    pytest.importorskip("lm_eval")
+    pytest.importorskip("lm_eval", minversion="0.4.13")
     benchmark = load("evaluation", monkeypatch)
     section, *rest = benchmark.PUBLISHED["jais-family-590m"]
     small = {"hidden_size": 64, "num_heads": 4, "num_hidden_layers": 2, "filter_size": 96, "vocab_size": 700}

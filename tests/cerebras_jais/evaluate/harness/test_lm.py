@@ -8,7 +8,7 @@ what was asked, and another model's does not.
 
 import pytest
 
-lm_eval = pytest.importorskip("lm_eval")
+lm_eval = pytest.importorskip("lm_eval", minversion="0.4.13")
 
 from lm_eval.api.instance import Instance  # noqa: E402
 
