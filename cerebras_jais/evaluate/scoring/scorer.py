@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cerebras_jais.chat.forward import Forward
-from cerebras_jais.evaluate.scoring.tree import Batch, Request, Tree, needed, plan
+from cerebras_jais.evaluate.scoring.tree import Batch, Request, Tree, needed, plan, unanswered
 
 BATCH_TOKENS = 2048
 _BIAS_ELEMENTS = 2**25  # of a batch, heads x queries x keys: 128 MiB in float32
@@ -80,22 +80,28 @@ def log_probabilities(
     answered: Collection[int] = (),
     *,
     batch_tokens: int = BATCH_TOKENS,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[Scored]:
-    """The scored tokens of the requests that are not among `answered`, and of some others, batch by batch."""
+    """The scored tokens of the requests that are not among `answered`, and of some others, batch by batch.
+
+    Args:
+        part: which of how many equal parts of the batches.
+    """
     tree = plan(requests, tokens=batch_tokens, attended=_BIAS_ELEMENTS // forward.config.num_heads)
-    batches = needed(tree.batches, answered)
-    layers = forward.config.num_hidden_layers
+    share, of = part
+    asked = unanswered(tree.batches, answered)
+    mine = asked[len(asked) * share // of : len(asked) * (share + 1) // of]
+    batches = [(number, tree.batches[number]) for number in needed(tree.batches, mine)]
     past = _Past(np.empty(0, np.int64), [], [])
-    for number, batch in enumerate(batches):
-        keep = batches[number + 1].past if number + 1 < len(batches) else np.empty(0, np.int64)
+    for place, (number, batch) in enumerate(batches):
+        keep = batches[place + 1][1].past if place + 1 < len(batches) else np.empty(0, np.int64)
         assert len(past.nodes) == len(batch.past)
-        x_TM, past = _read(forward, tree, batch, past, keep, layers)
-        yield Scored(batch.requests, tree.depths[batch.nodes], *_scored(forward, x_TM, batch))
+        x_TM, past = _read(forward, tree, batch, past, keep)
+        if number in mine:
+            yield Scored(batch.requests, tree.depths[batch.nodes], *_scored(forward, x_TM, batch))
 
 
-def _read(
-    forward: Forward, tree: Tree, batch: Batch, past: _Past, keep: np.ndarray, layers: int
-) -> tuple[Tensor, _Past]:
+def _read(forward: Forward, tree: Tree, batch: Batch, past: _Past, keep: np.ndarray) -> tuple[Tensor, _Past]:
     """Hidden states [T, M] of a batch, and the keys and values of the nodes to keep."""
     device = forward.device
     pool = np.concatenate([past.nodes, np.arange(batch.start, batch.end)])
