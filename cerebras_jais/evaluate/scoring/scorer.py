@@ -5,7 +5,7 @@ H heads, G key/value heads, L queries, S keys, D head size, M hidden, V vocabula
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -46,7 +46,6 @@ class _Past(NamedTuple):
     v: list[Tensor]
 
 
-@torch.inference_mode()
 def score_requests(
     forward: Forward,
     requests: Sequence[Request],
@@ -60,15 +59,23 @@ def score_requests(
     several requests share is read once. Batches do not depend on what is answered, so a likelihood is the same to the
     last bit in a run that begins anew and in one that goes on. A request without a scored token has likelihood 0.
     """
+    scored = log_probabilities(forward, requests, answered, batch_tokens=batch_tokens)
+    return likelihoods(requests, answered, scored)
+
+
+def likelihoods(
+    requests: Sequence[Request], answered: Collection[int], scored: Iterable[Scored]
+) -> Iterator[tuple[int, Likelihood]]:
+    """The number of each request that is not among `answered`, with its likelihood, once all its tokens are scored."""
     total, greedy = np.zeros(len(requests)), np.ones(len(requests), bool)
     left = np.array([request.predicted for request in requests])
     for number in sorted(set(np.flatnonzero(left == 0).tolist()) - set(answered)):
         yield number, Likelihood(0.0, True)
-    for scored in log_probabilities(forward, requests, answered, batch_tokens=batch_tokens):
-        np.add.at(total, scored.requests, scored.log_p)
-        np.logical_and.at(greedy, scored.requests, scored.likeliest)
-        np.subtract.at(left, scored.requests, 1)
-        for number in np.unique(scored.requests).tolist():
+    for part in scored:
+        np.add.at(total, part.requests, part.log_p)
+        np.logical_and.at(greedy, part.requests, part.likeliest)
+        np.subtract.at(left, part.requests, 1)
+        for number in np.unique(part.requests).tolist():
             if left[number] == 0 and number not in answered:
                 yield number, Likelihood(float(total[number]), bool(greedy[number]))
 
@@ -90,7 +97,7 @@ def log_probabilities(
     tree = plan(requests, tokens=batch_tokens, attended=_BIAS_ELEMENTS // forward.config.num_heads)
     share, of = part
     asked = unanswered(tree.batches, answered)
-    mine = asked[len(asked) * share // of : len(asked) * (share + 1) // of]
+    mine = set(asked[len(asked) * share // of : len(asked) * (share + 1) // of])
     batches = [(number, tree.batches[number]) for number in needed(tree.batches, mine)]
     past = _Past(np.empty(0, np.int64), [], [])
     for place, (number, batch) in enumerate(batches):
