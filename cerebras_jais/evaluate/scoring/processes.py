@@ -33,7 +33,8 @@ def log_probabilities_of_processes(
         forward: the model of this process.
         open_forward: opens the model of another, by its number from 1 on; it can be pickled.
 
-    Raises UserError where a process cannot open its model, or ends before its work does. None outlives the iterator, nor this process.
+    Raises UserError where a process cannot open its model, or ends before its work does. None outlives the iterator,
+    nor this process.
     """
     context = multiprocessing.get_context("spawn")
     found: Any = context.Queue(_WAITING * processes)
