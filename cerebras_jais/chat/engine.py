@@ -327,6 +327,10 @@ def open_engine(
         raise UserError(f"{config}: a release is read by its own config.json; leave --config out")
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r}: known: {', '.join(DTYPES)}")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # as torch says that it has no such device, or was built without
+        raise UserError(f"device {device!r}: cannot be used ({str(error).splitlines()[0]}); give cpu") from error
     encoder = load_tokenizer(folder)
     with opening(path, config=Path(config) if config else None, allow_pickle=allow_pickle) as model:
         known, is_chat = model.config, model.is_chat

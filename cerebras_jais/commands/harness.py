@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,10 @@ from cerebras_jais.commandline import Number
 from cerebras_jais.commands.evaluate import ALLOW_PICKLE, CONFIG, MODEL, TOKENIZER
 from cerebras_jais.evaluate.suites import SUITES
 from cerebras_jais.ranges import SIZE
+
+if TYPE_CHECKING:
+    from cerebras_jais.chat.engine import Engine
+    from cerebras_jais.chat.forward import Forward
 
 
 @click.command()
@@ -46,6 +50,13 @@ from cerebras_jais.ranges import SIZE
 )
 @click.option("--device", default="cpu", show_default=True, help="As torch names it, such as cuda.")
 @click.option(
+    "--processes",
+    type=Number(SIZE),
+    default=1,
+    show_default=True,
+    help="That score options, each with the model in memory; with cuda each on a GPU of its own.",
+)
+@click.option(
     "--output",
     type=click.Path(path_type=Path),
     required=True,
@@ -65,6 +76,7 @@ def evaluate(
     limit: int | None,
     dtype: str,
     device: str,
+    processes: int,
     output: Path,
 ) -> None:
     """Score a checkpoint (.mdl) or a release on the tasks of lm_eval, zero-shot unless a task says otherwise.
@@ -77,7 +89,11 @@ def evaluate(
     No data set comes with this project; docs/evaluation.md has the command that fetches each. The results are files as
     lm_eval writes them.
     """
-    from cerebras_jais.chat.engine import open_engine, tokenizer_of
+    from functools import partial
+
+    import torch
+
+    from cerebras_jais.chat.engine import tokenizer_of
     from cerebras_jais.endpoint.record import open_record
     from cerebras_jais.errors import UserError
     from cerebras_jais.evaluate.harness.lm import JaisLM, tokens_before
@@ -89,9 +105,18 @@ def evaluate(
         raise UserError("give --suite, --tasks or --reading: there is nothing to evaluate on")
     folder = tokenizer_of(path, tokenizer)
     plan = load_tasks(names, data_root=data_root, reading=reading)
-    engine = open_engine(
-        path, tokenizer=tokenizer, config=config, dtype=dtype, device=device, allow_pickle=allow_pickle
+    open_model = partial(
+        _open,
+        path=path,
+        tokenizer=tokenizer,
+        config=config,
+        dtype=dtype,
+        device=device,
+        allow_pickle=allow_pickle,
+        threads=max(1, torch.get_num_threads() // processes),
+        processes=processes,
     )
+    engine = open_model(0)
     if chat_template:
         engine.check_chats()
     output.mkdir(parents=True, exist_ok=True)
@@ -103,9 +128,38 @@ def evaluate(
             before=tokens_before(folder),
             chat=chat_template,
             progress=_with_time_left,
+            processes=processes,
+            open_forward=partial(_forward, open_model),
         )
         results = run(lm, plan, output, limit=limit)
     _show(results)
+
+
+def _open(
+    number: int,
+    *,
+    path: Path,
+    tokenizer: Path | None,
+    config: Path | None,
+    dtype: str,
+    device: str,
+    allow_pickle: bool,
+    threads: int,
+    processes: int,
+) -> Engine:
+    """The model of a process, by its number."""
+    import torch
+
+    from cerebras_jais.chat.engine import open_engine
+
+    torch.set_num_threads(threads)
+    if device == "cuda" and processes > 1:
+        device = f"cuda:{number}"
+    return open_engine(path, tokenizer=tokenizer, config=config, dtype=dtype, device=device, allow_pickle=allow_pickle)
+
+
+def _forward(open_model: Callable[[int], Engine], number: int) -> Forward:
+    return open_model(number).forward
 
 
 def _names(suite: Iterable[str], tasks: str | None, reading: bool) -> list[str]:

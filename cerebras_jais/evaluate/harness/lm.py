@@ -14,11 +14,13 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from cerebras_jais.catalog.chat import chat_template
 from cerebras_jais.chat.engine import Engine
+from cerebras_jais.chat.forward import Forward
 from cerebras_jais.chat.sampling import Sampling
 from cerebras_jais.encoding import encode_texts, explained
 from cerebras_jais.endpoint.record import Record
 from cerebras_jais.errors import UserError
-from cerebras_jais.evaluate.scoring.scorer import BATCH_TOKENS, Likelihood, score_requests
+from cerebras_jais.evaluate.scoring.processes import log_probabilities_of_processes
+from cerebras_jais.evaluate.scoring.scorer import BATCH_TOKENS, Likelihood, likelihoods, score_requests
 from cerebras_jais.evaluate.scoring.tree import Request
 from cerebras_jais.model.tensors import parameter_count
 from checkpoint_convert.formats.release_directory import TOKENIZER
@@ -55,6 +57,9 @@ class JaisLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         before: ids that its tokenizer puts before a text; the first stands for an empty context.
         chat: whether prompts are made by the chat template. An option then follows the prompt with a space, as the
             answers that chat models are tuned on do; lm_eval leaves it out.
+        processes: how many score options, this one included.
+        open_forward: opens the model of another of them, by its number.
+        processes: how many score, this one included; `open_forward` opens the model of another by its number.
     """
 
     def __init__(
@@ -67,11 +72,14 @@ class JaisLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         chat: bool = False,
         batch_tokens: int = BATCH_TOKENS,
         progress: Progress[Any] = no_progress,
+        processes: int = 1,
+        open_forward: Callable[[int], Forward] | None = None,
     ) -> None:
         super().__init__()
         self.engine, self.record, self.model, self.chat = engine, record, model, chat
         self.before, self.batch_tokens, self.progress = list(before), batch_tokens, progress
         self.max_length = engine.context
+        self.processes, self.open_forward = processes, open_forward
 
     @property
     def eot_token_id(self) -> int:
@@ -187,7 +195,18 @@ class JaisLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
     def _likelihoods(self, asked: Sequence[Request]) -> list[Likelihood]:
         keys = [self._key("score", request.tokens, request.predicted) for request in asked]
         answered = {number for number, key in enumerate(keys) if key in self.record}
-        work = score_requests(self.engine.forward, asked, answered, batch_tokens=self.batch_tokens)
+        if self.open_forward is None or self.processes == 1 or len(answered) == len(asked):
+            work = score_requests(self.engine.forward, asked, answered, batch_tokens=self.batch_tokens)
+        else:
+            scored = log_probabilities_of_processes(
+                self.engine.forward,
+                self.open_forward,
+                asked,
+                answered,
+                self.processes,
+                batch_tokens=self.batch_tokens,
+            )
+            work = likelihoods(asked, answered, scored)
         for number, likelihood in self.progress(work, len(answered), len(asked), "options"):
             if keys[number] not in self.record:  # two tasks may ask the same
                 self.record.add(keys[number], likelihood._asdict())

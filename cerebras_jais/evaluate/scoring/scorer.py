@@ -5,7 +5,7 @@ H heads, G key/value heads, L queries, S keys, D head size, M hidden, V vocabula
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cerebras_jais.chat.forward import Forward
-from cerebras_jais.evaluate.scoring.tree import Batch, Request, Tree, needed, plan
+from cerebras_jais.evaluate.scoring.tree import Batch, Request, Tree, needed, plan, unanswered
 
 BATCH_TOKENS = 2048
 _BIAS_ELEMENTS = 2**25  # of a batch, heads x queries x keys: 128 MiB in float32
@@ -46,7 +46,6 @@ class _Past(NamedTuple):
     v: list[Tensor]
 
 
-@torch.inference_mode()
 def score_requests(
     forward: Forward,
     requests: Sequence[Request],
@@ -60,15 +59,23 @@ def score_requests(
     several requests share is read once. Batches do not depend on what is answered, so a likelihood is the same to the
     last bit in a run that begins anew and in one that goes on. A request without a scored token has likelihood 0.
     """
+    scored = log_probabilities(forward, requests, answered, batch_tokens=batch_tokens)
+    return likelihoods(requests, answered, scored)
+
+
+def likelihoods(
+    requests: Sequence[Request], answered: Collection[int], scored: Iterable[Scored]
+) -> Iterator[tuple[int, Likelihood]]:
+    """The number of each request that is not among `answered`, with its likelihood, once all its tokens are scored."""
     total, greedy = np.zeros(len(requests)), np.ones(len(requests), bool)
     left = np.array([request.predicted for request in requests])
     for number in sorted(set(np.flatnonzero(left == 0).tolist()) - set(answered)):
         yield number, Likelihood(0.0, True)
-    for scored in log_probabilities(forward, requests, answered, batch_tokens=batch_tokens):
-        np.add.at(total, scored.requests, scored.log_p)
-        np.logical_and.at(greedy, scored.requests, scored.likeliest)
-        np.subtract.at(left, scored.requests, 1)
-        for number in np.unique(scored.requests).tolist():
+    for part in scored:
+        np.add.at(total, part.requests, part.log_p)
+        np.logical_and.at(greedy, part.requests, part.likeliest)
+        np.subtract.at(left, part.requests, 1)
+        for number in np.unique(part.requests).tolist():
             if left[number] == 0 and number not in answered:
                 yield number, Likelihood(float(total[number]), bool(greedy[number]))
 
@@ -80,22 +87,28 @@ def log_probabilities(
     answered: Collection[int] = (),
     *,
     batch_tokens: int = BATCH_TOKENS,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[Scored]:
-    """The scored tokens of the requests that are not among `answered`, and of some others, batch by batch."""
+    """The scored tokens of the requests that are not among `answered`, and of some others, batch by batch.
+
+    Args:
+        part: which of how many equal parts of the batches.
+    """
     tree = plan(requests, tokens=batch_tokens, attended=_BIAS_ELEMENTS // forward.config.num_heads)
-    batches = needed(tree.batches, answered)
-    layers = forward.config.num_hidden_layers
+    share, of = part
+    asked = unanswered(tree.batches, answered)
+    mine = set(asked[len(asked) * share // of : len(asked) * (share + 1) // of])
+    batches = [(number, tree.batches[number]) for number in needed(tree.batches, mine)]
     past = _Past(np.empty(0, np.int64), [], [])
-    for number, batch in enumerate(batches):
-        keep = batches[number + 1].past if number + 1 < len(batches) else np.empty(0, np.int64)
+    for place, (number, batch) in enumerate(batches):
+        keep = batches[place + 1][1].past if place + 1 < len(batches) else np.empty(0, np.int64)
         assert len(past.nodes) == len(batch.past)
-        x_TM, past = _read(forward, tree, batch, past, keep, layers)
-        yield Scored(batch.requests, tree.depths[batch.nodes], *_scored(forward, x_TM, batch))
+        x_TM, past = _read(forward, tree, batch, past, keep)
+        if number in mine:
+            yield Scored(batch.requests, tree.depths[batch.nodes], *_scored(forward, x_TM, batch))
 
 
-def _read(
-    forward: Forward, tree: Tree, batch: Batch, past: _Past, keep: np.ndarray, layers: int
-) -> tuple[Tensor, _Past]:
+def _read(forward: Forward, tree: Tree, batch: Batch, past: _Past, keep: np.ndarray) -> tuple[Tensor, _Past]:
     """Hidden states [T, M] of a batch, and the keys and values of the nodes to keep."""
     device = forward.device
     pool = np.concatenate([past.nodes, np.arange(batch.start, batch.end)])

@@ -7,7 +7,7 @@ is the context of one question's options or a preamble of many questions.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,15 +130,20 @@ def plan(requests: Sequence[Request], *, tokens: int, attended: int) -> Tree:
     return Tree(np.concatenate(fresh), np.concatenate(depths), _batches(groups, scored))
 
 
-def needed(batches: Sequence[Batch], answered: Collection[int]) -> list[Batch]:
-    """The batches to be read for the requests that are not answered: theirs, and those that own the past of one."""
-    starts = np.array([batch.start for batch in batches], np.int64)
+def unanswered(batches: Sequence[Batch], answered: Collection[int]) -> list[int]:
+    """The numbers of the batches that score a token of a request which is not answered."""
     done = np.array(sorted(answered), np.int64)
-    wanted = {n for n, batch in enumerate(batches) if not np.isin(batch.requests, done).all()}
+    return [number for number, batch in enumerate(batches) if not np.isin(batch.requests, done).all()]
+
+
+def needed(batches: Sequence[Batch], numbers: Iterable[int]) -> list[int]:
+    """The numbers of the batches to be read for some of them: these, and those that own the past of one."""
+    starts = np.array([batch.start for batch in batches], np.int64)
+    wanted = set(numbers)
     for number in range(len(batches) - 1, -1, -1):
         if number in wanted:
             wanted.update((np.searchsorted(starts, batches[number].past, side="right") - 1).tolist())
-    return [batches[number] for number in sorted(wanted)]
+    return sorted(wanted)
 
 
 def _batches(groups: list[list[Chain]], scored: list[tuple[np.ndarray, np.ndarray, int]]) -> tuple[Batch, ...]:
