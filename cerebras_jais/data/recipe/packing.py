@@ -21,9 +21,9 @@ from cerebras_jais.data.dataset import DataParameters, write_hdf5
 from cerebras_jais.data.documents import DataError
 from cerebras_jais.data.mixture import Band, Mixture, Source, folder_weights, mix
 from cerebras_jais.data.packing import pack_stream, pack_vsl
-from cerebras_jais.data.recipe.executors import Stage
 from cerebras_jais.data.recipe.folder import RunFolder, read_json, write_array, write_json
 from cerebras_jais.data.recipe.settings import DataRun, Phase
+from cerebras_jais.data.recipe.workers import Stage
 from cerebras_jais.data.token_store import Store, joined, open_store
 from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer, vocabulary_size
 from cerebras_jais.files import shown_path

@@ -8,13 +8,13 @@ from typing import Any
 
 from cerebras_jais.data.recipe.decontaminate import read_evaluation
 from cerebras_jais.data.recipe.duplicates import duplicate_stages
-from cerebras_jais.data.recipe.executors import Progress, Stage, failure_of, run_locally, run_on_ray, submit_to_slurm
 from cerebras_jais.data.recipe.folder import RunFolder, folder_of, read_json, running
 from cerebras_jais.data.recipe.inputs import Inputs, find_inputs
 from cerebras_jais.data.recipe.packing import packing_stages
 from cerebras_jais.data.recipe.prepare import Prepare, load_tools
 from cerebras_jais.data.recipe.settings import DataRun
 from cerebras_jais.data.recipe.summary import REPORT, FinishStores, Report
+from cerebras_jais.data.recipe.workers import Progress, Stage, Workers, failure_of, run_locally
 from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer
 from cerebras_jais.files import MIB
 
@@ -22,8 +22,12 @@ from cerebras_jais.files import MIB
 _PARTS_OF_A_SHARD = 2
 
 
-def build(run: DataRun, progress: Progress, note: Callable[[str], None]) -> dict[str, Any] | list[str]:
+def build(
+    run: DataRun, progress: Progress, note: Callable[[str], None], workers: Workers | None = None
+) -> dict[str, Any] | list[str]:
     """Carry a run out and return its report, or the ids of the jobs where Slurm will.
+
+    `workers` may be given so that they have begun to import before; they are ended here.
 
     The same call goes on where an earlier one was ended. Raises DataError, UserError and OSError for what a user can
     mend; what is finished is kept.
@@ -36,16 +40,21 @@ def build(run: DataRun, progress: Progress, note: Callable[[str], None]) -> dict
     with running(folder, inputs):
         stages = _stages(run, folder, inputs)
         if run.executor.slurm is not None:
+            from cerebras_jais.data.recipe.executors import submit_to_slurm
+
             for stage in stages:
                 if (said := failure_of(stage.logs)) is not None:
                     note(f"{stage.name}: a task failed and is submitted again; it said: {said}")
             if jobs := submit_to_slurm(stages, folder.work, run, run.executor.slurm):
                 return jobs
         elif run.executor.ray is not None:
+            from cerebras_jais.data.recipe.executors import run_on_ray
+
             run_on_ray(stages, run, progress)
         else:
             folder.remove_abandoned()
-            run_locally(stages, run.workers, progress)
+            with workers or Workers() as processes:
+                run_locally(stages, run.workers, progress, processes)
     report: dict[str, Any] = read_json(folder.output / REPORT)
     return report
 

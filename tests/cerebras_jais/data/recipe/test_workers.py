@@ -38,9 +38,9 @@ def check_gone(folder):
 
 @pytest.mark.parametrize("number", [1, 3])
 def test_every_task_is_done_once(tmp_path, number):
-    with Workers(number) as workers:
-        assert sorted(workers.map(Task(tmp_path), range(7))) == list(range(7))
-        assert sorted(workers.map(Task(tmp_path), [7])) == [7]
+    with Workers() as workers:
+        assert sorted(workers.map(Task(tmp_path), range(7), number)) == list(range(7))
+        assert sorted(workers.map(Task(tmp_path), [7], number)) == [7]
     assert sorted(int(path.name.partition("-")[0]) for path in tmp_path.iterdir()) == list(range(8))
     check_gone(tmp_path)
 
@@ -54,6 +54,6 @@ def test_every_task_is_done_once(tmp_path, number):
     ],
 )
 def test_a_failure_comes_out_and_ends_all_workers(tmp_path, failure, error, said):
-    with Workers(2) as workers, pytest.raises(error, match=said):
-        list(workers.map(Task(tmp_path, failure), range(5)))
+    with Workers() as workers, pytest.raises(error, match=said):
+        list(workers.map(Task(tmp_path, failure), range(5), 2))
     check_gone(tmp_path)
