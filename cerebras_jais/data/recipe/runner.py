@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cerebras_jais.data.recipe.decontaminate import read_evaluation
 from cerebras_jais.data.recipe.duplicates import duplicate_stages
@@ -18,8 +18,12 @@ from cerebras_jais.data.recipe.workers import Progress, Stage, Workers, failure_
 from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer
 from cerebras_jais.files import MIB
 
-# A phase is packed in parts of half a shard's text: tens of thousands of documents fill rows well.
-_PARTS_OF_A_SHARD = 2
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+# A phase is packed in parts of a third of a shard's text: ten thousand documents fill rows well, and few shards keep
+# more workers than that busy.
+_PARTS_OF_A_SHARD = 3
 
 
 def build(
@@ -36,9 +40,9 @@ def build(
     inputs = find_inputs(run.sources, run.shard_mib * MIB)
     for line in inputs.notes:
         note(line)
-    _check(run, note)
+    tokenizer = _checked(run, note)
     with running(folder, inputs):
-        stages = _stages(run, folder, inputs)
+        stages = _stages(run, folder, inputs, tokenizer)
         if run.executor.slurm is not None:
             from cerebras_jais.data.recipe.executors import submit_to_slurm
 
@@ -59,12 +63,13 @@ def build(
     return report
 
 
-def _check(run: DataRun, note: Callable[[str], None]) -> None:
-    """Raise what is wrong with a tokenizer before a folder is made, and with a model before jobs are submitted.
+def _checked(run: DataRun, note: Callable[[str], None]) -> Tokenizer:
+    """The tokenizer; raises what is wrong with it before a folder is made, and with a model before jobs are submitted.
 
     What is wrong with a model is else said by the workers, at once, so that it is not loaded here for nothing.
     """
-    end_of_text_id(load_tokenizer(run.tokenizer), run.tokenizer)
+    tokenizer = load_tokenizer(run.tokenizer)
+    end_of_text_id(tokenizer, run.tokenizer)
     if run.executor.slurm is not None or run.executor.ray is not None:
         load_tools(run)
     if run.steps.decontaminate is not None:
@@ -74,9 +79,10 @@ def _check(run: DataRun, note: Callable[[str], None]) -> None:
                 f"decontaminate: {evaluation.too_short} of {evaluation.texts} texts have fewer than {evaluation.words} "
                 "words and are not looked for"
             )
+    return tokenizer
 
 
-def _stages(run: DataRun, folder: RunFolder, inputs: Inputs) -> list[Stage]:
+def _stages(run: DataRun, folder: RunFolder, inputs: Inputs, tokenizer: Tokenizer) -> list[Stage]:
     """All stages of a run in their order."""
     shards = len(inputs.shards)
     parts = max(1, round(_PARTS_OF_A_SHARD * sum(shard.size for shard in inputs.shards) / (run.shard_mib * MIB)))
@@ -86,7 +92,7 @@ def _stages(run: DataRun, folder: RunFolder, inputs: Inputs) -> list[Stage]:
         Stage("store", 1, (FinishStores(run, folder, shards),), folder.stages / "store"),
     ]
     for name in run.phases:
-        stages += packing_stages(run, folder, name, parts)
+        stages += packing_stages(run, folder, name, parts, tokenizer)
     every = "".join(digest[:6] for digest in folder.phases.values())[:60]
     return [*stages, Stage("report", 1, (Report(run, folder, shards),), folder.stages / f"report-{every}")]
 
