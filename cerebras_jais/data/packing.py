@@ -16,7 +16,7 @@ VSL_FEATURES = (*STREAM_FEATURES, "attention_span", "position_ids")
 
 PACKED_AT_ONCE = 2**20  # documents; with more nothing measurable is gained in fill
 _MADE_AT_ONCE = 2**16  # positions, of 20 bytes each: such a block stays in a processor's cache
-_READ_BETWEEN = 2**24  # tokens, of which each may have brought a page of 4 KiB into memory if documents are short
+_READ_BETWEEN = 2**20  # tokens; each of their documents may have brought 64 KiB of its file into memory
 
 
 @dataclass(frozen=True)

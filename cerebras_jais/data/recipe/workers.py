@@ -34,6 +34,10 @@ from cerebras_jais.errors import UserError
 
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 _LOOKED_EVERY = 0.25  # seconds, where the kernel does not tell
+_ENDED = (
+    "a worker was ended from outside, as a system short of memory does; give fewer workers, then start the same "
+    "command again: it goes on where it was"
+)
 _IMPORTED = ("cerebras_jais.data.recipe.runner", "fastokens", "h5py", "tokenizers", "xxhash")
 
 
@@ -193,8 +197,11 @@ class Workers:
             raise
 
     def _give(self, work: bytes, task: int) -> None:
-        channel = self._idle.pop() if self._idle else self._fork()
-        channel.send((work, task))
+        try:
+            channel = self._idle.pop() if self._idle else self._fork()
+            channel.send((work, task))
+        except (BrokenPipeError, ConnectionResetError):
+            raise WorkerError(_ENDED) from None
         self._busy[channel] = task
 
     def _fork(self) -> Connection:
@@ -250,10 +257,7 @@ def _take_answer(channel: Connection) -> None:
     try:
         error = channel.recv()
     except (EOFError, ConnectionResetError):
-        raise WorkerError(
-            "a worker was ended from outside, as a system short of memory does; give fewer workers, then start the "
-            "same command again: it goes on where it was"
-        ) from None
+        raise WorkerError(_ENDED) from None
     if isinstance(error, WorkerError):
         raise RuntimeError(f"in a worker:\n{error}")
     if error is not None:
