@@ -234,6 +234,7 @@ def _fork_workers(channel: Connection, parent: int) -> None:
         os.kill(worker, signal.SIGKILL)
     for worker in workers:
         os.waitpid(worker, 0)
+    os._exit(0)  # nothing is left to do, and the end of an interpreter takes a while
 
 
 def _serve(channel: Connection, parent: int) -> NoReturn:
