@@ -6,12 +6,13 @@ worker that is killed is one line; after the context none of them is left.
 
 import os
 import signal
+import time
 
 import pytest
 
 from cerebras_jais.data.recipe.workers import WorkerError, Workers
 from cerebras_jais.errors import UserError
-from tests.process import has_ended, wait_until
+from tests.process import PATIENCE, has_ended, wait_until
 
 
 class Task:
@@ -28,6 +29,9 @@ class Task:
             raise KeyError("x")
         if number == 2 and self.failure == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
+        if number == 2 and self.failure == "all killed":
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(PATIENCE)
 
 
 def check_gone(folder):
@@ -51,6 +55,7 @@ def test_every_task_is_done_once(tmp_path, number):
         ("user", UserError, "mend it"),
         ("unforeseen", RuntimeError, "KeyError: 'x'"),
         ("killed", WorkerError, "a worker was ended from outside"),
+        ("all killed", WorkerError, "a worker was ended from outside"),
     ],
 )
 def test_a_failure_comes_out_and_ends_all_workers(tmp_path, failure, error, said):
