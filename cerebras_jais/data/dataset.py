@@ -22,7 +22,7 @@ from cerebras_jais.files import shown_path
 from cerebras_jais.ranges import STREAMED
 
 SAMPLES_PER_FILE = 4096
-_POSITIONS_PER_FILE = 2**22
+_POSITIONS_PER_FILE = 2**22  # of 2 to 3 bytes each; a file is made in memory
 _POSITIONS_AT_ONCE = 2**15  # of 12 or 20 bytes each: rows of so many are packed while they are in a processor's cache
 _LEVEL = 1  # of gzip
 # check_vocabulary reads at most this many tokens at once, and this many in all before it only samples.
