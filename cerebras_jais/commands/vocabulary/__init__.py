@@ -1,1 +1,4 @@
-"""`vocab` and `tokens`: one module for each verb of `vocab`, and the group of them."""
+"""`vocab` and `tokens`: one module for each verb of `vocab`, and the group of them.
+
+What the verbs do is in `cerebras_jais/vocabulary`.
+"""

@@ -7,6 +7,7 @@ the engine's work, whether it streams or waits; what is refused is the client's 
 
 from concurrent.futures import ThreadPoolExecutor
 
+import openai
 import pytest
 
 from cerebras_jais.chat.engine import open_engine
@@ -17,7 +18,6 @@ from tests.cerebras_jais.serve.releases import SECTIONS, make_release
 from tests.cerebras_jais.serve.scripted_engine import NAME, Gate, ScriptedEngine, answer_to, serving
 from tests.process import wait_until
 
-openai = pytest.importorskip("openai")
 ARABIC = "ما هي عاصمة الإمارات؟ 🐪"
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import openai
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -23,7 +24,6 @@ from tests.cerebras_jais.serve.releases import make_release
 from tests.chat_tokenizers import EOS
 from tests.marks import slow_except
 
-openai = pytest.importorskip("openai")
 ROOT = Path(__file__).parents[3]
 QUESTIONS = {"ar": "ما هي عاصمة الإمارات؟", "en": "What is the capital of UAE?"}
 GREEDY = {"temperature": 0, "max_tokens": 24, "extra_body": {"repetition_penalty": 1}}
