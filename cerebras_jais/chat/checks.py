@@ -41,19 +41,21 @@ def check_tokenizer(tokenizer: Tokenizer, folder: Path, model: Path, config: Dec
 
 
 def check_memory(path: Path, config: DecoderConfig, dtype: torch.dtype) -> None:
-    """Raise UserError where a model's weights, and keys and values of its context, are more than the free memory.
+    """Raise UserError where a model needs more memory than is free.
+
+    It needs its weights and, while they are read, the largest of them in float32; later the keys and values of its
+    context.
 
     Args:
-        dtype: of the weights, as they are read.
+        dtype: of the weights, as they are kept.
     """
-    weights = dtype.itemsize * sum(tensor.size for tensor in tensors(config) if tensor.same_as is None)
-    cache = cache_bytes(config, config.max_position_embeddings)
+    sizes = [tensor.size for tensor in tensors(config) if tensor.same_as is None]
+    needed = dtype.itemsize * sum(sizes) + max(4 * max(sizes), cache_bytes(config, config.max_position_embeddings))
     free = available_memory()
-    if free is not None and weights + cache > free:
+    if free is not None and needed > free:
         raise UserError(
-            f"{path}: takes {(weights + cache) / 1e9:.1f} GB of memory, {cache / 1e9:.1f} GB of it for keys and values "
-            f"of {config.max_position_embeddings:,} tokens, and {free / 1e9:.1f} GB are free; end other programs, or "
-            "take a smaller model"
+            f"{path}: takes {needed / 1e9:.1f} GB of memory with its context of {config.max_position_embeddings:,} "
+            f"tokens, and {free / 1e9:.1f} GB are free; end other programs, or take a smaller model"
         )
 
 

@@ -113,17 +113,22 @@ def test_a_model_that_does_not_fit_into_memory(models, tmp_path, unread, monkeyp
 
 @pytest.mark.parametrize("section", [jais_section, llama_section])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_memory_is_that_of_the_weights_in_their_type_and_of_the_cache(section, dtype, monkeypatch):
+@pytest.mark.parametrize("context", [CONTEXT, 100 * CONTEXT])
+def test_memory_is_that_of_the_weights_in_their_type_with_one_as_it_is_read_or_the_cache(
+    section, dtype, context, monkeypatch
+):
     """Against the tensors themselves: one byte less than they take is too little."""
-    config = DecoderConfig.from_section(section(vocab_size=VOCABULARY, max_position_embeddings=CONTEXT))
-    cache = Cache(config, 1, CONTEXT, torch.empty(0))
+    config = DecoderConfig.from_section(section(vocab_size=VOCABULARY, max_position_embeddings=context))
+    cache = Cache(config, 1, context, torch.empty(0))
     held = sum(tensor.nbytes for tensor in vars(cache).values() if isinstance(tensor, torch.Tensor))
-    assert cache_bytes(config, CONTEXT) == held
-    weights = dtype.itemsize * sum(parameter.numel() for parameter in LanguageModel(config).parameters())
-    monkeypatch.setattr(checks, "available_memory", lambda: weights + held)
+    assert cache_bytes(config, context) == held
+    sizes = [parameter.numel() for parameter in LanguageModel(config).parameters()]
+    assert (held > 4 * max(sizes)) == (context > CONTEXT)
+    needed = dtype.itemsize * sum(sizes) + max(held, 4 * max(sizes))
+    monkeypatch.setattr(checks, "available_memory", lambda: needed)
     check_memory("m", config, dtype)
-    monkeypatch.setattr(checks, "available_memory", lambda: weights + held - 1)
-    with pytest.raises(UserError, match=f"keys and values of {CONTEXT} tokens"):
+    monkeypatch.setattr(checks, "available_memory", lambda: needed - 1)
+    with pytest.raises(UserError, match=f"with its context of {context:,} tokens"):
         check_memory("m", config, dtype)
 
 
