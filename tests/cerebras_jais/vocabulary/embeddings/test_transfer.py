@@ -14,6 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, models
 
 import cerebras_jais.vocabulary.embeddings.transfer as transferring
 from cerebras_jais.checkpoint import open_checkpoint
@@ -131,6 +132,36 @@ def test_the_methods_that_one_compares_with(pair, tmp_path):
     expected = np.tile(before.mean(0), (len(new), 1))
     np.testing.assert_allclose(found["mean"], expected, rtol=0, atol=tolerances.SAME_IN_FLOAT32)
     assert found["random"].std() == pytest.approx(before.std(), rel=0.05)  # statistical: 8,000 values
+
+
+def spelled_without(content, piece, text):
+    """The ids of a text by the library, from a base's tokenizer.json whose merges and letters make no such piece."""
+    vocabulary, merges = content["model"]["vocab"], content["model"]["merges"]
+    if len(piece) == 1:
+        vocabulary, merges = {name: number for name, number in vocabulary.items() if name != piece}, []
+    merges = [tuple(merge) for merge in merges if "".join(merge) != piece]
+    bare = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    return [token.id for token in bare.model.tokenize(text)]
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_held_out_tokens_are_spelled_without_themselves_for_the_mean_of_pieces(pair, tmp_path, seed):
+    """The report's cosine, computed by numpy from what `tokenizers` makes of a base without the token's merges."""
+    report = run(pair, tmp_path / "out.mdl", seed=seed)
+    base, *_, base_ids, _ = tokens_of(pair)
+    held = np.sort(np.random.default_rng(seed).permutation(len(base_ids))[: report["held_out"]])
+    content = json.loads((pair.base.parent / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))
+    names = {number: piece for piece, number in content["model"]["vocab"].items()}
+    for matrix, name in (("embedding", EMBEDDING), ("head", HEAD)):
+        rows, cosines = tensors_of(pair.base)[name].astype(np.float64), []
+        for number in base_ids[held].tolist():
+            piece = names[number]
+            ids = [] if piece.startswith("<0x") else spelled_without(content, piece, piece)
+            assert number not in ids
+            made = rows[ids].mean(0) if ids else rows[: base.size].mean(0)
+            cosines.append(made @ rows[number] / np.linalg.norm(made) / np.linalg.norm(rows[number]))
+        (judged,) = (row for row in report["judged"] if (row["matrix"], row["method"]) == (matrix, "pieces"))
+        assert judged["cosine"] == pytest.approx(np.mean(cosines), abs=tolerances.SAME_IN_FLOAT32)
 
 
 def test_norms_are_brought_to_the_bases_by_one_factor(pair, output, tmp_path):
