@@ -6,7 +6,7 @@ One thread uses an engine at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +15,7 @@ import torch
 
 from cerebras_jais.catalog.chat import SAMPLING
 from cerebras_jais.catalog.reader import read_trainer_yaml
+from cerebras_jais.chat.checks import check_memory, check_tokenizer
 from cerebras_jais.chat.detokenize import Detokenizer, StopStrings, TokenBytes, token_bytes
 from cerebras_jais.chat.forward import Cache, Forward
 from cerebras_jais.chat.prompts import chat_prompt, release_template
@@ -23,7 +24,6 @@ from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer, vocabul
 from cerebras_jais.encoding import encode_texts
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.load import load_model
-from cerebras_jais.model.tensors import tensors
 from checkpoint_convert.formats.json_files import read_json
 from checkpoint_convert.formats.release_directory import GENERATION_CONFIG, TOKENIZER
 from checkpoint_convert.load import load_release
@@ -288,6 +288,9 @@ class Engine:
         if wrong is not None:
             raise UserError(f"token id {wrong} is outside the vocabulary of {self.vocabulary}")
         self.note_on(len(ids))
+        if self.positions == "rotary":  # known up to the context, for the answer's tokens too
+            most = min(sampling.max_new_tokens, max(1, self.context - len(ids)))
+            sampling = replace(sampling, max_new_tokens=most)
         generator = torch.Generator()
         generator.seed() if sampling.seed is None else generator.manual_seed(sampling.seed)
         return _Row(ids, sampling, Detokenizer(self._table), StopStrings(sampling.stop), generator)
@@ -334,16 +337,12 @@ def open_engine(
     encoder = load_tokenizer(folder)
     with opening(path, config=Path(config) if config else None, allow_pickle=allow_pickle) as model:
         known, is_chat = model.config, model.is_chat
-    if vocabulary_size(encoder) > known.vocab_size:
-        raise UserError(
-            f"{folder}: its ids go up to {vocabulary_size(encoder) - 1} but the model's vocab_size is "
-            f"{known.vocab_size}: the tokenizer does not belong to this model; give the model's own"
-        )
-    refuse_too_large(path, sum(tensor.size for tensor in tensors(known) if tensor.same_as is None))
+    check_tokenizer(encoder, folder, path, known)
+    check_memory(path, known, DTYPES[dtype])
     loaded = (
-        load_release(path, allow_pickle=allow_pickle)
+        load_release(path, allow_pickle=allow_pickle, dtype=DTYPES[dtype])
         if path.is_dir()
-        else load_model(path, read_trainer_yaml(Path(config))[-1].init.model if config else None)
+        else load_model(path, read_trainer_yaml(Path(config))[-1].init.model if config else None, DTYPES[dtype])
     )
     eos: tuple[int, ...] = (end_of_text_id(encoder, folder),)
     sampling: dict[str, Any] = {}
@@ -355,7 +354,7 @@ def open_engine(
         eos = tuple(dict.fromkeys((*eos, *(token for token in more if type(token) is int))))
     return Engine(
         path.name,
-        Forward(loaded.to(device=torch.device(device), dtype=DTYPES[dtype])),
+        Forward(loaded.to(device=torch.device(device))),
         encoder,
         eos,
         is_chat=is_chat,
@@ -384,23 +383,3 @@ def card_sampling(generation_config: Mapping[str, Any]) -> Sampling:
         return Sampling()
     names = ("temperature", "top_k", "top_p", "repetition_penalty")
     return Sampling(**{name: said[name] for name in names if said.get(name) is not None})
-
-
-def refuse_too_large(path: Path, parameters: int) -> None:
-    """Raise UserError where a model in float32, as it is read, is larger than the free memory of the machine."""
-    needed, free = 4 * parameters, available_memory()
-    if free is not None and needed > free:
-        raise UserError(
-            f"{path}: takes {needed / 1e9:.1f} GB to load, and {free / 1e9:.1f} GB of memory are free; end other "
-            "programs, or take a smaller model"
-        )
-
-
-def available_memory() -> int | None:
-    """Bytes of memory that programs can still take, as Linux says; None elsewhere."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    found = next((line for line in lines if line.startswith("MemAvailable:")), None)
-    return None if found is None else int(found.split()[1]) * 1024

@@ -62,6 +62,13 @@ def test_a_release_is_the_model_of_its_checkpoint_bit_for_bit(tmp_path, variant,
     ours, theirs = load_model(checkpoint).state_dict(), load_release(tmp_path / "release").state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    for rounded in (
+        load_model(checkpoint, dtype=torch.bfloat16).state_dict(),
+        load_release(tmp_path / "release", dtype=torch.bfloat16).state_dict(),
+    ):
+        wanted = {name: value if name.endswith("slopes") else value.bfloat16() for name, value in ours.items()}
+        assert all(torch.equal(rounded[name], wanted[name]) for name in ours)
+        assert {name: value.dtype for name, value in rounded.items()} == {n: v.dtype for n, v in wanted.items()}
 
 
 @pytest.mark.parametrize("variant", ["llama-20-heads-tied", "llama-40-heads-grouped"])
