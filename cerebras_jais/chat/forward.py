@@ -23,6 +23,7 @@ from cerebras_jais.model.decoder import DecoderLayer, GatedLinear, LanguageModel
 from cerebras_jais.model.positions import alibi_bias_HLS, rotary_angles, rotate_BHLD
 
 _LONGEST_PIECE = 512  # prompt tokens of one forward pass
+_SCORED_AT_ONCE = 64  # rows of logits that are held
 _BIAS_ELEMENTS = 2**24  # of a piece's bias, heads x piece x keys: 64 MiB in float32
 
 
@@ -74,7 +75,7 @@ class Forward:
         self._embedding = decoder.embedding_layer.word_embeddings.weight.detach().to(dtype)
         check_weights(weights, self._embedding.device)
         self._head = linear(decoder.lm_head.weight.detach(), _data(decoder.lm_head.bias), weights)
-        decoder.lm_head = decoder.embedding_layer.word_embeddings = torch.nn.Identity()
+        del decoder.lm_head, decoder.embedding_layer.word_embeddings
         self._last_norm = _norm(decoder.ln_f, dtype)
         self._slopes: Tensor | None = None
         if self.config.position_embedding_type == "alibi":
@@ -105,15 +106,29 @@ class Forward:
         while done < len(ids):
             if cancelled():
                 return None
-            heads = self.config.num_heads
-            piece = max(16, min(_LONGEST_PIECE, _BIAS_ELEMENTS // (heads * len(ids))))
-            end = min(len(ids), done + piece)
+            end = min(len(ids), done + self._piece(len(ids)))
             x_BLM = self._prompt_piece(
                 torch.tensor([ids[done:end]], device=self._embedding.device), done, cache, row, start
             )
             done = end
         assert x_BLM is not None, "at least one token is fed"
         return self._logits(x_BLM[:, -1])[0]
+
+    def log_probabilities(self, ids: Sequence[int]) -> Tensor:
+        """Natural logarithm of each token's probability after those before it, float32 [len(ids) - 1]."""
+        text_L = torch.tensor(ids, device=self._embedding.device)
+        cache, piece, found = self.new_cache(1, len(ids) - 1), self._piece(len(ids)), []
+        for begin in range(0, len(ids) - 1, piece):
+            end = min(begin + piece, len(ids) - 1)
+            x_LM = self._prompt_piece(text_L[None, begin:end], begin, cache, 0, 0)[0]
+            for row in range(begin, end, _SCORED_AT_ONCE):
+                log_p_LV = self._logits(x_LM[row - begin : row - begin + _SCORED_AT_ONCE]).log_softmax(-1)
+                found.append(log_p_LV.gather(1, text_L[row + 1 : row + 1 + len(log_p_LV), None])[:, 0])
+        return torch.cat(found)
+
+    def _piece(self, tokens: int) -> int:
+        """Tokens of a text of this length that go through the model at once."""
+        return max(16, min(_LONGEST_PIECE, _BIAS_ELEMENTS // (self.config.num_heads * tokens)))
 
     def _prompt_piece(self, ids_BL: Tensor, past: int, cache: Cache, row: int, start: int) -> Tensor:
         c, device, length = self.config, ids_BL.device, ids_BL.shape[1]
@@ -191,9 +206,9 @@ class Forward:
         heads, groups = self.config.num_heads, self.config.num_kv_groups
         all_BELD = layer.qkv(layer.norm1(x_BLM)).view(*x_BLM.shape[:2], -1, self.config.head_dim).transpose(1, 2)
         if cos is not None and sin is not None:
-            rotated_BELD, values_BGLD = all_BELD.split((heads + groups, groups), dim=1)
+            rotated_BELD, values_BGLD = all_BELD.tensor_split((heads + groups,), dim=1)
             all_BELD = torch.cat((rotate_BHLD(rotated_BELD, cos, sin), values_BGLD), dim=1)
-        q_BHLD, kv_BGLD = all_BELD.split((heads, 2 * groups), dim=1)
+        q_BHLD, kv_BGLD = all_BELD.tensor_split((heads,), dim=1)
         return q_BHLD, kv_BGLD
 
     def _bias_row(self, length: int) -> Tensor:
@@ -238,9 +253,7 @@ def _prepared(layer: DecoderLayer, weights: Weights) -> _Layer:
     assert isinstance(output, OutputLinear)
     return _Layer(
         norm1=_norm(layer.norm1, activation_dtype(weights)),
-        qkv=_joined(
-            weights, attention.proj_q_dense_layer, attention.proj_k_dense_layer, attention.proj_v_dense_layer
-        ),
+        qkv=_joined(weights, attention.proj_q_dense_layer, attention.proj_k_dense_layer, attention.proj_v_dense_layer),
         out=_joined(weights, attention.proj_output_dense_layer),
         norm3=_norm(layer.norm3, activation_dtype(weights)),
         up_gate=_joined(weights, gated.linear_layer, gated.linear_layer_for_glu),

@@ -52,10 +52,11 @@ def linear(weight_NK: Tensor, bias_N: Tensor | None, weights: Weights) -> Callab
     if weight_NK.device.type != "cpu":
         return lambda x: F.linear(x, weight_NK, bias_N)
     known = dtype == torch.float32 or cpu_multiplies_bfloat16()
-    if torch.backends.mkldnn.is_available() and known and weight_NK.numel() >= _SMALLEST_PACKED:
+    has_onednn = torch.backends.mkldnn.is_available() and known  # type: ignore[no-untyped-call]
+    if has_onednn and weight_NK.numel() >= _SMALLEST_PACKED:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight_NK.contiguous(), _TOKENS)
         product = torch.ops.mkldnn._linear_pointwise.default
-        return lambda x: product(x, packed, bias_N, "none", [], "")  # type: ignore[no-any-return]
+        return lambda x: product(x, packed, bias_N, "none", [], "")
     by_column = weight_NK.t().contiguous().t()  # a product with one vector reads it a third quicker than by row
     return lambda x: F.linear(x, by_column, bias_N)
 
@@ -80,8 +81,8 @@ def rounded_to_int4(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
     largest are the ends of the range: 5 bits a number.
     """
     packed, parameters = [], []
-    for rows_NK in weight_NK.split(_ROWS):
-        rows_NGK = rows_NK.float().unflatten(1, (-1, _GROUP))
+    for begin in range(0, len(weight_NK), _ROWS):
+        rows_NGK = weight_NK[begin : begin + _ROWS].float().view(-1, weight_NK.shape[1] // _GROUP, _GROUP)
         least, largest = rows_NGK.aminmax(dim=-1, keepdim=True)
         # Rounded first, so that q makes up for what they lose.
         scale = ((largest - least) / 15).clamp(min=1e-30).bfloat16()
