@@ -92,7 +92,7 @@ def test_rounded_weights_change_the_logits_by_their_rounding(kind):
 
 
 def test_what_has_no_kernel_is_refused_in_a_line():
-    with pytest.raises(UserError, match="'float64'.*float32, bfloat16, int4"):
+    with pytest.raises(UserError, match=r"'float64'.*float32, bfloat16, int4"):
         check_weights("float64", torch.device("cpu"))
     with pytest.raises(UserError, match="for a CPU, not for cuda"):
         check_weights("int4", torch.device("cuda"))
