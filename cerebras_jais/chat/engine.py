@@ -328,7 +328,7 @@ def open_engine(
             f"{folder}: its ids go up to {vocabulary_size(encoder) - 1} but the model's vocab_size is "
             f"{known.vocab_size}: the tokenizer does not belong to this model; give the model's own"
         )
-    refuse_too_large(path, sum(tensor.size for tensor in tensors(known) if tensor.same_as is None))
+    refuse_too_large(path, sum(tensor.size for tensor in tensors(known)))  # a tied head is a matrix of its own here
     loaded = (
         load_release(path, allow_pickle=allow_pickle)
         if path.is_dir()
