@@ -70,6 +70,7 @@ def write_release(name: str, directory: Path) -> Path:
     from tests.chat_tokenizers import write_tokenizer
     from tests.checkpoint_convert.examples import write_checkpoint
 
+    directory.mkdir(parents=True, exist_ok=True)
     section = section_of(name)
     config = DecoderConfig.from_section(section)
     state: dict[str, Any] = {}
@@ -282,7 +283,6 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(given.threads)
-    given.directory.mkdir(parents=True)
     for name in given.models:
         rate = memory_rate()
         print(f"\n{name}: {given.threads} threads, memory {rate / 1e9:.1f} GB/s, torch {torch.__version__}")
