@@ -20,8 +20,8 @@ WEIGHTS: tuple[Weights, ...] = ("float32", "bfloat16", "int4")
 _GROUP = 32  # numbers of an int4 row that share a scale and a zero
 _ROWS = 4096  # of a matrix that are rounded at once
 _TOKENS = 8  # that oneDNN chooses a layout for: as quick for 1 as its layout for 1, and twice as quick for 8
-# Numbers of a matrix. For a smaller one, oneDNN takes longer to look up its kernel than it saves.
-_SMALLEST_PACKED = 2**18
+# Numbers of a matrix. For one row of a smaller one, oneDNN takes longer to look up its kernel than it saves.
+_LARGE = 2**18
 
 
 def activation_dtype(weights: Weights) -> torch.dtype:
@@ -49,16 +49,23 @@ def linear(weight_NK: Tensor, bias_N: Tensor | None, weights: Weights) -> Callab
     if weights == "int4" and weight_NK.shape[0] % 16 == 0 and weight_NK.shape[1] % _GROUP == 0:
         return _int4(weight_NK, bias_N)
     weight_NK = weight_NK.to(dtype)
-    if weight_NK.device.type != "cpu":
+    if not _has_onednn(weight_NK):
         return lambda x: F.linear(x, weight_NK, bias_N)
-    known = dtype == torch.float32 or cpu_multiplies_bfloat16()
-    has_onednn = torch.backends.mkldnn.is_available() and known  # type: ignore[no-untyped-call]
-    if has_onednn and weight_NK.numel() >= _SMALLEST_PACKED:
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight_NK.contiguous(), _TOKENS)
-        product = torch.ops.mkldnn._linear_pointwise.default
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight_NK.contiguous(), _TOKENS)
+    product = torch.ops.mkldnn._linear_pointwise.default
+    if weight_NK.numel() >= _LARGE:
         return lambda x: product(x, packed, bias_N, "none", [], "")
-    by_column = weight_NK.t().contiguous().t()  # a product with one vector reads it a third quicker than by row
-    return lambda x: F.linear(x, by_column, bias_N)
+    by_column = weight_NK.t().contiguous().t()  # a product with one row reads it a third quicker than by row
+    inputs = weight_NK.shape[1]
+    return lambda x: (
+        F.linear(x, by_column, bias_N) if x.numel() == inputs else product(x, packed, bias_N, "none", [], "")
+    )
+
+
+def _has_onednn(weight_NK: Tensor) -> bool:
+    if weight_NK.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return weight_NK.dtype == torch.float32 or cpu_multiplies_bfloat16()
 
 
 def _int4(weight_NK: Tensor, bias_N: Tensor | None) -> Callable[[Tensor], Tensor]:

@@ -30,7 +30,7 @@ def seeded():
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("tokens", [(1, 1), (3, 7)])
+@pytest.mark.parametrize("tokens", [(1, 1), (8, 1), (3, 7)])
 @pytest.mark.parametrize("sizes", [(96, 64), (1024, 512), (1000, 333)])
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
 def test_a_product_is_that_of_the_matrix_and_its_bias(kind, sizes, tokens):
