@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 import cerebras_jais.cli
 from checkpoint_convert.cli import cli
+from checkpoint_convert.load import load_release
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,6 +34,17 @@ def test_a_checkpoint_of_the_conversion_benchmark_converts_and_verifies(tmp_path
     for words in (["to-hf", tmp_path / "a.mdl", "--output", tmp_path / "release"], ["verify", tmp_path / "release"]):
         done = CliRunner().invoke(cli, list(map(str, words)))
         assert done.exit_code == 0, done.output
+
+
+def test_a_token_reads_as_many_numbers_as_the_generation_benchmark_counts(tmp_path, monkeypatch):
+    benchmark = load("generation", monkeypatch)
+    for name, tied in (("tied", True), ("untied", False)):
+        changes = {"hidden_size": 48, "vocab_size": 3000, "share_embedding_weights": tied}
+        monkeypatch.setitem(benchmark.MODELS, name, ("tiny/jais.yaml", changes))
+        model = load_release(benchmark.write_release(name, tmp_path / name))
+        numbers = sum(parameter.numel() for parameter in model.parameters())
+        assert benchmark.numbers_read(model.config) == numbers - (0 if tied else 48 * 3000)
+        assert set(benchmark.measure_ours(tmp_path / name / name, "float32", 3, 1)) == {"one", "batch", "prefill"}
 
 
 def test_the_models_of_the_transfer_benchmark_share_the_tokens_that_it_claims(tmp_path, monkeypatch):

@@ -43,13 +43,13 @@ def check_tokenizer(tokenizer: Tokenizer, folder: Path, model: Path, config: Dec
 def check_memory(path: Path, config: DecoderConfig, dtype: torch.dtype) -> None:
     """Raise UserError where a model needs more memory than is free.
 
-    It needs its weights and, while they are read, the largest of them in float32; later the keys and values of its
-    context.
+    It needs its weights, a tied head beside the embedding, and while they are read the largest of them in float32;
+    later the keys and values of its context.
 
     Args:
-        dtype: of the weights, as they are kept.
+        dtype: of the weights, as they are read.
     """
-    sizes = [tensor.size for tensor in tensors(config) if tensor.same_as is None]
+    sizes = [tensor.size for tensor in tensors(config)]
     needed = dtype.itemsize * sum(sizes) + max(4 * max(sizes), cache_bytes(config, config.max_position_embeddings))
     free = available_memory()
     if free is not None and needed > free:

@@ -20,6 +20,7 @@ from cerebras_jais.chat.detokenize import Detokenizer, StopStrings, TokenBytes, 
 from cerebras_jais.chat.forward import Cache, Forward
 from cerebras_jais.chat.prompts import chat_prompt, release_template
 from cerebras_jais.chat.sampling import Sampling, choose
+from cerebras_jais.chat.weights import Weights, check_weights
 from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer, vocabulary_size
 from cerebras_jais.encoding import encode_texts
 from cerebras_jais.errors import UserError
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 FinishReason = Literal["stop", "length", "cancelled"]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _ROUNDED_TO = 256  # tokens; a cache has some room for the next prompt
 
 
@@ -234,6 +234,10 @@ class Engine:
     def _step(self, rows: list[_Row], cache: Cache, starts: list[int], column: int) -> Any:
         return self.forward.step([row.ids[-1] for row in rows], cache, starts, column)
 
+    @torch.inference_mode()
+    def _choose(self, logits_V: Any, row: _Row) -> int:
+        return choose(logits_V, row.sampling, row.prompt + row.ids, len(row.ids), self.eos, row.generator)
+
     def stream_batch(
         self,
         prompts: Sequence[Sequence[int]],
@@ -268,10 +272,7 @@ class Engine:
                     row.finished = "cancelled"
                     pieces.append(Piece(row.stops.end(), (), "cancelled"))
                 else:
-                    seen = row.prompt + row.ids
-                    with torch.inference_mode():
-                        token = choose(logits[number], row.sampling, seen, len(row.ids), self.eos, row.generator)
-                    pieces.append(row.take(token, self.eos))
+                    pieces.append(row.take(self._choose(logits[number], row), self.eos))
             yield pieces
             if all(row.finished for row in rows):
                 return
@@ -299,7 +300,7 @@ class Engine:
         """The cache of the last prompt where it is large enough, for its prefix; otherwise a new one."""
         if batch == 1 and self._last is not None:
             _, cache, row, start = self._last
-            if row == start == 0 and cache.k.shape[1] == 1 and cache.capacity >= tokens:
+            if row == start == 0 and cache.batch == 1 and cache.capacity >= tokens:
                 return cache
         return self.forward.new_cache(batch, -(-tokens // _ROUNDED_TO) * _ROUNDED_TO)
 
@@ -309,7 +310,7 @@ def open_engine(
     *,
     tokenizer: str | Path | None = None,
     config: str | Path | None = None,
-    dtype: str = "float32",
+    weights: Weights = "float32",
     device: str = "cpu",
     allow_pickle: bool = False,
 ) -> Engine:
@@ -318,7 +319,7 @@ def open_engine(
     Args:
         tokenizer: its folder; a release brings its own.
         config: trainer YAML, where a checkpoint does not record it.
-        dtype: of weights and arithmetic, "float32" or "bfloat16".
+        weights: element type of the matrices (`WEIGHTS`).
         device: as torch names it.
         allow_pickle: whether weights in pickle files may be read.
 
@@ -328,8 +329,7 @@ def open_engine(
     folder = tokenizer_of(path, Path(tokenizer) if tokenizer is not None else None)
     if config is not None and path.is_dir():
         raise UserError(f"{config}: a release is read by its own config.json; leave --config out")
-    if dtype not in DTYPES:
-        raise UserError(f"dtype {dtype!r}: known: {', '.join(DTYPES)}")
+    check_weights(weights, torch.device(device))
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # as torch says that it has no such device, or was built without
@@ -337,12 +337,13 @@ def open_engine(
     encoder = load_tokenizer(folder)
     with opening(path, config=Path(config) if config else None, allow_pickle=allow_pickle) as model:
         known, is_chat = model.config, model.is_chat
+    read_as = torch.bfloat16 if weights == "bfloat16" else torch.float32  # int4 is rounded from float32
     check_tokenizer(encoder, folder, path, known)
-    check_memory(path, known, DTYPES[dtype])
+    check_memory(path, known, read_as)
     loaded = (
-        load_release(path, allow_pickle=allow_pickle, dtype=DTYPES[dtype])
+        load_release(path, allow_pickle=allow_pickle, dtype=read_as)
         if path.is_dir()
-        else load_model(path, read_trainer_yaml(Path(config))[-1].init.model if config else None, DTYPES[dtype])
+        else load_model(path, read_trainer_yaml(Path(config))[-1].init.model if config else None, read_as)
     )
     eos: tuple[int, ...] = (end_of_text_id(encoder, folder),)
     sampling: dict[str, Any] = {}
@@ -354,7 +355,7 @@ def open_engine(
         eos = tuple(dict.fromkeys((*eos, *(token for token in more if type(token) is int))))
     return Engine(
         path.name,
-        Forward(loaded.to(device=torch.device(device))),
+        Forward(loaded.to(device=torch.device(device)), weights),
         encoder,
         eos,
         is_chat=is_chat,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -32,6 +33,14 @@ ALLOW_PICKLE = click.option(
     "--allow-pickle", is_flag=True, help="Read a release's weights in pickle files too (.bin); nothing in them is run."
 )
 
+WEIGHTS = click.option(
+    "--weights",
+    type=click.Choice(["float32", "bfloat16", "int4"]),
+    default="float32",
+    show_default=True,
+    help="Type of the matrices in memory. int4 is the quickest on a CPU and rounds: docs/chat.md says which when.",
+)
+
 
 @click.command()
 @MODEL
@@ -52,6 +61,11 @@ ALLOW_PICKLE = click.option(
     metavar="PATH",
     help="Score all of this text: folder or file of .txt, .jsonl or SQuAD .json; - is standard input; repeatable.",
 )
+@click.option(
+    "--weights",
+    type=click.Choice(["bfloat16", "int4"]),
+    help="Score the model with these weights of `generate`, too, and say what is lost.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @click.option(
     "--by-position",
@@ -67,6 +81,7 @@ def score(
     allow_pickle: bool,
     data: Path | None,
     text: tuple[Path, ...],
+    weights: Literal["bfloat16", "int4"] | None,
     as_json: bool,
     by_position: Path | None,
     rows: int,
@@ -77,16 +92,21 @@ def score(
       cerebras-jais score jais/checkpoint_100.mdl --tokenizer tokenizer --data data
       cerebras-jais score release --text TEXT
       cerebras-jais score release --text TEXT --by-position positions.png
+      cerebras-jais score release --text TEXT --weights int4
 
     A model is worth what it makes of text that it has not seen: give --data, or --text that was not trained on. Of
     conversations that `data chat` held out the responses alone are scored.
     """
+    import torch
+
+    from cerebras_jais.chat.forward import Forward
+    from cerebras_jais.chat.weights import check_weights
     from cerebras_jais.data.chat.pipeline import held_out_conversations
     from cerebras_jais.data.documents import passed_over, read_documents
     from cerebras_jais.data.pipeline import held_out_documents
     from cerebras_jais.data.tokenizer import encode_document, end_of_text_id, load_tokenizer
     from cerebras_jais.errors import UserError
-    from cerebras_jais.evaluate.score import score_documents, score_texts
+    from cerebras_jais.evaluate.score import Score, score_documents, score_texts
 
     tokenizer = tokenizer_of(path, tokenizer)
     if (data is None) == (not text):
@@ -102,35 +122,43 @@ def score(
         documents = held_out_documents(data)
     if by_position is not None and conversations is not None:
         raise UserError("--by-position reads documents one behind the other; give --text, or --data of `data pack`")
+    if weights is not None:
+        check_weights(weights, torch.device("cpu"))
     model, encoder = load(path, config, allow_pickle), load_tokenizer(tokenizer)
     eos = end_of_text_id(encoder, tokenizer)
     if by_position is not None:
         _by_position(model, (encode_document(encoder, d, eos) for d in documents), eos, rows, by_position, as_json)
         return
-    if conversations is not None:
-        scores = score_texts(model, _scored(conversations, encoder, eos), model.config.max_position_embeddings)
-    else:
-        scores = score_documents(model, documents, lambda document: encode_document(encoder, document, eos), eos)
+
+    def scores_of(model: LanguageModel | Forward) -> list[Score]:
+        if conversations is not None:
+            return score_texts(model, _scored(conversations, encoder, eos), model.config.max_position_embeddings)
+        return score_documents(model, documents, lambda document: encode_document(encoder, document, eos), eos)
+
+    scores = scores_of(model)
+    rounded = [] if weights is None else scores_of(Forward(model, weights))  # which takes the model's weights
     if as_json:
-        click.echo(
-            json.dumps(
-                {
-                    s.language: {
-                        "documents": s.documents,
-                        "tokens": s.tokens,
-                        "bytes": s.n_bytes,
-                        "loss": s.loss,
-                        "bits_per_byte": s.bits_per_byte,
-                    }
-                    for s in scores
-                }
-            )
-        )
+        found = {
+            s.language: {
+                "documents": s.documents,
+                "tokens": s.tokens,
+                "bytes": s.n_bytes,
+                "loss": s.loss,
+                "bits_per_byte": s.bits_per_byte,
+            }
+            for s in scores
+        }
+        for s in rounded:
+            found[s.language][f"bits_per_byte_{weights}"] = s.bits_per_byte
+        click.echo(json.dumps(found))
         return
-    click.echo(f"{'language':<10}{'documents':>10}{'tokens':>10}{'bytes':>10}{'loss':>8}{'bits/byte':>11}")
-    for s in scores:
+    added = "" if weights is None else f"{weights:>11}{'more':>8}"
+    click.echo(f"{'language':<10}{'documents':>10}{'tokens':>10}{'bytes':>10}{'loss':>8}{'bits/byte':>11}{added}")
+    for s, r in zip_longest(scores, rounded):
+        added = "" if r is None else f"{r.bits_per_byte:>11.3f}{r.bits_per_byte / s.bits_per_byte - 1:>8.2%}"
         click.echo(
             f"{s.language:<10}{s.documents:>10}{s.tokens:>10}{s.n_bytes:>10}{s.loss:>8.3f}{s.bits_per_byte:>11.3f}"
+            f"{added}"
         )
 
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cerebras_jais.commandline import Number
-from cerebras_jais.commands.evaluate import ALLOW_PICKLE, CONFIG, MODEL, TOKENIZER
+from cerebras_jais.commands.evaluate import ALLOW_PICKLE, CONFIG, MODEL, TOKENIZER, WEIGHTS
 from cerebras_jais.evaluate.suites import SUITES
 from cerebras_jais.ranges import SIZE
 
 if TYPE_CHECKING:
     from cerebras_jais.chat.engine import Engine
     from cerebras_jais.chat.forward import Forward
+    from cerebras_jais.chat.weights import Weights
 
 
 @click.command()
@@ -41,13 +42,7 @@ if TYPE_CHECKING:
 )
 @click.option("--chat-template", is_flag=True, help="Ask as in a conversation, by the model's chat template.")
 @click.option("--limit", type=Number(SIZE), help="So many questions of each task, for a trial.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16"]),
-    default="float32",
-    show_default=True,
-    help="Of weights and arithmetic.",
-)
+@WEIGHTS
 @click.option("--device", default="cpu", show_default=True, help="As torch names it, such as cuda.")
 @click.option(
     "--processes",
@@ -74,7 +69,7 @@ def evaluate(
     data_root: Path | None,
     chat_template: bool,
     limit: int | None,
-    dtype: str,
+    weights: Weights,
     device: str,
     processes: int,
     output: Path,
@@ -110,7 +105,7 @@ def evaluate(
         path=path,
         tokenizer=tokenizer,
         config=config,
-        dtype=dtype,
+        weights=weights,
         device=device,
         allow_pickle=allow_pickle,
         threads=max(1, torch.get_num_threads() // processes),
@@ -141,7 +136,7 @@ def _open(
     path: Path,
     tokenizer: Path | None,
     config: Path | None,
-    dtype: str,
+    weights: Weights,
     device: str,
     allow_pickle: bool,
     threads: int,
@@ -155,7 +150,9 @@ def _open(
     torch.set_num_threads(threads)
     if device == "cuda" and processes > 1:
         device = f"cuda:{number}"
-    return open_engine(path, tokenizer=tokenizer, config=config, dtype=dtype, device=device, allow_pickle=allow_pickle)
+    return open_engine(
+        path, tokenizer=tokenizer, config=config, weights=weights, device=device, allow_pickle=allow_pickle
+    )
 
 
 def _forward(open_model: Callable[[int], Engine], number: int) -> Forward:

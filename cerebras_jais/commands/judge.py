@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cerebras_jais.commandline import Number
-from cerebras_jais.commands.evaluate import ALLOW_PICKLE, CONFIG, TOKENIZER
+from cerebras_jais.commands.evaluate import ALLOW_PICKLE, CONFIG, TOKENIZER, WEIGHTS
 from cerebras_jais.ranges import SEED, SHARE, SIZE, TEMPERATURE, WEIGHT, Range, shown
 from cerebras_jais.wording import counted
 
 if TYPE_CHECKING:
     from cerebras_jais.chat.batch import Prompt
     from cerebras_jais.chat.sampling import Sampling
+    from cerebras_jais.chat.weights import Weights
     from cerebras_jais.endpoint.client import Endpoint
     from cerebras_jais.evaluate.judge.answers import Answered
     from cerebras_jais.evaluate.judge.asking import Judging
@@ -69,7 +70,7 @@ def _endpoint_options(required: bool) -> Callable[[Decorated], Decorated]:
 @click.option("--run-code", is_flag=True, help="Let the code in a release that transformers opens run.")
 @click.option("--chat", "as_chat", is_flag=True, help="Give a model without a chat template the family's prompt.")
 @click.option("--device", default="cpu", show_default=True, help="As torch names it, such as cuda.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@WEIGHTS
 @_endpoint_options(required=False)
 @click.option("--max-new-tokens", type=Number(SIZE), default=1024, show_default=True, help="Of an answer at most.")
 @click.option("--temperature", type=Number(TEMPERATURE), help="0 takes the likeliest token. Default: the model's own.")
@@ -87,7 +88,7 @@ def answers(
     run_code: bool,
     as_chat: bool,
     device: str,
-    dtype: str,
+    weights: Weights,
     base_url: str | None,
     model: str | None,
     key_variable: str | None,
@@ -103,7 +104,7 @@ def answers(
 
     \b
       cerebras-jais answers chat-release --questions vicuna-ar
-      cerebras-jais answers chat-release --questions vicuna-en --fastchat --device cuda --dtype bfloat16
+      cerebras-jais answers chat-release --questions vicuna-en --fastchat --device cuda --weights bfloat16
       cerebras-jais answers --base-url http://localhost:8000/v1 --model NAME --questions vicuna-en
 
     MODEL is a checkpoint (.mdl) or a release of the family, or another release that transformers opens. Without one
@@ -151,7 +152,7 @@ def answers(
             tokenizer=tokenizer,
             config=config,
             allow_pickle=allow_pickle,
-            dtype=dtype,
+            weights=weights,
             device=device,
             run_code=run_code,
             as_chat=as_chat,

@@ -172,7 +172,7 @@ class JaisLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return {
             "model_hash": self.model,
             "model_num_parameters": parameter_count(config),
-            "model_dtype": str(self.engine.forward.dtype).removeprefix("torch."),
+            "model_dtype": self.engine.forward.weights,
             "max_length": self.max_length,
             "positions": config.position_embedding_type,
             "chat_template_applied": self.chat,
@@ -214,7 +214,7 @@ class JaisLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return [Likelihood(entry["log_likelihood"], entry["is_greedy"]) for entry in found]
 
     def _key(self, *asked: Any) -> str:
-        return hashlib.sha256(json.dumps([self.model, str(self.engine.forward.dtype), *asked]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self.model, self.engine.forward.weights, *asked]).encode()).hexdigest()
 
 
 def _with_space(request: Instance) -> Instance:

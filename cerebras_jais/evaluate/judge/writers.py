@@ -11,9 +11,10 @@ import torch
 
 from cerebras_jais.catalog.chat import chat_template
 from cerebras_jais.chat.batch import identity_of_model
-from cerebras_jais.chat.engine import DTYPES, Completion, card_sampling, open_engine
+from cerebras_jais.chat.engine import Completion, card_sampling, open_engine
 from cerebras_jais.chat.prompts import chat_prompt, release_template
 from cerebras_jais.chat.sampling import Sampling
+from cerebras_jais.chat.weights import Weights
 from cerebras_jais.errors import UserError
 from cerebras_jais.evaluate.judge.questions import Question
 from checkpoint_convert.formats.json_files import read_json
@@ -47,7 +48,7 @@ def open_writer(
     tokenizer: Path | None = None,
     config: Path | None = None,
     allow_pickle: bool = False,
-    dtype: str = "float32",
+    weights: Weights = "float32",
     device: str = "cpu",
     run_code: bool = False,
     as_chat: bool = False,
@@ -62,11 +63,11 @@ def open_writer(
     """
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; give a checkpoint (.mdl) or a release")
-    identity = [identity_of_model(path), dtype]
+    identity = [identity_of_model(path), weights]
     if path.is_dir() and not _is_ours(path, allow_pickle):
-        return _by_transformers(path, identity, dtype, device, run_code, as_chat)
+        return _by_transformers(path, identity, weights, device, run_code, as_chat)
     engine = open_engine(
-        path, tokenizer=tokenizer, config=config, allow_pickle=allow_pickle, dtype=dtype, device=device
+        path, tokenizer=tokenizer, config=config, allow_pickle=allow_pickle, weights=weights, device=device
     )
     if not as_chat:
         engine.check_chats()
@@ -97,14 +98,18 @@ def _is_ours(path: Path, allow_pickle: bool) -> bool:
         return False
 
 
-def _by_transformers(path: Path, identity: object, dtype: str, device: str, run_code: bool, as_chat: bool) -> Writer:
+def _by_transformers(
+    path: Path, identity: object, weights: Weights, device: str, run_code: bool, as_chat: bool
+) -> Writer:
     read_json(path / CONFIG)  # says what is no release better than transformers
+    if weights == "int4":
+        raise UserError(f"{path}: transformers opens it, which has no int4 weights; take bfloat16")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=run_code, local_files_only=True)
         model: Any = AutoModelForCausalLM.from_pretrained(
-            path, trust_remote_code=run_code, local_files_only=True, dtype=DTYPES[dtype]
+            path, trust_remote_code=run_code, local_files_only=True, dtype=weights
         )
         model.to(device).eval()
     except Exception as error:  # of the release's own code too

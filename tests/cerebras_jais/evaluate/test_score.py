@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from cerebras_jais.chat.forward import Forward
 from cerebras_jais.data.documents import Document
 from cerebras_jais.evaluate.score import Scored, score_documents, score_texts
 from cerebras_jais.model.config import DecoderConfig
@@ -47,6 +48,13 @@ def test_nats_are_the_log_probabilities_of_all_tokens_and_the_end(model):
         assert score.nats == pytest.approx(nats, rel=tolerances.SAME_IN_FLOAT32)
         assert score.tokens == ids.shape[1] - 1
         assert score.bits_per_byte == pytest.approx(nats / math.log(2) / len(document.text.encode()), rel=1e-4)
+
+
+def test_a_model_as_it_generates_has_the_score_of_the_model(model):
+    wanted = score_documents(model, documents(), encode, EOS)
+    for found, score in zip(score_documents(Forward(model), documents(), encode, EOS), wanted, strict=True):
+        assert (found.documents, found.tokens, found.n_bytes) == (score.documents, score.tokens, score.n_bytes)
+        assert found.nats == pytest.approx(score.nats, rel=tolerances.SAME_IN_FLOAT32)
 
 
 def test_documents_of_a_language_add_up(model):
