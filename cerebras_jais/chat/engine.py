@@ -329,11 +329,11 @@ def open_engine(
     folder = tokenizer_of(path, Path(tokenizer) if tokenizer is not None else None)
     if config is not None and path.is_dir():
         raise UserError(f"{config}: a release is read by its own config.json; leave --config out")
-    check_weights(weights, torch.device(device))
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # as torch says that it has no such device, or was built without
         raise UserError(f"device {device!r}: cannot be used ({str(error).splitlines()[0]}); give cpu") from error
+    check_weights(weights, torch.device(device))
     encoder = load_tokenizer(folder)
     with opening(path, config=Path(config) if config else None, allow_pickle=allow_pickle) as model:
         known, is_chat = model.config, model.is_chat
