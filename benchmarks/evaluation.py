@@ -51,7 +51,12 @@ class Counted(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if func is torch.ops.aten.embedding.default and args[0].shape[0] == self.vocabulary:
             self.tokens += args[1].numel()
-        products = (torch.ops.aten.linear.default, torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+        products = (
+            torch.ops.aten.linear.default,
+            torch.ops.aten.mm.default,
+            torch.ops.aten.addmm.default,
+            torch.ops.mkldnn._linear_pointwise.default,
+        )
         if func in products and out.shape[-1] == self.vocabulary:
             self.rows += out.numel() // self.vocabulary
         return out
