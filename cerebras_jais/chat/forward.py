@@ -23,7 +23,6 @@ from cerebras_jais.model.decoder import DecoderLayer, GatedLinear, LanguageModel
 from cerebras_jais.model.positions import alibi_bias_HLS, rotary_angles, rotate_BHLD
 
 _LONGEST_PIECE = 512  # prompt tokens of one forward pass
-_SCORED_AT_ONCE = 64  # rows of logits that are held
 _BIAS_ELEMENTS = 2**24  # of a piece's bias, heads x piece x keys: 64 MiB in float32
 
 
@@ -114,18 +113,6 @@ class Forward:
             done = end
         assert x_BLM is not None, "at least one token is fed"
         return self.logits(x_BLM[:, -1])[0]
-
-    def log_probabilities(self, ids: Sequence[int]) -> Tensor:
-        """Natural logarithm of each token's probability after those before it, float32 [len(ids) - 1]."""
-        text_L = torch.tensor(ids, device=self._embedding.device)
-        cache, piece, found = self.new_cache(1, len(ids) - 1), self._piece(len(ids)), []
-        for begin in range(0, len(ids) - 1, piece):
-            end = min(begin + piece, len(ids) - 1)
-            x_LM = self._prompt_piece(text_L[None, begin:end], begin, cache, 0, 0)[0]
-            for row in range(begin, end, _SCORED_AT_ONCE):
-                log_p_LV = self.logits(x_LM[row - begin : row - begin + _SCORED_AT_ONCE]).log_softmax(-1)
-                found.append(log_p_LV.gather(1, text_L[row + 1 : row + 1 + len(log_p_LV), None])[:, 0])
-        return torch.cat(found)
 
     def _piece(self, tokens: int) -> int:
         """Tokens of a text of this length that go through the model at once."""

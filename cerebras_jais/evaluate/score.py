@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from cerebras_jais.chat.forward import Forward
 from cerebras_jais.data.documents import Document, language_of
+from cerebras_jais.evaluate.scoring.scorer import log_probabilities
+from cerebras_jais.evaluate.scoring.tree import Request
 from cerebras_jais.model.decoder import LanguageModel
 
 
@@ -111,7 +114,9 @@ def _nats(model: LanguageModel | Forward, ids: Sequence[int], counted: Sequence[
     if not any(counted[1:]):
         return 0.0
     if isinstance(model, Forward):
-        return -model.log_probabilities(ids)[torch.tensor(counted[1:])].sum(dtype=torch.float64).item()
+        counts = np.array(counted[1:])
+        parts = log_probabilities(model, [Request(tuple(ids), len(ids) - 1)])
+        return -sum(float(part.log_p[counts[part.positions]].sum()) for part in parts)
     device = model.model.embedding_layer.word_embeddings.weight.device
     row, mask = torch.tensor([ids], device=device), torch.tensor([counted[1:]], dtype=torch.int64, device=device)
     batch = {"input_ids": row[:, :-1], "labels": row[:, 1:], "attention_mask": mask}

@@ -81,14 +81,12 @@ def test_rounded_weights_change_the_logits_by_their_rounding(kind):
     model = LanguageModel(DecoderConfig.from_section(jais_section(vocab_size=96))).eval()
     ids = torch.randint(96, (20,)).tolist()
     wanted = model.logits(torch.tensor([ids]))[0]
-    log_p = wanted.log_softmax(-1)[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
     forward = Forward(model, kind)
     cache = forward.new_cache(1, 20)
     forward.prefill(ids[:-1], 0, cache, 0, 0, never)
     last = forward.step(ids[-1:], cache, [0], 19)[0]
     scale = 0.03 if kind == "bfloat16" else 0.3
     assert (last - wanted[-1]).abs().max() < scale * wanted.std()
-    assert (forward.log_probabilities(ids) - log_p).abs().max() < scale * wanted.std()
 
 
 def test_what_has_no_kernel_is_refused_in_a_line():

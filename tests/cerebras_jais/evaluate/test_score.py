@@ -83,3 +83,14 @@ def test_of_a_conversation_the_tokens_that_count_are_scored_across_pieces(model)
         nats -= log_p[torch.tensor(counted[start + 1 : start + 25])].sum().item()
     assert score.nats == pytest.approx(nats, rel=tolerances.SAME_IN_FLOAT32)
     assert (score.documents, score.tokens, score.n_bytes) == (1, sum(counted), 10)
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+def test_tokens_that_count_score_in_the_engine_as_in_the_decoder(model, weights):
+    ids = torch.randint(model.config.vocab_size, (40,), generator=torch.Generator().manual_seed(3)).tolist()
+    texts = [Scored("en", ids, [number % 3 > 0 for number in range(40)], 100)]
+    (expected,) = score_texts(model, texts, 16)
+    (found,) = score_texts(Forward(model, weights), texts, 16)
+    tolerance = {"float32": tolerances.SAME_IN_FLOAT32, "bfloat16": tolerances.SAME_IN_BFLOAT16}[weights]
+    assert found.tokens == expected.tokens
+    assert found.loss == pytest.approx(expected.loss, abs=tolerance)
