@@ -329,10 +329,7 @@ def open_engine(
     folder = tokenizer_of(path, Path(tokenizer) if tokenizer is not None else None)
     if config is not None and path.is_dir():
         raise UserError(f"{config}: a release is read by its own config.json; leave --config out")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # as torch says that it has no such device, or was built without
-        raise UserError(f"device {device!r}: cannot be used ({str(error).splitlines()[0]}); give cpu") from error
+    check_device(device)
     check_weights(weights, torch.device(device))
     encoder = load_tokenizer(folder)
     with opening(path, config=Path(config) if config else None, allow_pickle=allow_pickle) as model:
@@ -362,6 +359,14 @@ def open_engine(
         template=release_template(folder) if is_chat else None,
         chat_sampling=card_sampling(sampling),
     )
+
+
+def check_device(device: str) -> None:
+    """Raise UserError for a device that torch does not have here, or that holds no numbers, such as meta."""
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:  # as torch says that it has no such device, or was built without
+        raise UserError(f"device {device!r}: cannot be used ({str(error).splitlines()[0]}); give cpu") from error
 
 
 def tokenizer_of(path: Path, given: Path | None) -> Path:

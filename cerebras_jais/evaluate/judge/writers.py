@@ -11,7 +11,7 @@ import torch
 
 from cerebras_jais.catalog.chat import chat_template
 from cerebras_jais.chat.batch import identity_of_model
-from cerebras_jais.chat.engine import Completion, card_sampling, open_engine
+from cerebras_jais.chat.engine import Completion, card_sampling, check_device, open_engine
 from cerebras_jais.chat.prompts import chat_prompt, release_template
 from cerebras_jais.chat.sampling import Sampling
 from cerebras_jais.chat.weights import Weights
@@ -64,7 +64,7 @@ def open_writer(
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; give a checkpoint (.mdl) or a release")
     identity = [identity_of_model(path), weights]
-    if path.is_dir() and not _is_ours(path, allow_pickle):
+    if path.is_dir() and not _is_ours(path, allow_pickle, run_code):
         return _by_transformers(path, identity, weights, device, run_code, as_chat)
     engine = open_engine(
         path, tokenizer=tokenizer, config=config, allow_pickle=allow_pickle, weights=weights, device=device
@@ -84,10 +84,11 @@ def open_writer(
     return Writer(identity, engine.chat_sampling, prompt_ids, engine.complete)
 
 
-def _is_ours(path: Path, allow_pickle: bool) -> bool:
+def _is_ours(path: Path, allow_pickle: bool, run_code: bool) -> bool:
     """Whether the engine answers for a release: it is of the family, and has no other chat template.
 
-    The special tokens of another template would be text to the engine.
+    The special tokens of another template would be text to the engine. Raises UserError for a release of the family
+    that cannot be read, such as a damaged one: without its code, transformers cannot open it, either.
     """
     if has_chat_template(path) and release_template(path) != chat_template():
         return False
@@ -95,6 +96,8 @@ def _is_ours(path: Path, allow_pickle: bool) -> bool:
         with opening(path, allow_pickle=allow_pickle):
             return True
     except UserError:
+        if not run_code and read_json(path / CONFIG).get("model_type") == "jais":
+            raise
         return False
 
 
@@ -104,6 +107,7 @@ def _by_transformers(
     read_json(path / CONFIG)  # says what is no release better than transformers
     if weights == "int4":
         raise UserError(f"{path}: transformers opens it, which has no int4 weights; take bfloat16")
+    check_device(device)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:

@@ -205,6 +205,7 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(release, tmp_path):
     assert "base model" in refused("--suite", "demo", "--chat-template")
     assert "no file" in refused("--tasks", "reading")
     assert "give cpu" in refused("--suite", "demo", "--device", "nothing")
+    assert "give cpu" in refused("--suite", "demo", "--device", "meta")
     (tmp_path / "bad.json").write_text("{}")
     assert "SQuAD" in refused("--reading", str(tmp_path / "bad.json"))
     assert not (tmp_path / "o").exists()

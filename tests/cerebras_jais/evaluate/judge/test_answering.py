@@ -243,6 +243,15 @@ def test_a_base_model_is_refused_unless_it_is_to_have_the_familys_prompt(tuned, 
     assert texts[0] == texts[1]  # the same weights: `release` draws them by a seed
 
 
+def test_a_damaged_release_of_the_family_is_said_to_be_damaged_and_no_code_is_offered(tmp_path, questions):
+    damaged = release(tmp_path, TUNED)
+    (weights,) = damaged.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match=weights.name) as refused:
+        run("answers", damaged, "--questions", questions)
+    assert "run-code" not in str(refused.value)
+
+
 def test_the_arabic_questions_are_said_not_to_be_the_cards(tmp_path):
     with scripted() as served:
         words = ("--base-url", served.url, "--model", "m", "--output", tmp_path / "a.jsonl")
