@@ -122,6 +122,8 @@ def score(
         documents = held_out_documents(data)
     if by_position is not None and conversations is not None:
         raise UserError("--by-position reads documents one behind the other; give --text, or --data of `data pack`")
+    if by_position is not None and weights is not None:
+        raise UserError("--by-position reads the model in float32; leave --weights out")
     if weights is not None:
         check_weights(weights, torch.device("cpu"))
     model, encoder = load(path, config, allow_pickle), load_tokenizer(tokenizer)

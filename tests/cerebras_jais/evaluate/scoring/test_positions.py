@@ -64,6 +64,9 @@ def test_the_command_prints_the_table_and_draws(tmp_path):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     done = CliRunner().invoke(cli, [*words, "--json"])
     assert [one["tokens"] for one in json.loads(done.output)] == [8] * 16
+    done = CliRunner().invoke(cli, [*words, "--weights", "bfloat16"])
+    assert isinstance(done.exception, UserError)
+    assert "leave --weights out" in str(done.exception)
 
 
 def test_a_plot_of_another_kind_is_refused(tmp_path):
