@@ -15,6 +15,7 @@ from cerebras_jais.chat.sampling import Sampling
 from cerebras_jais.endpoint.record import open_record
 from cerebras_jais.errors import UserError
 from cerebras_jais.files import MIB, Identity, check_regular, identity_of, parse_json, shown_path
+from checkpoint_convert.formats.release_directory import TOKENIZER
 
 _LONGEST_LINE = 16 * MIB
 _AT_ONCE = 8  # prompts; one reading of the weights serves them all
@@ -37,10 +38,15 @@ class Completes(Protocol):
         """The answers to prompts, each by its sampling, in their order."""
 
 
-def identity_of_model(path: Path) -> list[tuple[str, *Identity]]:
-    """Of a checkpoint or each file of a release its name and what changes when it is written to."""
+def identity_of_model(path: Path, *, tokenizer: Path | None, config: Path | None) -> list[tuple[str, *Identity]]:
+    """Of a checkpoint or each file of a release, and of what is given with it: name, and what changes with a write.
+
+    Args:
+        tokenizer: the folder that is given with it, if any; config: the trainer YAML.
+    """
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return [(file.name, *identity_of(file)) for file in files]
+    given = (tokenizer / TOKENIZER if tokenizer is not None else None, config)
+    return [(file.name, *identity_of(file)) for file in (*files, *given) if file is not None]
 
 
 def read_prompts(file: Path, engine: Engine, *, as_chat: bool, language: str | None) -> list[Prompt]:

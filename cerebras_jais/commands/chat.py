@@ -103,7 +103,7 @@ def generate(
         prompts = read_prompts(batch, engine, as_chat=as_chat, language=language)
         made = answer_all(
             engine,
-            [weights, identity_of_model(path)],
+            [weights, identity_of_model(path, tokenizer=tokenizer, config=config)],
             prompts,
             [sampling] * len(prompts),
             output,

@@ -119,7 +119,7 @@ def evaluate(
         lm = JaisLM(
             engine,
             record,
-            model_digest(path),
+            model_digest(path, tokenizer=tokenizer, config=config),
             before=tokens_before(folder),
             chat=chat_template,
             progress=_with_time_left,

@@ -214,7 +214,10 @@ class JaisLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return [Likelihood(entry["log_likelihood"], entry["is_greedy"]) for entry in found]
 
     def _key(self, *asked: Any) -> str:
-        return hashlib.sha256(json.dumps([self.model, self.engine.forward.weights, *asked]).encode()).hexdigest()
+        forward = self.engine.forward
+        return hashlib.sha256(
+            json.dumps([self.model, forward.weights, forward.device.type, *asked]).encode()
+        ).hexdigest()
 
 
 def _with_space(request: Instance) -> Instance:

@@ -30,6 +30,7 @@ from cerebras_jais.errors import UserError
 from cerebras_jais.evaluate.harness.lm import JaisLM
 from cerebras_jais.evaluate.suites import data_sets
 from cerebras_jais.files import shown_path
+from checkpoint_convert.formats.release_directory import TOKENIZER
 from checkpoint_convert.streaming.digest import digest_of, file_digest
 
 TASKS = Path(__file__).parent / "tasks"
@@ -143,11 +144,19 @@ def run(lm: JaisLM, plan: Plan, output: Path, *, limit: int | None = None) -> di
     return results
 
 
-def model_digest(path: Path) -> str:
-    """A digest of the content of a model: of a checkpoint, or of all files of a release by their names."""
-    if not path.is_dir():
+def model_digest(path: Path, *, tokenizer: Path | None = None, config: Path | None = None) -> str:
+    """A digest of the content of a model: of a checkpoint, or of all files of a release by their names.
+
+    Args:
+        tokenizer: the folder that is given with it, if any, whose tokenizer counts; config: the trainer YAML.
+    """
+    given = [file for file in (tokenizer / TOKENIZER if tokenizer is not None else None, config) if file is not None]
+    if not (path.is_dir() or given):
         return file_digest(path)
-    files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+    files += given
     return digest_of(json.dumps([[file.name, file_digest(file)] for file in files]).encode())
 
 

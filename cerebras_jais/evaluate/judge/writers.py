@@ -63,8 +63,10 @@ def open_writer(
     """
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; give a checkpoint (.mdl) or a release")
-    identity = [identity_of_model(path), weights]
+    check_device(device)
+    computed = [weights, torch.device(device).type]
     if path.is_dir() and not _is_ours(path, allow_pickle, run_code):
+        identity = ["transformers", identity_of_model(path, tokenizer=None, config=None), *computed]
         return _by_transformers(path, identity, weights, device, run_code, as_chat)
     engine = open_engine(
         path, tokenizer=tokenizer, config=config, allow_pickle=allow_pickle, weights=weights, device=device
@@ -81,6 +83,7 @@ def open_writer(
         engine.note_on(len(ids))
         return ids
 
+    identity = [identity_of_model(path, tokenizer=tokenizer, config=config), *computed]
     return Writer(identity, engine.chat_sampling, prompt_ids, engine.complete)
 
 
@@ -107,7 +110,6 @@ def _by_transformers(
     read_json(path / CONFIG)  # says what is no release better than transformers
     if weights == "int4":
         raise UserError(f"{path}: transformers opens it, which has no int4 weights; take bfloat16")
-    check_device(device)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:

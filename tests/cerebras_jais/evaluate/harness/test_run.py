@@ -27,7 +27,7 @@ from cerebras_jais.cli import cli  # noqa: E402
 from cerebras_jais.endpoint.record import open_record  # noqa: E402
 from cerebras_jais.errors import UserError  # noqa: E402
 from cerebras_jais.evaluate.harness.lm import JaisLM  # noqa: E402
-from cerebras_jais.evaluate.harness.run import RECORD, TASKS, load_tasks, run  # noqa: E402
+from cerebras_jais.evaluate.harness.run import RECORD, TASKS, load_tasks, model_digest, run  # noqa: E402
 from tests.cerebras_jais.evaluate.harness.examples import write_release  # noqa: E402
 from tests.cerebras_jais.model.examples import jais_section  # noqa: E402
 from tests.chat_tokenizers import TOKENIZERS, VOCABULARY  # noqa: E402
@@ -92,6 +92,19 @@ def test_the_command_scores_the_demo_suite_and_reading(release, tmp_path):
     assert shown == {("demo_ar", "acc"), ("demo_en", "acc"), ("reading", "exact_match"), ("reading", "f1")}
     assert results["config"]["model_dtype"] == "float32"
     assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_a_digest_is_of_the_config_and_tokenizer_that_are_given_too(tmp_path):
+    names = ("c.mdl", "a.yaml", "b.yaml", "one/tokenizer.json", "two/tokenizer.json", "same/tokenizer.json")
+    for file in (tmp_path / name for name in names):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("one" if file.parent.name == "same" else f"{file.parent.name} {file.stem}")
+    (tmp_path / "one" / "tokenizer.json").write_text("one")
+    model, a, b, *_ = (tmp_path / name for name in names)
+    given = [(None, None), (None, a), (None, b), (tmp_path / "one", a), (tmp_path / "two", a)]
+    digests = [model_digest(model, tokenizer=tokenizer, config=config) for tokenizer, config in given]
+    assert len(set(digests)) == len(given)
+    assert model_digest(model, tokenizer=tmp_path / "same", config=a) == digests[3]  # by content, wherever it is
 
 
 def test_accuracies_and_samples_are_those_of_the_hf_backend(release, tmp_path):
