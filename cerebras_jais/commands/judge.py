@@ -139,7 +139,7 @@ def answers(
             said = {"max_tokens": max_new_tokens, "temperature": temperature_of(question), "top_p": top_p}
             return {key: value for key, value in said.items() if value is not None}
 
-        refused = answer_there(
+        made, refused = answer_there(
             endpoint, str(model), name, found, of_set, options_of, output, concurrency, _progress("answers", len(found))
         )
         if refused:
@@ -169,8 +169,8 @@ def answers(
                 say(number)
                 yield prompt
 
-        answer_here(writer, name, found, of_set, sampling_of, output, progress)
-    click.echo(f"{output}: {counted(len(found), 'answer')} of {name}")
+        made = answer_here(writer, name, found, of_set, sampling_of, output, progress)
+    click.echo(f"{output}: {counted(len(found), 'answer')} of {name}, {made} of them new")
 
 
 @click.group()

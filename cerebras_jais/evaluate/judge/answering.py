@@ -61,8 +61,8 @@ def answer_here(
     sampling_of: Callable[[Question], Sampling],
     output: Path,
     progress: Callable[[Sequence[Prompt], int], Iterable[Prompt]],
-) -> None:
-    """Have a model on this machine answer questions, and write the file of answers.
+) -> int:
+    """Have a model on this machine answer questions, write the file of answers, and return how many were made.
 
     Args:
         name: of the model, in reports.
@@ -80,13 +80,14 @@ def answer_here(
             raise UserError(f"question {question.id}: {error}") from error
     samplings = [sampling_of(question) for question in questions]
     record = record_of(output)
-    answer_all(writer, writer.identity, prompts, samplings, record, progress)
+    made = answer_all(writer, writer.identity, prompts, samplings, record, progress)
     with open_record(record) as answered:
         lines = [
             {**prompt.entry, **_made(answered[key_of(writer.identity, prompt, sampling)])}
             for prompt, sampling in zip(prompts, samplings, strict=True)
         ]
     write_answers(output, lines)
+    return made
 
 
 def _made(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,25 +104,28 @@ def answer_there(
     output: Path,
     concurrency: int,
     progress: Callable[[int], None],
-) -> int:
-    """The same by a model behind an endpoint; return how many questions it refused, whose answers are empty."""
+) -> tuple[int, int]:
+    """The same by a model behind an endpoint; return, too, how many questions it refused, whose answers are empty.
+
+    An answer belongs to what is sent, the name of the model included, and not to the endpoint.
+    """
     check_output(output)
     asked = [
         asked_of(model, [{"role": "user", "content": each.text}], options_of(each), f"question {each.id}")
         for each in questions
     ]
     with open_record(record_of(output)) as record:
-        ask_recorded(endpoint, asked, record, record_of(output), concurrency, progress)
+        made = ask_recorded(endpoint, asked, record, record_of(output), concurrency, progress)
         entries = [record[each.key] for each in asked]
     lines = []
     for question, entry in zip(questions, entries, strict=True):
         said = said_in(entry)
-        made = {
+        answer = {
             "answer": said.text,
             "finish_reason": said.finish if said.refused is None else "refused",
             "prompt_tokens": entry.get("input_tokens"),
             "completion_tokens": entry.get("output_tokens"),
         }
-        lines.append({**about(question, of_set, name), **made})
+        lines.append({**about(question, of_set, name), **answer})
     write_answers(output, lines)
-    return sum("refused" in entry for entry in entries)
+    return made, sum("refused" in entry for entry in entries)

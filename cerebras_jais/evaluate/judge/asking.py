@@ -135,8 +135,12 @@ def ask_recorded(
     path: Path,
     concurrency: int,
     progress: Callable[[int], None],
-) -> None:
-    """Ask what the record does not have; what the endpoint refuses is recorded, unless it refuses everything."""
+) -> int:
+    """Ask what the record does not have, and return how many that were.
+
+    What the endpoint refuses is recorded, unless it refuses everything.
+    """
+    number = 0
     for number, _ in enumerate(ask_all(endpoint, questions, record, concurrency, keep_refusals=True), 1):
         progress(number)
     refusals = [record[asked.key].get("refused") for asked in questions]
@@ -144,6 +148,7 @@ def ask_recorded(
         raise EndpointError(
             f"{refusals[0]}, and every other; once it is mended remove {shown_path(path)}, and ask again"
         )
+    return number
 
 
 def said_in(entry: Mapping[str, Any]) -> Said:

@@ -38,7 +38,7 @@ def questions(tmp_path, monkeypatch):
 
 def test_the_engines_answers_are_those_of_generate_and_stand_beside_their_questions(tuned, questions, tmp_path):
     done = run("answers", tuned, "--questions", questions, *SHORT)
-    assert "release-mine.jsonl: 11 answers of release" in done.output
+    assert "release-mine.jsonl: 11 answers of release, 11 of them new" in done.output
     lines = [json.loads(line) for line in (tmp_path / "release-mine.jsonl").read_text(encoding="utf-8").splitlines()]
     assert lines[0] == {
         "questions": "mine",
@@ -68,8 +68,9 @@ def test_a_run_that_was_ended_goes_on_where_it_was(tuned, questions, tmp_path, c
     whole, record = (tmp_path / "a.jsonl").read_bytes(), record_of(tmp_path / "a.jsonl")
     content = record.read_bytes()
     record.write_bytes(content[: int(cut * len(content))])  # as a kill leaves it
+    left = len(LINES) - record.read_bytes().count(b"\n")
     (tmp_path / "a.jsonl").unlink()
-    run(*words)
+    assert f"11 answers of release, {left} of them new" in run(*words).output
     assert (tmp_path / "a.jsonl").read_bytes() == whole
     assert record.read_bytes() == content
     run(*words, "--seed", 1)  # other answers, which the record keeps beside the first
@@ -89,7 +90,7 @@ def test_an_endpoints_answers_are_in_order_whatever_it_does_and_asked_once(quest
     read = read_questions(str(questions))
 
     def ask(url):
-        answer_there(
+        made, refused = answer_there(
             Endpoint(url, backoff=0.001),
             "m",
             "name",
@@ -100,12 +101,14 @@ def test_an_endpoints_answers_are_in_order_whatever_it_does_and_asked_once(quest
             3,
             lambda _: None,
         )
-        return [(each.question.id, each.text, each.model) for each in read_answers(tmp_path / "e.jsonl")]
+        assert refused == 0
+        return made, [(each.question.id, each.text, each.model) for each in read_answers(tmp_path / "e.jsonl")]
 
     with scripted(stormy) as served:
-        found = ask(served.url)
+        made, found = ask(served.url)
         before = len(served.bodies)
-        assert ask(served.url) == found
+        assert made == len(read)
+        assert ask(served.url) == (0, found)
         assert len(served.bodies) == before
     assert found == [(question.id, question.text[::-1], "name") for question in read]
 
