@@ -5,6 +5,7 @@ One thread uses an engine at a time.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -351,7 +352,7 @@ def open_engine(
         more = found if isinstance(found, list) else [found]
         eos = tuple(dict.fromkeys((*eos, *(token for token in more if type(token) is int))))
     return Engine(
-        path.name,
+        Path(os.path.abspath(path)).name,  # of `.` too, and of a link its own
         Forward(loaded.to(device=torch.device(device)), weights),
         encoder,
         eos,

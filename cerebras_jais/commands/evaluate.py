@@ -107,6 +107,7 @@ def score(
     from cerebras_jais.data.tokenizer import encode_document, end_of_text_id, load_tokenizer
     from cerebras_jais.errors import UserError
     from cerebras_jais.evaluate.score import Score, score_documents, score_texts
+    from cerebras_jais.evaluate.scoring.positions import check_plot
 
     tokenizer = tokenizer_of(path, tokenizer)
     if (data is None) == (not text):
@@ -122,8 +123,10 @@ def score(
         documents = held_out_documents(data)
     if by_position is not None and conversations is not None:
         raise UserError("--by-position reads documents one behind the other; give --text, or --data of `data pack`")
-    if by_position is not None and weights is not None:
-        raise UserError("--by-position reads the model in float32; leave --weights out")
+    if by_position is not None:
+        if weights is not None:
+            raise UserError("--by-position reads the model in float32; leave --weights out")
+        check_plot(by_position)
     if weights is not None:
         check_weights(weights, torch.device("cpu"))
     model, encoder = load(path, config, allow_pickle), load_tokenizer(tokenizer)

@@ -87,14 +87,20 @@ def _ranges(sums: np.ndarray, squares: np.ndarray, rows: int, width: int) -> Ite
         yield Range(start + 1, end, tokens, loss, (variance / tokens) ** 0.5)
 
 
-def plot(ranges: Sequence[Range], context: int, path: Path) -> None:
-    """Draw the loss over positions, with the context that the model was trained with; .png, .svg or .pdf.
-
-    Raises UserError for another ending.
-    """
-    kind = path.suffix.lower().lstrip(".")
-    if kind not in ("png", "svg", "pdf"):
+def check_plot(path: Path) -> None:
+    """Raise UserError for a plot that cannot be written: of another ending than .png, .svg or .pdf, or in no folder."""
+    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise UserError(f"{shown_path(path)}: a plot is .png, .svg or .pdf; choose one")
+    if not path.parent.is_dir():
+        raise UserError(f"{shown_path(path)}: the folder {shown_path(path.parent)} does not exist; create it first")
+
+
+def plot(ranges: Sequence[Range], context: int, path: Path) -> None:
+    """Draw the loss over positions, with the context that the model was trained with.
+
+    Raises UserError as `check_plot` does.
+    """
+    check_plot(path)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -106,4 +112,4 @@ def plot(ranges: Sequence[Range], context: int, path: Path) -> None:
     axes.set(xlabel="position in the text, tokens", ylabel="loss, nats per token")
     axes.legend()
     with replacing(path, overwrite=True) as temporary:
-        figure.savefig(temporary, format=kind)
+        figure.savefig(temporary, format=path.suffix.lower().lstrip("."))

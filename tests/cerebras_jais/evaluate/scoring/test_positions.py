@@ -69,6 +69,14 @@ def test_the_command_prints_the_table_and_draws(tmp_path):
     assert "leave --weights out" in str(done.exception)
 
 
+@pytest.mark.parametrize(("plot", "said"), [("p.txt", "choose one"), ("none/p.png", "create it first")])
+def test_a_plot_that_cannot_be_written_is_refused_before_the_model_is_read(tmp_path, plot, said):
+    (tmp_path / "text.txt").write_text("x")
+    words = ["score", str(tmp_path / "no.mdl"), "--tokenizer", str(tmp_path), "--text", str(tmp_path / "text.txt")]
+    done = CliRunner().invoke(cli, [*words, "--by-position", str(tmp_path / plot)])
+    assert isinstance(done.exception, UserError) and said in str(done.exception)
+
+
 def test_a_plot_of_another_kind_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"\.png, \.svg or \.pdf"):
         plot([], 1, tmp_path / "plot.txt")
