@@ -214,13 +214,18 @@ class Workers:
         return here
 
 
+def _import(names: Iterable[str]) -> None:
+    """Import modules; of one that is missing or broken, whichever way it says so, the task that needs it tells."""
+    for name in names:
+        with suppress(Exception):
+            import_module(name)
+
+
 def _fork_workers(channel: Connection, parent: int) -> None:
     """Fork a worker for each channel that comes by a channel, and end them when this one is closed."""
     end_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent ends its workers
-    for name in _IMPORTED:
-        with suppress(ImportError):
-            import_module(name)
+    _import(_IMPORTED)
     me, workers = os.getpid(), []
     with suppress(EOFError, ConnectionResetError):
         while True:

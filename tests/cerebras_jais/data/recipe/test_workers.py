@@ -6,11 +6,12 @@ worker that is killed is one line; after the context none of them is left.
 
 import os
 import signal
+import sys
 import time
 
 import pytest
 
-from cerebras_jais.data.recipe.workers import WorkerError, Workers
+from cerebras_jais.data.recipe.workers import WorkerError, Workers, _import
 from cerebras_jais.errors import UserError
 from tests.process import PATIENCE, has_ended, wait_until
 
@@ -62,3 +63,13 @@ def test_a_failure_comes_out_and_ends_all_workers(tmp_path, failure, error, said
     with Workers() as workers, pytest.raises(error, match=said):
         list(workers.map(Task(tmp_path, failure), range(5), 2))
     check_gone(tmp_path)
+
+
+def test_a_package_that_is_missing_or_broken_does_not_end_the_process_that_workers_are_forked_from(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "broken_package.py").write_text("raise ValueError('numpy.dtype size changed')")
+    (tmp_path / "whole_package.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    _import(["missing_package", "broken_package", "whole_package"])
+    assert "whole_package" in sys.modules and "broken_package" not in sys.modules
