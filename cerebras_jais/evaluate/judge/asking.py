@@ -180,8 +180,9 @@ def _check_folder(folder: Path, judging: Judging) -> None:
         return
     old = read_judgements(folder)[0]
     new = judging.answers[0][0].questions
-    if (old.kind, old.questions, sorted(old.models)) != (judging.kind, new, sorted(judging.models)):
+    known = (old.kind, old.judge, old.questions, sorted(old.models))
+    if known != (judging.kind, judging.judge, new, sorted(judging.models)):
         raise UserError(
-            f"{shown_path(folder)}: holds the judgements of {' and '.join(old.models)} on {old.questions}; choose "
-            "another --output"
+            f"{shown_path(folder)}: holds the judgements of {' and '.join(old.models)} on {old.questions} by "
+            f"{old.judge}; choose another --output"
         )

@@ -242,6 +242,8 @@ def test_answers_that_do_not_belong_together_are_one_line(files, tmp_path):
         judged(served.url, tmp_path / "out", "pairwise", *files)
         words = ("--base-url", served.url, "--model", "m", "--output", tmp_path / "out")
         assert "holds the judgements of alpha and beta on vicuna-en" in refused("single", files[0], *words)
+        words = ("--base-url", served.url, "--model", "another judge", "--output", tmp_path / "out")
+        assert "choose another --output" in refused("pairwise", *files, *words)
     assert "has no judgements.jsonl" in refused("report", tmp_path)
     assert "model is no option" in refused("single", files[0], *to, "--options", '{"model": "x"}')
     assert "must be a JSON object" in refused("single", files[0], *to, "--options", "[1]")
