@@ -44,7 +44,12 @@ def test_a_token_reads_as_many_numbers_as_the_generation_benchmark_counts(tmp_pa
         model = load_release(benchmark.write_release(name, tmp_path / name))
         numbers = sum(parameter.numel() for parameter in model.parameters())
         assert benchmark.numbers_read(model.config) == numbers - (0 if tied else 48 * 3000)
-        assert set(benchmark.measure_ours(tmp_path / name / name, "float32", 3, 1)) == {"one", "batch", "prefill"}
+        assert set(benchmark.measure_ours(tmp_path / name / name, "float32", 3, 1)) == {
+            "one",
+            "memory",
+            "batch",
+            "prefill",
+        }
 
 
 def test_the_models_of_the_transfer_benchmark_share_the_tokens_that_it_claims(tmp_path, monkeypatch):
