@@ -7,17 +7,14 @@ what was asked, and another model's does not.
 """
 
 import pytest
+from lm_eval.api.instance import Instance
 
-lm_eval = pytest.importorskip("lm_eval", minversion="0.4.13")
-
-from lm_eval.api.instance import Instance  # noqa: E402
-
-from cerebras_jais.chat.engine import open_engine  # noqa: E402
-from cerebras_jais.endpoint.record import open_record  # noqa: E402
-from cerebras_jais.errors import UserError  # noqa: E402
-from cerebras_jais.evaluate.harness.lm import JaisLM, tokens_before  # noqa: E402
-from tests.cerebras_jais.evaluate.harness.examples import SECTIONS, write_release  # noqa: E402
-from tests.tolerances import SCORE, SCORE_RELATIVE  # noqa: E402
+from cerebras_jais.chat.engine import open_engine
+from cerebras_jais.endpoint.record import open_record
+from cerebras_jais.errors import UserError
+from cerebras_jais.evaluate.harness.lm import JaisLM, tokens_before
+from tests.cerebras_jais.evaluate.harness.examples import SECTIONS, write_release
+from tests.tolerances import SCORE, SCORE_RELATIVE
 
 ARABIC = "السؤال: ما لون السماء في النهار الصافي؟\nالجواب:"
 ENGLISH = "Question: which colour has the sky on a clear day?\nAnswer:"

@@ -13,26 +13,24 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import lm_eval
 import pytest
 from click.testing import CliRunner
+from lm_eval.evaluator import evaluate
+from lm_eval.tasks import TaskManager
 
-lm_eval = pytest.importorskip("lm_eval", minversion="0.4.13")
-
-from lm_eval.evaluator import evaluate  # noqa: E402
-from lm_eval.tasks import TaskManager  # noqa: E402
-
-from cerebras_jais.chat.engine import Engine, open_engine  # noqa: E402
-from cerebras_jais.chat.forward import Forward  # noqa: E402
-from cerebras_jais.cli import cli  # noqa: E402
-from cerebras_jais.endpoint.record import open_record  # noqa: E402
-from cerebras_jais.errors import UserError  # noqa: E402
-from cerebras_jais.evaluate.harness.lm import JaisLM  # noqa: E402
-from cerebras_jais.evaluate.harness.run import RECORD, TASKS, load_tasks, model_digest, run  # noqa: E402
-from tests.cerebras_jais.evaluate.harness.examples import write_release  # noqa: E402
-from tests.cerebras_jais.model.examples import jais_section  # noqa: E402
-from tests.chat_tokenizers import TOKENIZERS, VOCABULARY  # noqa: E402
-from tests.checkpoint_convert.examples import random_model  # noqa: E402
-from tests.process import PATIENCE  # noqa: E402
+from cerebras_jais.chat.engine import Engine, open_engine
+from cerebras_jais.chat.forward import Forward
+from cerebras_jais.cli import cli
+from cerebras_jais.endpoint.record import open_record
+from cerebras_jais.errors import UserError
+from cerebras_jais.evaluate.harness.lm import JaisLM
+from cerebras_jais.evaluate.harness.run import RECORD, TASKS, load_tasks, model_digest, run
+from tests.cerebras_jais.evaluate.harness.examples import write_release
+from tests.cerebras_jais.model.examples import jais_section
+from tests.chat_tokenizers import TOKENIZERS, VOCABULARY
+from tests.checkpoint_convert.examples import random_model
+from tests.process import PATIENCE
 
 DATES = ("date", "total_evaluation_time_seconds")
 COLUMNS = ["Subject", "Level", "Country", "Question", "Context", *(f"Option {n}" for n in range(1, 6)), "Answer Key"]
