@@ -22,9 +22,9 @@ VERBS = {
         "cerebras_jais.commands.serve:serve",
         "Answer OpenAI's interface with a model, and a page in the browser.",
     ),
-    "score": ("cerebras_jais.commands.evaluate:score", "Loss and bits per byte of a checkpoint or a release on text."),
+    "score": ("cerebras_jais.commands.score:score", "Loss and bits per byte of a checkpoint or a release on text."),
     "evaluate": (
-        "cerebras_jais.commands.harness:evaluate",
+        "cerebras_jais.commands.evaluate:evaluate",
         "Scores on the tasks of lm_eval: the card's columns, Arabic leaderboards, reading.",
     ),
     "report": ("cerebras_jais.commands.report:report", "Results of lm_eval beside the scores that the card publishes."),

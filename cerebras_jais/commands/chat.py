@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cerebras_jais.commandline import Number
-from cerebras_jais.commands.evaluate import ALLOW_PICKLE, CONFIG, MODEL, TOKENIZER, WEIGHTS
+from cerebras_jais.commands.model_options import ALLOW_PICKLE, CONFIG, MODEL, TOKENIZER, WEIGHTS
 from cerebras_jais.ranges import SEED, SHARE, SIZE, TEMPERATURE
 
 if TYPE_CHECKING:

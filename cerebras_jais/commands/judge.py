@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cerebras_jais.commandline import Number
-from cerebras_jais.commands.evaluate import ALLOW_PICKLE, CONFIG, TOKENIZER, WEIGHTS
+from cerebras_jais.commands.model_options import ALLOW_PICKLE, CONFIG, DEVICE, TOKENIZER, WEIGHTS
 from cerebras_jais.ranges import SEED, SHARE, SIZE, TEMPERATURE, WEIGHT, Range, shown
 from cerebras_jais.wording import counted
 
@@ -69,7 +69,7 @@ def _endpoint_options(required: bool) -> Callable[[Decorated], Decorated]:
 @ALLOW_PICKLE
 @click.option("--run-code", is_flag=True, help="Let the code in a release that transformers opens run.")
 @click.option("--chat", "as_chat", is_flag=True, help="Give a model without a chat template the family's prompt.")
-@click.option("--device", default="cpu", show_default=True, help="As torch names it, such as cuda.")
+@DEVICE
 @WEIGHTS
 @_endpoint_options(required=False)
 @click.option("--max-new-tokens", type=Number(SIZE), default=1024, show_default=True, help="Of an answer at most.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cerebras_jais.commandline import Number
-from cerebras_jais.commands.evaluate import ALLOW_PICKLE, CONFIG, MODEL, TOKENIZER, WEIGHTS
+from cerebras_jais.commands.model_options import ALLOW_PICKLE, CONFIG, MODEL, TOKENIZER, WEIGHTS
 from cerebras_jais.ranges import COUNT_OR_NONE, PORT, SECONDS, SIZE
 
 if TYPE_CHECKING:

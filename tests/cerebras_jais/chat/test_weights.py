@@ -13,7 +13,7 @@ from cerebras_jais.chat import weights as module
 from cerebras_jais.chat.engine import never
 from cerebras_jais.chat.forward import Forward
 from cerebras_jais.chat.weights import WEIGHTS, Weights, activation_dtype, check_weights, linear
-from cerebras_jais.commands.evaluate import WEIGHTS as OPTION
+from cerebras_jais.commands.model_options import WEIGHTS as OPTION
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.decoder import LanguageModel

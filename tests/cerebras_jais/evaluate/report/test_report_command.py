@@ -218,7 +218,7 @@ def test_a_language_without_a_comparable_column_is_said_to_have_no_plot(tmp_path
 @pytest.mark.slow
 def test_the_demo_suite_of_a_tiny_release_ends_in_a_report(tmp_path):
     pytest.importorskip("lm_eval")
-    from cerebras_jais.commands.harness import evaluate
+    from cerebras_jais.commands.evaluate import evaluate
     from tests.cerebras_jais.evaluate.harness.examples import write_release
 
     release, scores = write_release("jais", tmp_path / "model", context=512), tmp_path / "scores"
