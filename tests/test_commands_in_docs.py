@@ -17,6 +17,7 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 
 from cerebras_jais.catalog.yaml_files import find_preset
 from cerebras_jais.cli import cli
@@ -55,6 +56,8 @@ NOT_IN_HELP = {
     "chat-release": "a model tuned on conversations",
     "cerebras-jais evaluate ": "data sets that it would fetch",
 }
+if not hasattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu"):
+    NOT_IN_HELP["--weights int4"] = "torch 2.6"
 NUMBER = re.compile(r"\d[\d,]*(\.\d+)?(e[+-]\d+)?")
 
 
