@@ -85,6 +85,7 @@ bench: $(CURRENT)/.ready
 	$(CURRENT)/bin/python benchmarks/conversion.py --directory build/benchmark
 	$(CURRENT)/bin/python benchmarks/conversion.py --directory build/benchmark --memory
 	$(CURRENT)/bin/python benchmarks/conversations.py --directory build/conversations
+	$(CURRENT)/bin/python benchmarks/evaluation.py
 
 clean:
 	rm -rf build demo_output .pytest_cache .mypy_cache .ruff_cache *.egg-info

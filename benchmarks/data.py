@@ -12,9 +12,11 @@ the other, each in processes of its own, on the cores of the machine:
 - recipe: `data build` with cleaning, the rules of FineWeb-2, exact hashes and MinHash signatures, its later stages of
   MinHash not counted, against datatrove's own blocks for the same (--datatrove MB of the text; needs spaCy);
 - zoo: the Model Zoo's data_preprocess on the same files (--modelzoo PYTHON, an environment that has it);
-- memory: the largest worker's peak, at the size given.
+- the peak memory of the largest process of each `data build`; --memory MB, which may come again, has nothing but this
+  measured, for texts of so many MB.
 
-Seconds are those of the clock; ratios within one run are what counts.
+Seconds are those of the clock, "processor" those of all cores; ratios within one run are what counts. The packages'
+bytecode is written before, as an installation does, and the engine alone is timed without its start.
 """
 
 from __future__ import annotations
@@ -24,13 +26,13 @@ import json
 import os
 import random
 import re
-import resource
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -104,8 +106,20 @@ def texts_of(file: Path) -> Iterator[str]:
 # ---- what is measured -----------------------------------------------------------------------------------------------
 
 
-def build(folder: Path, text: Path, name: str, steps: dict[str, Any], language: str) -> tuple[float, int]:
-    """Run `data build`; its seconds, and the peak memory of its largest process in MB."""
+@dataclass(frozen=True)
+class Run:
+    """What a `data build` took: seconds of the clock and of all cores, and the peak of its largest process in MB."""
+
+    seconds: float
+    processor: float
+    memory: int
+
+    def __str__(self) -> str:
+        return f"{self.seconds:.1f} s (processor {self.processor:.1f}), peak {self.memory} MB"
+
+
+def build(folder: Path, text: Path, name: str, steps: dict[str, Any], language: str) -> Run:
+    """Run `data build`."""
     settings = {
         "sources": {"text": {"path": str(text), "language": language}},
         "steps": steps,
@@ -117,14 +131,17 @@ def build(folder: Path, text: Path, name: str, steps: dict[str, Any], language: 
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(settings))
     shutil.rmtree(folder / name, ignore_errors=True)
     command = [sys.executable, "-m", "cerebras_jais.cli", "data", "build", str(folder / f"{name}.yaml")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    began = time.monotonic()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    seconds = time.monotonic() - began
-    if done.returncode:
-        sys.exit(f"data build: {done.stderr}")
-    # Of all processes waited for so far; the workers of this command are the largest of them.
-    return seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": ""}
+    subprocess.run([*command, "--dry-run"], env=environment, check=True, capture_output=True)
+    with (folder / f"{name}.log").open("w+") as log:
+        began = time.monotonic()
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.monotonic() - began
+        log.seek(0)
+        if status:
+            sys.exit(f"data build: {log.read()}")
+    return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss // 1024)
 
 
 def timed(work: Callable[..., Any], *arguments: tuple[Any, ...]) -> tuple[list[Any], float]:
@@ -214,6 +231,62 @@ def preprocess(python: Path, folder: Path, text: Path) -> float:
     return seconds
 
 
+PLAIN = {"clean": None, "deduplicate": {"exact": "off"}}
+RECIPE = {"quality": "fineweb", "deduplicate": {"exact": "across", "near": "across"}}
+
+
+def measure_recipe(folder: Path, size: float, language: str, datatrove_megabytes: float) -> None:
+    """Measure the recipe, and datatrove's blocks on some of the text where so much is asked for."""
+    run = build(folder, folder / "text", "recipe", RECIPE, language)
+    spent = stage_seconds(folder / "recipe")
+    rate = size / (run.seconds - spent.get("near", 0) - spent.get("cluster", 0))
+    print(f"recipe: {run}; {size / run.seconds:.1f} MB/s; without near and cluster {rate:.1f}")
+    print(f"  by stage: {', '.join(f'{name} {took:.1f}' for name, took in spent.items())}")
+    report = json.loads((folder / "recipe" / "report.json").read_text())
+    print(f"  {report['sources']['text']['kept']} of {report['sources']['text']['read']} documents kept", flush=True)
+    if not datatrove_megabytes:
+        return
+    share = datatrove_megabytes / size
+    cut = folder / "cut"
+    cut.mkdir()
+    for file in sorted((folder / "text").iterdir())[:WORKERS]:
+        kept = [line for line, _ in zip(file.open(encoding="utf-8"), range(int(share * 1e9)), strict=False)]
+        kept = kept[: max(1, int(len(kept) * share * FILES / WORKERS))]
+        (cut / file.name).write_text("".join(kept), encoding="utf-8")
+    cut_size = sum(len(text.encode()) for file in cut.iterdir() for text in texts_of(file)) / 1e6
+    _, took = timed(
+        datatrove_blocks, *((file, language, folder, rank) for rank, file in enumerate(sorted(cut.iterdir())))
+    )
+    found = cut_size / took
+    print(
+        f"datatrove's blocks: {cut_size:.1f} MB in {took:.1f} s, {found:.2f} MB/s; recipe {rate / found:.1f}x",
+        flush=True,
+    )
+
+
+def measure_text(folder: Path, size: float, language: str, modelzoo: Path | None) -> None:
+    """Measure text without filters, the engine alone, and the Model Zoo where its Python is given."""
+    run = build(folder, folder / "text", "plain", PLAIN, language)
+    print(f"text: {run}; {size / run.seconds:.1f} MB/s", flush=True)
+    report = json.loads((folder / "plain" / "report.json").read_text())
+    packed = report["phases"]["2k"]["folders"]["2k"]
+    tokens = sum(part["tokens"] for part in packed["mixture"])
+    stored = sum(file.stat().st_size for file in (folder / "plain" / "2k").glob("*.h5"))
+    print(f"  {tokens} tokens, {packed['fill']:.4%} full, {stored / tokens:.2f} bytes a token on the disk")
+    found, took = timed(encode_alone, *((file, folder / "tokenizer") for file in sorted((folder / "text").iterdir())))
+    store = open_store(folder / "plain" / "store" / "text")
+    assert sum(total for total, _ in found) == tokens - len(store), "the ids differ"
+    digest = np.bitwise_xor.reduce([hash(tuple(ids[:-1].tolist())) for ids in store.slices(np.arange(len(store)))])
+    assert digest == np.bitwise_xor.reduce([digest for _, digest in found]), "the ids differ"
+    print(
+        f"encode_batch alone: {took:.1f} s, {size / took:.1f} MB/s, the same ids; text {took / run.seconds:.1f}x",
+        flush=True,
+    )
+    if modelzoo:
+        took = preprocess(modelzoo, folder, folder / "text")
+        print(f"data_preprocess: {took:.1f} s, {size / took:.1f} MB/s; text {took / run.seconds:.1f}x", flush=True)
+
+
 def main() -> None:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -224,10 +297,9 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, default=200)
     parser.add_argument("--datatrove", type=float, default=0, metavar="MB")
     parser.add_argument("--modelzoo", type=Path, metavar="PYTHON")
-    parser.add_argument("--only-memory", action="store_true", help="Do no more than the recipe, for its memory.")
+    parser.add_argument("--memory", type=float, action="append", default=[], metavar="MB")
     options = parser.parse_args()
     folder = options.directory
-    shutil.rmtree(folder, ignore_errors=True)
     draw = random.Random(0)
     if options.words:
         lines = [line for file in options.words for line in file.read_text(encoding="utf-8").splitlines()[1:]]
@@ -237,64 +309,19 @@ def main() -> None:
     else:
         texts = [document.text for file in options.texts for document in read_documents(file)]
         documents = shuffled_documents(texts, draw)
-    size = write_text(folder / "text", documents, options.megabytes)
-    files = sorted((folder / "text").iterdir())
-    sample = [text for text, _ in zip(texts_of(files[0]), range(4000), strict=False)]
-    tokenizer = train_tokenizer((Document(text, None, "") for text in sample), VOCABULARY)
-    save_tokenizer(tokenizer, folder / "tokenizer", CONTEXT)
-    print(f"{size:.0f} MB, {tokenizer.get_vocab_size()} entries, {WORKERS} processes", flush=True)
-
-    full = {"quality": "fineweb", "deduplicate": {"exact": "across", "near": "across"}}
-    seconds, memory = build(folder, folder / "text", "recipe", full, options.language)
-    spent = stage_seconds(folder / "recipe")
-    later = spent.get("near", 0) + spent.get("cluster", 0)
-    print(
-        f"recipe: {seconds:.1f} s, {size / seconds:.1f} MB/s; without near and cluster {size / (seconds - later):.1f}"
-    )
-    print(
-        f"  by stage: {', '.join(f'{name} {took:.1f}' for name, took in spent.items())}; peak {memory} MB", flush=True
-    )
-    report = json.loads((folder / "recipe" / "report.json").read_text())
-    print(f"  {report['sources']['text']['kept']} of {report['sources']['text']['read']} documents kept")
-    if options.only_memory:
-        return
-    if options.datatrove:
-        share = options.datatrove / size
-        cut = folder / "cut"
-        cut.mkdir()
-        for file in files[:WORKERS]:
-            kept = [line for line, _ in zip(file.open(encoding="utf-8"), range(int(share * 1e9)), strict=False)]
-            kept = kept[: max(1, int(len(kept) * share * FILES / WORKERS))]
-            (cut / file.name).write_text("".join(kept), encoding="utf-8")
-        cut_size = sum(len(text.encode()) for file in cut.iterdir() for text in texts_of(file)) / 1e6
-        arguments = [(file, options.language, folder, rank) for rank, file in enumerate(sorted(cut.iterdir()))]
-        kept, took = timed(datatrove_blocks, *arguments)
-        ratio = (size / (seconds - later)) / (cut_size / took)
-        print(
-            f"datatrove's blocks: {cut_size:.1f} MB in {took:.1f} s, {cut_size / took:.2f} MB/s; recipe {ratio:.1f}x",
-            flush=True,
-        )
-
-    plain = {"clean": None, "deduplicate": {"exact": "off"}}
-    seconds, memory = build(folder, folder / "text", "plain", plain, options.language)
-    print(f"text: {seconds:.1f} s, {size / seconds:.1f} MB/s, peak {memory} MB", flush=True)
-    report = json.loads((folder / "plain" / "report.json").read_text())
-    packed = report["phases"]["2k"]["folders"]["2k"]
-    tokens = sum(part["tokens"] for part in packed["mixture"])
-    stored = sum(file.stat().st_size for file in (folder / "plain" / "2k").glob("*.h5"))
-    print(f"  {tokens} tokens, {packed['fill']:.4%} full, {stored / tokens:.2f} bytes a token on the disk")
-    found, took = timed(encode_alone, *((file, folder / "tokenizer") for file in files))
-    store = open_store(folder / "plain" / "store" / "text")
-    assert sum(total for total, _ in found) == tokens - len(store), "the ids differ"
-    digest = np.bitwise_xor.reduce([hash(tuple(ids[:-1].tolist())) for ids in store.slices(np.arange(len(store)))])
-    assert digest == np.bitwise_xor.reduce([digest for _, digest in found]), "the ids differ"
-    print(
-        f"encode_batch alone: {took:.1f} s, {size / took:.1f} MB/s, the same ids; text {took / seconds:.1f}x",
-        flush=True,
-    )
-    if options.modelzoo:
-        took = preprocess(options.modelzoo, folder, folder / "text")
-        print(f"data_preprocess: {took:.1f} s, {size / took:.1f} MB/s; text {took / seconds:.1f}x", flush=True)
+    for wanted in options.memory or [options.megabytes]:
+        shutil.rmtree(folder, ignore_errors=True)
+        size = write_text(folder / "text", documents, wanted)
+        sample = [text for text, _ in zip(texts_of(folder / "text" / "0.jsonl"), range(4000), strict=False)]
+        tokenizer = train_tokenizer((Document(text, None, "") for text in sample), VOCABULARY)
+        save_tokenizer(tokenizer, folder / "tokenizer", CONTEXT)
+        print(f"{size:.0f} MB, {tokenizer.get_vocab_size()} entries, {WORKERS} processes", flush=True)
+        if options.memory:
+            for name, steps in (("recipe", RECIPE), ("plain", PLAIN)):
+                print(f"{name}: {build(folder, folder / 'text', name, steps, options.language)}", flush=True)
+        else:
+            measure_recipe(folder, size, options.language, options.datatrove)
+            measure_text(folder, size, options.language, options.modelzoo)
 
 
 def stage_seconds(output: Path) -> dict[str, float]:

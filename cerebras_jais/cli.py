@@ -22,7 +22,14 @@ VERBS = {
         "cerebras_jais.commands.serve:serve",
         "Answer OpenAI's interface with a model, and a page in the browser.",
     ),
-    "score": ("cerebras_jais.commands.evaluate:score", "Loss and bits per byte of a checkpoint or a release on text."),
+    "score": ("cerebras_jais.commands.score:score", "Loss and bits per byte of a checkpoint or a release on text."),
+    "evaluate": (
+        "cerebras_jais.commands.evaluate:evaluate",
+        "Scores on the tasks of lm_eval: the card's columns, Arabic leaderboards, reading.",
+    ),
+    "report": ("cerebras_jais.commands.report:report", "Results of lm_eval beside the scores that the card publishes."),
+    "answers": ("cerebras_jais.commands.judge:answers", "Answer a set of open questions with a chat model."),
+    "judge": ("cerebras_jais.commands.judge:judge", "Have a model judge such answers: win rates, or ratings."),
     "zoo": ("cerebras_jais.commands.zoo:zoo", "Run cszoo of the Model Zoo with the models of the family."),
 }
 

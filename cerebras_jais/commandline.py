@@ -32,6 +32,7 @@ EXTRAS = {
     **dict.fromkeys(("datatrove", "orjson", "pyarrow", "xxhash", "zstandard", "fsspec"), "pipeline"),
     "ray": "ray",
     "gguf": "gguf",
+    **dict.fromkeys(("lm_eval", "datasets"), "harness"),
 }
 _MAKE_ROOM = "make room, or choose another place"
 _PERMISSION = "allow it, or choose another place"

@@ -19,12 +19,13 @@ from checkpoint_convert.mapping.plan import make_plan
 from checkpoint_convert.open_model import opening
 
 
-def load_release(path: str | Path, *, allow_pickle: bool = False) -> LanguageModel:
-    """The model of a Hugging Face release in eval mode, float32, on the CPU.
+def load_release(path: str | Path, *, allow_pickle: bool = False, dtype: torch.dtype = torch.float32) -> LanguageModel:
+    """The model of a Hugging Face release in eval mode, on the CPU.
 
     Args:
         path: directory with config.json and weights.
         allow_pickle: whether weights in pickle files may be read; no code in them is run.
+        dtype: of the weights, to which stored ones are rounded as they are read; ALiBi's slopes are float32.
 
     Raises:
         UserError: the release cannot be read, is not a model of the family, does not have the tensors of its config, or
@@ -35,7 +36,7 @@ def load_release(path: str | Path, *, allow_pickle: bool = False) -> LanguageMod
             plan = make_plan(release.config, release.side, release.tensors, link_ties=True)
         except ConversionError as error:
             raise ConversionError(f"{release.path}: {error}") from error
-        model = empty_model(release.config)
+        model = empty_model(release.config, dtype)
         targets = model.state_dict()
         with torch.no_grad():
             for step in plan.steps:
@@ -46,7 +47,9 @@ def load_release(path: str | Path, *, allow_pickle: bool = False) -> LanguageMod
                     target = targets[state_key(name)]
                     if step.writes:
                         target.copy_(values)
-                    elif not torch.equal(target, values):  # a second name of a tensor that is filled already
+                    elif not torch.equal(
+                        target, values.to(target.dtype)
+                    ):  # a second name of a tensor that is filled already
                         raise ConversionError(
                             f"{release.path}: {', '.join(step.rule.names(release.side))} differs from the "
                             "embedding, but config.json ties them; set tie_word_embeddings: false"

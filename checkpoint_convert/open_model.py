@@ -160,7 +160,7 @@ def _named(file: Path) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise ConversionError(f"{file}: {error}") from error
+        raise ConversionError(f"{file}: {str(error).removeprefix(f'{file.name}: ')}") from error
 
 
 def weights_of(path: Path, allow_pickle: bool) -> dict[str, FileTensor]:

@@ -2,8 +2,8 @@
 
 Text becomes a tokenizer and packed tokens; a Model Zoo trainer YAML trains a model on them; its Cerebras checkpoint
 becomes a Hugging Face release that transformers loads and generates from; the release becomes a checkpoint again, bit
-for bit. At the end the Jais model is tuned on conversations and answers a question in each language. Every command is
-printed as it is run, so this file is also the manual.
+for bit. At the end the Jais model is tuned on conversations, answers a question in each language, and is scored on ten
+questions with options. Every command is printed as it is run, so this file is also the manual.
 
     python runs/demo.py [--text PATH] [--output DIR] [--max-steps N]
 """
@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -147,6 +148,16 @@ def chat(output: Path, limit: list[str]) -> None:
         command("cerebras-jais", "chat", *words, output=output, lines=f"{question}\n")
 
 
+def evaluate(output: Path) -> None:
+    """Score the tuned model on five of the questions in each language, where lm_eval is; chance is one in four."""
+    if find_spec("lm_eval") is None:
+        print("\nThe ten questions are left out: the package lm_eval is not installed.")
+        return
+    words = ["conversations-release", "--suite", "demo", "--limit", "5", "--output", "scores"]
+    command("cerebras-jais", "evaluate", *words, output=output)
+    command("cerebras-jais", "report", "scores", output=output)
+
+
 def shown(path: Path) -> str:
     """A path for people: relative where it lies below the working directory."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
@@ -197,6 +208,7 @@ def main() -> None:
         for what, value in rows.items():
             print(f"{what:<32}{value}")
     chat(output, limit)
+    evaluate(output)
     print(f"\nDone in {time.monotonic() - started:.0f} s.")
 
 

@@ -60,9 +60,9 @@ def mirrored(body, attempt):
     return completion(asked_in(body)[::-1])
 
 
-def stormy(body, attempt):
+def stormy(body, attempt, script=mirrored):
     """The same, after up to three failures that the question decides: busy, broken, torn, garbage, half a character."""
-    right = mirrored(body, attempt)
+    right = script(body, attempt)
     failures = [
         failure(429, "slow down", **{"Retry-After": "0"}),
         failure(500, "broken"),

@@ -5,10 +5,12 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 import cerebras_jais.cli
 from checkpoint_convert.cli import cli
+from checkpoint_convert.load import load_release
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,6 +36,22 @@ def test_a_checkpoint_of_the_conversion_benchmark_converts_and_verifies(tmp_path
         assert done.exit_code == 0, done.output
 
 
+def test_a_token_reads_as_many_numbers_as_the_generation_benchmark_counts(tmp_path, monkeypatch):
+    benchmark = load("generation", monkeypatch)
+    for name, tied in (("tied", True), ("untied", False)):
+        changes = {"hidden_size": 48, "vocab_size": 3000, "share_embedding_weights": tied}
+        monkeypatch.setitem(benchmark.MODELS, name, ("tiny/jais.yaml", changes))
+        model = load_release(benchmark.write_release(name, tmp_path / name))
+        numbers = sum(parameter.numel() for parameter in model.parameters())
+        assert benchmark.numbers_read(model.config) == numbers - (0 if tied else 48 * 3000)
+        assert set(benchmark.measure_ours(tmp_path / name / name, "float32", 3, 1)) == {
+            "one",
+            "memory",
+            "batch",
+            "prefill",
+        }
+
+
 def test_the_models_of_the_transfer_benchmark_share_the_tokens_that_it_claims(tmp_path, monkeypatch):
     words = load("transfer", monkeypatch).write_models(tmp_path, shared=200, new=50, widths=(112, 128), own=20)
     done = CliRunner().invoke(cerebras_jais.cli.cli, ["vocab", "transfer", *words, "--json"])
@@ -42,3 +60,17 @@ def test_the_models_of_the_transfer_benchmark_share_the_tokens_that_it_claims(tm
     assert (found["shared"], found["new_tokens"], found["whole_in_donor"]) == (200, 50, 50)
     cosines = {row["method"]: row["cosine"] for row in found["judged"]}
     assert cosines["projection"] > max(cosines["pieces"], cosines["mean"], cosines["random"])
+
+
+@pytest.mark.slow
+def test_the_evaluation_benchmark_compares_the_same_scores(tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval", minversion="0.4.13")
+    benchmark = load("evaluation", monkeypatch)
+    section, *rest = benchmark.PUBLISHED["jais-family-590m"]
+    small = {"hidden_size": 64, "num_heads": 4, "num_hidden_layers": 2, "filter_size": 96, "vocab_size": 700}
+    monkeypatch.setitem(benchmark.PUBLISHED, "small", ({**section, **small}, *rest))
+    release = benchmark.write_release(tmp_path, "small")
+    theirs, ours = (benchmark.measured(name, release, 3) for name in ("hf", "ours"))
+    assert ours["scores"] == pytest.approx(theirs["scores"], abs=benchmark.SCORE, rel=benchmark.SCORE_RELATIVE)
+    assert ours["tokens"] < theirs["tokens"] / 3
+    assert ours["rows"] < theirs["rows"] / 10

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 
 from cerebras_jais.catalog.yaml_files import find_preset
 from cerebras_jais.cli import cli
@@ -44,13 +45,19 @@ NOT_IN_HELP = {
     "--backend csx": "a cluster",
     "torchrun": "several GPUs",
     "serve ": "it runs until it is ended",
+    "report ": "results of lm_eval",
     "zoo ": "the Model Zoo",
     "lower ": "the Model Zoo",
     "run-program ": "the Model Zoo",
     "vocab transfer ": "the weights of two large models",
     "vocab extend-and-transfer ": "the weights of two large models",
+    "--base-url": "a server",
+    "judge plot ": "what a server has judged",
     "chat-release": "a model tuned on conversations",
+    "cerebras-jais evaluate ": "data sets that it would fetch",
 }
+if not hasattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu"):
+    NOT_IN_HELP["--weights int4"] = "torch 2.6"
 NUMBER = re.compile(r"\d[\d,]*(\.\d+)?(e[+-]\d+)?")
 
 

@@ -68,3 +68,7 @@ PROGRAM_RELATIVE = 1e-5  # losses, and norm of the difference over the norm of e
 # Ridge least squares in float32 against the formula in float64.
 RIDGE_WEIGHT = 1e-5  # absolute; maps of entries up to 1
 RIDGE_ERRORS_RELATIVE = 1e-4  # sums of squares over held-out rows
+
+# Scores of options, float32 on the CPU: sums of log-probabilities over another order of the same terms.
+SCORE = 1e-4  # absolute
+SCORE_RELATIVE = 1e-6

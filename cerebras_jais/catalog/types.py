@@ -176,8 +176,7 @@ class Model:
     def scores(self) -> dict[str, dict[str, float]]:
         """Published zero-shot scores in percent by language and benchmark (card).
 
-        The card's Arabic rows of jais-family-2p7b and 1p3b are equal from LitQA on, and jais-adapted-7b-chat shares
-        agqa and agrc with 70b-chat: likely slips of the card, no targets.
+        Some cells are likely slips of the card, no targets; `copied_cells` of `evaluate.report.card` finds them.
         """
         return {language: dict(found) for language, found in _scores().get(self.name, {}).items()}
 

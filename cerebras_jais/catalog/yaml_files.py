@@ -117,13 +117,19 @@ def open_config(name: str | Path) -> ConfigFile:
     return parse_yaml(preset_yaml(preset), Path(preset.name))
 
 
-def preset_yaml(preset: Preset) -> str:
-    """The text of a config's YAML file."""
+def preset_yaml(preset: Preset, tasks: str | None = None) -> str:
+    """The text of a config's YAML file.
+
+    Args:
+        tasks: names of lm_eval's tasks, with commas, that the Model Zoo evaluates the last trainer's model on.
+    """
     several = len(preset.trainers) > 1  # a file has each anchor once
     trainers = [
         _trainer(model, phase, f"initializer_{phase.name}" if several else "initializer")
         for model, phase in preset.trainers
     ]
+    if tasks is not None:
+        trainers[-1]["init"].setdefault("callbacks", []).append({"EleutherEvalHarness": _harness(preset, tasks)})
     tree = {"trainer": trainers[0] if len(trainers) == 1 else [{"trainer": trainer} for trainer in trainers]}
     return to_yaml(tree, _header(preset))
 
@@ -204,6 +210,24 @@ def _trainer(model: Model, phase: Phase, anchor: str) -> dict[str, Any]:
     if callbacks:
         init["callbacks"] = callbacks
     return {"init": init, "fit": _fit(model, phase, tiny)}
+
+
+def _harness(preset: Preset, tasks: str) -> dict[str, Any]:
+    """The arguments of the Model Zoo's callback that runs lm_eval, after each validation."""
+    model, phase = preset.trainers[-1]
+    adapted = model.architecture.mup is None
+    return {
+        "eeh_args": {"tasks": Note(tasks, "names of lm_eval"), "num_fewshot": 0},
+        "batch_size": 4,
+        "data_dir": Note(f"{model_dir_of(model, phase)}/evaluation", "on a volume that the cluster mounts"),
+        "max_sequence_length": phase.context.value,
+        "tokenizer_file_path": Note("tokenizer/tokenizer.json", "that of the data"),
+        "eos_id": Note(2 if adapted else 0, "</s> of Llama-2" if adapted else "<|endoftext|>"),
+        "shuffle": False,
+        "num_workers": 0,
+        "keep_data_dir": False,
+        "every_n_vals": 1,
+    }
 
 
 def _states(phase: Phase) -> Note:

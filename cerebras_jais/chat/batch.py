@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from cerebras_jais.chat.engine import Engine
+from cerebras_jais.chat.engine import Completion, Engine
 from cerebras_jais.chat.sampling import Sampling
 from cerebras_jais.endpoint.record import open_record
 from cerebras_jais.errors import UserError
-from cerebras_jais.files import MIB, check_regular, parse_json, shown_path
+from cerebras_jais.files import MIB, Identity, check_regular, identity_of, parse_json, shown_path
+from checkpoint_convert.formats.release_directory import TOKENIZER
 
 _LONGEST_LINE = 16 * MIB
 _AT_ONCE = 8  # prompts; one reading of the weights serves them all
@@ -27,6 +28,25 @@ class Prompt:
     line: int
     entry: dict[str, Any]
     ids: list[int]
+
+
+class Completes(Protocol):
+    """What answers prompts, such as an engine."""
+
+    @property
+    def complete(self) -> Callable[[Sequence[Sequence[int]], Sequence[Sampling]], list[Completion]]:
+        """The answers to prompts, each by its sampling, in their order."""
+
+
+def identity_of_model(path: Path, *, tokenizer: Path | None, config: Path | None) -> list[tuple[str, *Identity]]:
+    """Of a checkpoint or each file of a release, and of what is given with it: name, and what changes with a write.
+
+    Args:
+        tokenizer: the folder that is given with it, if any; config: the trainer YAML.
+    """
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    given = (tokenizer / TOKENIZER if tokenizer is not None else None, config)
+    return [(file.name, *identity_of(file)) for file in (*files, *given) if file is not None]
 
 
 def read_prompts(file: Path, engine: Engine, *, as_chat: bool, language: str | None) -> list[Prompt]:
@@ -73,25 +93,27 @@ def _ids(entry: Any, engine: Engine, where: str, as_chat: bool, language: str | 
 
 
 def answer_all(
-    engine: Engine,
+    engine: Completes,
     model: object,
     prompts: Sequence[Prompt],
-    sampling: Sampling,
+    samplings: Sequence[Sampling],
     output: Path,
     progress: Callable[[Sequence[Prompt], int], Iterable[Prompt]],
 ) -> int:
     """Append an answer to `output` for each prompt that has none there, in their order; return how many were made.
 
-    An answer belongs to its model (JSON values that change when its files do), the prompt's line and tokens, and the
+    An answer belongs to its model (JSON values that change when its files do), the prompt's line and tokens, and its
     sampling, whose seed the line's number is added to. An entry has the line's own keys, `answer`, `finish_reason`,
     `prompt_tokens` and `completion_tokens`.
     """
     with open_record(output) as record:
-        seeded = {prompt.line: replace(sampling, seed=(sampling.seed or 0) + prompt.line) for prompt in prompts}
-        keys = {prompt.line: _key(model, prompt, seeded[prompt.line]) for prompt in prompts}
+        sampling_of = {prompt.line: sampling for prompt, sampling in zip(prompts, samplings, strict=True)}
+        keys = {prompt.line: key_of(model, prompt, sampling_of[prompt.line]) for prompt in prompts}
         left = [prompt for prompt in prompts if keys[prompt.line] not in record]
         for group in _groups(progress(left, len(prompts))):
-            done = engine.complete([prompt.ids for prompt in group], [seeded[prompt.line] for prompt in group])
+            done = engine.complete(
+                [prompt.ids for prompt in group], [_seeded(sampling_of[prompt.line], prompt) for prompt in group]
+            )
             for prompt, completion in zip(group, done, strict=True):
                 made = {
                     "answer": completion.text,
@@ -109,6 +131,11 @@ def _groups(prompts: Iterable[Prompt]) -> Iterator[list[Prompt]]:
         yield group
 
 
-def _key(model: object, prompt: Prompt, sampling: Sampling) -> str:
-    asked = [model, prompt.line, prompt.ids, asdict(sampling)]
+def _seeded(sampling: Sampling, prompt: Prompt) -> Sampling:
+    return replace(sampling, seed=(sampling.seed or 0) + prompt.line)
+
+
+def key_of(model: object, prompt: Prompt, sampling: Sampling) -> str:
+    """What an answer is known by in the record."""
+    asked = [model, prompt.line, prompt.ids, asdict(_seeded(sampling, prompt))]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()

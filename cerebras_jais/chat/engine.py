@@ -5,8 +5,9 @@ One thread uses an engine at a time.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,15 +16,16 @@ import torch
 
 from cerebras_jais.catalog.chat import SAMPLING
 from cerebras_jais.catalog.reader import read_trainer_yaml
+from cerebras_jais.chat.checks import check_memory, check_tokenizer
 from cerebras_jais.chat.detokenize import Detokenizer, StopStrings, TokenBytes, token_bytes
 from cerebras_jais.chat.forward import Cache, Forward
 from cerebras_jais.chat.prompts import chat_prompt, release_template
 from cerebras_jais.chat.sampling import Sampling, choose
+from cerebras_jais.chat.weights import Weights, check_weights
 from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer, vocabulary_size
 from cerebras_jais.encoding import encode_texts
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.load import load_model
-from cerebras_jais.model.tensors import tensors
 from checkpoint_convert.formats.json_files import read_json
 from checkpoint_convert.formats.release_directory import GENERATION_CONFIG, TOKENIZER
 from checkpoint_convert.load import load_release
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 FinishReason = Literal["stop", "length", "cancelled"]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _ROUNDED_TO = 256  # tokens; a cache has some room for the next prompt
 
 
@@ -103,6 +104,8 @@ class Engine:
 
     Attributes:
         name: of the file or folder it was read from.
+        forward: the model itself.
+        template: the chat template of its own, in Jinja; None is the catalog's.
         tokenizer: it reads text as data.
         context: tokens that the model was trained with.
         positions: "alibi" or "rotary"; a prompt may be longer than the context with ALiBi alone.
@@ -134,7 +137,7 @@ class Engine:
         self.context, self.vocabulary = config.max_position_embeddings, config.vocab_size
         self.positions = config.position_embedding_type
         self.chat_sampling = chat_sampling or card_sampling({})
-        self._forward, self._template, self._before = forward, template, before
+        self.forward, self.template, self._before = forward, template, before
         self._table: TokenBytes = token_bytes(tokenizer)
         # Of the last prompt: its tokens, and where their keys and values are (cache, row, column of the first).
         self._last: tuple[list[int], Cache, int, int] | None = None
@@ -152,9 +155,16 @@ class Engine:
 
     def chat_ids(self, messages: Sequence[Mapping[str, Any]], language: str | None = None) -> list[int]:
         """The prompt of a conversation; raises UserError as `check_chats` and `chat_prompt` do."""
+        return self.encode(self.chat_text(messages, language))
+
+    def chat_text(self, messages: Sequence[Mapping[str, Any]], language: str | None = None) -> str:
+        """The text of that prompt, which the answer follows."""
         self.check_chats()
-        prompt = chat_prompt(messages, language, template=self._template, normalizer=self.tokenizer.normalizer)
-        return self.encode(prompt)
+        return chat_prompt(messages, language, template=self.template, normalizer=self.tokenizer.normalizer)
+
+    def forget(self) -> None:
+        """Give up the keys and values of the last prompt, so that the next answer is what a new engine gives."""
+        self._last = None
 
     def note_on(self, prompt_tokens: int) -> str | None:
         """A line on a prompt that is longer than the context, None where it is not.
@@ -215,9 +225,7 @@ class Engine:
                 if (source, source_row, source_start) != (cache, number, starts[number]):
                     cache.copy(number, starts[number], source, source_row, source_start, shared)
             self._last = None
-            logits_V = self._forward.prefill(
-                row.prompt, shared, cache, number, starts[number], partial(stopped, number)
-            )
+            logits_V = self.forward.prefill(row.prompt, shared, cache, number, starts[number], partial(stopped, number))
             if logits_V is not None:
                 self._last = (list(row.prompt), cache, number, starts[number])
             found.append(logits_V)
@@ -225,7 +233,11 @@ class Engine:
 
     @torch.inference_mode()
     def _step(self, rows: list[_Row], cache: Cache, starts: list[int], column: int) -> Any:
-        return self._forward.step([row.ids[-1] for row in rows], cache, starts, column)
+        return self.forward.step([row.ids[-1] for row in rows], cache, starts, column)
+
+    @torch.inference_mode()
+    def _choose(self, logits_V: Any, row: _Row) -> int:
+        return choose(logits_V, row.sampling, row.prompt + row.ids, len(row.ids), self.eos, row.generator)
 
     def stream_batch(
         self,
@@ -261,10 +273,7 @@ class Engine:
                     row.finished = "cancelled"
                     pieces.append(Piece(row.stops.end(), (), "cancelled"))
                 else:
-                    seen = row.prompt + row.ids
-                    with torch.inference_mode():
-                        token = choose(logits[number], row.sampling, seen, len(row.ids), self.eos, row.generator)
-                    pieces.append(row.take(token, self.eos))
+                    pieces.append(row.take(self._choose(logits[number], row), self.eos))
             yield pieces
             if all(row.finished for row in rows):
                 return
@@ -281,6 +290,9 @@ class Engine:
         if wrong is not None:
             raise UserError(f"token id {wrong} is outside the vocabulary of {self.vocabulary}")
         self.note_on(len(ids))
+        if self.positions == "rotary":  # known up to the context, for the answer's tokens too
+            most = min(sampling.max_new_tokens, max(1, self.context - len(ids)))
+            sampling = replace(sampling, max_new_tokens=most)
         generator = torch.Generator()
         generator.seed() if sampling.seed is None else generator.manual_seed(sampling.seed)
         return _Row(ids, sampling, Detokenizer(self._table), StopStrings(sampling.stop), generator)
@@ -289,9 +301,9 @@ class Engine:
         """The cache of the last prompt where it is large enough, for its prefix; otherwise a new one."""
         if batch == 1 and self._last is not None:
             _, cache, row, start = self._last
-            if row == start == 0 and cache.k.shape[1] == 1 and cache.capacity >= tokens:
+            if row == start == 0 and cache.batch == 1 and cache.capacity >= tokens:
                 return cache
-        return self._forward.new_cache(batch, -(-tokens // _ROUNDED_TO) * _ROUNDED_TO)
+        return self.forward.new_cache(batch, -(-tokens // _ROUNDED_TO) * _ROUNDED_TO)
 
 
 def open_engine(
@@ -299,7 +311,7 @@ def open_engine(
     *,
     tokenizer: str | Path | None = None,
     config: str | Path | None = None,
-    dtype: str = "float32",
+    weights: Weights = "float32",
     device: str = "cpu",
     allow_pickle: bool = False,
 ) -> Engine:
@@ -308,7 +320,7 @@ def open_engine(
     Args:
         tokenizer: its folder; a release brings its own.
         config: trainer YAML, where a checkpoint does not record it.
-        dtype: of weights and arithmetic, "float32" or "bfloat16".
+        weights: element type of the matrices (`WEIGHTS`).
         device: as torch names it.
         allow_pickle: whether weights in pickle files may be read.
 
@@ -318,21 +330,18 @@ def open_engine(
     folder = tokenizer_of(path, Path(tokenizer) if tokenizer is not None else None)
     if config is not None and path.is_dir():
         raise UserError(f"{config}: a release is read by its own config.json; leave --config out")
-    if dtype not in DTYPES:
-        raise UserError(f"dtype {dtype!r}: known: {', '.join(DTYPES)}")
+    check_device(device)
+    check_weights(weights, torch.device(device))
     encoder = load_tokenizer(folder)
     with opening(path, config=Path(config) if config else None, allow_pickle=allow_pickle) as model:
         known, is_chat = model.config, model.is_chat
-    if vocabulary_size(encoder) > known.vocab_size:
-        raise UserError(
-            f"{folder}: its ids go up to {vocabulary_size(encoder) - 1} but the model's vocab_size is "
-            f"{known.vocab_size}: the tokenizer does not belong to this model; give the model's own"
-        )
-    refuse_too_large(path, sum(tensor.size for tensor in tensors(known) if tensor.same_as is None))
+    read_as = torch.bfloat16 if weights == "bfloat16" else torch.float32  # int4 is rounded from float32
+    check_tokenizer(encoder, folder, path, known)
+    check_memory(path, known, read_as)
     loaded = (
-        load_release(path, allow_pickle=allow_pickle)
+        load_release(path, allow_pickle=allow_pickle, dtype=read_as)
         if path.is_dir()
-        else load_model(path, read_trainer_yaml(Path(config))[-1].init.model if config else None)
+        else load_model(path, read_trainer_yaml(Path(config))[-1].init.model if config else None, read_as)
     )
     eos: tuple[int, ...] = (end_of_text_id(encoder, folder),)
     sampling: dict[str, Any] = {}
@@ -343,14 +352,22 @@ def open_engine(
         more = found if isinstance(found, list) else [found]
         eos = tuple(dict.fromkeys((*eos, *(token for token in more if type(token) is int))))
     return Engine(
-        path.name,
-        Forward(loaded.to(device=torch.device(device), dtype=DTYPES[dtype])),
+        Path(os.path.abspath(path)).name,  # of `.` too, and of a link its own
+        Forward(loaded.to(device=torch.device(device)), weights),
         encoder,
         eos,
         is_chat=is_chat,
         template=release_template(folder) if is_chat else None,
         chat_sampling=card_sampling(sampling),
     )
+
+
+def check_device(device: str) -> None:
+    """Raise UserError for a device that torch does not have here, or that holds no numbers, such as meta."""
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:  # as torch says that it has no such device, or was built without
+        raise UserError(f"device {device!r}: cannot be used ({str(error).splitlines()[0]}); give cpu") from error
 
 
 def tokenizer_of(path: Path, given: Path | None) -> Path:
@@ -373,23 +390,3 @@ def card_sampling(generation_config: Mapping[str, Any]) -> Sampling:
         return Sampling()
     names = ("temperature", "top_k", "top_p", "repetition_penalty")
     return Sampling(**{name: said[name] for name in names if said.get(name) is not None})
-
-
-def refuse_too_large(path: Path, parameters: int) -> None:
-    """Raise UserError where a model in float32, as it is read, is larger than the free memory of the machine."""
-    needed, free = 4 * parameters, available_memory()
-    if free is not None and needed > free:
-        raise UserError(
-            f"{path}: takes {needed / 1e9:.1f} GB to load, and {free / 1e9:.1f} GB of memory are free; end other "
-            "programs, or take a smaller model"
-        )
-
-
-def available_memory() -> int | None:
-    """Bytes of memory that programs can still take, as Linux says; None elsewhere."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    found = next((line for line in lines if line.startswith("MemAvailable:")), None)
-    return None if found is None else int(found.split()[1]) * 1024

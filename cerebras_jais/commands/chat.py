@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cerebras_jais.commandline import Number
-from cerebras_jais.commands.evaluate import ALLOW_PICKLE, CONFIG, MODEL, TOKENIZER
+from cerebras_jais.commands.model_options import ALLOW_PICKLE, CONFIG, MODEL, TOKENIZER, WEIGHTS
 from cerebras_jais.ranges import SEED, SHARE, SIZE, TEMPERATURE
+
+if TYPE_CHECKING:
+    from cerebras_jais.chat.weights import Weights
 
 
 @click.command()
@@ -18,6 +21,7 @@ from cerebras_jais.ranges import SEED, SHARE, SIZE, TEMPERATURE
 @TOKENIZER
 @CONFIG
 @ALLOW_PICKLE
+@WEIGHTS
 @click.option("--prompt", multiple=True, help="Text to continue; may be given several times.")
 @click.option(
     "--batch",
@@ -50,6 +54,7 @@ def generate(
     tokenizer: Path | None,
     config: Path | None,
     allow_pickle: bool,
+    weights: Weights,
     prompt: tuple[str, ...],
     batch: Path | None,
     output: Path | None,
@@ -82,7 +87,7 @@ def generate(
         raise UserError("--batch and --output belong together: the answers to a file go to a file")
     if batch is not None and not batch.exists():
         raise UserError(f"{batch}: does not exist; give a file of JSON lines")
-    engine = open_engine(path, tokenizer=tokenizer, config=config, allow_pickle=allow_pickle)
+    engine = open_engine(path, tokenizer=tokenizer, config=config, weights=weights, allow_pickle=allow_pickle)
     said: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
     sampling = replace(
         engine.chat_sampling if as_chat else Sampling(),
@@ -93,17 +98,14 @@ def generate(
     if batch is not None and output is not None:
         from tqdm import tqdm
 
-        from cerebras_jais.chat.batch import answer_all, read_prompts
-        from cerebras_jais.files import identity_of
+        from cerebras_jais.chat.batch import answer_all, identity_of_model, read_prompts
 
         prompts = read_prompts(batch, engine, as_chat=as_chat, language=language)
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        model = [[file.name, *identity_of(file)] for file in files]
         made = answer_all(
             engine,
-            model,
+            [weights, identity_of_model(path, tokenizer=tokenizer, config=config)],
             prompts,
-            sampling,
+            [sampling] * len(prompts),
             output,
             lambda left, total: tqdm(left, "answering", total, initial=total - len(left), unit="prompt", disable=None),
         )
@@ -122,6 +124,7 @@ def generate(
 @TOKENIZER
 @CONFIG
 @ALLOW_PICKLE
+@WEIGHTS
 @click.option("--language", type=click.Choice(["ar", "en"]), help="Of the prompt. Default: that of each question.")
 @click.option("--system", help="System message, in place of the model's own.")
 @click.option("--max-new-tokens", type=Number(SIZE), default=512, show_default=True, help="Of an answer at most.")
@@ -133,6 +136,7 @@ def chat(
     tokenizer: Path | None,
     config: Path | None,
     allow_pickle: bool,
+    weights: Weights,
     language: str | None,
     system: str | None,
     max_new_tokens: int,
@@ -155,7 +159,7 @@ def chat(
     from cerebras_jais.chat.session import HELP, Session
     from cerebras_jais.errors import UserError
 
-    engine = open_engine(path, tokenizer=tokenizer, config=config, allow_pickle=allow_pickle)
+    engine = open_engine(path, tokenizer=tokenizer, config=config, weights=weights, allow_pickle=allow_pickle)
     engine.check_chats()
     said: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "seed": seed, "max_new_tokens": max_new_tokens}
     sampling = replace(engine.chat_sampling, **{key: value for key, value in said.items() if value is not None})

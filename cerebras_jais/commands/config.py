@@ -135,25 +135,35 @@ def diff(ours: str, theirs: str, as_json: bool) -> int:
 @click.argument("name", required=False)
 @click.option("--output", type=click.Path(path_type=Path), help="File to write (with --all, the folder).")
 @click.option("--stock", is_flag=True, help="With the Model Zoo's own model names, for a site without the plugin.")
+@click.option(
+    "--harness",
+    metavar="TASKS",
+    help="Have the Model Zoo evaluate on these tasks of lm_eval, with commas; card: the card's columns.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
 @click.option("--all", "everything", is_flag=True, help="Write every config; how configs/ is made.")
-def write(name: str | None, output: Path | None, stock: bool, overwrite: bool, everything: bool) -> None:
+def write(
+    name: str | None, output: Path | None, stock: bool, harness: str | None, overwrite: bool, everything: bool
+) -> None:
     """Write a config to a file to edit and run.
 
     \b
       cerebras-jais config write jais-family-590m --output my.yaml
       cerebras-jais config write jais-adapted-7b/stage-2 --stock --output stage-2.yaml
+      cerebras-jais config write jais-family-1p3b --harness card --output evaluated.yaml
 
     --stock names jais and llama instead of jais_family and jais_adapted, and refuses what those cannot do (freezing).
     """
     from cerebras_jais.atomic import write_text
     from cerebras_jais.catalog.stock_names import with_stock_names
-    from cerebras_jais.catalog.yaml_files import open_config, write_configs
+    from cerebras_jais.catalog.yaml_files import find_preset, open_config, preset_yaml, write_configs
+    from cerebras_jais.config.yaml_file import parse_yaml
     from cerebras_jais.errors import UserError
+    from cerebras_jais.evaluate.suites import tasks_of
 
     if everything:
-        if name or stock:
-            raise UserError("--all writes every config as it is; leave NAME and --stock out")
+        if name or stock or harness:
+            raise UserError("--all writes every config as it is; leave NAME, --stock and --harness out")
         paths = write_configs(output or Path("configs"))
         click.echo(f"{output or 'configs'}: {len(paths)} files")
         return
@@ -162,7 +172,11 @@ def write(name: str | None, output: Path | None, stock: bool, overwrite: bool, e
     target = output or Path(f"{Path(name.removesuffix('.yaml')).name}.yaml")
     if target.exists() and not overwrite:
         raise UserError(f"{target}: exists; choose another --output or give --overwrite")
-    file = open_config(name)
+    if harness is None:
+        file = open_config(name)
+    else:
+        tasks = ",".join(tasks_of("card")) if harness == "card" else harness
+        file = parse_yaml(preset_yaml(find_preset(name), tasks), Path(name))
     write_text(target, with_stock_names(file) if stock else file.text)
     click.echo(str(target))
 

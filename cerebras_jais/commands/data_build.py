@@ -13,7 +13,7 @@ from cerebras_jais.ranges import COUNT
 from cerebras_jais.wording import counted
 
 if TYPE_CHECKING:
-    from cerebras_jais.data.recipe.executors import Stage
+    from cerebras_jais.data.recipe.workers import Stage
 
 
 @click.command()
@@ -30,19 +30,25 @@ def build(settings: Path, workers: int | None, output: str | None, dry_run: bool
     The same command goes on with a run that was ended, on this machine, Slurm or Ray. The same files and settings give
     the same bytes, whoever does the work. Needs the extra `pipeline`.
     """
-    from cerebras_jais.data.recipe.settings import read_settings
+    from cerebras_jais.data.recipe.workers import Workers
 
-    changes = {"workers": workers, "output": output}
-    run = read_settings(settings).model_copy(update={key: value for key, value in changes.items() if value is not None})
-    from cerebras_jais.data.recipe.runner import build as build_data
-    from cerebras_jais.data.recipe.runner import input_lines
-    from cerebras_jais.data.recipe.summary import report_lines
+    with Workers() as processes:
+        if not dry_run and workers != 1:
+            processes.start()
+        from cerebras_jais.data.recipe.settings import read_settings
 
-    if dry_run:
-        for line in input_lines(run):
-            click.echo(line)
-        return
-    found = build_data(run, StageProgress(), print_note)
+        changes = {"workers": workers, "output": output}
+        given = {key: value for key, value in changes.items() if value is not None}
+        run = read_settings(settings).model_copy(update=given)
+        from cerebras_jais.data.recipe.runner import build as build_data
+        from cerebras_jais.data.recipe.runner import input_lines
+        from cerebras_jais.data.recipe.summary import report_lines
+
+        if dry_run:
+            for line in input_lines(run):
+                click.echo(line)
+            return
+        found = build_data(run, StageProgress(), print_note, processes)
     if isinstance(found, list):
         click.echo(f"submitted to Slurm: jobs {', '.join(found)}")
         click.echo("once they have ended the same command prints the report, or submits again what failed")

@@ -1,35 +1,22 @@
-"""The verb `score`, and the options of all verbs that take a model."""
+"""The verb `evaluate`: a model's scores on the tasks of lm_eval."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cerebras_jais.commandline import standard_input_once
+from cerebras_jais.commandline import Number
+from cerebras_jais.commands.model_options import ALLOW_PICKLE, CONFIG, DEVICE, MODEL, TOKENIZER, WEIGHTS
+from cerebras_jais.evaluate.suites import SUITES
+from cerebras_jais.ranges import SIZE
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-    from cerebras_jais.data.chat.reading import Conversation
-    from cerebras_jais.evaluate.score import Scored
-    from cerebras_jais.model.decoder import LanguageModel
-
-MODEL = click.argument("path", metavar="MODEL", type=click.Path(path_type=Path))
-TOKENIZER = click.option(
-    "--tokenizer", type=click.Path(path_type=Path), help="Folder of the tokenizer. Default: the release's own."
-)
-CONFIG = click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    help="Trainer YAML of the model, where the checkpoint does not record it.",
-)
-ALLOW_PICKLE = click.option(
-    "--allow-pickle", is_flag=True, help="Read a release's weights in pickle files too (.bin); nothing in them is run."
-)
+    from cerebras_jais.chat.engine import Engine
+    from cerebras_jais.chat.forward import Forward
+    from cerebras_jais.chat.weights import Weights
 
 
 @click.command()
@@ -38,122 +25,163 @@ ALLOW_PICKLE = click.option(
 @CONFIG
 @ALLOW_PICKLE
 @click.option(
-    "--data",
+    "--suite", type=click.Choice(SUITES), help="The card's columns, the Arabic leaderboards', or a small one."
+)
+@click.option("--tasks", help="Names of lm_eval's tasks, with commas; beside those of --suite, if it is given.")
+@click.option(
+    "--reading",
     type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder that `data pack` or `data chat` wrote: score what it held out of training.",
+    metavar="FILE.json",
+    help="Reading comprehension on a file in SQuAD's format: exact match and F1.",
 )
 @click.option(
-    "--text",
-    multiple=True,
+    "--data-root",
     type=click.Path(path_type=Path),
-    callback=standard_input_once,
-    metavar="PATH",
-    help="Score all of this text: folder or file of .txt, .jsonl or SQuAD .json; - is standard input; repeatable.",
+    metavar="DIR",
+    help="Folder with clones of data sets, under their names on the hub. Default: the hub and its cache.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def score(
+@click.option("--chat-template", is_flag=True, help="Ask as in a conversation, by the model's chat template.")
+@click.option("--limit", type=Number(SIZE), help="So many questions of each task, for a trial.")
+@WEIGHTS
+@DEVICE
+@click.option(
+    "--processes",
+    type=Number(SIZE),
+    default=1,
+    show_default=True,
+    help="That score options, each with the model in memory; with cuda each on a GPU of its own.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="Where answers and results go; the same command goes on where it was ended.",
+)
+def evaluate(
     path: Path,
     tokenizer: Path | None,
     config: Path | None,
     allow_pickle: bool,
-    data: Path | None,
-    text: tuple[Path, ...],
-    as_json: bool,
+    suite: str | None,
+    tasks: str | None,
+    reading: Path | None,
+    data_root: Path | None,
+    chat_template: bool,
+    limit: int | None,
+    weights: Weights,
+    device: str,
+    processes: int,
+    output: Path,
 ) -> None:
-    """Loss and bits per byte of a checkpoint (.mdl) or a release on text, language by language.
+    """Score a checkpoint (.mdl) or a release on the tasks of lm_eval, zero-shot unless a task says otherwise.
 
     \b
-      cerebras-jais score jais/checkpoint_100.mdl --tokenizer tokenizer --data data
-      cerebras-jais score release --text TEXT
+      cerebras-jais evaluate release --suite demo --output scores
+      cerebras-jais evaluate release --suite card --data-root data-sets --output scores
+      cerebras-jais evaluate release --tasks arabicmmlu,hellaswag --limit 100 --output trial
 
-    A model is worth what it makes of text that it has not seen: give --data, or --text that was not trained on. Of
-    conversations that `data chat` held out the responses alone are scored.
+    No data set comes with this project; docs/evaluation.md has the command that fetches each. The results are files as
+    lm_eval writes them.
     """
-    from cerebras_jais.data.chat.pipeline import held_out_conversations
-    from cerebras_jais.data.documents import passed_over, read_documents
-    from cerebras_jais.data.pipeline import held_out_documents
-    from cerebras_jais.data.tokenizer import encode_document, end_of_text_id, load_tokenizer
+    from functools import partial
+
+    import torch
+
+    from cerebras_jais.chat.engine import tokenizer_of
+    from cerebras_jais.endpoint.record import open_record
     from cerebras_jais.errors import UserError
-    from cerebras_jais.evaluate.score import score_documents, score_texts
+    from cerebras_jais.evaluate.harness.lm import JaisLM, tokens_before
+    from cerebras_jais.evaluate.harness.run import RECORD, load_tasks, model_digest, run
+    from cerebras_jais.evaluate.suites import tasks_of
 
-    tokenizer = tokenizer_of(path, tokenizer)
-    if (data is None) == (not text):
-        raise UserError(
-            "give exactly one of --data and --text: --data the folder that `data pack` wrote, for the documents that "
-            "it held out, --text other text that was not trained on"
+    names = _names(tasks_of(suite) if suite else (), tasks, reading is not None)
+    if not names:
+        raise UserError("give --suite, --tasks or --reading: there is nothing to evaluate on")
+    folder = tokenizer_of(path, tokenizer)
+    plan = load_tasks(names, data_root=data_root, reading=reading)
+    open_model = partial(
+        _open,
+        path=path,
+        tokenizer=tokenizer,
+        config=config,
+        weights=weights,
+        device=device,
+        allow_pickle=allow_pickle,
+        threads=max(1, torch.get_num_threads() // processes),
+        processes=processes,
+    )
+    engine = open_model(0)
+    if chat_template:
+        engine.check_chats()
+    output.mkdir(parents=True, exist_ok=True)
+    with open_record(output / RECORD) as record:
+        lm = JaisLM(
+            engine,
+            record,
+            model_digest(path, tokenizer=tokenizer, config=config),
+            before=tokens_before(folder),
+            chat=chat_template,
+            progress=_with_time_left,
+            processes=processes,
+            open_forward=partial(_forward, open_model),
         )
-    for note in filter(None, map(passed_over, text)):
-        click.echo(f"note: {note}", err=True)
-    conversations = held_out_conversations(data) if data is not None else None
-    documents = [document for source in text for document in read_documents(source)]
-    if data is not None and conversations is None:
-        documents = held_out_documents(data)
-    model, encoder = load(path, config, allow_pickle), load_tokenizer(tokenizer)
-    eos = end_of_text_id(encoder, tokenizer)
-    if conversations is not None:
-        scores = score_texts(model, _scored(conversations, encoder, eos), model.config.max_position_embeddings)
-    else:
-        scores = score_documents(model, documents, lambda document: encode_document(encoder, document, eos), eos)
-    if as_json:
-        click.echo(
-            json.dumps(
-                {
-                    s.language: {
-                        "documents": s.documents,
-                        "tokens": s.tokens,
-                        "bytes": s.n_bytes,
-                        "loss": s.loss,
-                        "bits_per_byte": s.bits_per_byte,
-                    }
-                    for s in scores
-                }
-            )
-        )
-        return
-    click.echo(f"{'language':<10}{'documents':>10}{'tokens':>10}{'bytes':>10}{'loss':>8}{'bits/byte':>11}")
-    for s in scores:
-        click.echo(
-            f"{s.language:<10}{s.documents:>10}{s.tokens:>10}{s.n_bytes:>10}{s.loss:>8.3f}{s.bits_per_byte:>11.3f}"
-        )
+        results = run(lm, plan, output, limit=limit)
+    _show(results)
 
 
-def _scored(conversations: list[Conversation], encoder: Tokenizer, eos: int) -> Iterator[Scored]:
-    """The conversations as texts to score: their responses and the end behind the last one count."""
-    from cerebras_jais.data.chat.examples import PromptEncoder
-    from cerebras_jais.encoding import Encoder
-    from cerebras_jais.evaluate.score import Scored
+def _open(
+    number: int,
+    *,
+    path: Path,
+    tokenizer: Path | None,
+    config: Path | None,
+    weights: Weights,
+    device: str,
+    allow_pickle: bool,
+    threads: int,
+    processes: int,
+) -> Engine:
+    """The model of a process, by its number."""
+    import torch
 
-    prompts = PromptEncoder(Encoder(encoder), eos)
-    rendered = [prompts.render(conversation) for conversation in conversations]
-    for conversation, text, (ids, trained) in zip(conversations, rendered, prompts.encode(rendered), strict=True):
-        responses = [content for content, response in zip(text.contents, text.responses, strict=True) if response]
-        size = sum(len(content.encode("utf-8")) for content in responses)
-        yield Scored(conversation.language, ids.tolist(), trained.tolist(), size)
+    from cerebras_jais.chat.engine import open_engine
 
-
-def tokenizer_of(path: Path, given: Path | None) -> Path:
-    """The folder of the tokenizer: the one given, or the release itself."""
-    from cerebras_jais.errors import UserError
-
-    if given is not None:
-        return given
-    if not path.is_dir():
-        raise UserError(f"{path}: a checkpoint has no tokenizer in it; give its folder with --tokenizer")
-    if not (path / "tokenizer.json").is_file():
-        raise UserError(f"{path}: has no tokenizer.json; give the folder of one with --tokenizer")
-    return path
+    torch.set_num_threads(threads)
+    if device == "cuda" and processes > 1:
+        device = f"cuda:{number}"
+    return open_engine(
+        path, tokenizer=tokenizer, config=config, weights=weights, device=device, allow_pickle=allow_pickle
+    )
 
 
-def load(path: Path, config: Path | None, allow_pickle: bool) -> LanguageModel:
-    """The model of a release, or of a checkpoint by the config it records or by the YAML given."""
-    from cerebras_jais.catalog.reader import read_trainer_yaml
-    from cerebras_jais.errors import UserError
-    from cerebras_jais.model.load import load_model
-    from checkpoint_convert.load import load_release
+def _forward(open_model: Callable[[int], Engine], number: int) -> Forward:
+    return open_model(number).forward
 
-    if not path.is_dir():
-        return load_model(path, read_trainer_yaml(config)[-1].init.model if config else None)
-    if config is not None:
-        raise UserError(f"{config}: a release is read by its own config.json; leave --config out")
-    return load_release(path, allow_pickle=allow_pickle)
+
+def _names(suite: Iterable[str], tasks: str | None, reading: bool) -> list[str]:
+    """The tasks asked for, each once; that of reading comprehension where it has a file."""
+    given = [name.strip() for name in (tasks or "").split(",")]
+    wanted = dict.fromkeys([*suite, *given, *(["reading"] if reading else [])])
+    return [name for name in wanted if name and (name != "reading" or reading or name in given)]
+
+
+def _with_time_left(items: Iterable[Any], done: int, total: int, what: str) -> Iterator[Any]:
+    from tqdm import tqdm
+
+    yield from tqdm(items, what, total, initial=done, disable=None, smoothing=0.05)
+
+
+def _show(results: dict[str, Any]) -> None:
+    """Print a line for each number: tasks and groups that were asked for, their metrics and standard errors."""
+    click.echo(f"{'task':<36}{'questions':>10}  {'metric':<14}{'score':>8}{'error':>8}")
+    rows = {**results["results"], **results.get("groups", {})}
+    for name in results["config"]["tasks"]:
+        for task in [name] if name in rows else [task for task in rows if task in results["n-samples"]]:
+            row = rows[task]
+            for key, value in row.items():
+                metric, _, which = key.partition(",")
+                if which and not metric.endswith("_stderr") and isinstance(value, float | int):
+                    error = row.get(f"{metric}_stderr,{which}")
+                    shown = f"{100 * error:>8.2f}" if isinstance(error, float) else f"{'':>8}"
+                    click.echo(f"{task:<36}{row.get('sample_len', ''):>10}  {metric:<14}{100 * value:>8.2f}{shown}")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from cerebras_jais.commandline import Number
-from cerebras_jais.commands.evaluate import ALLOW_PICKLE, CONFIG, MODEL, TOKENIZER
+from cerebras_jais.commands.model_options import ALLOW_PICKLE, CONFIG, MODEL, TOKENIZER, WEIGHTS
 from cerebras_jais.ranges import COUNT_OR_NONE, PORT, SECONDS, SIZE
+
+if TYPE_CHECKING:
+    from cerebras_jais.chat.weights import Weights
 
 
 @click.command()
@@ -16,6 +20,7 @@ from cerebras_jais.ranges import COUNT_OR_NONE, PORT, SECONDS, SIZE
 @TOKENIZER
 @CONFIG
 @ALLOW_PICKLE
+@WEIGHTS
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; 0.0.0.0 is every one.")
 @click.option("--port", type=Number(PORT), default=8000, show_default=True, help="Port; 0 takes one that is free.")
 @click.option("--key-variable", metavar="NAME", help="Environment variable with the key that requests must have.")
@@ -41,6 +46,7 @@ def serve(
     tokenizer: Path | None,
     config: Path | None,
     allow_pickle: bool,
+    weights: Weights,
     host: str,
     port: int,
     key_variable: str | None,
@@ -71,7 +77,7 @@ def serve(
 
     key = key_from(key_variable)
     with listen(host, port) as listener:
-        engine = open_engine(path, tokenizer=tokenizer, config=config, allow_pickle=allow_pickle)
+        engine = open_engine(path, tokenizer=tokenizer, config=config, weights=weights, allow_pickle=allow_pickle)
         if key is None and not is_loopback(host):
             click.echo(
                 f"note: whoever reaches {host} can use the model; give --key-variable to ask for a key", err=True

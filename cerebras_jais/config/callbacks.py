@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cerebras_jais.ranges import COUNT, shown
+from cerebras_jais.wording import suggestion
 
 # Change what is trained or kept: done here too.
 HONOURED: Mapping[str, tuple[str, ...]] = {
@@ -29,7 +30,11 @@ WITHOUT_EFFECT: Mapping[str, tuple[str, ...] | None] = {
     "DumpAvailableTensorNames": (),
     "DurationProfiler": (),
     "EmailNotification": ("mailto", "mailfrom", "server_name", "port", "notification_endpoint", "subject"),
-    "EleutherEvalHarness": None,
+    "EleutherEvalHarness": (
+        *("eeh_args", "keep_data_dir", "every_n_vals", "flags", "name_scope", "batch_size", "data_dir"),
+        *("max_sequence_length", "tokenizer_file_path", "eos_id", "bos_token", "pretrained_model_name_or_path"),
+        *("shuffle", "num_workers", "prefetch_factor", "persistent_workers", "drop_last"),
+    ),
     "BigCodeEvalHarness": None,
     "ScopedEleutherEvalHarnessFlags": None,
     "ScopedBigCodeEvalHarnessFlags": None,
@@ -117,6 +122,35 @@ ARGUMENT_KINDS: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = 
     "KeepNCheckpoints": {"n": (_or_null(is_count), f"{COUNT}, or null")},
     "TensorBoardLogger": {"summary_dir": (_or_null(_is_path), "the path of a folder, or null")},
 }
+
+# The arguments of lm_eval's command line that EleutherEvalHarness takes (Model Zoo trainer/extensions/eleuther).
+HARNESS_ARGUMENTS = (
+    *("tasks", "num_fewshot", "output_path", "limit", "use_cache", "cache_requests", "check_integrity", "write_out"),
+    *("log_samples", "system_instruction", "apply_chat_template", "fewshot_as_multiturn", "show_config"),
+    *("include_path", "predict_only", "seed", "trust_remote_code", "verbosity", "max_tokens", "temperature"),
+    *("top_k", "top_p"),
+)
+
+
+def harness_problem(arguments: Mapping[str, Any]) -> str | None:
+    """What is wrong with the arguments of EleutherEvalHarness, which it says itself only when it is run."""
+    given = arguments.get("eeh_args")
+    if not isinstance(given, dict):
+        return f"eeh_args must be a mapping with tasks (got {shown(given)})"
+    for key in given:
+        if key not in HARNESS_ARGUMENTS:
+            return f"unknown key {key!r} of eeh_args; {suggestion(str(key), HARNESS_ARGUMENTS)}"
+    if not _is_path(given.get("tasks")):
+        return f"eeh_args.tasks must be names of tasks, with commas between them (got {shown(given.get('tasks'))})"
+    if not _is_path(arguments.get("data_dir")):
+        return f"data_dir must be a folder that the cluster mounts (got {shown(arguments.get('data_dir'))})"
+    if not is_count(arguments.get("batch_size")):
+        return f"batch_size must be {COUNT} (got {shown(arguments.get('batch_size'))})"
+    has_file, has_id = _is_path(arguments.get("tokenizer_file_path")), type(arguments.get("eos_id")) is int
+    if not (has_file and has_id) and (has_file or not _is_path(arguments.get("pretrained_model_name_or_path"))):
+        return "has no tokenizer; give tokenizer_file_path and eos_id, or pretrained_model_name_or_path"
+    return None
+
 
 # Callbacks whose arguments are paths of flags under cerebras.pytorch's backends.
 FLAG_CALLBACKS = ("ScopedTrainFlags", "ScopedValidateFlags", "GlobalFlags")

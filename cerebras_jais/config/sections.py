@@ -38,6 +38,7 @@ from cerebras_jais.config.callbacks import (
     LOGGERS_WITHOUT_EFFECT,
     NOT_HERE,
     WITHOUT_EFFECT,
+    harness_problem,
     named_states,
 )
 from cerebras_jais.config.cluster import ClusterConfig, flag_problem
@@ -301,6 +302,9 @@ class Named(Section):
         for key, (kind, what) in ARGUMENT_KINDS.get(name, {}).items():
             if arguments and key in arguments and not kind(arguments[key]):
                 raise refuse(f"{key} must be {what} (got {shown(arguments[key])})", str(given))
+        wrong = harness_problem(arguments) if name == "EleutherEvalHarness" and arguments is not None else None
+        if wrong is not None:
+            raise refuse(wrong, str(given))
         if name == "LoadCheckpointStates" and arguments and "load_checkpoint_states" in arguments:
             try:
                 named_states(arguments["load_checkpoint_states"])

@@ -15,8 +15,8 @@ STREAM_FEATURES = ("input_ids", "attention_mask", "labels")
 VSL_FEATURES = (*STREAM_FEATURES, "attention_span", "position_ids")
 
 PACKED_AT_ONCE = 2**20  # documents; with more nothing measurable is gained in fill
-_MADE_AT_ONCE = 2**19  # positions, of 20 bytes each
-_READ_BETWEEN = 2**24  # tokens, of which each may have brought a page of 4 KiB into memory if documents are short
+_MADE_AT_ONCE = 2**16  # positions, of 20 bytes each: such a block stays in a processor's cache
+_READ_BETWEEN = 2**20  # tokens; each of their documents may have brought 64 KiB of its file into memory
 
 
 @dataclass(frozen=True)
@@ -218,13 +218,13 @@ def _vsl_block(
 ) -> tuple[np.ndarray, int]:
     """Rows of some pieces each, int32 [rows, 5, length], and the positions that are filled.
 
-    What is left of a row is one more piece, of padding, so that all rows are one sequence without gaps: of the tokens
-    of all pieces, one more than its positions each, the inputs are all but the last ones, the labels all but the first.
+    What is left of a row is one more piece, of padding, so that all rows are one sequence without gaps. The inputs are
+    the tokens of each piece but its last, the labels those but its first.
     """
     last = np.cumsum(counts)
     room = max_sequence_length - np.add.reduceat(pieces.lengths, last - counts)
     padded = np.flatnonzero(room)
-    positions = np.insert(pieces.lengths, last[padded], room[padded])
+    positions = np.insert(pieces.lengths, last[padded], room[padded]).astype(np.int32)
     ends = pieces.starts + pieces.lengths + 1
     parts = [
         ids[start:end]
@@ -233,19 +233,17 @@ def _vsl_block(
     padding = np.full(max_sequence_length + 1, pad_id, dtype=np.uint32)
     for row in padded[::-1].tolist():  # from the last, so that the places before stay as they are
         parts.insert(last[row], padding[: room[row] + 1])
-    tokens = np.concatenate(parts)
-    stops = np.cumsum(positions + 1)
     shape = len(counts), max_sequence_length
-    labels = np.delete(tokens, stops - positions - 1).reshape(shape)
+    labels = np.concatenate([part[1:] for part in parts]).reshape(shape)
 
     block = np.empty((len(counts), len(VSL_FEATURES), max_sequence_length), dtype=np.int32)
-    block[:, 0] = np.delete(tokens, stops - 1).reshape(shape)
+    block[:, 0] = np.concatenate([part[:-1] for part in parts]).reshape(shape)
     block[:, 1] = labels >= TRAINED if marked else 1
     block[:, 2] = labels
     if marked:
         block[:, [0, 2]] &= np.int32(TRAINED - 1)
-    firsts = np.cumsum(positions) - positions
-    block[:, 4] = (np.arange(labels.size) - np.repeat(firsts, positions)).reshape(shape)
+    firsts = np.cumsum(positions, dtype=np.int32) - positions
+    block[:, 4] = (np.arange(labels.size, dtype=np.int32) - np.repeat(firsts, positions)).reshape(shape)
     block[:, 3] = np.repeat(positions - 1, positions).reshape(shape) - block[:, 4]
     for row in padded.tolist():
         block[row, [1, 3, 4], max_sequence_length - room[row] :] = 0

@@ -31,7 +31,7 @@ _ENDLESS_WORD = re.compile(rf"\S{{{_LONGEST_WORD}}}|\s{{{_LONGEST_WORD}}}")
 # So many documents of an encoder, and conversations of each batch, are decoded again and compared with their text; of
 # further documents every DECODED_EVERY-th is.
 DECODED_AGAIN = 8
-DECODED_EVERY = 32
+DECODED_EVERY = 100
 # One special token and the 256 bytes; a smaller vocabulary could not spell every text.
 SMALLEST_VOCABULARY = 257
 
@@ -173,9 +173,10 @@ def encode_documents(encoder: Encoder, documents: Sequence[Document], eos_id: in
     for place in np.flatnonzero(batch.ids == eos_id)[:1]:
         number = int(np.searchsorted(batch.ends, place, side="right"))
         check_end_of_text(documents[number], batch.ids[place : place + 1].tolist(), eos_id)
-    for number, (document, ids) in enumerate(zip(documents, batch.split(), strict=True), before):
-        if number < DECODED_AGAIN or number % DECODED_EVERY == 0:
-            check_round_trip(encoder.tokenizer, document, ids.tolist())
+    sample = (n for n in range(len(documents)) if before + n < DECODED_AGAIN or (before + n) % DECODED_EVERY == 0)
+    for number in sample:
+        start, end = (int(batch.ends[number - 1]) if number else 0), int(batch.ends[number])
+        check_round_trip(encoder.tokenizer, documents[number], batch.ids[start:end].tolist())
     return batch
 
 

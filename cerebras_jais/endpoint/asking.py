@@ -13,6 +13,8 @@ from typing import Any
 from cerebras_jais.endpoint.client import Answer, Endpoint, EndpointError, RefusedQuestionError, ask
 from cerebras_jais.endpoint.record import Record
 
+RESERVED = ("model", "messages", "n", "stream")
+"""Keys of a chat completion that are no options: the question sets them, or one whole answer is needed."""
 _AHEAD = 2  # questions in memory for each thread
 
 

@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
+from cerebras_jais.chat.forward import Forward
 from cerebras_jais.data.documents import Document, language_of
+from cerebras_jais.evaluate.scoring.scorer import log_probabilities
+from cerebras_jais.evaluate.scoring.tree import Request
 from cerebras_jais.model.decoder import LanguageModel
 
 
@@ -58,7 +62,7 @@ class Scored(NamedTuple):
 
 
 def score_documents(
-    model: LanguageModel,
+    model: LanguageModel | Forward,
     documents: Iterable[Document],
     encode: Callable[[Document], list[int]],
     eos_token_id: int,
@@ -72,6 +76,7 @@ def score_documents(
     of the one before.
 
     Args:
+        model: in float32, or as it generates, whatever its weights.
         encode: a document to its token ids, without special tokens.
     """
     length = max_sequence_length or model.config.max_position_embeddings
@@ -86,13 +91,14 @@ def score_documents(
 
 
 @torch.inference_mode()
-def score_texts(model: LanguageModel, texts: Iterable[Scored], length: int) -> list[Score]:
+def score_texts(model: LanguageModel | Forward, texts: Iterable[Scored], length: int) -> list[Score]:
     """Score the tokens of texts that count, language by language in order of first appearance.
 
     A text longer than `length` is cut into pieces, each starting from the last token of the one before.
     """
     totals: dict[str, list[float]] = {}
-    model.eval()
+    if isinstance(model, LanguageModel):
+        model.eval()
     for text in texts:
         total = totals.setdefault(text.language, [0, 0, 0, 0.0])
         total[0] += 1
@@ -104,9 +110,13 @@ def score_texts(model: LanguageModel, texts: Iterable[Scored], length: int) -> l
     return [Score(lang, int(d), int(t), int(b), n) for lang, (d, t, b, n) in totals.items()]
 
 
-def _nats(model: LanguageModel, ids: Sequence[int], counted: Sequence[bool]) -> float:
+def _nats(model: LanguageModel | Forward, ids: Sequence[int], counted: Sequence[bool]) -> float:
     if not any(counted[1:]):
         return 0.0
+    if isinstance(model, Forward):
+        counts = np.array(counted[1:])
+        parts = log_probabilities(model, [Request(tuple(ids), len(ids) - 1)])
+        return -sum(float(part.log_p[counts[part.positions]].sum()) for part in parts)
     device = model.model.embedding_layer.word_embeddings.weight.device
     row, mask = torch.tensor([ids], device=device), torch.tensor([counted[1:]], dtype=torch.int64, device=device)
     batch = {"input_ids": row[:, :-1], "labels": row[:, 1:], "attention_mask": mask}

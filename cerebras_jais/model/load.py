@@ -17,12 +17,15 @@ from cerebras_jais.params import section_at, trainers_of
 from cerebras_jais.wording import number_runs
 
 
-def load_model(path: str | Path, config: DecoderConfig | None = None) -> LanguageModel:
-    """The model of a checkpoint in eval mode, float32, on the CPU.
+def load_model(
+    path: str | Path, config: DecoderConfig | None = None, dtype: torch.dtype = torch.float32
+) -> LanguageModel:
+    """The model of a checkpoint in eval mode, on the CPU.
 
     Args:
         path: a .mdl file of the Model Zoo or of this project.
         config: what the model is; by default the one recorded in the checkpoint by its trainer.
+        dtype: of the weights, to which stored ones are rounded as they are read; ALiBi's slopes are float32.
 
     Raises:
         CheckpointError: the file cannot be read.
@@ -31,15 +34,18 @@ def load_model(path: str | Path, config: DecoderConfig | None = None) -> Languag
     with open_checkpoint(path) as checkpoint:
         config = config or recorded_config(checkpoint)
         _fitting(config, checkpoint)  # before memory is taken for it
-        model = empty_model(config)
+        model = empty_model(config, dtype)
         fill_model(model, checkpoint)
     return model.eval()
 
 
-def empty_model(config: DecoderConfig) -> LanguageModel:
-    """A model on the CPU, in float32, whose weights are not initialized; a tied head is the embedding."""
+def empty_model(config: DecoderConfig, dtype: torch.dtype = torch.float32) -> LanguageModel:
+    """A model on the CPU whose weights are not initialized; a tied head is the embedding, and slopes are float32."""
     with torch.device("meta"):
         model = LanguageModel(config)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
     model.to_empty(device="cpu")
     if config.share_embedding_weights:
         model.model.lm_head.weight = model.model.embedding_layer.word_embeddings.weight

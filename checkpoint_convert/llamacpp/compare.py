@@ -35,6 +35,7 @@ from checkpoint_convert.verify.compare import Comparison
 _STEPS = {"Q8_0": 127.0, "Q4_0": 8.0}
 _OFF_BY = {"Q8_0": 0.5, "Q4_0": 1.0}  # of a step
 _BLOCK = 32
+_SCALING = ".rope.scaling."
 _BAND_BYTES = BAND_BYTES // 2  # several arrays of its size are compared
 
 
@@ -180,4 +181,7 @@ def _metadata_differences(file: GgufFile, model: Model) -> tuple[dict[str, tuple
         expected = value_bytes(value)
         if file.metadata.get(key) != expected:
             differing[key] = (shown_value(file.metadata.get(key)), shown_value(expected))
+    for key, stored in file.metadata.items():
+        if _SCALING in key and key not in wanted:  # llama.cpp would scale positions that the source does not
+            differing[key] = (shown_value(stored), shown_value(None))
     return differing, notes

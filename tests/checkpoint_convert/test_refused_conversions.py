@@ -211,6 +211,15 @@ def test_a_damaged_release_is_one_error_and_leaves_nothing(tmp_path, damage, sai
     assert listing(tmp_path) == ["c.mdl", "release"]
 
 
+def test_a_config_json_that_describes_no_model_is_named_once(tmp_path):
+    convert_to_hf(jais_checkpoint(tmp_path), tmp_path / "release")
+    path = tmp_path / "release" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"n_layer": None}))
+    with pytest.raises(UserError) as refused:
+        convert_to_cerebras(tmp_path / "release", tmp_path / "back.mdl")
+    assert str(refused.value).startswith(f"{path}: n_layer must be")
+
+
 def pickled(path, key):
     """The checkpoint with one leaf declared to be a pickled object."""
     with h5py.File(path, "r+") as file:

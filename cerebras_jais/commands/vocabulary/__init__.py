@@ -1,1 +1,4 @@
-"""`vocab` and `tokens`: one module for each verb of `vocab`, and the group of them."""
+"""The verbs of `vocab`, and `tokens`: one module for each verb of `vocab`, and one with their group.
+
+What they do does not belong here but in `cerebras_jais.vocabulary`.
+"""

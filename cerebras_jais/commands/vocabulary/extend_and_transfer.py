@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -69,7 +70,7 @@ def extend_and_transfer(
 def _check(wish: Wish, transfer: dict[str, Any]) -> tuple[Path, Path]:
     """Raise UserError for what is wrong of either step; the folders of the two models' tokenizers."""
     from cerebras_jais.vocabulary.bpe import read_bpe
-    from cerebras_jais.vocabulary.embeddings.transfer import check_transfer, tokenizer_of
+    from cerebras_jais.vocabulary.embeddings.transfer import TransferOptions, check_transfer, tokenizer_of
     from cerebras_jais.vocabulary.errors import VocabularyError
 
     if Path(STANDARD_INPUT) in (*wish.corpus, *wish.text):
@@ -78,12 +79,10 @@ def _check(wish: Wish, transfer: dict[str, Any]) -> tuple[Path, Path]:
     for path in (*wish.corpus, *wish.text):
         if not path.exists():
             raise VocabularyError(f"{shown_path(path)}: no such file or folder")
-    base = transfer["base_tokenizer"] or tokenizer_of(transfer["base"], "--base-tokenizer")
-    donor = transfer["donor_tokenizer"] or tokenizer_of(transfer["donor"], "--donor-tokenizer")
-    others = ("base", "donor", "output", "base_tokenizer", "donor_tokenizer", "base_config", "donor_config", "config")
-    entries = read_bpe(base, to_extend=True).entries + wish.room
-    given = {name: transfer[name] for name in (*others, "vocab_size", "allow_pickle")}
-    check_transfer(entries=entries, **given)
+    options = TransferOptions(**{field.name: transfer[field.name] for field in fields(TransferOptions)})
+    base = options.base_tokenizer or tokenizer_of(options.base, "--base-tokenizer")
+    donor = options.donor_tokenizer or tokenizer_of(options.donor, "--donor-tokenizer")
+    check_transfer(options, read_bpe(base, to_extend=True).entries + wish.room)
     return base, donor
 
 

@@ -106,9 +106,12 @@ def start_transfer(config: Path | None, vocab_size: int | None) -> None:
         click.echo(threads, err=True)
 
 
-def run_transfer(*, output: Path, method: str, norms: str, dry_run: bool, as_json: bool, **given: Any) -> None:
-    """Transfer, and print the report."""
+def run_transfer(
+    *, tokenizer: Path, method: str, norms: str, seed: int, dry_run: bool, as_json: bool, **given: Any
+) -> None:
+    """Transfer, and print the report; `given` is what `TransferOptions` has."""
     from cerebras_jais.vocabulary.embeddings.methods import Method
+    from cerebras_jais.vocabulary.embeddings.transfer import TransferOptions
     from cerebras_jais.vocabulary.embeddings.transfer import transfer as make
     from checkpoint_convert.printing import print_report
     from checkpoint_convert.streaming.run import keep_freed_memory
@@ -116,16 +119,17 @@ def run_transfer(*, output: Path, method: str, norms: str, dry_run: bool, as_jso
     keep_freed_memory()
     with progress_bar("learning", "FLOP") as fitting, progress_bar("writing") as writing:
         done, found = make(
-            output=output,
+            TransferOptions(**given),
+            tokenizer,
             method=Method(method),
             base_norms=norms == "base",
+            seed=seed,
             dry_run=dry_run,
             fitting=fitting,
             writing=writing,
-            **given,
         )
     if as_json:
-        shown = {**found, "output": str(output), "tokenizer": str(given["tokenizer"]), "dry_run": dry_run}
+        shown = {**found, "output": str(given["output"]), "tokenizer": str(tokenizer), "dry_run": dry_run}
         click.echo(json.dumps({**shown, "notes": list(done.notes)}))
         return
     for line in _table(found):

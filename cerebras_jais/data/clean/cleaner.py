@@ -7,9 +7,11 @@ Code, by its source's word alone, is passed on as it is.
 
 from __future__ import annotations
 
+import codecs
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from cerebras_jais.data.clean.arabic import Normalisation, normalise
 from cerebras_jais.data.clean.languages import BY_LETTERS, language_detector
@@ -46,8 +48,7 @@ class CleanerSettings:
 _UNCHANGED: Mapping[str, int] = {}
 
 
-@dataclass(frozen=True)
-class Cleaned:
+class Cleaned(NamedTuple):
     """A document that is kept: its text, its language, and how often each kind of change was made to it."""
 
     text: str
@@ -73,11 +74,13 @@ class Cleaner:
         self.settings = settings
         self._detect = language_detector(settings.language_model, settings.minimum_language_score)
         self._rules = preset(settings.quality) if settings.quality is not None else {}
+        self._changes: Counter[str] = Counter()  # of one document; making one takes as long as all else without rules
 
     def __call__(self, text: str, language: str | None) -> Cleaned | Dropped:
         """Return the cleaned document, or the reason to drop it."""
         settings = self.settings
-        changes: Counter[str] = Counter()
+        changes = self._changes
+        changes.clear()
         if not text.strip():
             return Dropped(Reason.EMPTY, language)
         if not _is_unicode(text):
@@ -111,7 +114,9 @@ class Cleaner:
 def _is_unicode(text: str) -> bool:
     """Whether a text can be written as UTF-8; one with half a pair of surrogates, as JSON can spell it, cannot."""
     try:
-        text.encode("utf-8")
+        codecs.readbuffer_encode(
+            text
+        )  # as text.encode, but the text keeps its UTF-8, which the tokenizer asks for again
     except UnicodeEncodeError:
         return False
     return True

@@ -13,15 +13,18 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from datatrove.pipeline.dedup import minhash
-from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupBuckets, MinhashDedupCluster
 
-from cerebras_jais.data.recipe.executors import Stage
 from cerebras_jais.data.recipe.folder import RunFolder, write_array
-from cerebras_jais.data.recipe.minhash import MinHash, removed_documents, signature_file, without, write_records
+from cerebras_jais.data.recipe.minhash import (
+    MinHash,
+    load_datatrove,
+    removed_documents,
+    signature_file,
+    without,
+    write_records,
+)
 from cerebras_jais.data.recipe.settings import DataRun
-
-minhash.tqdm = lambda items, **_: items  # a bar of its own over the lines of this run
+from cerebras_jais.data.recipe.workers import Stage
 
 _SHARDS_OF_A_BUCKET = 128  # of 80,000 documents each, and 32 bytes a document
 _LINES = 4096  # records of a signature file that datatrove reads at once
@@ -34,12 +37,15 @@ def duplicate_stages(run: DataRun, folder: RunFolder, shards: int) -> list[Stage
     if settings.exact != "off":
         stages.append(Stage("exact", exact_buckets(shards), (FindEqual(folder, shards),), folder.stages / "exact"))
     if settings.near != "off":
-        config = MinhashConfig(n_grams=settings.words, num_buckets=settings.buckets, hashes_per_bucket=settings.hashes)
+        theirs = load_datatrove()
+        config = theirs.MinhashConfig(
+            n_grams=settings.words, num_buckets=settings.buckets, hashes_per_bucket=settings.hashes
+        )
         left, pairs = str(folder.work / "near" / "signatures"), str(folder.work / "near" / "pairs")
         keep = KeepUnequal(folder, shards, MinHash(settings.words, settings.buckets, settings.hashes))
-        find = MinhashDedupBuckets(left, pairs, config=config, lines_to_buffer=_LINES)
+        find = theirs.MinhashDedupBuckets(left, pairs, config=config, lines_to_buffer=_LINES)
         stages.append(Stage("near", settings.buckets, (keep, find), folder.stages / "near"))
-        cluster = MinhashDedupCluster(pairs, str(_clusters(folder)), config=config, lines_to_buffer=_LINES)
+        cluster = theirs.MinhashDedupCluster(pairs, str(_clusters(folder)), config=config, lines_to_buffer=_LINES)
         stages.append(Stage("cluster", 1, (Empty(folder), cluster), folder.stages / "cluster"))
     return stages
 
@@ -107,6 +113,7 @@ class KeepUnequal:
 
     def __call__(self, data: Any, rank: int, world_size: int) -> None:
         """Write what datatrove's second stage reads of bucket `rank`."""
+        load_datatrove()
         left = self.folder.work / "near" / "signatures"
         for shard, equal in enumerate(equal_documents(self.folder, self.shards)):
             records = np.fromfile(signature_file(self.folder.signatures, rank, shard), self.config.record)
@@ -121,4 +128,5 @@ class Empty:
 
     def __call__(self, data: Any, rank: int, world_size: int) -> None:
         """Remove them."""
+        load_datatrove()
         shutil.rmtree(_clusters(self.folder), ignore_errors=True)

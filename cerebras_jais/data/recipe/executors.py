@@ -1,129 +1,42 @@
-"""Stages of tasks, carried out by datatrove's executors: on this machine, by Slurm or by Ray.
-
-A stage has a fixed number of tasks, each of which writes files of fixed names, whole or not at all; so it matters to no
-byte who carries a task out, beside which others, or how often.
-"""
+"""Stages of tasks, carried out by datatrove's executors: by Slurm or by Ray. `workers` has those of this machine."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-import resource
 import shutil
 import subprocess
 import sys
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from datatrove.executor.base import PipelineExecutor
-from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.executor.ray import RayPipelineExecutor
 from datatrove.executor.slurm import SlurmPipelineExecutor
 from datatrove.utils.stats import PipelineStats
 
 from cerebras_jais.data.documents import DataError
+from cerebras_jais.data.recipe.minhash import load_datatrove
 from cerebras_jais.data.recipe.settings import DataRun, Slurm
-from cerebras_jais.data.recipe.workers import Workers
-from cerebras_jais.errors import UserError
+from cerebras_jais.data.recipe.workers import Progress, Stage, carry_out, failure_of
 from cerebras_jais.files import shown_path
 
 _NO_REASON = "no reason is known; the workers must be able to import this package and see the same files"
-Progress = Callable[["Stage", int], None]
-"""Is told a stage and how many of its tasks are done."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Tasks that may run beside one another, behind those of the stage before."""
-
-    name: str
-    tasks: int
-    steps: tuple[Callable[[Any, int, int], Any], ...]
-    """Each is given what the one before returns, the task, and their number, as a step of datatrove is."""
-    logs: Path
-    """Where datatrove keeps which of its tasks are done."""
 
 
 class _Tasks(PipelineExecutor):  # type: ignore[misc]  # datatrove has no types
-    """One task, as all three executors here carry it out: no traceback of what a user can mend, completion last."""
+    """One task, as both executors here carry it out: as this machine's workers do, with datatrove's counts beside."""
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> PipelineStats:
-        folder = Path(self.logging_dir.path)
-        failure = folder / "failures" / f"{rank:05d}"
         if self.is_rank_completed(rank):
             return PipelineStats()
-        _set_up()
-        try:
-            data: Any = None
-            for step in self.pipeline:
-                data = step(data, rank, self.world_size)
-            if data is not None:
-                deque(data, maxlen=0)
-        except UserError as error:
-            _write(failure, str(error))
-            raise
-        except OSError as error:
-            _write(failure, f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
-            raise
+        load_datatrove()
+        carry_out(Stage("", self.world_size, tuple(self.pipeline), Path(self.logging_dir.path)), rank)
         stats = PipelineStats(self.pipeline)
         with self.logging_dir.open(f"stats/{rank:05d}.json", "w") as file:
             stats.save_to_disk(file)
-        failure.unlink(missing_ok=True)
-        self.mark_rank_as_completed(rank)
         return stats
-
-
-def _set_up() -> None:
-    """Keep what datatrove says to errors, and allow as many open files as the system does."""
-    from datatrove.utils.logging import logger
-
-    logger.remove()
-    logger.add(sys.stderr, level="ERROR")
-    # The second stage of MinHash has a file of each shard open.
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def _write(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-
-
-def failure_of(folder: Path) -> str | None:
-    """What the first task of a stage's folder that failed said, None where none did."""
-    files = sorted((folder / "failures").glob("*")) if (folder / "failures").is_dir() else []
-    return files[0].read_text(encoding="utf-8").strip() if files else None
-
-
-# ---- this machine ---------------------------------------------------------------------------------------------------
-
-
-class _Local(_Tasks, LocalPipelineExecutor):  # type: ignore[misc]  # datatrove has no types
-    pass
-
-
-def run_locally(stages: Sequence[Stage], workers: int, progress: Progress) -> None:
-    """Carry stages out one behind the other, each task in one of `workers` processes that end with this one."""
-    with Workers(workers) as processes:
-        for stage in stages:
-            executor = _Local(list(stage.steps), tasks=stage.tasks, workers=workers, logging_dir=str(stage.logs))
-            left = executor.get_incomplete_ranks()
-            done = stage.tasks - len(left)
-            progress(stage, done)
-            for _ in processes.map(partial(_run_task, executor), left):
-                done += 1
-                progress(stage, done)
-
-
-def _run_task(executor: _Local, rank: int) -> None:
-    from copy import deepcopy
-
-    deepcopy(executor)._run_for_rank(rank, 1)
 
 
 # ---- Slurm ----------------------------------------------------------------------------------------------------------
@@ -149,7 +62,7 @@ def submit_to_slurm(stages: Sequence[Stage], folder: Path, run: DataRun, options
         raise DataError(
             f"{shown_path(folder)}: its jobs {', '.join(waiting)} wait or run; let them end, or scancel them"
         )
-    _set_up()
+    load_datatrove()
     before: _Slurm | None = None
     ids: list[str] = []
     for stage in stages:
@@ -203,7 +116,7 @@ def run_on_ray(stages: Sequence[Stage], run: DataRun, progress: Progress) -> Non
 
     options = run.executor.ray
     assert options is not None
-    _set_up()
+    load_datatrove()
     started = not ray.is_initialized()
     if started:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

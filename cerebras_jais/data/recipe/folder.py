@@ -49,7 +49,7 @@ class RunFolder:
 
     @property
     def stages(self) -> Path:
-        """Where datatrove keeps what is done of the stages up to the store, and of the report."""
+        """Which tasks are done of the stages up to the store, and of the report, as datatrove keeps it."""
         return self.work / "stages"
 
     def phase(self, name: str) -> Path:

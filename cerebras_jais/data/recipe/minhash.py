@@ -8,6 +8,7 @@ records (hashes uint64, document uint32), sorted. Where the words are equal the 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -89,16 +90,27 @@ def datatrove_signatures(
     return found, np.asarray(which, np.int64)
 
 
+def load_datatrove() -> Any:
+    """datatrove's module of MinHash, whose import takes a while, set to say errors alone."""
+    from datatrove.pipeline.dedup import minhash
+    from datatrove.utils.logging import logger
+
+    minhash.tqdm = lambda items, **_: items  # a bar of its own over the lines of this run
+    logger.remove()
+    logger.add(sys.stderr, level="ERROR")
+    return minhash
+
+
 @cache
 def _first_stage(language: str, config: MinHash) -> Any:
-    from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignature
     from xxhash import xxh64_intdigest
 
-    settings = MinhashConfig(
+    theirs = load_datatrove()
+    settings = theirs.MinhashConfig(
         n_grams=config.words, num_buckets=config.buckets, hashes_per_bucket=config.hashes, seed=_SEED
     )
     try:
-        stage = MinhashDedupSignature(os.devnull, config=settings, language=language)
+        stage = theirs.MinhashDedupSignature(os.devnull, config=settings, language=language)
     except ImportError as error:
         raise UserError(
             f"deduplicate: engine datatrove splits words with a package that is not installed ({error}); pip install "

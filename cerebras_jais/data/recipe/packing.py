@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,12 +21,15 @@ from cerebras_jais.data.dataset import DataParameters, write_hdf5
 from cerebras_jais.data.documents import DataError
 from cerebras_jais.data.mixture import Band, Mixture, Source, folder_weights, mix
 from cerebras_jais.data.packing import pack_stream, pack_vsl
-from cerebras_jais.data.recipe.executors import Stage
 from cerebras_jais.data.recipe.folder import RunFolder, read_json, write_array, write_json
 from cerebras_jais.data.recipe.settings import DataRun, Phase
+from cerebras_jais.data.recipe.workers import Stage
 from cerebras_jais.data.token_store import Store, joined, open_store
-from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer, vocabulary_size
+from cerebras_jais.data.tokenizer import end_of_text_id, vocabulary_size
 from cerebras_jais.files import shown_path
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 PARAMETERS = "data_params.json"
 _RECIPE = "recipe"  # the key of data_params.json with the digest of what was asked
@@ -34,12 +37,20 @@ _RECIPE = "recipe"  # the key of data_params.json with the digest of what was as
 
 @dataclass(frozen=True)
 class _Phase:
-    """A phase of a run, and the names of the folders that it makes: itself, or one for each source in it."""
+    """A phase of a run, and the names of the folders that it makes: itself, or one for each source in it.
+
+    Attributes:
+        parts: into how many its packing is divided.
+        eos_id: the id that ends a document, and fills rows up.
+        vocabulary: the size of the tokenizer's vocabulary.
+    """
 
     run: DataRun
     folder: RunFolder
     name: str
-    parts: int
+    parts: int = 1
+    eos_id: int = 0
+    vocabulary: int = 0
 
     @property
     def settings(self) -> Phase:
@@ -58,11 +69,6 @@ class _Phase:
         if self.settings.mixture == "rows":
             return {self.name: list(self.sources)}
         return {f"{self.name}/{source}": [source] for source in self.sources}
-
-    @property
-    def tokenizer(self) -> Path:
-        """What packing has to know of the tokenizer."""
-        return self.work / "tokenizer.json"
 
     def order(self, index: int) -> Path:
         return self.work / f"order-{index:03d}.npy"
@@ -87,9 +93,10 @@ class _Phase:
         return all(made)
 
 
-def packing_stages(run: DataRun, folder: RunFolder, name: str, parts: int) -> list[Stage]:
+def packing_stages(run: DataRun, folder: RunFolder, name: str, parts: int, tokenizer: Tokenizer) -> list[Stage]:
     """The stages that make a phase; none where it is made. Raises DataError where its name is taken."""
-    phase = _Phase(run, folder, name, parts)
+    eos_id = end_of_text_id(tokenizer, run.tokenizer)
+    phase = _Phase(run, folder, name, parts, eos_id, vocabulary_size(tokenizer))
     if phase.is_made():
         return []
     logs = folder.phase(name)
@@ -113,9 +120,6 @@ class Plan:
     def __call__(self, data: Any, rank: int, world_size: int) -> None:
         """Plan the phase."""
         phase = self.phase
-        tokenizer = load_tokenizer(phase.run.tokenizer)
-        eos_id = end_of_text_id(tokenizer, phase.run.tokenizer)
-        write_json(phase.tokenizer, {"eos_id": eos_id, "vocab_size": vocabulary_size(tokenizer)})
         record = {}
         for index, (name, mixture) in enumerate(_mixtures(phase)):
             for part in mixture.parts:
@@ -163,8 +167,7 @@ class Pack:
             return
         sources = list(phase.folders().values())[index]
         store = _store(phase.folder, sources)
-        tokenizer = read_json(phase.tokenizer)
-        eos_id, length = tokenizer["eos_id"], phase.settings.context
+        eos_id, length = phase.eos_id, phase.settings.context
         rows = (
             pack_stream(store, length, eos_id, order=order)
             if phase.settings.packing == "stream"
@@ -172,7 +175,7 @@ class Pack:
         )
         raw = _sizes(phase.folder, sources)[order].sum(axis=0, dtype=np.int64)
         metadata = DataParameters(
-            vocab_size=tokenizer["vocab_size"],
+            vocab_size=phase.vocabulary,
             eos_id=eos_id,
             pad_id=eos_id,
             output_dir=".",
@@ -245,7 +248,7 @@ def _merged(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 def phase_report(run: DataRun, folder: RunFolder, name: str) -> dict[str, Any]:
     """What a made phase holds: of each folder rows, fill and mixture, and the Model Zoo's `mixture` of the folders."""
-    phase = _Phase(run, folder, name, 1)
+    phase = _Phase(run, folder, name)
     found: dict[str, Any] = {}
     rows: dict[str, tuple[int, int]] = {}
     weights: dict[str, float] = {}

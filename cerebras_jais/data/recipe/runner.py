@@ -4,26 +4,34 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cerebras_jais.data.recipe.decontaminate import read_evaluation
 from cerebras_jais.data.recipe.duplicates import duplicate_stages
-from cerebras_jais.data.recipe.executors import Progress, Stage, failure_of, run_locally, run_on_ray, submit_to_slurm
 from cerebras_jais.data.recipe.folder import RunFolder, folder_of, read_json, running
 from cerebras_jais.data.recipe.inputs import Inputs, find_inputs
 from cerebras_jais.data.recipe.packing import packing_stages
 from cerebras_jais.data.recipe.prepare import Prepare, load_tools
 from cerebras_jais.data.recipe.settings import DataRun
 from cerebras_jais.data.recipe.summary import REPORT, FinishStores, Report
+from cerebras_jais.data.recipe.workers import Progress, Stage, Workers, failure_of, run_locally
 from cerebras_jais.data.tokenizer import end_of_text_id, load_tokenizer
 from cerebras_jais.files import MIB
 
-# A phase is packed in parts of half a shard's text: tens of thousands of documents fill rows well.
-_PARTS_OF_A_SHARD = 2
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+# A phase is packed in parts of a third of a shard's text: ten thousand documents fill rows well, and few shards keep
+# more workers than that busy.
+_PARTS_OF_A_SHARD = 3
 
 
-def build(run: DataRun, progress: Progress, note: Callable[[str], None]) -> dict[str, Any] | list[str]:
+def build(
+    run: DataRun, progress: Progress, note: Callable[[str], None], workers: Workers | None = None
+) -> dict[str, Any] | list[str]:
     """Carry a run out and return its report, or the ids of the jobs where Slurm will.
+
+    `workers` may be given so that they have begun to import before; they are ended here.
 
     The same call goes on where an earlier one was ended. Raises DataError, UserError and OSError for what a user can
     mend; what is finished is kept.
@@ -32,30 +40,36 @@ def build(run: DataRun, progress: Progress, note: Callable[[str], None]) -> dict
     inputs = find_inputs(run.sources, run.shard_mib * MIB)
     for line in inputs.notes:
         note(line)
-    _check(run, note)
+    tokenizer = _checked(run, note)
     with running(folder, inputs):
-        stages = _stages(run, folder, inputs)
+        stages = _stages(run, folder, inputs, tokenizer)
         if run.executor.slurm is not None:
+            from cerebras_jais.data.recipe.executors import submit_to_slurm
+
             for stage in stages:
                 if (said := failure_of(stage.logs)) is not None:
                     note(f"{stage.name}: a task failed and is submitted again; it said: {said}")
             if jobs := submit_to_slurm(stages, folder.work, run, run.executor.slurm):
                 return jobs
         elif run.executor.ray is not None:
+            from cerebras_jais.data.recipe.executors import run_on_ray
+
             run_on_ray(stages, run, progress)
         else:
             folder.remove_abandoned()
-            run_locally(stages, run.workers, progress)
+            with workers or Workers() as processes:
+                run_locally(stages, run.workers, progress, processes)
     report: dict[str, Any] = read_json(folder.output / REPORT)
     return report
 
 
-def _check(run: DataRun, note: Callable[[str], None]) -> None:
-    """Raise what is wrong with a tokenizer before a folder is made, and with a model before jobs are submitted.
+def _checked(run: DataRun, note: Callable[[str], None]) -> Tokenizer:
+    """The tokenizer; raises what is wrong with it before a folder is made, and with a model before jobs are submitted.
 
     What is wrong with a model is else said by the workers, at once, so that it is not loaded here for nothing.
     """
-    end_of_text_id(load_tokenizer(run.tokenizer), run.tokenizer)
+    tokenizer = load_tokenizer(run.tokenizer)
+    end_of_text_id(tokenizer, run.tokenizer)
     if run.executor.slurm is not None or run.executor.ray is not None:
         load_tools(run)
     if run.steps.decontaminate is not None:
@@ -65,9 +79,10 @@ def _check(run: DataRun, note: Callable[[str], None]) -> None:
                 f"decontaminate: {evaluation.too_short} of {evaluation.texts} texts have fewer than {evaluation.words} "
                 "words and are not looked for"
             )
+    return tokenizer
 
 
-def _stages(run: DataRun, folder: RunFolder, inputs: Inputs) -> list[Stage]:
+def _stages(run: DataRun, folder: RunFolder, inputs: Inputs, tokenizer: Tokenizer) -> list[Stage]:
     """All stages of a run in their order."""
     shards = len(inputs.shards)
     parts = max(1, round(_PARTS_OF_A_SHARD * sum(shard.size for shard in inputs.shards) / (run.shard_mib * MIB)))
@@ -77,7 +92,7 @@ def _stages(run: DataRun, folder: RunFolder, inputs: Inputs) -> list[Stage]:
         Stage("store", 1, (FinishStores(run, folder, shards),), folder.stages / "store"),
     ]
     for name in run.phases:
-        stages += packing_stages(run, folder, name, parts)
+        stages += packing_stages(run, folder, name, parts, tokenizer)
     every = "".join(digest[:6] for digest in folder.phases.values())[:60]
     return [*stages, Stage("report", 1, (Report(run, folder, shards),), folder.stages / f"report-{every}")]
 

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from cerebras_jais.config.base import Count, PathText, Section, Seed, Size, refuse, within
-from cerebras_jais.config.trainer import problem_of
 from cerebras_jais.config.yaml_file import ConfigError, read_yaml
 from cerebras_jais.data.clean.arabic import MarkOrder, Normalisation
 from cerebras_jais.data.clean.cleaner import CleanerSettings
@@ -286,6 +285,8 @@ def read_section(path: str | Path, section: type[Whole], keys: str) -> Whole:
     try:
         return section.model_validate(file.data)
     except ValidationError as error:
+        from cerebras_jais.config.trainer import problem_of
+
         problems = error.errors(include_url=False)
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ConfigError(file.message(problem_of(problems[0], file.data)) + more) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import unicodedata
+from functools import cache
 from itertools import groupby
 
 import numpy as np
@@ -18,6 +19,7 @@ _NUMBER = re.compile(r"\d+(?:[.,،٫⎖⎗⎘]\d+)?")
 _SEPARATORS = re.compile(rf"[\s{re.escape(_PUNCTUATION)}]+")
 
 
+@cache
 def _marks(first: int, last: int) -> re.Pattern[str]:
     """What fits a mark (category Mn) of a range of characters."""
     codes = [code for code in range(first, last + 1) if unicodedata.category(chr(code)) == "Mn"]
@@ -26,11 +28,7 @@ def _marks(first: int, last: int) -> re.Pattern[str]:
 
 
 # A class with characters beyond U+FFFF is looked through range by range, so they have one of their own.
-_MARKS, _BEYOND, _MARKS_BEYOND = (
-    _marks(0, 0xFFFF),
-    re.compile("[\U00010000-\U0010ffff]"),
-    _marks(0x10000, sys.maxunicode),
-)
+_BEYOND = re.compile("[\U00010000-\U0010ffff]")
 _SPACES = re.compile(" {2,}")
 
 
@@ -42,9 +40,9 @@ def simplified(text: str) -> str:
     """
     text = _SEPARATORS.sub(" ", _NUMBER.sub("0", text.lower()))
     if not text.isascii():
-        text = _MARKS.sub("", unicodedata.normalize("NFD", text))
+        text = _marks(0, 0xFFFF).sub("", unicodedata.normalize("NFD", text))
         if _BEYOND.search(text):
-            text = _MARKS_BEYOND.sub("", text)
+            text = _marks(0x10000, sys.maxunicode).sub("", text)
         if "  " in text:
             text = _SPACES.sub(" ", text)
     return text.strip()

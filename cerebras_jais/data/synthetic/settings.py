@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from cerebras_jais.config.base import Section, refuse, within
 from cerebras_jais.data.recipe.settings import InputPath, Source, Tag, read_section
+from cerebras_jais.endpoint.asking import RESERVED
 from cerebras_jais.endpoint.client import Endpoint, EndpointError, key_from
 from cerebras_jais.ranges import Range
 
@@ -18,7 +19,6 @@ TRANSLATION = (
     "Translate the following English text into Modern Standard Arabic. Keep its meaning, its paragraphs and its "
     "numbers, leave nothing out and add nothing. Answer with the translation alone.\n\n" + TEXT
 )
-_OURS = ("model", "messages", "n", "stream")
 
 
 class Service(Section):
@@ -47,7 +47,7 @@ class Service(Section):
     @field_validator("options")
     @classmethod
     def _leaves_ours_alone(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if taken := [name for name in _OURS if name in value]:
+        if taken := [name for name in RESERVED if name in value]:
             raise refuse(f"{taken[0]} is no option: the request sets it, or one whole answer is needed; remove it")
         return value
 

@@ -80,32 +80,13 @@ def report_path(output: Path) -> Path:
     return output.with_name(f"{output.stem}.transfer.json")
 
 
-def transfer(
-    base: Path,
-    donor: Path,
-    tokenizer: Path,
-    output: Path,
-    *,
-    base_tokenizer: Path | None = None,
-    donor_tokenizer: Path | None = None,
-    base_config: Config = None,
-    donor_config: Config = None,
-    config: Config = None,
-    vocab_size: int | None = None,
-    method: Method = Method.PROJECTION,
-    base_norms: bool = False,
-    seed: int = 0,
-    allow_pickle: bool = False,
-    dry_run: bool = False,
-    fitting: Progress = lambda done, total: None,
-    writing: BytesProgress = lambda done, total: None,
-) -> tuple[Report, Mapping[str, Any]]:
-    """Make a checkpoint of a base with rows for the tokens of an extended tokenizer.
+@dataclass(frozen=True)
+class TransferOptions:
+    """The models of a transfer, and what is made of them.
 
-    Args:
+    Attributes:
         base: the model that grows, a .mdl file or a release.
         donor: a model that has embeddings of the new tokens, a .mdl file or a release.
-        tokenizer: folder of the extended tokenizer.
         output: the .mdl file to create, with `<stem>.yaml`, `<stem>.manifest.json` and `<stem>.transfer.json` beside
             it; none may exist.
         base_tokenizer: folder of the base's tokenizer; None looks beside the model.
@@ -113,11 +94,40 @@ def transfer(
         base_config: trainer YAML of a base that records none.
         donor_config: the same of the donor.
         config: trainer YAML of the run to come: the output has its `model:` section. None takes the base's.
-        vocab_size: rows of the output, where no `config` says it; None takes the entries of the tokenizer.
+        vocab_size: rows of the output, where no `config` says it; None takes the entries of the extended tokenizer.
+        allow_pickle: whether weights in pickle files may be read; no code in them is run.
+    """
+
+    base: Path
+    donor: Path
+    output: Path
+    base_tokenizer: Path | None = None
+    donor_tokenizer: Path | None = None
+    base_config: Config = None
+    donor_config: Config = None
+    config: Config = None
+    vocab_size: int | None = None
+    allow_pickle: bool = False
+
+
+def transfer(
+    options: TransferOptions,
+    tokenizer: Path,
+    *,
+    method: Method = Method.PROJECTION,
+    base_norms: bool = False,
+    seed: int = 0,
+    dry_run: bool = False,
+    fitting: Progress = lambda done, total: None,
+    writing: BytesProgress = lambda done, total: None,
+) -> tuple[Report, Mapping[str, Any]]:
+    """Make a checkpoint of a base with rows for the tokens of an extended tokenizer.
+
+    Args:
+        tokenizer: folder of the extended tokenizer.
         method: how rows of new tokens are made; all methods are judged in any case.
         base_norms: whether projected rows are brought to the base's mean norm.
         seed: of the tokens held out, the columns judged, and random rows.
-        allow_pickle: whether weights in pickle files may be read; no code in them is run.
         dry_run: learn, judge and check everything, and write nothing.
         fitting: called with floating-point operations, just done and of all.
         writing: called with bytes, just read and to read in all.
@@ -127,20 +137,13 @@ def transfer(
     Raises:
         UserError: the models and tokenizers do not fit together, or the output cannot be written; nothing appears.
     """
+    output = options.output
     check_name(output)
     extended = read_vocabulary(tokenizer)
-    with _opening_pair(
-        base,
-        donor,
-        base_tokenizer=base_tokenizer,
-        donor_tokenizer=donor_tokenizer,
-        base_config=base_config,
-        donor_config=donor_config,
-        allow_pickle=allow_pickle,
-    ) as pair:
+    with _opening_pair(options) as pair:
         own, other, base_vocabulary, donor_vocabulary = pair.own, pair.other, pair.base, pair.donor
         new = new_tokens(base_vocabulary, extended)
-        section = _section(own, config, vocab_size, extended.size, str(extended.file))
+        section = _section(own, options, extended.size, str(extended.file))
         grown_config = DecoderConfig.from_section(section)
         grown = _grown_matrices(own, base_vocabulary.size, grown_config.vocab_size, frozenset(new))
         plan = _planned(own, grown_config, grown)
@@ -175,49 +178,28 @@ def transfer(
         target = TransferTarget(output, plan, params, tuple(notes), None, own.tokens, learn, use)
         files = [vocabulary.file for vocabulary in (base_vocabulary, donor_vocabulary, extended)]
         read = replace(own, files={**own.files, **other.files, **{str(file): identity_of(file) for file in files}})
-        options = [params, None if own.tokens is None else own.tokens.keys(), method.value, base_norms, seed]
+        choices = [params, None if own.tokens is None else own.tokens.keys(), method.value, base_norms, seed]
         if dry_run:
             check_absent(output)
             fitted, report = learn()
             use(fitted)
-            return run_conversion(read, plan, target, options, notes, True, writing), report.to_json()
-        return run_conversion(read, plan, target, options, notes, False, writing), read_json(report_path(output))
+            return run_conversion(read, plan, target, choices, notes, True, writing), report.to_json()
+        return run_conversion(read, plan, target, choices, notes, False, writing), read_json(report_path(output))
 
 
-def check_transfer(
-    base: Path,
-    donor: Path,
-    output: Path,
-    entries: int,
-    *,
-    base_tokenizer: Path | None = None,
-    donor_tokenizer: Path | None = None,
-    base_config: Config = None,
-    donor_config: Config = None,
-    config: Config = None,
-    vocab_size: int | None = None,
-    allow_pickle: bool = False,
-) -> None:
+def check_transfer(options: TransferOptions, entries: int) -> None:
     """Check all of a transfer that can be known before its tokenizer is there, from headers and vocabularies.
 
     Args:
-        base, donor, output, and the others: as of `transfer`.
         entries: that the extended tokenizer will have.
 
     Raises:
         UserError: as `transfer` would. An output that an interrupted run left behind is none.
     """
+    output = options.output
     check_name(output)
-    with _opening_pair(
-        base,
-        donor,
-        base_tokenizer=base_tokenizer,
-        donor_tokenizer=donor_tokenizer,
-        base_config=base_config,
-        donor_config=donor_config,
-        allow_pickle=allow_pickle,
-    ) as pair:
-        section = _section(pair.own, config, vocab_size, entries, "the extended tokenizer")
+    with _opening_pair(options) as pair:
+        section = _section(pair.own, options, entries, "the extended tokenizer")
         grown_config = DecoderConfig.from_section(section)
         grown = _grown_matrices(pair.own, pair.base.size, grown_config.vocab_size, frozenset())
         plan = _planned(pair.own, grown_config, grown)
@@ -239,21 +221,13 @@ class _Pair:
 
 
 @contextmanager
-def _opening_pair(
-    base: Path,
-    donor: Path,
-    *,
-    base_tokenizer: Path | None,
-    donor_tokenizer: Path | None,
-    base_config: Config,
-    donor_config: Config,
-    allow_pickle: bool,
-) -> Iterator[_Pair]:
-    base_vocabulary = read_vocabulary(base_tokenizer or tokenizer_of(base, "--base-tokenizer"))
-    donor_vocabulary = read_vocabulary(donor_tokenizer or tokenizer_of(donor, "--donor-tokenizer"))
+def _opening_pair(options: TransferOptions) -> Iterator[_Pair]:
+    base, donor = options.base, options.donor
+    base_vocabulary = read_vocabulary(options.base_tokenizer or tokenizer_of(base, "--base-tokenizer"))
+    donor_vocabulary = read_vocabulary(options.donor_tokenizer or tokenizer_of(donor, "--donor-tokenizer"))
     with (
-        opening(base, config=base_config, allow_pickle=allow_pickle) as own,
-        opening(donor, config=donor_config, allow_pickle=allow_pickle) as other,
+        opening(base, config=options.base_config, allow_pickle=options.allow_pickle) as own,
+        opening(donor, config=options.donor_config, allow_pickle=options.allow_pickle) as other,
     ):
         _check_tokens(own, base_vocabulary, "--base-tokenizer")
         _check_tokens(other, donor_vocabulary, "--donor-tokenizer")
@@ -296,13 +270,12 @@ def _check_tokens(model: Model, vocabulary: Vocabulary, option: str) -> None:
         )
 
 
-def _section(own: Model, config: Config, vocab_size: int | None, entries: int, tokenizer: str) -> dict[str, Any]:
+def _section(own: Model, options: TransferOptions, entries: int, tokenizer: str) -> dict[str, Any]:
     """The `model:` section of the output, for a tokenizer of so many entries, which messages name."""
-    section = {**own.section, "vocab_size": vocab_size or entries}
-    where = "--vocab-size"
-    if config is not None:
-        section = read_model_section(config)
-        where = str(config.path if isinstance(config, ConfigFile) else config)
+    section, where = {**own.section, "vocab_size": options.vocab_size or entries}, "--vocab-size"
+    if options.config is not None:
+        section = read_model_section(options.config)
+        where = str(options.config.path if isinstance(options.config, ConfigFile) else options.config)
     found = DecoderConfig.from_section(section)
     if found.vocab_size < entries:
         raise VocabularyError(

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from cerebras_jais.chat.batch import identity_of_model
 from cerebras_jais.errors import UserError
 from tests.cerebras_jais.chat.test_chat_command import QUESTION, SHORT, TUNED, release, run
 
@@ -55,6 +56,17 @@ def test_a_run_that_was_ended_goes_on_and_asks_nothing_twice(tuned, tmp_path):
     other = shutil.copytree(tuned, tmp_path / tuned.name)  # another model of the same name
     os.utime(other / "config.json", (0, 0))
     assert "11 answers, 11 of them new" in batch(other, tmp_path).output
+
+
+def test_a_checkpoint_that_is_read_with_another_config_or_tokenizer_answers_for_itself(tmp_path):
+    names = ("c.mdl", "a.yaml", "b.yaml", "one/tokenizer.json", "two/tokenizer.json")
+    for file in (tmp_path / name for name in names):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(file.name)
+    model, a, b, *_ = (tmp_path / name for name in names)
+    given = [(None, None), (None, a), (None, b), (tmp_path / "one", a), (tmp_path / "two", a)]
+    found = [identity_of_model(model, tokenizer=tokenizer, config=config) for tokenizer, config in given]
+    assert all(one not in found[:number] for number, one in enumerate(found))
 
 
 @pytest.mark.parametrize(

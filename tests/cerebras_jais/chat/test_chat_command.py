@@ -58,6 +58,11 @@ def test_a_system_message_and_a_language_change_the_prompt(tuned):
     assert len(set(map(tuple, prompts))) == 3
 
 
+def test_the_folder_that_one_is_in_has_its_name(tuned, monkeypatch):
+    monkeypatch.chdir(tuned)
+    assert open_engine(".").name == "release"
+
+
 def test_a_base_model_is_not_chatted_with(tmp_path):
     base = release(tmp_path, None)
     for words in (["chat", base], ["generate", base, "--chat", "--prompt", "x"]):

@@ -11,9 +11,7 @@ import torch
 from cerebras_jais.chat import forward as module
 from cerebras_jais.chat.engine import never
 from cerebras_jais.chat.forward import Forward
-from cerebras_jais.model.config import DecoderConfig
-from cerebras_jais.model.decoder import LanguageModel
-from tests.cerebras_jais.model.examples import jais_section, llama_section
+from tests.cerebras_jais.model.examples import jais_section, llama_section, sharp_model
 from tests.process import PATIENCE
 from tests.tolerances import SAME_IN_FLOAT32
 
@@ -46,13 +44,8 @@ with torch.inference_mode():
 
 @pytest.fixture(params=SECTIONS)
 def pair(request):
-    torch.manual_seed(0)
-    model = LanguageModel(DecoderConfig.from_section(SECTIONS[request.param]))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad and parameter.dim() == 2:
-                parameter.mul_(4)  # far from uniform attention
-    return model.eval(), Forward(deepcopy(model).eval())  # which takes the weights over
+    model = sharp_model(SECTIONS[request.param])
+    return model, Forward(deepcopy(model))  # which takes the weights over
 
 
 def same(found, wanted):

@@ -138,6 +138,21 @@ def test_config_write_stock_changes_the_model_name_and_nothing_else(tmp_path):
     assert stock == ours
 
 
+@pytest.mark.parametrize("name", ["jais-family-590m", "jais-family-30b-16k/phases", "jais-adapted-7b/stage-2"])
+def test_config_write_harness_adds_the_callback_to_the_last_trainer_and_nothing_else(name, tmp_path):
+    target = tmp_path / "evaluated.yaml"
+    said("config", "write", name, "--harness", "card", "--output", str(target))
+    assert "ok" in said("config", "check", str(target))
+    ours, plain = (yaml.safe_load(text) for text in (target.read_text("utf-8"), said("config", "show", name)))
+    last = ours["trainer"][-1]["trainer"] if isinstance(ours["trainer"], list) else ours["trainer"]
+    arguments = last["init"]["callbacks"].pop()["EleutherEvalHarness"]
+    assert ours == plain
+    assert arguments["max_sequence_length"] == last["init"]["model"]["max_position_embeddings"]
+    tasks = arguments["eeh_args"]["tasks"].split(",")
+    assert len(tasks) == 20
+    assert {"mmlu", "arabicmmlu", "truthfulqa_ar_mc2"} <= set(tasks)
+
+
 @pytest.mark.parametrize("name", ["jais-adapted-7b/stage-1", "jais-adapted-70b/phases"])
 def test_config_write_stock_refuses_freezing(name, tmp_path):
     line = refused("config", "write", name, "--stock", "--output", str(tmp_path / "x.yaml"))

@@ -214,6 +214,41 @@ def test_keys_of_cs_systems_are_taken_and_listed(tmp_path):
     assert config.switched_off("TensorBoardLogger")
 
 
+HARNESS = {
+    "eeh_args": {"tasks": "winogrande"},
+    "data_dir": "d",
+    "batch_size": 4,
+    "tokenizer_file_path": "t",
+    "eos_id": 0,
+}
+
+
+def test_the_harness_of_the_model_zoo_is_taken(tmp_path):
+    other = {**HARNESS, "eos_id": None, "tokenizer_file_path": None, "pretrained_model_name_or_path": "p"}
+    path = changed(tmp_path, init__callbacks=[{"EleutherEvalHarness": HARNESS}, {"EleutherEvalHarness": other}])
+    (config,) = read_trainer_yaml(path)
+    assert "trainer.init.callbacks: EleutherEvalHarness" in without_effect_here(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"eeh_arg": {}}, "did you mean 'eeh_args'?"),
+        ({"eeh_args": None}, "eeh_args must be a mapping with tasks"),
+        ({"eeh_args": {"task": "winogrande"}}, "did you mean 'tasks'?"),
+        ({"eeh_args": {"tasks": ["winogrande", "piqa"]}}, "with commas between them"),
+        ({"data_dir": None}, "data_dir must be a folder"),
+        ({"batch_size": 0}, "batch_size must be"),
+        ({"eos_id": None}, "has no tokenizer"),
+        ({"tokenizer_file_path": None}, "has no tokenizer"),
+    ],
+)
+def test_what_the_harness_of_the_model_zoo_would_refuse_when_it_is_run_is_refused_before(tmp_path, changes, words):
+    message = error_of(changed(tmp_path, init__callbacks=[{"EleutherEvalHarness": {**HARNESS, **changes}}]))
+    assert words in message
+    assert "EleutherEvalHarness" in message
+
+
 def test_keys_that_do_nothing_here_are_listed_too(tmp_path):
     path = changed(
         tmp_path,

@@ -39,6 +39,19 @@ def numbers(batch):
     return batch["input_ids"][:, 0].tolist()
 
 
+def test_rows_of_several_files_are_read_by_the_filters_of_hdf5_itself(tmp_path):
+    rows = np.random.default_rng(0).integers(0, 2**31 - 1, (90, 3, 1000), dtype=np.int32)
+    write_hdf5(tmp_path / "d", iter(rows), samples_per_file=40, metadata=DataParameters(2**31 - 1, 0, 0))
+    files = sorted((tmp_path / "d").glob("*.h5"))
+    read = []
+    for file in files:
+        with h5py.File(file) as opened:
+            assert (opened["data"].shuffle, opened["data"].compression_opts) == (True, 1)
+            read.append(opened["data"][:])
+    assert [len(part) for part in read] == [40, 40, 10]
+    np.testing.assert_array_equal(np.concatenate(read), rows)
+
+
 @pytest.mark.slow
 def test_files_have_the_model_zoo_layout(tmp_path):
     packed = pack_vsl(store_of([range(1, 20), [5, 6, 7]], 0), 8, 0)

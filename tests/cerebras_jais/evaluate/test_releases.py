@@ -62,6 +62,13 @@ def test_a_release_is_the_model_of_its_checkpoint_bit_for_bit(tmp_path, variant,
     ours, theirs = load_model(checkpoint).state_dict(), load_release(tmp_path / "release").state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    for rounded in (
+        load_model(checkpoint, dtype=torch.bfloat16).state_dict(),
+        load_release(tmp_path / "release", dtype=torch.bfloat16).state_dict(),
+    ):
+        wanted = {name: value if name.endswith("slopes") else value.bfloat16() for name, value in ours.items()}
+        assert all(torch.equal(rounded[name], wanted[name]) for name in ours)
+        assert {name: value.dtype for name, value in rounded.items()} == {n: v.dtype for n, v in wanted.items()}
 
 
 @pytest.mark.parametrize("variant", ["llama-20-heads-tied", "llama-40-heads-grouped"])
@@ -164,3 +171,19 @@ def test_a_damaged_release_is_refused_by_the_name_of_its_tensor(released):
 def test_no_message_sends_to_a_file_that_a_release_does_not_have(released):
     with pytest.raises(UserError, match=r"`checkpoint-convert to-cerebras` makes a \.mdl"):
         load_model(released / "release")
+
+
+def test_rounded_weights_are_scored_beside_float32(released):
+    (released / "text").mkdir()
+    (released / "text" / "en.txt").write_text("The sun is bright today.\n", encoding="utf-8")
+    found = json.loads(
+        said("score", released / "release", "--text", released / "text", "--weights", "bfloat16", "--json")
+    )
+    plain = json.loads(said("score", released / "release", "--text", released / "text", "--json"))
+    for language, score in plain.items():
+        rounded = found[language].pop("bits_per_byte_bfloat16")
+        assert found[language] == score
+        assert rounded == pytest.approx(score["bits_per_byte"], rel=0.02)
+        assert rounded != score["bits_per_byte"]
+    table = said("score", released / "release", "--text", released / "text", "--weights", "bfloat16")
+    assert "bfloat16    more" in table

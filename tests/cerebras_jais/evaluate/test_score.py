@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from cerebras_jais.chat.forward import Forward
 from cerebras_jais.data.documents import Document
 from cerebras_jais.evaluate.score import Scored, score_documents, score_texts
 from cerebras_jais.model.config import DecoderConfig
@@ -49,6 +50,13 @@ def test_nats_are_the_log_probabilities_of_all_tokens_and_the_end(model):
         assert score.bits_per_byte == pytest.approx(nats / math.log(2) / len(document.text.encode()), rel=1e-4)
 
 
+def test_a_model_as_it_generates_has_the_score_of_the_model(model):
+    wanted = score_documents(model, documents(), encode, EOS)
+    for found, score in zip(score_documents(Forward(model), documents(), encode, EOS), wanted, strict=True):
+        assert (found.documents, found.tokens, found.n_bytes) == (score.documents, score.tokens, score.n_bytes)
+        assert found.nats == pytest.approx(score.nats, rel=tolerances.SAME_IN_FLOAT32)
+
+
 def test_documents_of_a_language_add_up(model):
     each = [score_documents(model, [d], encode, EOS)[0] for d in documents()]
     both = {s.language: s for s in score_documents(model, documents(), encode, EOS)}
@@ -75,3 +83,14 @@ def test_of_a_conversation_the_tokens_that_count_are_scored_across_pieces(model)
         nats -= log_p[torch.tensor(counted[start + 1 : start + 25])].sum().item()
     assert score.nats == pytest.approx(nats, rel=tolerances.SAME_IN_FLOAT32)
     assert (score.documents, score.tokens, score.n_bytes) == (1, sum(counted), 10)
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+def test_tokens_that_count_score_in_the_engine_as_in_the_decoder(model, weights):
+    ids = torch.randint(model.config.vocab_size, (40,), generator=torch.Generator().manual_seed(3)).tolist()
+    texts = [Scored("en", ids, [number % 3 > 0 for number in range(40)], 100)]
+    (expected,) = score_texts(model, texts, 16)
+    (found,) = score_texts(Forward(model, weights), texts, 16)
+    tolerance = {"float32": tolerances.SAME_IN_FLOAT32, "bfloat16": tolerances.SAME_IN_BFLOAT16}[weights]
+    assert found.tokens == expected.tokens
+    assert found.loss == pytest.approx(expected.loss, abs=tolerance)

@@ -2,6 +2,9 @@
 
 import torch
 
+from cerebras_jais.model.config import DecoderConfig
+from cerebras_jais.model.decoder import LanguageModel
+
 # muP set B of the family (590m to 13b) at a base width of 16.
 _MUP = {
     "mup_base_hidden_size": 16,
@@ -65,6 +68,17 @@ def llama_section(kv_groups=None, **changes):
         section["attention_module"] = "multiquery_attention"
         section["extra_attention_params"] = {"num_kv_groups": kv_groups}
     return section
+
+
+def sharp_model(section):
+    """A model in evaluation mode whose attention is far from uniform, so that a wrong mask or position shows."""
+    torch.manual_seed(0)
+    model = LanguageModel(DecoderConfig.from_section(section))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad and parameter.dim() == 2:
+                parameter.mul_(4)
+    return model.eval()
 
 
 def batch_of(config, *, packed, seed=0, batch=3):

@@ -12,7 +12,7 @@ from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.precision import forward_precision
 from tests import tolerances
-from tests.cerebras_jais.model.examples import batch_of, jais_section, llama_section
+from tests.cerebras_jais.model.examples import batch_of, jais_section, llama_section, sharp_model
 
 SECTIONS = {
     "jais": jais_section(),
@@ -24,13 +24,7 @@ SECTIONS = {
 
 @pytest.fixture(params=SECTIONS)
 def model(request):
-    torch.manual_seed(0)
-    model = LanguageModel(DecoderConfig.from_section(SECTIONS[request.param]))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad and parameter.dim() == 2:
-                parameter.mul_(4)  # far from uniform attention
-    return model.eval()
+    return sharp_model(SECTIONS[request.param])
 
 
 def test_a_token_does_not_see_what_comes_after_it(model):

@@ -5,17 +5,21 @@ when the data directories exist; `modelzoo_problems` agrees with it, whether the
 """
 
 import functools
+import inspect
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
 from cerebras_jais.catalog.stock_names import with_stock_names
-from cerebras_jais.catalog.yaml_files import presets
+from cerebras_jais.catalog.yaml_files import find_preset, preset_yaml, presets
+from cerebras_jais.config.callbacks import HARNESS_ARGUMENTS, WITHOUT_EFFECT
 from cerebras_jais.config.yaml_file import read_yaml
+from cerebras_jais.evaluate.suites import tasks_of
 from tests.cerebras_jais.launch.broken import BROKEN, CONFIGS
 
 pytestmark = [pytest.mark.modelzoo, pytest.mark.slow]
@@ -71,6 +75,32 @@ def test_it_takes_them_under_the_stock_names_too(name, modelzoo, tmp_path, monke
     Path("stock.yaml").write_text(text, encoding="utf-8")
     make_data_directories(yaml.safe_load(text))
     validate_config("stock.yaml")
+
+
+@pytest.mark.parametrize("name", ["jais-family-590m/pretrain", "jais-adapted-70b/phases"])
+def test_it_takes_one_with_its_evaluation_harness(name, modelzoo, tmp_path, monkeypatch):
+    from cerebras.modelzoo.trainer.validate_configs import validate_config
+
+    monkeypatch.chdir(tmp_path)
+    text = preset_yaml(find_preset(name), ",".join(tasks_of("card")))
+    Path("evaluated.yaml").write_text(text, encoding="utf-8")
+    make_data_directories(yaml.safe_load(text))
+    validate_config("evaluated.yaml")
+
+
+def test_the_arguments_of_its_evaluation_harness_are_those_that_are_known_here(modelzoo):
+    from cerebras.modelzoo.trainer.extensions.eleuther.eval_harness_utils import EleutherCLIArgs
+    from cerebras.modelzoo.trainer.extensions.eleuther.lm_eval_harness import EleutherEvalHarness
+
+    assert set(HARNESS_ARGUMENTS) == {field.name for field in fields(EleutherCLIArgs)}
+    named = set(inspect.signature(EleutherEvalHarness).parameters) - {"dataloader_args"}
+    assert named <= set(WITHOUT_EFFECT["EleutherEvalHarness"])
+
+
+def test_the_tasks_of_the_card_are_known_to_its_lm_eval(modelzoo):
+    from lm_eval.tasks import TaskManager
+
+    assert set(tasks_of("card")) <= set(TaskManager().task_index)
 
 
 def test_the_command_itself_takes_one(modelzoo, tmp_path):

@@ -12,33 +12,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import openai
 import pytest
 import torch
 from tokenizers import Tokenizer
 
 from cerebras_jais.serve.server import listen
-from checkpoint_convert.convert import convert_to_hf
 from checkpoint_convert.load import load_release
 from tests.card import prompt
-from tests.cerebras_jais.model.examples import jais_section, llama_section
-from tests.chat_tokenizers import EOS, VOCABULARY, write_tokenizer
-from tests.checkpoint_convert.examples import random_model, state_of, write_checkpoint
+from tests.cerebras_jais.serve.releases import make_release
+from tests.chat_tokenizers import EOS
 from tests.marks import slow_except
 
-openai = pytest.importorskip("openai")
 ROOT = Path(__file__).parents[3]
-SECTIONS = {"jais": jais_section, "llama": llama_section}
 QUESTIONS = {"ar": "ما هي عاصمة الإمارات؟", "en": "What is the capital of UAE?"}
 GREEDY = {"temperature": 0, "max_tokens": 24, "extra_body": {"repetition_penalty": 1}}
-
-
-def make_release(folder, family, **options):
-    """A release of random weights that takes prompts of a thousand tokens."""
-    section = SECTIONS[family](vocab_size=VOCABULARY, max_position_embeddings=1024)
-    checkpoint = write_checkpoint(folder / "c.mdl", section, state_of(random_model(section)))
-    tokenizer = write_tokenizer(family, folder / "tokenizer")
-    convert_to_hf(checkpoint, folder / "release", tokenizer=tokenizer, **options)
-    return folder / "release"
 
 
 @contextlib.contextmanager

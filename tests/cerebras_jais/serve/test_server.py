@@ -367,6 +367,30 @@ def test_a_full_queue_refuses_with_a_time_to_come_back():
         assert [done.result()[0] for done in (first, *waiting)] == [200] * 3
 
 
+def test_those_who_wait_are_answered_in_the_order_in_which_they_came():
+    """Streams and plain answers, chats and completions alike; one with several prompts has its turn once."""
+    gate, order = Gate(), []
+    with serving(ScriptedEngine(gate)) as running, ThreadPoolExecutor(9) as others:
+
+        def asked(number):
+            if number % 3:
+                running.ask(CHAT, chat("x" * (9 - number), stream=number % 2 == 0))
+            else:
+                running.ask(COMPLETIONS, {"prompt": ["a", "b"], "max_tokens": 50})
+
+        answer = running.engine.stream
+        running.engine.stream = lambda ids, *given: order.append(bytes(ids).decode()) or answer(ids, *given)
+        first = others.submit(running.ask, CHAT, chat("first"))
+        assert gate.reached.wait(60)
+        waiting = []
+        for number in range(8):
+            waiting.append(others.submit(asked, number))
+            wait_until(lambda: running.ask("/health")[2]["waiting"] == len(waiting), "one more to wait")
+        gate.open()
+        assert all(done.result() is None for done in waiting) and first.result()[0] == 200
+        assert order == ["first", "a", "b", "x" * 8, "x" * 7, "a", "b", "x" * 5, "x" * 4, "a", "b", "x" * 2]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_reader_that_does_not_read_holds_up_nobody_and_is_left(stream):
     with serving(ScriptedEngine(tail="x" * (32 << 20)), send=0.3) as running:

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import struct
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 from cerebras_jais.data.documents import Document, read_documents, sample_corpus_path
 from cerebras_jais.data.tokenizer import save_tokenizer, train_tokenizer
 from cerebras_jais.vocabulary import model_file
+from cerebras_jais.vocabulary.bpe import is_byte_piece
 from cerebras_jais.vocabulary.model_file import CONTROL, NORMAL, ScoredPiece, read_model_file
 
 UNKNOWN, BYTE = 2, 6
@@ -174,6 +176,48 @@ def hard_texts(extension, count=10_000):
     while len(texts) < count:
         texts.append("".join(draw.choice(draw.choice((pieces, others))) for _ in range(draw.randrange(1, 12))))
     return texts
+
+
+def encodings(extension, text):
+    """What the base and the extended tokenizer make of a text."""
+    tokenizers = extension.base.tokenizer, extension.tokenizer.tokenizer
+    return [tokenizer.encode(text, add_special_tokens=False) for tokenizer in tokenizers]
+
+
+def assert_decodes_alike(extension, text):
+    """The tokens of a text decode to what the base's decode to."""
+    base, extended = encodings(extension, text)
+    decode = extension.tokenizer.tokenizer.decode
+    assert decode(extended.ids, skip_special_tokens=False) == extension.base.tokenizer.decode(
+        base.ids, skip_special_tokens=False
+    )
+
+
+def assert_offsets_are_right(extension, text):
+    """Offsets rise and cover the text, spaces apart; a token stands for its own text, unless it is part of a character;
+    where the base has the same tokens, it has the same offsets. A space put before the text stands where its first
+    character does."""
+    base, extended = encodings(extension, text)
+    for edges in zip(*extended.offsets, strict=True):
+        assert list(edges) == sorted(edges)
+    covered = {place for start, end in extended.offsets for place in range(start, end)}
+    assert covered <= set(range(len(text)))
+    assert [char for place, char in enumerate(text) if place not in covered and char not in " ▁"] == []
+    for piece, (start, end) in zip(extended.tokens, extended.offsets, strict=True):
+        spelled = extension.tokenizer.text_of(piece)
+        if spelled is not None and spelled.strip(" ") and not is_byte_piece(piece):
+            assert spelled.strip(" ") == text[start:end].replace("▁", " ").strip(" ")
+    offsets = [dict(zip(_places(each), each.offsets, strict=True)) for each in (base, extended)]
+    for token in offsets[0].keys() & offsets[1].keys():
+        assert offsets[0][token] == offsets[1][token]
+
+
+def _places(encoding):
+    """Each token with where it begins, and how many of the same there have been from that place on."""
+    seen = Counter()
+    for token, (start, _) in zip(encoding.tokens, encoding.offsets, strict=True):
+        seen[token, start] += 1
+        yield token, start, seen[token, start]
 
 
 # ---- real vocabularies ----------------------------------------------------------------------------------------------

@@ -18,16 +18,19 @@ from tokenizers import Tokenizer, models
 
 from cerebras_jais.data.documents import Document
 from cerebras_jais.encoding import HARD_TEXTS, encode_texts
-from cerebras_jais.vocabulary.bpe import Symbols, is_byte_piece, read_bpe
+from cerebras_jais.vocabulary.bpe import Symbols, read_bpe
 from cerebras_jais.vocabulary.choose import count_runs, tokens_of_script, uses
 from cerebras_jais.vocabulary.errors import VocabularyError
 from cerebras_jais.vocabulary.extend import extend, write_extension
 from cerebras_jais.vocabulary.model_file import NORMAL, ScoredPiece, read_model_file
 from cerebras_jais.vocabulary.scripts import scripts_of
 from cerebras_jais.vocabulary.splice import Reason
+from tests.cerebras_jais.data.clean.corpora import every_corpus, texts_of
 from tests.cerebras_jais.vocabulary.bases import (
     RUN_SCORE,
     arabic_donor,
+    assert_decodes_alike,
+    assert_offsets_are_right,
     byte_level_base,
     hard_texts,
     learned_pieces,
@@ -91,10 +94,7 @@ def test_exactly_so_many_ids_are_new_and_each_is_reached_from_its_own_text(exten
 @given(st.text(max_size=60))
 @example(CODE)
 def test_a_text_decodes_to_what_the_base_gives_and_without_the_script_has_its_ids(extension, text):
-    ((before, after),) = both(extension, [text])
-    decode = [tokenizer.decode(ids, skip_special_tokens=False) for tokenizer, ids in (
-        (extension.base.tokenizer, before), (extension.tokenizer.tokenizer, after))]  # fmt: skip
-    assert decode[0] == decode[1]
+    assert_decodes_alike(extension, text)
     plain = without_script(text)
     ((before, after),) = both(extension, [plain])
     assert before == after
@@ -114,24 +114,18 @@ def test_texts_of_the_base_keep_their_ids(extension):
 @example(HARD_TEXTS[6])
 @example(HARD_TEXTS[7])
 def test_tokens_stand_where_their_text_stands(extension, text):
-    """Offsets rise and cover the text, spaces apart; a token stands for its own text, unless it is part of a character;
-    where the base has the same tokens, it has the same offsets. A space put before the text stands where its first
-    character does."""
-    base, extended = (
-        tokenizer.encode(text, add_special_tokens=False)
-        for tokenizer in (extension.base.tokenizer, extension.tokenizer.tokenizer)
-    )
-    for edges in zip(*extended.offsets, strict=True):
-        assert list(edges) == sorted(edges)
-    covered = {place for start, end in extended.offsets for place in range(start, end)}
-    assert covered <= set(range(len(text)))
-    assert [char for place, char in enumerate(text) if place not in covered and char not in " ▁"] == []
-    for piece, (start, end) in zip(extended.tokens, extended.offsets, strict=True):
-        spelled = extension.tokenizer.text_of(piece)
-        if spelled is not None and spelled.strip(" ") and not is_byte_piece(piece):
-            assert spelled.strip(" ") == text[start:end].replace("▁", " ").strip(" ")
-    if base.tokens == extended.tokens:
-        assert base.offsets == extended.offsets
+    assert_offsets_are_right(extension, text)
+
+
+@pytest.mark.slow
+@every_corpus
+def test_real_text_keeps_its_ids_in_english_its_decoding_and_its_offsets(extension, corpus):
+    english = [without_script(text) for text in texts_of(corpus, "en")]
+    before, after = zip(*both(extension, english), strict=True)
+    assert before == after
+    for text in texts_of(corpus):
+        assert_decodes_alike(extension, text)
+        assert_offsets_are_right(extension, text)
 
 
 @pytest.mark.slow

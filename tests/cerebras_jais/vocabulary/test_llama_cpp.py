@@ -2,8 +2,9 @@
 
 Contract: on 10,000 texts, runs of spaces and characters spelled in bytes among them, the extended tokenizer gives the
 ids of `sentencepiece` with its tokenizer.model, and those of llama.cpp with what its own script makes of the folder.
-Llama-2 extended by 7,900 of o200k's tokens keeps its ids of English and code, and cuts Arabic into at least 2.7 times
-fewer tokens: words of Arabic letters into at most 0.5% more than o200k does, whole text into at most 10% more.
+Llama-2 extended by 7,900 of o200k's tokens keeps its ids of English and code, decodes as Llama-2 does, has tokens that
+stand where their text stands, and cuts Arabic into at least 2.7 times fewer tokens: words of Arabic letters into at
+most 0.5% more than o200k does, whole text into at most 10% more.
 
 LLAMA_CPP_SOURCE names llama.cpp's sources, REAL_VOCABULARIES a folder with ggml-vocab-llama-spm.gguf (Llama-2's
 vocabulary: the folder models of those sources) and o200k_base.tiktoken (the folder data of the npm package
@@ -28,6 +29,8 @@ from cerebras_jais.vocabulary.fertility import fertility, fertility_of_words
 from cerebras_jais.vocabulary.scripts import scripts_of
 from tests.cerebras_jais.vocabulary.bases import (
     arabic_donor,
+    assert_decodes_alike,
+    assert_offsets_are_right,
     hard_texts,
     learned_pieces,
     real_llama,
@@ -127,6 +130,14 @@ def test_llama_2_extended_keeps_its_ids_of_english_and_code(real):
     assert len(texts) > len(contexts) + 100
     before, after = (encode_texts(bpe.tokenizer, texts) for bpe in (real[0], real[2].tokenizer))
     assert before == after
+
+
+@pytest.mark.realvocab
+def test_llama_2_extended_decodes_alike_and_has_the_offsets_of_the_text(real):
+    texts = [document.text for file in xquad_files() for document in documents_from_squad(file)]
+    for text in [*texts, *hard_texts(real[2], 2000)]:
+        assert_decodes_alike(real[2], text)
+        assert_offsets_are_right(real[2], text)
 
 
 @pytest.mark.realvocab

@@ -98,6 +98,20 @@ def test_metadata_that_llama_cpp_computes_or_cuts_text_with_is_compared(jais, tm
     assert not result.differences and not result.same
 
 
+def test_a_file_that_scales_positions_which_its_source_does_not_is_named(jais, tmp_path):
+    added = "jais.rope.scaling.yarn_scale"
+
+    def change(content, file):
+        other = b"general.quantization_version"  # of the same length, and not compared
+        at = content.index(other)
+        content[at : at + len(other)] = added.encode()
+
+    directory, _, release = jais
+    result = compare_gguf(changed(directory / "f16.gguf", tmp_path / "a.gguf", change), release)
+    assert result.config == {added: ("2", "none")}
+    assert not result.same
+
+
 def test_another_model_is_another_model(jais, tmp_path):
     directory, _, _ = jais
     _, _, release, _ = made(tmp_path, MODELS["llama-12"])

@@ -1,13 +1,14 @@
 """Small tokenizers and models to transfer between."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 
 from cerebras_jais.data.documents import read_documents, sample_corpus_path
 from cerebras_jais.data.tokenizer import save_tokenizer, train_tokenizer
+from cerebras_jais.vocabulary.embeddings.transfer import TransferOptions, transfer
 from tests.cerebras_jais.model.examples import jais_section, llama_section
 from tests.checkpoint_convert.examples import random_model, state_of, write_checkpoint
 
@@ -55,6 +56,12 @@ def write_extended(folder, base, texts):
     (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     (folder / "tokenizer_config.json").write_bytes((base / "tokenizer_config.json").read_bytes())
     return folder
+
+
+def run_transfer(base, donor, tokenizer, output, **options):
+    """Transfer, with any of the options by name; its report."""
+    shared = {field.name: options.pop(field.name) for field in fields(TransferOptions) if field.name in options}
+    return transfer(TransferOptions(base, donor, output, **shared), tokenizer, **options)[1]
 
 
 def arabic_tokens(folder):

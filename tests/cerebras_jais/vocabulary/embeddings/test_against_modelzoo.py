@@ -11,13 +11,12 @@ import torch
 
 from cerebras_jais.config.trainer import parse_trainer
 from cerebras_jais.model.load import load_model
-from cerebras_jais.vocabulary.embeddings.transfer import transfer
 from checkpoint_convert.convert import convert_to_hf
 from tests import tolerances
 from tests.cerebras_jais.model.examples import llama_section
 from tests.cerebras_jais.modelzoo.runs import last_checkpoint, require_modelzoo, weights_of, zoo, zoo_losses
 from tests.cerebras_jais.train.examples import train, trainer_section, write_data, write_yaml
-from tests.cerebras_jais.vocabulary.embeddings.examples import size_of, write_pair
+from tests.cerebras_jais.vocabulary.embeddings.examples import run_transfer, size_of, write_pair
 
 pytestmark = [pytest.mark.modelzoo, pytest.mark.slow]
 
@@ -60,7 +59,7 @@ def test_the_model_zoo_trains_both_stages_of_a_transferred_checkpoint(tmp_path):
     (tmp_path / "model").mkdir()
     extended = tmp_path / "model" / "extended.mdl"
     first = stage(tmp_path, "stage-1", {**section, "frozen_parameters": BACKBONE}, extended)
-    transfer(pair.base, pair.donor, pair.extended, extended, config=write_yaml(tmp_path / "stage-1.yaml", first))
+    run_transfer(pair.base, pair.donor, pair.extended, extended, config=write_yaml(tmp_path / "stage-1.yaml", first))
 
     before, after = trained_by_both(tmp_path, first)
     assert before.keys() == after.keys()

@@ -16,9 +16,14 @@ import pytest
 
 import cerebras_jais.cli
 from cerebras_jais.errors import UserError
-from cerebras_jais.vocabulary.embeddings.transfer import transfer
 from tests.cerebras_jais.model.examples import jais_section, llama_section
-from tests.cerebras_jais.vocabulary.embeddings.examples import size_of, write_base_tokenizer, write_extended, write_pair
+from tests.cerebras_jais.vocabulary.embeddings.examples import (
+    run_transfer,
+    size_of,
+    write_base_tokenizer,
+    write_extended,
+    write_pair,
+)
 from tests.checkpoint_convert.examples import listing, random_model, state_of, write_checkpoint
 
 
@@ -130,7 +135,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(arguments, tmp_path, mistake):
     mistake(arguments, tmp_path / "made")
     before = listing(arguments.base.parent)
     with pytest.raises(UserError) as refused:
-        transfer(arguments.base, arguments.donor, arguments.tokenizer, arguments.output, **arguments.options)
+        run_transfer(arguments.base, arguments.donor, arguments.tokenizer, arguments.output, **arguments.options)
     said = str(refused.value)
     assert re.search(MISTAKES[mistake], said), said
     assert "\n" not in said
@@ -144,7 +149,7 @@ def test_a_tokenizer_with_more_tokens_than_rows_is_refused(arguments, tmp_path):
     arguments.options["base_tokenizer"] = larger
     arguments.tokenizer = write_extended(tmp_path / "extended", larger, ["سلام"])
     with pytest.raises(UserError, match=r"larger/tokenizer\.json: has 700 tokens, but .* has 600 rows of embeddings"):
-        transfer(arguments.base, arguments.donor, arguments.tokenizer, arguments.output, **arguments.options)
+        run_transfer(arguments.base, arguments.donor, arguments.tokenizer, arguments.output, **arguments.options)
     assert listing(tmp_path / "output") == []
 
 

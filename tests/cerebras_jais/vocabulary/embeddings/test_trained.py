@@ -14,10 +14,10 @@ from cerebras_jais.encoding import encode_texts
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.initialize import initialize_weights
-from cerebras_jais.vocabulary.embeddings.transfer import transfer
 from tests.cerebras_jais.model.examples import jais_section, llama_section
 from tests.cerebras_jais.vocabulary.embeddings.examples import (
     arabic_tokens,
+    run_transfer,
     sample,
     size_of,
     write_base_tokenizer,
@@ -77,7 +77,7 @@ def test_the_projection_beats_both_means(tokenizers, tmp_path, seed):
     jais = jais_section(hidden_size=48, vocab_size=size_of(donor), **sizes, **without_mup)
     write_trained(tmp_path / "base.mdl", llama, base, sample("en"), seed)
     write_trained(tmp_path / "donor.mdl", jais, donor, sample("ar", "en"), 100 + seed)
-    _, report = transfer(
+    report = run_transfer(
         tmp_path / "base.mdl",
         tmp_path / "donor.mdl",
         extended,

@@ -14,6 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, models
 
 import cerebras_jais.vocabulary.embeddings.transfer as transferring
 from cerebras_jais.checkpoint import open_checkpoint
@@ -21,12 +22,11 @@ from cerebras_jais.cli import cli
 from cerebras_jais.model.load import load_model
 from cerebras_jais.vocabulary.embeddings.methods import Method
 from cerebras_jais.vocabulary.embeddings.shared_tokens import new_tokens, read_vocabulary, shared_tokens, sources_of
-from cerebras_jais.vocabulary.embeddings.transfer import transfer
 from checkpoint_convert.convert import convert_to_cerebras, convert_to_hf
 from checkpoint_convert.streaming.journal import Work
 from tests import tolerances
 from tests.cerebras_jais.model.examples import jais_section, llama_section
-from tests.cerebras_jais.vocabulary.embeddings.examples import size_of, write_pair
+from tests.cerebras_jais.vocabulary.embeddings.examples import run_transfer, size_of, write_pair
 from tests.checkpoint_convert.examples import listing, random_model, state_of, write_checkpoint
 
 EMBEDDING, HEAD = "model.embedding_layer.word_embeddings.weight", "model.lm_head.weight"
@@ -41,8 +41,7 @@ def pair(tmp_path_factory):
 def run(pair, output, **options):
     """Transfer between a pair of models; the report."""
     vocab_size = size_of(pair.extended) + PADDING
-    _, report = transfer(pair.base, pair.donor, pair.extended, output, **{"vocab_size": vocab_size, **options})
-    return report
+    return run_transfer(pair.base, pair.donor, pair.extended, output, **{"vocab_size": vocab_size, **options})
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +102,7 @@ def test_new_rows_of_bfloat16_are_those_of_float32_rounded(pair, tmp_path):
             }
             write_checkpoint(folder / "model.mdl", section(vocab_size=size_of(folder / "tokenizer")), values)
         models = (tmp_path / str(dtype) / name / "model.mdl" for name in ("base", "donor"))
-        report = transfer(*models, pair.extended, tmp_path / f"{dtype}.mdl")[1]
+        report = run_transfer(*models, pair.extended, tmp_path / f"{dtype}.mdl")
         found[dtype] = tensors_of(tmp_path / f"{dtype}.mdl"), report
     rounded, exact = found[torch.bfloat16], found[torch.float32]
     assert rounded[1]["strength"] == exact[1]["strength"]
@@ -135,6 +134,36 @@ def test_the_methods_that_one_compares_with(pair, tmp_path):
     assert found["random"].std() == pytest.approx(before.std(), rel=0.05)  # statistical: 8,000 values
 
 
+def spelled_without(content, piece, text):
+    """The ids of a text by the library, from a base's tokenizer.json whose merges and letters make no such piece."""
+    vocabulary, merges = content["model"]["vocab"], content["model"]["merges"]
+    if len(piece) == 1:
+        vocabulary, merges = {name: number for name, number in vocabulary.items() if name != piece}, []
+    merges = [tuple(merge) for merge in merges if "".join(merge) != piece]
+    bare = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    return [token.id for token in bare.model.tokenize(text)]
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_held_out_tokens_are_spelled_without_themselves_for_the_mean_of_pieces(pair, tmp_path, seed):
+    """The report's cosine, computed by numpy from what `tokenizers` makes of a base without the token's merges."""
+    report = run(pair, tmp_path / "out.mdl", seed=seed)
+    base, *_, base_ids, _ = tokens_of(pair)
+    held = np.sort(np.random.default_rng(seed).permutation(len(base_ids))[: report["held_out"]])
+    content = json.loads((pair.base.parent / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))
+    names = {number: piece for piece, number in content["model"]["vocab"].items()}
+    for matrix, name in (("embedding", EMBEDDING), ("head", HEAD)):
+        rows, cosines = tensors_of(pair.base)[name].astype(np.float64), []
+        for number in base_ids[held].tolist():
+            piece = names[number]
+            ids = [] if piece.startswith("<0x") else spelled_without(content, piece, piece)
+            assert number not in ids
+            made = rows[ids].mean(0) if ids else rows[: base.size].mean(0)
+            cosines.append(made @ rows[number] / np.linalg.norm(made) / np.linalg.norm(rows[number]))
+        (judged,) = (row for row in report["judged"] if (row["matrix"], row["method"]) == (matrix, "pieces"))
+        assert judged["cosine"] == pytest.approx(np.mean(cosines), abs=tolerances.SAME_IN_FLOAT32)
+
+
 def test_norms_are_brought_to_the_bases_by_one_factor(pair, output, tmp_path):
     new = tokens_of(pair)[3]
     report = run(pair, tmp_path / "scaled.mdl", base_norms=True)
@@ -150,7 +179,7 @@ def test_norms_are_brought_to_the_bases_by_one_factor(pair, output, tmp_path):
 def test_releases_give_what_checkpoints_give(pair, output, tmp_path):
     for path in (pair.base, pair.donor):
         convert_to_hf(path, tmp_path / path.parent.name, tokenizer=path.parent / "tokenizer")
-    transfer(
+    run_transfer(
         tmp_path / "base",
         tmp_path / "donor",
         pair.extended,
@@ -232,13 +261,13 @@ def test_the_output_loads_becomes_a_plain_llama_and_comes_back(pair, output, tmp
 def test_a_tied_base_keeps_its_tie_and_its_element_type(pair, tmp_path, dtype):
     section = llama_section(vocab_size=size_of(pair.base.parent / "tokenizer"), share_embedding_weights=True)
     write_checkpoint(tmp_path / "base.mdl", section, state_of(random_model(section), dtype))
-    report = transfer(
+    report = run_transfer(
         tmp_path / "base.mdl",
         pair.donor,
         pair.extended,
         tmp_path / "out.mdl",
         base_tokenizer=pair.base.parent / "tokenizer",
-    )[1]
+    )
     assert {row["matrix"] for row in report["judged"]} == {"embedding"}
     with open_checkpoint(tmp_path / "out.mdl") as opened:
         tensors = opened.tree["model"]
@@ -280,7 +309,7 @@ def test_compressed_checkpoints_give_what_others_give(pair, output, tmp_path):
     for path in (pair.base, pair.donor):
         convert_to_hf(path, tmp_path / path.parent.name)
         convert_to_cerebras(tmp_path / path.parent.name, tmp_path / f"{path.parent.name}.mdl", compression="lz4")
-    transfer(
+    run_transfer(
         tmp_path / "base.mdl",
         tmp_path / "donor.mdl",
         pair.extended,
