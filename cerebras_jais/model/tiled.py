@@ -22,6 +22,7 @@ B batch, H heads, L length, D head size, P rectangles or tiles of one call, Q an
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,7 @@ import torch
 from torch import Tensor
 
 TILE = 128
-_TILE_BIAS_BYTES = 2**25  # of the masks of one call, where tiles have masks of their own
+_TILE_BIAS_BYTES = 2**25  # of the masks of one call, where documents divide tiles
 
 _attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -50,6 +51,8 @@ class _Part:
     keys: int
     blocks: int = 1
     step: int = 1
+    divided: bool = False
+    """Whether documents end within these tiles, which then need masks of their own."""
 
     @property
     def is_tile(self) -> bool:
@@ -100,7 +103,7 @@ class Tiling:
             by_distance = torch.nn.functional.pad(self.bias_HL, (0, 1))  # distances L ... 0
             bias = by_distance[None, :, -1 - distance.clamp(min=0)]
         visible = (distance >= 0)[None, None]
-        if self.starts_BL is not None:
+        if part.divided and self.starts_BL is not None:
             starts = part.joined(part.of_queries(self.starts_BL[:, None]))  # [B * P, 1, Q]
             offsets = part.query + part.step * torch.arange(part.blocks, device=device)
             offsets = offsets.repeat(starts.shape[0] // part.blocks)[:, None, None, None]
@@ -169,11 +172,11 @@ def _tiles(length: int) -> Iterator[tuple[int, int, int]]:
 
 def _parts_of_documents(starts_BL: Tensor, ends_BL: Tensor, heads: int) -> Iterator[_Part]:
     batch, length = starts_BL.shape
-    most = max(1, _TILE_BIAS_BYTES // (4 * heads * TILE**2 * batch))
     for size, start, blocks in _tiles(length):
-        for first in range(0, blocks, most):
-            at = start + first * TILE
-            yield _Part(slice(None), at, at, size, size, min(most, blocks - first), TILE)
+        firsts = torch.arange(start, start + blocks * TILE, TILE)
+        divided = (starts_BL[:, firsts + size - 1] > firsts).tolist()
+        for row in range(batch):
+            yield from _runs_of_tiles(slice(row, row + 1), size, start, divided[row], heads)
     cuts = range(TILE, length, TILE)
     for row in range(batch):
         document_starts, document_ends = (
@@ -185,6 +188,17 @@ def _parts_of_documents(starts_BL: Tensor, ends_BL: Tensor, heads: int) -> Itera
                 height = cut & -cut  # the largest power of two that divides the cut
                 key = max(start, cut - height)
                 yield _Part(slice(row, row + 1), cut, key, min(end, cut + height) - cut, cut - key)
+
+
+def _runs_of_tiles(rows: slice, size: int, start: int, divided: list[bool], heads: int) -> Iterator[_Part]:
+    """Tiles one after another that need no mask of their own, or all need one, are one call."""
+    for is_divided, run in itertools.groupby(divided):
+        left = len(list(run))
+        most = max(1, _TILE_BIAS_BYTES // (4 * heads * size**2)) if is_divided else left
+        while left:
+            blocks = min(left, most)
+            yield _Part(rows, start, start, size, size, blocks, TILE, is_divided)
+            start, left = start + blocks * TILE, left - blocks
 
 
 class _TiledAttention(torch.autograd.Function):
