@@ -13,16 +13,19 @@ from torch import Tensor, nn
 
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.positions import rotate_BHLD
+from cerebras_jais.model.tiled import Tiling, tiled_attention
 
 
 @dataclass(frozen=True)
 class Positions:
     """The positions of tokens as attention uses them, computed once per forward pass and shared by all layers.
 
-    bias: additive float mask [1 or B, 1 or H, L, S], or None for a plain causal mask.
+    tiling: how rows are cut for attention in linear memory, or None.
+    bias: additive float mask [1 or B, 1 or H, L, S]; without it and without a tiling attention is plainly causal.
     cos, sin: rotary angles, or None under ALiBi.
     """
 
+    tiling: Tiling | None = None
     bias: Tensor | None = None
     cos: Tensor | None = None
     sin: Tensor | None = None
@@ -57,15 +60,18 @@ class SelfAttention(nn.Module):
             v_BGSD = v_BGSD.repeat_interleave(self.num_heads // self.num_groups, dim=1)
         # Autocast would cast the shared bias again in every layer; queries, keys and values are 16-bit already.
         with torch.autocast(x_BLM.device.type, enabled=False):
-            out_BHLD = F.scaled_dot_product_attention(
-                q_BHLD,
-                k_BGSD,
-                v_BGSD,
-                attn_mask=positions.bias,
-                dropout_p=self.dropout if self.training else 0.0,
-                is_causal=positions.bias is None,
-                scale=self.scale,
-            )
+            if positions.tiling is not None:
+                out_BHLD = tiled_attention(q_BHLD, k_BGSD, v_BGSD, positions.tiling, self.scale)
+            else:
+                out_BHLD = F.scaled_dot_product_attention(
+                    q_BHLD,
+                    k_BGSD,
+                    v_BGSD,
+                    attn_mask=positions.bias,
+                    dropout_p=self.dropout if self.training else 0.0,
+                    is_causal=positions.bias is None,
+                    scale=self.scale,
+                )
         out_BLM: Tensor = self.proj_output_dense_layer(out_BHLD.transpose(1, 2).flatten(2))
         return out_BLM
 

@@ -25,6 +25,7 @@ from cerebras_jais.model.positions import (
     packed_mask_B1LS,
     rotary_angles,
 )
+from cerebras_jais.model.tiled import Tiling, make_tiling
 
 
 class RMSNorm(nn.Module):
@@ -176,8 +177,11 @@ class Decoder(nn.Module):
                 angles_at, config.effective_rotary_dim, config.rope_theta, config.pos_scaling_factor
             )
             if attention_span_BL is None:
-                return Positions(None, cos, sin)  # plain causal attention needs no mask of its own
+                return Positions(cos=cos, sin=sin)  # plain causal attention needs no mask of its own
 
+        tiling = self._tiling(length, device, attention_span_BL)
+        if tiling is not None:
+            return Positions(tiling=tiling, cos=cos, sin=sin)
         if attention_span_BL is not None:
             visible = packed_mask_B1LS(attention_span_BL)
         else:
@@ -190,7 +194,21 @@ class Decoder(nn.Module):
         bias = torch.where(visible, bias, float("-inf"))
         # A CPU's fused kernel adds a float32 bias to 16-bit scores; a GPU's wants the scores' own type. It is cast once
         # here, and not in each layer, which would keep one mask per layer for the backward pass.
-        return Positions(bias if device.type == "cpu" else bias.to(self._compute_dtype(device)), cos, sin)
+        bias = bias if device.type == "cpu" else bias.to(self._compute_dtype(device))
+        return Positions(bias=bias, cos=cos, sin=sin)
+
+    def _tiling(self, length: int, device: torch.device, attention_span_BL: Tensor | None) -> Tiling | None:
+        """How rows are cut for attention in linear memory; None where the kernel for it has no place."""
+        config = self.config
+        if device.type != "cpu" or (config.attention_dropout and self.training):
+            return None
+        slopes = None
+        if config.position_embedding_type == "alibi":
+            slopes = self.embedding_layer.position_embed_helper.slopes[:, 0].float() / config.pos_scaling_factor
+        ends = None
+        if attention_span_BL is not None:
+            ends = torch.arange(1, length + 1) + attention_span_BL.long()
+        return make_tiling(length, config.num_heads, slopes, ends)
 
     def _compute_dtype(self, device: torch.device) -> torch.dtype:
         if torch.is_autocast_enabled(device.type):
