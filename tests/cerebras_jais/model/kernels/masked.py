@@ -27,18 +27,13 @@ def whole_bias(q, slopes_H, factor, span_BL):
     if slopes_H is not None:
         here = torch.arange(length, device=q.device)
         bias = alibi_bias_HLS(slopes_H[:, None], here, here, factor)[None]
-    return torch.where(visible, bias, float("-inf"))
+    # Not -inf, of which the kernel of torch 2.4 makes NaN where a query sees none of the keys that it takes at a time.
+    return torch.where(visible, bias, -1e30)
 
 
 def with_mask(q, k, v, slopes_H, factor, span_BL):
     bias = whole_bias(q, slopes_H, factor, span_BL).to(q.dtype)
     return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=SCALE)
-
-
-def by_formula(q, k, v, slopes_H, factor, span_BL):
-    """Products in the type of the inputs, the bias and softmax in float32."""
-    scores = SCALE * (q @ k.mT).float() + whole_bias(q, slopes_H, factor, span_BL)
-    return scores.softmax(-1).to(v.dtype) @ v
 
 
 def results(attend, inputs, grad, dtype, *words):
@@ -58,14 +53,14 @@ def random_heads(batch, heads, length, head_dim, device="cpu", dtype=torch.float
     return [(2 * torch.randn(shape)).to(device, dtype).transpose(1, 2) for _ in range(4)]
 
 
-def assert_as_exact(attend, heads_of, words, before=with_mask, dtype=torch.float32, factor=2):
-    """Output and gradients have at most `factor` times the error of `before` against float64."""
+def assert_as_exact(attend, heads_of, words):
+    """Output and gradients have at most twice the error of the kernel with a mask in float32, against float64."""
     *inputs, grad = heads_of
     exact = results(with_mask, inputs, grad, torch.float64, *words)
-    masked = results(before, inputs, grad, dtype, *words)
-    fused = results(attend, inputs, grad, dtype, *words)
+    masked = results(with_mask, inputs, grad, torch.float32, *words)
+    fused = results(attend, inputs, grad, torch.float32, *words)
     for name, found, other, right in zip(("out", "q", "k", "v"), fused, masked, exact, strict=True):
-        allowed = factor * (other - right).abs().max() + 1e-7 * right.abs().max()
+        allowed = 2 * (other - right).abs().max() + 1e-7 * right.abs().max()
         assert (found - right).abs().max() <= allowed, name
 
 

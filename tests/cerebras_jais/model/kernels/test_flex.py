@@ -22,10 +22,10 @@ from tests.cerebras_jais.model.kernels.masked import (
     SCALE,
     Largest,
     assert_as_exact,
-    by_formula,
     documents,
     ends_of,
     random_heads,
+    with_mask,
 )
 from tests.marks import slow_except
 
@@ -100,7 +100,7 @@ def test_the_compiled_kernel_computes_the_listed_blocks_alone_and_all_of_them(mo
     slopes, span = torch.tensor(alibi_slopes(3)), documents([130, 1, 300, 20], 500)
     *inputs, _ = random_heads(1, 3, 500, 16)
     with torch.no_grad():
-        found, right = (attend(*inputs, slopes, 4.0, span) for attend in (by_flex(None), by_formula))
+        found, right = (attend(*inputs, slopes, 4.0, span) for attend in (by_flex(None), with_mask))
     torch.testing.assert_close(found, right, atol=tolerances.SAME_IN_FLOAT32, rtol=0)
 
 
