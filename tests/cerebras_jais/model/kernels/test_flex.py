@@ -25,6 +25,7 @@ from tests.cerebras_jais.model.kernels.masked import (
     documents,
     ends_of,
     random_heads,
+    results,
     with_mask,
 )
 from tests.marks import slow_except
@@ -139,3 +140,36 @@ def test_no_mask_of_every_pair_is_made(packed):
 def test_a_device_or_type_without_these_kernels_has_the_mask():
     assert not flex_serves(torch.device("meta"), torch.float32)
     assert not flex_serves(CPU, torch.float32)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("length", [512, 1000, 2048])
+@pytest.mark.parametrize("head_dim", [80, 128])
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_kernels_of_a_gpu_are_exact(dtype, length, head_dim, packed):
+    slopes = torch.tensor(alibi_slopes(12), device="cuda")
+    span = documents([300, 1, 1, 150], length).expand(2, -1).to("cuda") if packed else None
+    *inputs, grad = random_heads(2, 12, length, head_dim, "cuda", dtype)
+    exact, found = (
+        results(attend, inputs, grad, type_, slopes, 4.0, span)
+        for attend, type_ in ((with_mask, torch.float64), (by_flex(None), dtype))
+    )
+    bound = tolerances.SAME_IN_FLOAT32 if dtype == torch.float32 else tolerances.SAME_IN_BFLOAT16
+    for name, ours, right in zip(("out", "q", "k", "v"), found, exact, strict=True):
+        assert (ours - right).abs().max() <= bound * right.abs().max(), name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_memory_of_a_gpu_grows_as_the_length_does(packed):
+    slopes, peaks = torch.tensor(alibi_slopes(12), device="cuda"), []
+    for length in (4096, 16384):
+        span = documents([500] * (length // 500), length).to("cuda") if packed else None
+        *inputs, grad = random_heads(1, 12, length, 128, "cuda", torch.bfloat16)
+        for _ in range(2):  # the first compiles
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            results(by_flex(None), inputs, grad, torch.bfloat16, slopes, 1.0, span)
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert peaks[1] <= 4.5 * peaks[0]
