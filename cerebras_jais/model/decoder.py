@@ -18,6 +18,8 @@ from cerebras_jais.model.alibi import alibi_slopes
 from cerebras_jais.model.attention import Positions, SelfAttention
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.initialize import initialize_weights
+from cerebras_jais.model.kernels.flex import FlexMask, flex_serves, make_flex_mask
+from cerebras_jais.model.kernels.tiled import Tiling, make_tiling
 from cerebras_jais.model.loss import next_token_loss
 from cerebras_jais.model.positions import (
     alibi_bias_HLS,
@@ -25,7 +27,6 @@ from cerebras_jais.model.positions import (
     packed_mask_B1LS,
     rotary_angles,
 )
-from cerebras_jais.model.tiled import Tiling, make_tiling
 
 
 class RMSNorm(nn.Module):
@@ -179,9 +180,9 @@ class Decoder(nn.Module):
             if attention_span_BL is None:
                 return Positions(cos=cos, sin=sin)  # plain causal attention needs no mask of its own
 
-        tiling = self._tiling(length, device, attention_span_BL)
-        if tiling is not None:
-            return Positions(tiling=tiling, cos=cos, sin=sin)
+        kernel = self._kernel(length, device, attention_span_BL)
+        if kernel is not None:
+            return Positions(kernel=kernel, cos=cos, sin=sin)
         if attention_span_BL is not None:
             visible = packed_mask_B1LS(attention_span_BL)
         else:
@@ -197,18 +198,22 @@ class Decoder(nn.Module):
         bias = bias if device.type == "cpu" else bias.to(self._compute_dtype(device))
         return Positions(bias=bias, cos=cos, sin=sin)
 
-    def _tiling(self, length: int, device: torch.device, attention_span_BL: Tensor | None) -> Tiling | None:
-        """How rows are cut for attention in linear memory; None where the kernel for it has no place."""
+    def _kernel(self, length: int, device: torch.device, attention_span_BL: Tensor | None) -> Tiling | FlexMask | None:
+        """What attends in linear memory; None where neither kernel has a place, as with dropout."""
         config = self.config
-        if device.type != "cpu" or (config.attention_dropout and self.training):
+        if config.attention_dropout and self.training:
             return None
         slopes = None
         if config.position_embedding_type == "alibi":
             slopes = self.embedding_layer.position_embed_helper.slopes[:, 0].float() / config.pos_scaling_factor
         ends = None
         if attention_span_BL is not None:
-            ends = torch.arange(1, length + 1) + attention_span_BL.long()
-        return make_tiling(length, config.num_heads, slopes, ends)
+            ends = torch.arange(1, length + 1, device=device) + attention_span_BL.long()
+        if device.type == "cpu":
+            return make_tiling(length, config.num_heads, slopes, ends)
+        if flex_serves(device, self._compute_dtype(device)):
+            return make_flex_mask(length, slopes, ends, device)
+        return None
 
     def _compute_dtype(self, device: torch.device) -> torch.dtype:
         if torch.is_autocast_enabled(device.type):
