@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cerebras_jais.model.config import DecoderConfig
+from cerebras_jais.model.linear import Linear
 from cerebras_jais.model.positions import rotate_BHLD
 from cerebras_jais.model.tiled import Tiling, tiled_attention
 
@@ -42,10 +43,10 @@ class SelfAttention(nn.Module):
         self.dropout = config.attention_dropout
         hidden, kv_width = config.hidden_size, config.num_kv_groups * config.head_dim
         bias = config.use_projection_bias_in_attention
-        self.proj_q_dense_layer = nn.Linear(hidden, hidden, bias=bias)
-        self.proj_k_dense_layer = nn.Linear(hidden, kv_width, bias=bias)
-        self.proj_v_dense_layer = nn.Linear(hidden, kv_width, bias=bias)
-        self.proj_output_dense_layer = nn.Linear(hidden, hidden, bias=config.use_ffn_bias_in_attention)
+        self.proj_q_dense_layer = Linear(hidden, hidden, bias=bias)
+        self.proj_k_dense_layer = Linear(hidden, kv_width, bias=bias)
+        self.proj_v_dense_layer = Linear(hidden, kv_width, bias=bias)
+        self.proj_output_dense_layer = Linear(hidden, hidden, bias=config.use_ffn_bias_in_attention)
 
     def forward(self, x_BLM: Tensor, positions: Positions) -> Tensor:
         q_BHLD = self._heads(self.proj_q_dense_layer(x_BLM))
