@@ -47,13 +47,17 @@ class _SlicedCrossEntropy(torch.autograd.Function):
             logits = matmul(x, w_VM.t())
             if bias_V is not None:
                 logits += bias_V.to(compute_dtype)
-            logits = logits.float().mul_(scale) if compute_dtype == torch.float32 else (logits * scale).float()
+            if scale != 1:
+                logits *= scale
+            logits = logits.float()
             label = labels_N[part, None]
-            log_sum = torch.logsumexp(logits, dim=1, keepdim=True)
+            # The softmax of the largest logit is exp(largest - log_sum): log_sum takes no second pass of exponentials.
+            grad = logits.softmax(1)
+            log_sum = logits.amax(1, keepdim=True) - grad.amax(1, keepdim=True).log()
             total += ((log_sum - logits.gather(1, label))[:, 0] * weights_N[part]).sum()
+            del logits
             if not any(needs_grad):
                 continue
-            grad = logits.sub_(log_sum).exp_()
             grad.scatter_add_(1, label, grad.new_full((), -1.0).expand_as(label))
             grad.mul_((weights_N[part] * scale)[:, None])
             grad = grad.to(compute_dtype)
