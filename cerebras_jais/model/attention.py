@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.kernels.flex import FlexMask
 from cerebras_jais.model.kernels.tiled import Tiling
+from cerebras_jais.model.linear import Linear
 from cerebras_jais.model.positions import rotate_BHLD
 
 
@@ -43,10 +44,10 @@ class SelfAttention(nn.Module):
         self.dropout = config.attention_dropout
         hidden, kv_width = config.hidden_size, config.num_kv_groups * config.head_dim
         bias = config.use_projection_bias_in_attention
-        self.proj_q_dense_layer = nn.Linear(hidden, hidden, bias=bias)
-        self.proj_k_dense_layer = nn.Linear(hidden, kv_width, bias=bias)
-        self.proj_v_dense_layer = nn.Linear(hidden, kv_width, bias=bias)
-        self.proj_output_dense_layer = nn.Linear(hidden, hidden, bias=config.use_ffn_bias_in_attention)
+        self.proj_q_dense_layer = Linear(hidden, hidden, bias=bias)
+        self.proj_k_dense_layer = Linear(hidden, kv_width, bias=bias)
+        self.proj_v_dense_layer = Linear(hidden, kv_width, bias=bias)
+        self.proj_output_dense_layer = Linear(hidden, hidden, bias=config.use_ffn_bias_in_attention)
 
     def forward(self, x_BLM: Tensor, positions: Positions) -> Tensor:
         q_BHLD = self._heads(self.proj_q_dense_layer(x_BLM))

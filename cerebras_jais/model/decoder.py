@@ -20,6 +20,7 @@ from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.initialize import initialize_weights
 from cerebras_jais.model.kernels.flex import FlexMask, flex_serves, make_flex_mask
 from cerebras_jais.model.kernels.tiled import Tiling, make_tiling
+from cerebras_jais.model.linear import Linear
 from cerebras_jais.model.loss import next_token_loss
 from cerebras_jais.model.positions import (
     alibi_bias_HLS,
@@ -70,8 +71,8 @@ class GatedLinear(nn.Module):
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
-        self.linear_layer = nn.Linear(config.hidden_size, config.filter_size, bias=config.use_ffn_bias)
-        self.linear_layer_for_glu = nn.Linear(config.hidden_size, config.filter_size, bias=config.use_ffn_bias)
+        self.linear_layer = Linear(config.hidden_size, config.filter_size, bias=config.use_ffn_bias)
+        self.linear_layer_for_glu = Linear(config.hidden_size, config.filter_size, bias=config.use_ffn_bias)
 
     def forward(self, x_BLM: Tensor) -> Tensor:
         out_BLF: Tensor = self.linear_layer(x_BLM) * F.silu(self.linear_layer_for_glu(x_BLM))
@@ -83,7 +84,7 @@ class OutputLinear(nn.Module):
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
-        self.linear_layer = nn.Linear(config.filter_size, config.hidden_size, bias=config.use_ffn_bias)
+        self.linear_layer = Linear(config.filter_size, config.hidden_size, bias=config.use_ffn_bias)
         self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(self, x_BLF: Tensor) -> Tensor:
@@ -139,7 +140,7 @@ class Decoder(nn.Module):
         self.drop_embd = nn.Dropout(config.embedding_dropout)
         self.ln_f = _norm(config)
         self.transformer_decoder = TransformerDecoder(config, self.ln_f)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.use_bias_in_output)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=config.use_bias_in_output)
         if config.share_embedding_weights:
             self.lm_head.weight = self.embedding_layer.word_embeddings.weight
         self.activation_checkpointing = False
