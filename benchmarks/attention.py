@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cerebras_jais.model.alibi import alibi_slopes
-from cerebras_jais.model.positions import alibi_bias_HLS, causal_mask_LS, packed_mask_B1LS
 from cerebras_jais.model.kernels.tiled import make_tiling, tiled_attention
+from cerebras_jais.model.positions import alibi_bias_HLS, causal_mask_LS, packed_mask_B1LS
 
 HEADS, SIZE, SCALE = 16, 128, 1 / 128
 BLOCK = 512  # queries at a time in float64

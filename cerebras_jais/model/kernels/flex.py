@@ -148,5 +148,6 @@ def _visible_blocks(length: int, ends_BL: Tensor | None, device: torch.device) -
 
 def _listed(visible_B1NN: Tensor) -> tuple[Tensor, Tensor]:
     """How many blocks of keys each block of queries has, int32 [B, 1, N], and their numbers first, [B, 1, N, N]."""
+    visible_B1NN = visible_B1NN.contiguous()  # the kernels expect it of the lists
     order = visible_B1NN.to(torch.int32).argsort(dim=-1, descending=True, stable=True)
     return visible_B1NN.sum(-1, dtype=torch.int32), order.to(torch.int32)

@@ -18,11 +18,11 @@ GREEDY = Sampling(temperature=0.0, max_new_tokens=12)
 def answers(release, prompts, **options):
     """The ids of the answers to the prompts, each alone, then all as one batch."""
     engine = open_engine(release, **options)
-    alone = [[token for piece in engine.stream(prompt, GREEDY) for token in piece.ids] for prompt in prompts]
+    alone = [[token for piece in engine.stream(prompt, GREEDY) for token in piece.token_ids] for prompt in prompts]
     together = [[] for _ in prompts]
     for pieces in engine.stream_batch(prompts, [GREEDY] * len(prompts)):
         for ids, piece in zip(together, pieces, strict=True):
-            ids += piece.ids if piece else ()
+            ids += piece.token_ids if piece else ()
     return alone, together
 
 

@@ -123,9 +123,12 @@ def test_the_blocks_are_those_of_the_whole_mask(rows, more):
     right = create_block_mask(found.mask_mod, max(1, len(rows)), None, total, total, "cpu", BLOCK)
     assert found.shape == right.shape
     for kind in ("kv", "full_kv", "q", "full_q"):
-        assert listed(*(getattr(found, f"{kind}_{name}") for name in ("num_blocks", "indices"))) == listed(
-            *(getattr(right, f"{kind}_{name}") for name in ("num_blocks", "indices"))
+        ours, theirs = (
+            [getattr(mask, f"{kind}_{name}") for name in ("num_blocks", "indices")] for mask in (found, right)
         )
+        assert listed(*ours) == listed(*theirs)
+        for mine, other in zip(ours, theirs, strict=True):
+            assert (mine.dtype, mine.shape, mine.is_contiguous()) == (other.dtype, other.shape, True)
 
 
 @pytest.mark.parametrize("packed", [False, True])
