@@ -120,7 +120,7 @@ def fit(
     Several GPUs or machines:
       torchrun --nproc-per-node 8 -m cerebras_jais.cli fit FILE.yaml --backend gpu --sharding fsdp
     and before that, whether it fits:
-      cerebras-jais fit FILE.yaml --backend gpu --sharding fsdp --dry-run --processes 8 --memory-per-process 80
+      cerebras-jais fit FILE.yaml --sharding fsdp --dry-run --processes 8
     """
     import os
 
