@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cerebras_jais.errors import UserError
 from cerebras_jais.launch.plan import machine_memory
 from cerebras_jais.model.decoder import DecoderLayer
+from cerebras_jais.train.failures import explained
 
 # What the first process says while it writes, beside the number of a tensor.
 _WRITTEN, _FAILED = -1, -2
@@ -206,6 +207,13 @@ class DistributedContext:
         """Wait until all processes have called this."""
         if self._accelerator is not None:
             self._accelerator.wait_for_everyone()
+
+    def explained(self, error: BaseException) -> BaseException:
+        """What to raise for an error of this process (`failures.explained`)."""
+        if self._accelerator is None or not torch.distributed.is_initialized():
+            return error
+        store = torch.distributed.distributed_c10d._get_default_store()  # type: ignore[attr-defined]
+        return explained(error, store, self.rank, self.world_size)
 
     def close(self, *, after_error: bool = False) -> None:
         """Leave the group of processes; after an error without waiting for the others, who may never come."""

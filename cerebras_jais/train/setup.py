@@ -40,6 +40,7 @@ from cerebras_jais.train.parallel import DistributedContext
 from cerebras_jais.train.progress import CURVE_FILE, curve_is_current, draw_curve, earlier_rows
 from cerebras_jais.train.signals import StopRequest
 from cerebras_jais.train.state import (
+    ResumeError,
     Run,
     TrainingProgress,
     check_checkpoint,
@@ -137,6 +138,11 @@ def prepare(
             states = check_checkpoint(opened, config, start.states)
         step = 0 if opened is None else step_of(opened, states)
         begins = step if start.begins is None else start.begins
+        if not processes.agree(f"{step} {begins} {sorted(states)} {start.checkpoint and start.checkpoint.stat().st_size}"):
+            raise ResumeError(
+                f"{phase.model_dir}: the processes do not begin from the same checkpoint; give all of them one folder "
+                "on a file system that they share"
+            )
         folder = RunFolder(config, phase.model_dir, begins, step if goes_on else None)
         rows = earlier_rows(phase.model_dir, step) if processes.is_first else []
         lacks_evaluation = goes_on and _lacks_evaluation(config, rows, step, processes)
