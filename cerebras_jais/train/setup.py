@@ -138,7 +138,9 @@ def prepare(
             states = check_checkpoint(opened, config, start.states)
         step = 0 if opened is None else step_of(opened, states)
         begins = step if start.begins is None else start.begins
-        if not processes.agree(f"{step} {begins} {sorted(states)} {start.checkpoint and start.checkpoint.stat().st_size}"):
+        if not processes.agree(
+            f"{step} {begins} {sorted(states)} {start.checkpoint and start.checkpoint.stat().st_size}"
+        ):
             raise ResumeError(
                 f"{phase.model_dir}: the processes do not begin from the same checkpoint; give all of them one folder "
                 "on a file system that they share"
