@@ -11,6 +11,7 @@ import click
 
 from cerebras_jais.commandline import Number
 from cerebras_jais.ranges import COUNT, GIGABYTES
+from cerebras_jais.train.failures import first_process_speaks
 
 if TYPE_CHECKING:
     from cerebras_jais.launch.phases import Phase
@@ -74,6 +75,7 @@ _CLUSTER_KEYS = {
 @click.option("--job-priority", type=click.Choice(["p1", "p2", "p3"]), help="csx: p1 is the highest.")
 @click.option("--compile-only", "only", flag_value="compile_only", help="csx: compile and train nothing.")
 @click.option("--validate-only", "only", flag_value="validate_only", help="csx: check that it compiles, no more.")
+@first_process_speaks()
 def fit(
     yaml_file: Path,
     backend: str | None,

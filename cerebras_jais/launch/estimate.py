@@ -34,6 +34,11 @@ class ModelSize:
         """Of a checkpoint of training, with the optimizer's state."""
         return BYTES_OF_A_WEIGHT * self.stored + BYTES_OF_MOMENTS * self.trained
 
+    @property
+    def training_bytes(self) -> int:
+        """Of weights, gradients and the optimizer's state while training in float32."""
+        return BYTES_OF_A_WEIGHT * (self.parameters + self.trained) + BYTES_OF_MOMENTS * self.trained
+
 
 def model_size(config: DecoderConfig) -> ModelSize:
     """The size of a model, from its config alone. Raises ModelConfigError where `frozen_parameters` is wrong."""

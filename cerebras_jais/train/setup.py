@@ -30,6 +30,7 @@ from cerebras_jais.launch.saved import nothing_left, with_remedy
 from cerebras_jais.launch.start import Start
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.freeze import freeze_parameters
+from cerebras_jais.model.load import allocate
 from cerebras_jais.optimizer.adamw import build_adamw
 from cerebras_jais.optimizer.groups import groups_of, named_tensors
 from cerebras_jais.optimizer.precision import PrecisionPlan, plan_precision
@@ -41,6 +42,7 @@ from cerebras_jais.train.parallel import DistributedContext
 from cerebras_jais.train.progress import CURVE_FILE, curve_is_current, draw_curve, earlier_rows
 from cerebras_jais.train.signals import StopRequest
 from cerebras_jais.train.state import (
+    ResumeError,
     Run,
     TrainingProgress,
     check_checkpoint,
@@ -138,6 +140,13 @@ def prepare(
             states = check_checkpoint(opened, config, start.states)
         step = 0 if opened is None else step_of(opened, states)
         begins = step if start.begins is None else start.begins
+        if not processes.agree(
+            f"{step} {begins} {sorted(states)} {start.checkpoint and start.checkpoint.stat().st_size}"
+        ):
+            raise ResumeError(
+                f"{phase.model_dir}: the processes do not begin from the same checkpoint; give all of them one folder "
+                "on a file system that they share"
+            )
         folder = RunFolder(config, phase.model_dir, begins, step if goes_on else None)
         rows = earlier_rows(phase.model_dir, step) if processes.is_first else []
         lacks_evaluation = goes_on and _lacks_evaluation(config, rows, step, processes)
@@ -210,7 +219,7 @@ def _build(
     seed = processes.common_seed(init.seed)
     if seed is not None:
         torch.manual_seed(seed)
-    with processes.device:
+    with torch.device("meta"):
         model = LanguageModel(init.model)
     model.model.activation_checkpointing = options.activation_checkpointing
     frozen = freeze_parameters(model, init.model.frozen_parameters)
@@ -223,6 +232,21 @@ def _build(
             "no schedulers: the learning rate is the same for all parameters, as in the Model Zoo, which applies "
             "muP's scales to schedules only; a ConstantLR would have them"
         )
+    record = record_of(data, held_out)
+    if opened is not None:
+        notes += check_same_data(opened, config, states, record)
+    if options.compile_layers:
+        for layer in model.model.transformer_decoder.layers:
+            layer.compile()
+    trained = TrainedModel(model)
+    processes.divide(trained)
+    allocate(model, processes.device)
+    load_weights(
+        opened if "model" in states else None,
+        model,
+        processes,
+        strict=not init.checkpoint.disable_strict_checkpoint_loading,
+    )
     optimizer = build_adamw(
         groups,
         named_tensors(model),
@@ -233,15 +257,8 @@ def _build(
         # Loss scaling leaves steps out, which a fused kernel would only notice after the fact.
         fused=precision.scaler is None,
     )
-    record = record_of(data, held_out)
-    if opened is not None:
-        notes += check_same_data(opened, config, states, record)
-        load_weights(opened, model, states, strict=not init.checkpoint.disable_strict_checkpoint_loading)
-    if options.compile_layers:
-        for layer in model.model.transformer_decoder.layers:
-            layer.compile()
-    trained, optimizer = processes.prepare(TrainedModel(model), optimizer)
-    return Run(config, model, optimizer, groups, data, precision.scaler, processes, record), trained
+    wrapped = processes.wrap(trained)
+    return Run(config, model, optimizer, groups, data, precision.scaler, processes, record), wrapped
 
 
 def _lacks_evaluation(
