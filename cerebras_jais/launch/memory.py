@@ -241,27 +241,32 @@ class _Sizes:
         return Term("gradients", self.gradients_held().bytes + head, "derived")
 
     def half_weights(self) -> Term:
-        """Autocast's copies in 16 bits of the matrices of all layers, kept from the forward pass on."""
+        """Autocast's copies in 16 bits of the matrices of all layers, kept from the forward pass on.
+
+        FSDP2 has none: it gathers them in 16 bits.
+        """
         matrices = [t for t in self.own if len(t.shape) == 2 and t.kind not in ("embedding", "slopes", "head")]
-        return Term("16-bit weights", _bytes(matrices) // 2 if self.run.half else 0, "derived")
+        copies = self.run.half and not self.run.sharded
+        return Term("16-bit weights", _bytes(matrices) // 2 if copies else 0, "derived")
 
     def layers_gathered(self) -> tuple[Term, ...]:
         """Weights that FSDP2 gathers, padded to equal shares: of the layer at work and, in one piece, of the next."""
         if not self.run.sharded:
             return ()
-        return (Term("layers in flight", 2 * self._padded(self.layer), "derived"),)
+        return (Term("layers in flight", 2 * self._padded(self.layer) * _width(self.run) // 4, "derived"),)
 
     def layers_summed(self) -> tuple[Term, ...]:
-        """Those, the gradients of the layer at work, and those of the one before while they are summed.
+        """Those, the gradients of the layer at work, and in float32 those of the one before while they are summed.
 
         gloo holds copies of what it sums: two of its threads have one each.
         """
         if not self.run.sharded:
             return ()
         (gathered,) = self.layers_gathered()
-        gradients = self._padded([t for t in self.layer if t in self.trained])
-        gloo = [Term("copies of gloo", 2 * gradients, "measured")] if self.run.backend == "cpu" else []
-        return (Term("layers in flight", gathered.bytes + 2 * gradients, "derived"), *gloo)
+        summed = self._padded([t for t in self.layer if t in self.trained])
+        at_work = summed * _width(self.run) // 4
+        gloo = [Term("copies of gloo", 2 * summed, "measured")] if self.run.backend == "cpu" else []
+        return (Term("layers in flight", gathered.bytes + at_work + summed, "derived"), *gloo)
 
     def root_in_flight(self) -> tuple[Term, ...]:
         """Embedding, head and last norm, which FSDP2 keeps gathered from the forward pass on, and the head's gradient.

@@ -215,7 +215,7 @@ def _build(
         activation_checkpointing=options.activation_checkpointing,
         backend=options.backend,
     )
-    check_memory(config, arrangement, processes.memory // (arrangement.processes if arrangement.sharded else 1))
+    check_memory(config, arrangement, processes.memory)
     seed = processes.common_seed(init.seed)
     if seed is not None:
         torch.manual_seed(seed)
@@ -239,7 +239,7 @@ def _build(
         for layer in model.model.transformer_decoder.layers:
             layer.compile()
     trained = TrainedModel(model)
-    processes.divide(trained)
+    processes.divide(trained, precision.dtype)
     allocate(model, processes.device)
     load_weights(
         opened if "model" in states else None,
