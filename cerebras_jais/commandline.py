@@ -181,17 +181,23 @@ def status_of(program: str, work: Callable[[], Any]) -> int:
 
 def _said(program: str, error: BaseException) -> int:
     """Say what an exception means in one line; the exit status."""
-    line, status = _line(error)
     came = interrupted_by()
-    if line is None and came is not None:  # a library in C that calls Python may put its own error in its place
+    if came is not None and _line(error)[0] is None:  # a library in C that calls Python may put its own error there
         _say(STATUSES[came])
         return came
+    line, status = line_of(program, error)
+    _say(f"error: {line}")
+    return status
+
+
+def line_of(program: str, error: BaseException) -> tuple[str, int]:
+    """What an exception means, in one line, and the exit status; an unforeseen one's traceback is kept in a file."""
+    line, status = _line(error)
     if line is None:
         kept = _keep(program, error)
         line = f"{program} met an error that it does not foresee: {_first_line(error)}; please report it with {kept}"
         status = UNFORESEEN
-    _say(f"error: {line}")
-    return status
+    return line, status
 
 
 def _say(line: str) -> None:

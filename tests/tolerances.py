@@ -29,6 +29,10 @@ LOSS_ACROSS_PROCESSES = 1e-5  # absolute, nats per token, each of 6 steps; sums 
 EXCHANGED_FIRST_LOSS = 1e-4  # absolute; the first loss after a checkpoint goes from one trainer to the other
 DRAWN_EXTREME = 0.15  # relative; statistical: the largest of over 10^5 values
 
+# The memory that a dry run states.
+MEMORY_COUNTED = 0.001  # relative; activations counted one by one: rotary angles in 16 bits are not stated
+MEMORY_PEAK = 0.1  # relative; of all that torch allocates in a run
+
 # A bfloat16 release in transformers, computed in bfloat16 and in float32.
 RELEASE_LOGITS_BFLOAT16 = 0.05  # of the largest logit; each of two layers rounds a dozen times to 8 bits of mantissa
 

@@ -5,11 +5,14 @@ Source: Model Zoo models/nlp/gpt2/gpt2_model.py (choice of initializer) and comm
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 import torch
 from torch import Tensor, nn
 
+from cerebras_jais.model.alibi import alibi_slopes
 from cerebras_jais.model.config import DecoderConfig, Initializer
-from cerebras_jais.model.tensors import Kind, tensors
+from cerebras_jais.model.tensors import Kind, ModelTensor, tensors
 
 
 def weight_initializers(config: DecoderConfig) -> dict[Kind, Initializer]:
@@ -46,19 +49,50 @@ def weight_initializers(config: DecoderConfig) -> dict[Kind, Initializer]:
 
 @torch.no_grad()
 def initialize_weights(model: nn.Module, config: DecoderConfig) -> None:
-    """Draw every weight in place from torch's global generator; biases become zero, norms and slopes stay.
+    """Draw every weight in place from torch's global generator; biases become zero, norms and slopes as they begin.
 
     Args:
         model: a module with the parameters of `tensors(config)`, freshly built.
         config: what it is.
     """
-    draws = weight_initializers(config)
-    parameters = dict(model.named_parameters())
+    draws, parameters = weight_initializers(config), dict(model.named_parameters())
     for tensor in tensors(config):
-        if tensor.same_as is None and tensor.kind in draws:
-            _draw(parameters[tensor.name], draws[tensor.kind])
-        elif tensor.kind == "bias":
-            parameters[tensor.name].zero_()
+        if tensor.same_as is None:
+            _begin(parameters[tensor.name], tensor, config, draws)
+
+
+@torch.no_grad()
+def initial_weights(shapes: nn.Module, config: DecoderConfig, device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    """The weights that a model built on a device would have, float32, one after another: first name and values.
+
+    Only one of them is in memory at a time.
+
+    Args:
+        shapes: the model on the meta device, where its parameters stay.
+        config: what it is.
+        device: where values are drawn, from torch's generator for it.
+    """
+    # Building a module draws values that `initialize_weights` then replaces; they move the generator on.
+    for module in shapes.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            module.to_empty(device=device, recurse=False).reset_parameters()
+            module.to(device="meta")
+    draws = weight_initializers(config)
+    for tensor in tensors(config):
+        if tensor.same_as is None:
+            values = torch.empty(tensor.shape, device=device)
+            _begin(values, tensor, config, draws)
+            yield tensor.name, values
+
+
+def _begin(values: Tensor, tensor: ModelTensor, config: DecoderConfig, draws: Mapping[Kind, Initializer]) -> None:
+    """Give a tensor of the model the values that it begins with."""
+    if tensor.kind in draws:
+        _draw(values, draws[tensor.kind])
+    elif tensor.kind == "slopes":
+        values.copy_(torch.tensor(alibi_slopes(config.num_heads))[:, None])
+    else:
+        values.fill_(1.0 if tensor.kind == "norm" and tensor.name.endswith("weight") else 0.0)
 
 
 def _draw(weight: Tensor, initializer: Initializer) -> None:

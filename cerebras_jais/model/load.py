@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from cerebras_jais.checkpoint import Checkpoint, StoredTensor, open_checkpoint
@@ -15,6 +16,10 @@ from cerebras_jais.model.stored import FOLD_THEM, WeightsError, adapters_in, sto
 from cerebras_jais.model.tensors import second_names, tensors, under_both_names
 from cerebras_jais.params import section_at, trainers_of
 from cerebras_jais.wording import number_runs
+
+# What is read at a time of a tensor.
+_BAND_BYTES = 64 << 20
+_EARLIER = "use an earlier checkpoint"
 
 
 def load_model(
@@ -46,10 +51,15 @@ def empty_model(config: DecoderConfig, dtype: torch.dtype = torch.float32) -> La
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(dtype)
-    model.to_empty(device="cpu")
-    if config.share_embedding_weights:
-        model.model.lm_head.weight = model.model.embedding_layer.word_embeddings.weight
+    allocate(model, torch.device("cpu"))
     return model
+
+
+def allocate(model: LanguageModel, device: torch.device) -> None:
+    """Give a model of the meta device memory on another one, not initialized; a tied head stays the embedding."""
+    model.to_empty(device=device)
+    if model.config.share_embedding_weights:
+        model.model.lm_head.weight = model.model.embedding_layer.word_embeddings.weight
 
 
 def recorded_config(checkpoint: Checkpoint) -> DecoderConfig:
@@ -65,27 +75,66 @@ def recorded_config(checkpoint: Checkpoint) -> DecoderConfig:
     raise WeightsError(f"{checkpoint.path}: records no model config; give its trainer YAML with --config")
 
 
-def fill_model(model: LanguageModel, checkpoint: Checkpoint) -> None:
-    """Copy a checkpoint's weights into a model of any device and floating dtype, all of them or none.
+def whole(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Of a tensor that is not divided among processes: all of it, from row 0 on."""
+    return tensor, 0
+
+
+OwnRows = Callable[[torch.Tensor], tuple[torch.Tensor, int]]
+"""Gives the rows of a tensor that this process keeps, and the number of the first of them."""
+
+
+def fill_model(model: LanguageModel, checkpoint: Checkpoint, own_rows: OwnRows = whole) -> None:
+    """Copy a checkpoint's weights into a model of any device and floating dtype, in bounded memory.
+
+    Of a model that is divided among processes, each reads what `own_rows` says.
 
     Raises WeightsError that groups what is missing, left over or of another shape by layer pattern, or names two stored
     tensors that the config ties but that differ, or one that holds NaN or infinity.
     """
     stored = _fitting(model.config, checkpoint)
     targets = model.state_dict()
-    with torch.no_grad():
-        for name, second in _names(model.config).items():
-            value = read_finite(stored[name])
-            if (
-                second
-                and stored[second].key != stored[name].key
-                and not torch.equal(read_finite(stored[second]), value)
-            ):
-                raise WeightsError(
-                    f"{checkpoint.path}: {name} and {second} differ, but the config makes them one tensor; "
-                    "for an untied head set share_embedding_weights: false"
-                )
-            targets[name].copy_(value)
+    for name, second in _names(model.config).items():
+        rows, first = own_rows(targets[name])
+        read_rows_into(rows, stored[name], first)
+        twice = second and stored[second].key != stored[name].key
+        if second and twice and not _same_rows(stored[name], stored[second], first, first + len(rows)):
+            raise WeightsError(
+                f"{checkpoint.path}: {name} and {second} differ, but the config makes them one tensor; "
+                "for an untied head set share_embedding_weights: false"
+            )
+
+
+@torch.no_grad()
+def read_rows_into(rows: torch.Tensor, stored: StoredTensor, first: int = 0) -> None:
+    """Fill a tensor with the rows of a stored one from `first` on, a band at a time.
+
+    Raises WeightsError where they hold NaN or infinity.
+    """
+    if not stored.shape:
+        rows.copy_(read_finite(stored))
+        return
+    for start, stop in _bands(stored, first, first + len(rows)):
+        values = _as_torch(stored.read_rows(start, stop), stored.dtype)
+        check_finite(values, stored.path, stored.key, _EARLIER)
+        rows[start - first : stop - first].copy_(values)
+
+
+def _bands(stored: StoredTensor, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Ranges of rows of about `_BAND_BYTES` that end where what is packed together does."""
+    unit = stored.chunk_rows or 1
+    rows = max(1, _BAND_BYTES * stored.shape[0] // max(stored.nbytes, 1) // unit) * unit
+    while start < stop:
+        end = min(start // rows * rows + rows, stop)
+        yield start, end
+        start = end
+
+
+def _same_rows(one: StoredTensor, other: StoredTensor, start: int, stop: int) -> bool:
+    return all(
+        torch.equal(*(_as_torch(tensor.read_rows(*band), tensor.dtype) for tensor in (one, other)))
+        for band in _bands(one, start, stop)
+    )
 
 
 def _names(config: DecoderConfig) -> dict[str, str | None]:
@@ -117,8 +166,11 @@ def _fitting(config: DecoderConfig, checkpoint: Checkpoint) -> dict[str, StoredT
 
 def to_torch(tensor: StoredTensor) -> torch.Tensor:
     """Read a stored tensor into torch, bfloat16 included."""
-    array = tensor.read()
-    if tensor.dtype == "bfloat16":
+    return _as_torch(tensor.read(), tensor.dtype)
+
+
+def _as_torch(array: np.ndarray, dtype: str) -> torch.Tensor:
+    if dtype == "bfloat16":
         return torch.from_numpy(array.view("int16")).view(torch.bfloat16)
     return torch.from_numpy(array)
 
@@ -126,7 +178,7 @@ def to_torch(tensor: StoredTensor) -> torch.Tensor:
 def read_finite(tensor: StoredTensor) -> torch.Tensor:
     """Read a stored tensor into torch; WeightsError where it holds NaN or infinity, which training cannot undo."""
     values = to_torch(tensor)
-    check_finite(values, tensor.path, tensor.key, "use an earlier checkpoint")
+    check_finite(values, tensor.path, tensor.key, _EARLIER)
     return values
 
 

@@ -50,9 +50,12 @@ def fit(phase: Phase, start: Start, options: FitOptions) -> FitResult:
     log = _logger(options.progress and processes.is_first)
     try:
         result = _prepare_and_run(phase, start, options, processes, log)
-    except BaseException:
+    except BaseException as error:
+        cause = processes.explained(error)
         processes.close(after_error=True)
-        raise
+        if cause is error:
+            raise
+        raise cause from error
     processes.close()
     return result
 

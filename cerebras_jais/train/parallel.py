@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import os
+import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +20,14 @@ from torch import Tensor, nn
 from cerebras_jais.errors import UserError
 from cerebras_jais.launch.plan import machine_memory
 from cerebras_jais.model.decoder import DecoderLayer
-from cerebras_jais.optimizer.adamw import AdamW
+from cerebras_jais.train.failures import explained
+
+# What the first process says while it writes, beside the number of a tensor.
+_WRITTEN, _FAILED = -1, -2
+
+
+class WriteError(UserError):
+    """A file that another process could not write."""
 
 
 class DistributedContext:
@@ -32,6 +41,7 @@ class DistributedContext:
         self.rank = int(os.environ.get("RANK", "0")) if self.world_size > 1 else 0
         self.sharding = sharding
         self._accelerator: Any = None
+        self._exchanging = False  # whether the first process is in the middle of `gathered`
         # PyTorch 2.4's gloo deadlocks on exit when its thread is the last to hold a tensor that Python made: keep some.
         self._summed: deque[Tensor] = deque(maxlen=8)
         if backend not in ("cpu", "gpu"):
@@ -53,20 +63,43 @@ class DistributedContext:
 
     @property
     def memory(self) -> int:
-        """Bytes of memory for the weights, gradients and moments of the run: of all devices where they are divided."""
-        shares = self.world_size if self.sharding == "fsdp" else 1
+        """Bytes of memory that this process may take; processes on CPUs share the memory of their machine."""
         if self.device.type == "cuda":
-            return shares * torch.cuda.get_device_properties(self.device).total_memory
-        return shares * machine_memory()
+            return int(torch.cuda.get_device_properties(self.device).total_memory)
+        return machine_memory() // (int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if self.world_size > 1 else 1)
 
-    def prepare(self, model: nn.Module, optimizer: AdamW) -> tuple[nn.Module, AdamW]:
-        """The model wrapped for several processes, and the optimizer over its parameters."""
-        if self._accelerator is None:
-            return model, optimizer
-        if self.sharding == "ddp":
-            return self._accelerator.prepare(model), optimizer
-        _shard(model, optimizer)
-        return model, optimizer
+    def divide(self, trained: nn.Module, dtype: torch.dtype | None = None) -> None:
+        """Divide a model among the processes of a sharded run, layer by layer, with PyTorch's fully_shard.
+
+        Args:
+            trained: the model.
+            dtype: what its matrices are multiplied in, where that is 16 bits: those of layers are gathered in it, and
+                their gradients summed in float32. Autocast alone would keep a whole 16-bit copy of every layer.
+
+        On the meta device, so that each process only ever takes memory for its own rows. (accelerate leaves a model on
+        CPUs whole where it is asked for FSDP.)
+        """
+        if self._accelerator is None or self.sharding == "ddp":
+            return
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        # What stands between the matrices stays float32, as under autocast: the norms, and embedding and head, whose
+        # gradient the loss sums.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # nothing is added to it in place
+        policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
+        for module in list(trained.modules()):
+            if isinstance(module, DecoderLayer):
+                if dtype is not None:
+                    fully_shard([module.self_attn, module.ffn], mp_policy=policy)
+                fully_shard(module)
+        fully_shard(trained)
+
+    def wrap(self, trained: nn.Module) -> nn.Module:
+        """The model as the processes train it: behind DDP where each has a copy."""
+        if self._accelerator is None or self.sharding == "fsdp":
+            return trained
+        wrapped: nn.Module = self._accelerator.prepare(trained)
+        return wrapped
 
     @contextmanager
     def accumulating(self, model: nn.Module, last: bool) -> Iterator[None]:
@@ -90,19 +123,85 @@ class DistributedContext:
             self._summed.append(values)
         return values
 
-    def whole(self, tensor: Tensor) -> Tensor:
-        """The full tensor, of which each process may hold a part; a collective call."""
-        return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    def own_rows(self, tensor: Tensor) -> tuple[Tensor, int]:
+        """The rows of a tensor of the model that this process keeps, in place, and the number of the first of them."""
+        if not is_divided(tensor):
+            return tensor, 0
+        divided: Any = tensor
+        return divided.to_local(), min(self.rank * self._share(tensor), len(tensor))
 
-    def like(self, whole: Tensor, model_tensor: Tensor) -> Tensor:
-        """A full tensor, the same in all processes, with the device, dtype and sharding of `model_tensor`."""
-        whole = whole.to(device=self.device, dtype=model_tensor.dtype)
-        if not hasattr(model_tensor, "full_tensor"):
-            return whole
-        from torch.distributed.tensor import distribute_tensor
+    def _share(self, tensor: Tensor) -> int:
+        """Rows that a process keeps of a divided tensor, the last ones fewer or none, as torch.chunk cuts it."""
+        return -(-len(tensor) // self.world_size)
 
-        layout: Any = model_tensor  # a DTensor
-        return distribute_tensor(whole, layout.device_mesh, layout.placements)
+    def write_together(self, divided: Sequence[Tensor], write: Callable[[], None]) -> None:
+        """Have the first process write a file, for which the others give it their rows; a collective call.
+
+        Args:
+            divided: the tensors that it may ask for, the same list in all processes.
+            write: what the first process does. It calls `gathered` with numbers of that list, in any order.
+
+        Raises WriteError in the others where it fails in the first.
+        """
+        if self._accelerator is None:
+            write()
+        elif self.is_first:
+            try:
+                write()
+            except BaseException:
+                if not self._exchanging:  # else the others learn of it from the end of this process
+                    self._say(_FAILED)
+                raise
+            self._say(_WRITTEN)
+        else:
+            while (number := self._say()) >= 0:
+                self._gather(divided[number])
+            if number == _FAILED:
+                raise WriteError("the first process could not write the checkpoint")
+
+    def gathered(self, number: int, tensor: Tensor) -> Tensor:
+        """The whole of a divided tensor on the CPU; in the first process, within `write_together`.
+
+        Args:
+            number: of the tensor among those given to `write_together`.
+            tensor: the tensor.
+        """
+        self._exchanging = True
+        self._say(number)
+        found = self._gather(tensor)
+        self._exchanging = False
+        assert found is not None
+        return found
+
+    def _say(self, number: int = 0) -> int:
+        """The number that the first process says to all."""
+        said = torch.tensor([number], device=self.device)
+        torch.distributed.broadcast(said, 0)
+        self._summed.append(said)
+        return int(said.item())
+
+    def _gather(self, tensor: Tensor) -> Tensor | None:
+        """A divided tensor, whole in the first process and None in the others."""
+        own, _ = self.own_rows(tensor)
+        share = self._share(tensor)
+        if len(own) < share:  # all send equally many rows
+            own = torch.cat([own, own.new_zeros(share - len(own), *own.shape[1:])])
+        if not self.is_first:
+            torch.distributed.gather(own.contiguous(), None, 0)
+            return None
+        whole = own.new_empty(share * self.world_size, *own.shape[1:])
+        torch.distributed.gather(own.contiguous(), list(whole.chunk(self.world_size)), 0)
+        return whole[: len(tensor)].cpu()
+
+    def agree(self, value: str) -> bool:
+        """Whether a text is the same in all processes."""
+        if self._accelerator is None:
+            return True
+        number = int.from_bytes(hashlib.sha256(value.encode()).digest()[:6], "big")
+        bounds = torch.tensor([number, -number], device=self.device)
+        torch.distributed.all_reduce(bounds, torch.distributed.ReduceOp.MAX)
+        self._summed.append(bounds)
+        return int(bounds.sum().item()) == 0
 
     def common_seed(self, seed: int | None) -> int | None:
         """The seed of the initial weights in all processes: the given one, or one that the first process draws."""
@@ -115,6 +214,13 @@ class DistributedContext:
         """Wait until all processes have called this."""
         if self._accelerator is not None:
             self._accelerator.wait_for_everyone()
+
+    def explained(self, error: BaseException) -> BaseException:
+        """What to raise for an error of this process (`failures.explained`)."""
+        if self._accelerator is None or not torch.distributed.is_initialized():
+            return error
+        store = torch.distributed.distributed_c10d._get_default_store()  # type: ignore[attr-defined]
+        return explained(error, store, self.rank, self.world_size)
 
     def close(self, *, after_error: bool = False) -> None:
         """Leave the group of processes; after an error without waiting for the others, who may never come."""
@@ -143,20 +249,6 @@ def _accelerator(backend: str, sharding: str) -> Any:
     return Accelerator(cpu=backend == "cpu", mixed_precision="no")
 
 
-def _shard(model: nn.Module, optimizer: AdamW) -> None:
-    """Divide the model among the processes, layer by layer, with PyTorch's fully_shard.
-
-    (accelerate leaves a model on CPUs whole where it is asked for FSDP.) The parameters become new ones; the optimizer,
-    which has no state yet, gets them in place of the old.
-    """
-    from torch.distributed.fsdp import fully_shard
-
-    old = [(name, id(parameter)) for name, parameter in model.named_parameters()]
-    for module in list(model.modules()):
-        if isinstance(module, DecoderLayer):
-            fully_shard(module)
-    fully_shard(model)
-    new = dict(model.named_parameters())
-    replacement = {identity: new[name] for name, identity in old}
-    for group in optimizer.param_groups:
-        group["params"] = [replacement[id(parameter)] for parameter in group["params"]]
+def is_divided(tensor: Tensor) -> bool:
+    """Whether a tensor is divided among processes (a DTensor)."""
+    return hasattr(tensor, "full_tensor")

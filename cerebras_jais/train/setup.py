@@ -15,11 +15,13 @@ from cerebras_jais.checkpoint import Checkpoint
 from cerebras_jais.config.modelzoo_only import not_done_here
 from cerebras_jais.config.trainer import TrainerConfig
 from cerebras_jais.data.dataset import HDF5Samples
+from cerebras_jais.launch.memory import arrangement_of
 from cerebras_jais.launch.phases import Phase
 from cerebras_jais.launch.plan import (
     NothingLeft,
     TrainingPlan,
     check_data,
+    check_division,
     check_memory,
     missing_sections,
     plan_training,
@@ -28,6 +30,7 @@ from cerebras_jais.launch.saved import nothing_left, with_remedy
 from cerebras_jais.launch.start import Start
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.freeze import freeze_parameters
+from cerebras_jais.model.load import allocate
 from cerebras_jais.optimizer.adamw import build_adamw
 from cerebras_jais.optimizer.groups import groups_of, named_tensors
 from cerebras_jais.optimizer.precision import PrecisionPlan, plan_precision
@@ -39,6 +42,7 @@ from cerebras_jais.train.parallel import DistributedContext
 from cerebras_jais.train.progress import CURVE_FILE, curve_is_current, draw_curve, earlier_rows
 from cerebras_jais.train.signals import StopRequest
 from cerebras_jais.train.state import (
+    ResumeError,
     Run,
     TrainingProgress,
     check_checkpoint,
@@ -136,6 +140,13 @@ def prepare(
             states = check_checkpoint(opened, config, start.states)
         step = 0 if opened is None else step_of(opened, states)
         begins = step if start.begins is None else start.begins
+        if not processes.agree(
+            f"{step} {begins} {sorted(states)} {start.checkpoint and start.checkpoint.stat().st_size}"
+        ):
+            raise ResumeError(
+                f"{phase.model_dir}: the processes do not begin from the same checkpoint; give all of them one folder "
+                "on a file system that they share"
+            )
         folder = RunFolder(config, phase.model_dir, begins, step if goes_on else None)
         rows = earlier_rows(phase.model_dir, step) if processes.is_first else []
         lacks_evaluation = goes_on and _lacks_evaluation(config, rows, step, processes)
@@ -175,10 +186,11 @@ def prepare(
 def _open_data(config: TrainerConfig, processes: DistributedContext) -> tuple[HDF5Samples, list[HDF5Samples]]:
     """The data to train and to evaluate on, checked against the model."""
     assert config.fit is not None
+    check_division(config, processes.world_size)
     data = HDF5Samples(**config.fit.train_dataloader.reader_keys())
     held_out = [HDF5Samples(**section.reader_keys()) for section in config.fit.val_dataloader]
     for samples, key in [(data, "train_dataloader"), *((v, "val_dataloader") for v in held_out)]:
-        check_data(samples, config.init.model, f"{config.source}: trainer.fit.{key}", processes.world_size)
+        check_data(samples, config.init.model, f"{config.source}: trainer.fit.{key}")
     return data, held_out
 
 
@@ -196,11 +208,18 @@ def _build(
     """Model, with the weights of the checkpoint, and optimizer; and the model as several processes train it."""
     init = config.init
     assert init.optimizer is not None
-    check_memory(init.model, processes.memory, config.source)
+    arrangement = arrangement_of(
+        config,
+        processes.world_size,
+        options.sharding,
+        activation_checkpointing=options.activation_checkpointing,
+        backend=options.backend,
+    )
+    check_memory(config, arrangement, processes.memory)
     seed = processes.common_seed(init.seed)
     if seed is not None:
         torch.manual_seed(seed)
-    with processes.device:
+    with torch.device("meta"):
         model = LanguageModel(init.model)
     model.model.activation_checkpointing = options.activation_checkpointing
     frozen = freeze_parameters(model, init.model.frozen_parameters)
@@ -213,6 +232,21 @@ def _build(
             "no schedulers: the learning rate is the same for all parameters, as in the Model Zoo, which applies "
             "muP's scales to schedules only; a ConstantLR would have them"
         )
+    record = record_of(data, held_out)
+    if opened is not None:
+        notes += check_same_data(opened, config, states, record)
+    if options.compile_layers:
+        for layer in model.model.transformer_decoder.layers:
+            layer.compile()
+    trained = TrainedModel(model)
+    processes.divide(trained, precision.dtype)
+    allocate(model, processes.device)
+    load_weights(
+        opened if "model" in states else None,
+        model,
+        processes,
+        strict=not init.checkpoint.disable_strict_checkpoint_loading,
+    )
     optimizer = build_adamw(
         groups,
         named_tensors(model),
@@ -223,15 +257,8 @@ def _build(
         # Loss scaling leaves steps out, which a fused kernel would only notice after the fact.
         fused=precision.scaler is None,
     )
-    record = record_of(data, held_out)
-    if opened is not None:
-        notes += check_same_data(opened, config, states, record)
-        load_weights(opened, model, states, strict=not init.checkpoint.disable_strict_checkpoint_loading)
-    if options.compile_layers:
-        for layer in model.model.transformer_decoder.layers:
-            layer.compile()
-    trained, optimizer = processes.prepare(TrainedModel(model), optimizer)
-    return Run(config, model, optimizer, groups, data, precision.scaler, processes, record), trained
+    wrapped = processes.wrap(trained)
+    return Run(config, model, optimizer, groups, data, precision.scaler, processes, record), wrapped
 
 
 def _lacks_evaluation(

@@ -6,11 +6,12 @@ Source: Model Zoo trainer/callbacks/{checkpoint,model,optimizer,schedulers,datal
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +29,8 @@ from cerebras_jais.data.dataset import HDF5Samples
 from cerebras_jais.errors import UserError
 from cerebras_jais.launch.saved import loaded_states, require_checkpoint
 from cerebras_jais.model.decoder import LanguageModel
-from cerebras_jais.model.load import fill_model, read_finite
+from cerebras_jais.model.initialize import initial_weights
+from cerebras_jais.model.load import fill_model, read_rows_into
 from cerebras_jais.model.stored import stored_weights
 from cerebras_jais.modelzoo_version import VERSION, class_name, is_of_this_release
 from cerebras_jais.optimizer.adamw import AdamW, load_optimizer_state, optimizer_state
@@ -36,7 +38,7 @@ from cerebras_jais.optimizer.groups import ParameterGroup
 from cerebras_jais.optimizer.schedule import learning_rates, scheduler_states
 from cerebras_jais.ranges import COUNT_OR_NONE, LOSS_SCALE, STREAMED
 from cerebras_jais.train.data_record import changes
-from cerebras_jais.train.parallel import DistributedContext
+from cerebras_jais.train.parallel import DistributedContext, is_divided
 
 
 class ResumeError(UserError):
@@ -83,48 +85,58 @@ def write_checkpoint(path: Path, run: Run, position: TrainingProgress, begins: i
     arrays = _Arrays(run.processes)
     model = OrderedDict((name, arrays(t)) for name, t in run.model.state_dict(keep_vars=True).items())
     optimizer = optimizer_state(run.optimizer, run.groups, rates, scheduled=bool(init.schedulers), to_array=arrays)
-    if run.processes.is_first:
-        state: dict[str, Any] = {
-            "model": model,
-            "dataloader": run.data.dataloader_state(position.samples),
-            "optimizer": optimizer,
-        }
-        if init.schedulers:
-            state["schedulers"] = scheduler_states(init.schedulers, run.groups, position.scheduled)
-        if run.scaler is not None:
-            state["grad_scaler"] = run.scaler.state_dict()
-        state["global_step"] = position.step
-        params = run.config.to_dict()
-        record = {"first_step": begins, "data": run.data_record}
-        state["__metadata__"] = [
-            {"version": VERSION, "model_name": class_name(init.model.name), "params": params, "run": record}
-        ]
+    state: dict[str, Any] = {
+        "model": model,
+        "dataloader": run.data.dataloader_state(position.samples),
+        "optimizer": optimizer,
+    }
+    if init.schedulers:
+        state["schedulers"] = scheduler_states(init.schedulers, run.groups, position.scheduled)
+    if run.scaler is not None:
+        state["grad_scaler"] = run.scaler.state_dict()
+    state["global_step"] = position.step
+    params = run.config.to_dict()
+    record = {"first_step": begins, "data": run.data_record}
+    state["__metadata__"] = [
+        {"version": VERSION, "model_name": class_name(init.model.name), "params": params, "run": record}
+    ]
+
+    def write() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_checkpoint(path, state, overwrite=overwrite)
-    run.processes.wait()
+
+    run.processes.write_together(arrays.divided, write)
 
 
 class _Arrays:
-    """Converts tensors for save_checkpoint: the same object for the same tensor, so that tied weights are linked."""
+    """Converts tensors for save_checkpoint: the same object for the same tensor, so that tied weights are linked.
+
+    `divided` lists the tensors that are divided among processes, in the same order in all of them; each is gathered
+    when its turn to be written comes.
+    """
 
     def __init__(self, processes: DistributedContext):
         self.processes = processes
         self.made: dict[int, Any] = {}
+        self.divided: list[Tensor] = []
 
     def __call__(self, tensor: Tensor) -> Any:
         if id(tensor) not in self.made:
-            self.made[id(tensor)] = (tensor, self._array(tensor))  # an id is unique while its tensor lives
+            self.made[id(tensor)] = (tensor, self._array(tensor.detach()))  # an id is unique while its tensor lives
         return self.made[id(tensor)][1]
 
     def _array(self, tensor: Tensor) -> Any:
-        whole = self.processes.whole(tensor.detach())
-        if not self.processes.is_first:
-            return None
-        if whole is not tensor and hasattr(tensor, "full_tensor"):
-            return whole.cpu().numpy()  # gathering is a collective call, so it cannot be lazy
-        if whole.device.type == "cpu":
-            return whole.numpy()
-        return LazyTensor(tuple(whole.shape), str(whole.dtype).removeprefix("torch."), lambda: whole.cpu().numpy())
+        if is_divided(tensor):
+            number = len(self.divided)
+            self.divided.append(tensor)
+            return _lazy(tensor, lambda: self.processes.gathered(number, tensor).numpy())
+        if tensor.device.type == "cpu":
+            return tensor.numpy()
+        return _lazy(tensor, lambda: tensor.cpu().numpy())
+
+
+def _lazy(tensor: Tensor, read: Callable[[], np.ndarray]) -> LazyTensor:
+    return LazyTensor(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), read)
 
 
 def check_checkpoint(checkpoint: Checkpoint, config: TrainerConfig, states: Sequence[str] | None = None) -> set[str]:
@@ -147,18 +159,33 @@ def check_checkpoint(checkpoint: Checkpoint, config: TrainerConfig, states: Sequ
     return loaded_states(config, states, held, checkpoint.path)
 
 
-def load_weights(checkpoint: Checkpoint, model: LanguageModel, states: set[str], *, strict: bool) -> None:
-    """Load the weights; if not strict, those that fit by name and shape. Raises WeightsError for what does not fit."""
-    if "model" not in states:
+def load_weights(
+    checkpoint: Checkpoint | None, model: LanguageModel, processes: DistributedContext, *, strict: bool
+) -> None:
+    """Fill an allocated model: as drawn, or from a checkpoint; each process what it keeps, a tensor at a time.
+
+    Args:
+        checkpoint: where weights are read, if they are.
+        model: to fill.
+        processes: this process among those of the run.
+        strict: otherwise those that fit by name and shape are read, and the others drawn.
+
+    Raises WeightsError for what does not fit.
+    """
+    if checkpoint is not None and strict:
+        fill_model(model, checkpoint, processes.own_rows)
         return
-    if strict:
-        fill_model(model, checkpoint)
-        return
-    stored = stored_weights(checkpoint)
-    with torch.no_grad():
-        for name, target in model.state_dict().items():
-            if name in stored and stored[name].shape == tuple(target.shape):
-                target.copy_(read_finite(stored[name]))
+    targets = model.state_dict()
+    with torch.device("meta"):
+        shapes = LanguageModel(model.config)
+    for name, values in initial_weights(shapes, model.config, processes.device):
+        rows, first = processes.own_rows(targets[name])
+        rows.copy_(values[first : first + len(rows)])
+    stored = {} if checkpoint is None else stored_weights(checkpoint)
+    for name, target in targets.items():
+        if name in stored and stored[name].shape == tuple(target.shape):
+            rows, first = processes.own_rows(target)
+            read_rows_into(rows, stored[name], first)
 
 
 def step_of(checkpoint: Checkpoint, states: set[str]) -> int:
@@ -194,10 +221,12 @@ def load_position(checkpoint: Checkpoint, run: Run, states: set[str]) -> Trainin
     step = step_of(checkpoint, states)
 
     def load(leaf: StoredTensor, parameter: Tensor) -> Tensor:
-        values = read_finite(leaf)
-        if leaf.key.endswith("exp_avg_sq") and values.numel() and values.min() < 0:
+        moment = torch.empty_like(parameter.detach())
+        rows, first = run.processes.own_rows(moment)
+        read_rows_into(rows, leaf, first)
+        if leaf.key.endswith("exp_avg_sq") and rows.numel() and rows.min() < 0:
             raise ResumeError(f"{leaf.path}: {leaf.key} holds squares below 0; use another checkpoint")
-        return run.processes.like(values, parameter.detach()).clone()
+        return moment
 
     if "optimizer" in states:
         load_optimizer_state(run.optimizer, run.groups, tree["optimizer"], step, source=str(checkpoint.path), load=load)
