@@ -90,7 +90,7 @@ def _sum_of_columns(weight_NK: Tensor, bias_N: Tensor | None) -> Callable[[Tenso
     width = -(-outputs // blocks)
     bias_N = weight_NK.new_zeros(outputs) if bias_N is None else bias_N
     padded = F.pad(torch.cat([weight_NK, bias_N[:, None]], dim=1), (0, 0, 0, blocks * width - outputs))
-    table = padded.view(blocks, width, inputs + 1).transpose(1, 2).reshape(-1, width)
+    table = padded.view(blocks, width, inputs + 1).transpose(1, 2).contiguous().view(-1, width)
     rows = torch.arange(len(table), dtype=torch.int32)
     starts = rows[:: inputs + 1].contiguous()
     factors = weight_NK.new_ones(blocks, 1, inputs + 1)
