@@ -86,7 +86,8 @@ def _sum_of_columns(weight_NK: Tensor, bias_N: Tensor | None) -> Callable[[Tenso
     """
     outputs, inputs = weight_NK.shape
     threads = torch.get_num_threads()
-    blocks = threads * -(-outputs // (threads * _WIDTH))
+    fewest = threads * -(-outputs // (threads * _WIDTH))
+    blocks = next((n for n in range(fewest, 2 * fewest, threads) if outputs % n == 0), fewest)
     width = -(-outputs // blocks)
     bias_N = weight_NK.new_zeros(outputs) if bias_N is None else bias_N
     padded = F.pad(torch.cat([weight_NK, bias_N[:, None]], dim=1), (0, 0, 0, blocks * width - outputs))
@@ -99,7 +100,8 @@ def _sum_of_columns(weight_NK: Tensor, bias_N: Tensor | None) -> Callable[[Tenso
     def apply(x: Tensor) -> Tensor:
         x_B1K.copy_(x)
         sums = torch.embedding_bag(table, rows, starts, False, 0, False, factors_R)[0]
-        return sums.view(-1)[:outputs].view(*x.shape[:-1], outputs)
+        out = sums.view(*x.shape[:-1], -1)
+        return out if out.shape[-1] == outputs else out[..., :outputs]
 
     return apply
 
