@@ -20,12 +20,11 @@ WEIGHTS: tuple[Weights, ...] = ("float32", "bfloat16", "int4")
 _GROUP = 32  # numbers of an int4 row that share a scale and a zero
 _ROWS = 4096  # of a matrix that are rounded at once
 _TOKENS = 8  # that oneDNN chooses a layout for: as quick for 1 as its layout for 1, and twice as quick for 8
-# Numbers of a matrix. Smaller ones are kept in a second layout for one token: oneDNN looks up its kernel in 10 us, in
-# which 0.2 million float32 numbers are read. In float32, the smallest have that of MKL, which starts quickest.
+# Numbers of a matrix. A smaller one is kept in a second layout for one token: in the 10 us in which oneDNN looks up its
+# kernel, 0.2 million float32 numbers are read. The smallest have that of MKL in float32, which starts quickest.
 _LARGE, _SMALL = 2**20, 2**17
-_WIDTH = (
-    384  # of a block's rows: its sums fit into the vector registers of AVX512, and a row is long enough to prefetch
-)
+# Numbers of a row of that layout: long enough to be read at full rate, and a sum that fits into AVX512's registers.
+_NARROWEST, _WIDEST = 64, 384
 
 
 def activation_dtype(weights: Weights) -> torch.dtype:
@@ -85,8 +84,8 @@ def _sum_of_columns(weight_NK: Tensor, bias_N: Tensor | None) -> Callable[[Tenso
     K + 1 rows, and its outputs are their sum.
     """
     outputs, inputs = weight_NK.shape
-    threads = torch.get_num_threads()
-    fewest = threads * -(-outputs // (threads * _WIDTH))
+    threads = max(1, min(torch.get_num_threads(), outputs // _NARROWEST))
+    fewest = threads * -(-outputs // (threads * _WIDEST))
     blocks = next((n for n in range(fewest, 2 * fewest, threads) if outputs % n == 0), fewest)
     width = -(-outputs // blocks)
     bias_N = weight_NK.new_zeros(outputs) if bias_N is None else bias_N
