@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cerebras_jais.model.config import DecoderConfig
-from cerebras_jais.model.linear import Linear
+from cerebras_jais.model.kernels.linear import Linear
 from cerebras_jais.model.positions import rotate_BHLD
 from cerebras_jais.model.tiled import Tiling, tiled_attention
 

@@ -18,7 +18,7 @@ from cerebras_jais.model.alibi import alibi_slopes
 from cerebras_jais.model.attention import Positions, SelfAttention
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.initialize import initialize_weights
-from cerebras_jais.model.linear import Linear
+from cerebras_jais.model.kernels.linear import Linear
 from cerebras_jais.model.loss import next_token_loss
 from cerebras_jais.model.positions import (
     alibi_bias_HLS,
