@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.kernels.flex import FlexMask
+from cerebras_jais.model.kernels.linear import Linear
 from cerebras_jais.model.kernels.tiled import Tiling
-from cerebras_jais.model.linear import Linear
 from cerebras_jais.model.positions import rotate_BHLD
 
 

@@ -19,8 +19,8 @@ from cerebras_jais.model.attention import Positions, SelfAttention
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.initialize import initialize_weights
 from cerebras_jais.model.kernels.flex import FlexMask, flex_serves, make_flex_mask
+from cerebras_jais.model.kernels.linear import Linear
 from cerebras_jais.model.kernels.tiled import Tiling, make_tiling
-from cerebras_jais.model.linear import Linear
 from cerebras_jais.model.loss import next_token_loss
 from cerebras_jais.model.positions import (
     alibi_bias_HLS,

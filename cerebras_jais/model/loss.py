@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cerebras_jais.model.linear import add_product_, matmul
+from cerebras_jais.model.kernels.linear import add_product_, matmul
 
 # Rows of logits held at once: 2^25 float32 values are 128 MiB.
 _LOGITS_AT_ONCE = 2**25

@@ -1,4 +1,4 @@
-"""Attention in memory linear in the length: tiles on a CPU, FlexAttention on a GPU.
+"""How a layer's numbers are computed where PyTorch has no function that serves: quickly, and in little memory.
 
-What a kernel computes of queries, keys and values belongs here; their projections are in `attention`.
+What a layer computes is in `model`.
 """

@@ -2,8 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cerebras_jais.model import linear as module
-from cerebras_jais.model.linear import Linear, add_product_, linear, matmul
+from cerebras_jais.model.kernels import linear as module
+from cerebras_jais.model.kernels.linear import Linear, add_product_, linear, matmul
 from tests.tolerances import PRODUCT_RELATIVE
 
 
