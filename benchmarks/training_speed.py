@@ -23,8 +23,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[1])
+
+from benchmarks.training_work import Work, flops_of_forward, packed_rows, plain_rows, token_batch, training_step
 
 ROOT = Path(__file__).parent.parent
 CONFIG = Path(__file__).with_suffix(".yaml")
@@ -39,37 +43,13 @@ CONTENDERS = {
 MATRIX = "matrix product"
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a step reads: rows of a length, and the lengths of the documents in each (one where it is not packed)."""
-
-    rows: int
-    documents: tuple[int, ...]
-    packed: bool
-
-    @property
-    def length(self) -> int:
-        return sum(self.documents)
-
-    @property
-    def tokens(self) -> int:
-        return self.rows * self.length
-
-    @property
-    def name(self) -> str:
-        return f"{self.rows} x {self.length}{', packed' if self.packed else ''}"
-
-
 def works(lengths: list[int]) -> list[Work]:
     found = []
     for length in lengths:
         rows = max(1, TOKENS // length)
-        found.append(Work(rows, (length,), packed=False))
+        found.append(plain_rows(rows, length))
         if length >= TOKENS:
-            documents, sizes = [], (300, 500, 700, 500)
-            while sum(documents) < length:
-                documents.append(min(sizes[len(documents) % 4], length - sum(documents)))
-            found.append(Work(rows, tuple(documents), packed=True))
+            found.append(packed_rows(rows, length))
     return found
 
 
@@ -84,58 +64,26 @@ def section(kind: str) -> dict:
     return s
 
 
-def token_batch(work: Work) -> dict:
-    import torch
-
-    ids = torch.randint(0, section("llama")["vocab_size"], (work.rows, work.length + 1), dtype=torch.int32)
-    row = {"input_ids": ids[:, :-1].contiguous(), "labels": ids[:, 1:].contiguous()}
-    row["attention_mask"] = torch.ones_like(row["input_ids"])
-    if work.packed:
-        positions = torch.cat([torch.arange(size, dtype=torch.int32) for size in work.documents])
-        spans = torch.cat([torch.arange(size - 1, -1, -1, dtype=torch.int32) for size in work.documents])
-        row["position_ids"], row["attention_span"] = (x.repeat(work.rows, 1) for x in (positions, spans))
-    return row
+def batch_of(work: Work) -> dict:
+    return token_batch(work, section("llama")["vocab_size"])
 
 
 def flops_of_step(work: Work) -> float:
-    """Of the matrix products, forward and backward (3 x 2 per weight and token), attention of visible pairs alone."""
-    s = section("llama")
-    h, f, n, v = s["hidden_size"], s["filter_size"], s["num_hidden_layers"], s["vocab_size"]
-    weights = n * (4 * h * h + 3 * h * f) + v * h
-    pairs = work.rows * sum(size * size / 2 for size in work.documents)
-    return 6 * (weights * work.tokens + n * 2 * h * pairs)
+    return 3 * flops_of_forward(config_of("llama"), work)
+
+
+def config_of(kind: str):
+    from cerebras_jais.model.config import DecoderConfig
+
+    return DecoderConfig.from_section(section(kind))
 
 
 def reference(kind: str, precision: str) -> Callable:
     import torch
 
-    from cerebras_jais.model.config import DecoderConfig
     from cerebras_jais.model.decoder import LanguageModel
-    from cerebras_jais.model.precision import forward_precision, step_precision
-    from cerebras_jais.optimizer.adamw import build_adamw
-    from cerebras_jais.optimizer.groups import named_tensors, parameter_groups
 
-    model = LanguageModel(DecoderConfig.from_section(section(kind)))
-    optimizer = build_adamw(
-        parameter_groups(model, model.config, weight_decay=0.1),
-        named_tensors(model),
-        learning_rate=1e-4,
-        betas=(0.9, 0.95),
-        eps=1e-8,
-        correct_bias=True,
-    )
-    dtype = torch.bfloat16 if precision == "bfloat16" else None
-
-    def step(batch: dict) -> None:
-        optimizer.zero_grad()
-        with step_precision("cpu", dtype):
-            with forward_precision("cpu", dtype):
-                loss = model(batch)
-            loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-
-    return step
+    return training_step(LanguageModel(config_of(kind)), "cpu", torch.bfloat16 if precision == "bfloat16" else None)
 
 
 def modelzoo(kind: str) -> Callable:
@@ -251,14 +199,14 @@ def serve(kind: str, name: str, lengths: list[int]) -> None:
         matrix_rates()
     else:
         step, batches = contender(kind, name), {}
-        step(token_batch(Work(1, (512,), packed=False)))
+        step(batch_of(plain_rows(1, 512)))
     print(json.dumps({"torch": torch.__version__, "threads": torch.get_num_threads()}), flush=True)
     for line in sys.stdin:
         if name == MATRIX:
             print(json.dumps(matrix_rates()), flush=True)
             continue
         work = works(lengths)[int(line)]
-        batch = batches.setdefault(work, token_batch(work))
+        batch = batches.setdefault(work, batch_of(work))
         times = [timed(lambda: step(batch)) for _ in range(3 if work.length < TOKENS else 1)]  # noqa: B023
         print(json.dumps(min(times)), flush=True)
 

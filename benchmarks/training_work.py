@@ -5,15 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # a process that only starts others, and one of the Model Zoo, load neither
+    import torch
+    from torch import Tensor
 
-from cerebras_jais.model.config import DecoderConfig
-from cerebras_jais.model.decoder import LanguageModel
-from cerebras_jais.model.precision import forward_precision, step_precision
-from cerebras_jais.optimizer.adamw import build_adamw
-from cerebras_jais.optimizer.groups import named_tensors, parameter_groups
+    from cerebras_jais.model.config import DecoderConfig
+    from cerebras_jais.model.decoder import LanguageModel
 
 DOCUMENTS = (300, 500, 700, 500)  # tokens, over and over, of packed rows
 
@@ -34,6 +33,10 @@ class Work:
     def tokens(self) -> int:
         return self.rows * self.length
 
+    @property
+    def name(self) -> str:
+        return f"{self.rows} x {self.length}{', packed' if self.packed else ''}"
+
 
 def plain_rows(rows: int, length: int) -> Work:
     return Work(rows, (length,), packed=False)
@@ -51,6 +54,8 @@ def packed_rows(rows: int, length: int, sizes: tuple[int, ...] = DOCUMENTS) -> W
 
 def token_batch(work: Work, vocabulary: int, device: str = "cpu") -> dict[str, Tensor]:
     """Random tokens as the decoder takes them, int32 [rows, length] each."""
+    import torch
+
     ids = torch.randint(0, vocabulary, (work.rows, work.length + 1), dtype=torch.int32)
     batch = {"input_ids": ids[:, :-1].contiguous(), "labels": ids[:, 1:].contiguous()}
     batch["attention_mask"] = torch.ones_like(batch["input_ids"])
@@ -75,6 +80,12 @@ def flops_of_forward(config: DecoderConfig, work: Work) -> float:
 
 def training_step(model: LanguageModel, device: str, dtype: torch.dtype | None) -> Callable[[dict[str, Tensor]], None]:
     """A step of AdamW with clipping, as `fit` takes it; float32 weights, and `dtype` in the products."""
+    import torch
+
+    from cerebras_jais.model.precision import forward_precision, step_precision
+    from cerebras_jais.optimizer.adamw import build_adamw
+    from cerebras_jais.optimizer.groups import named_tensors, parameter_groups
+
     groups = parameter_groups(model, model.config, weight_decay=0.1)
     optimizer = build_adamw(
         groups, named_tensors(model), learning_rate=1e-4, betas=(0.9, 0.95), eps=1e-8, correct_bias=True

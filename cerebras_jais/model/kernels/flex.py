@@ -47,7 +47,7 @@ class FlexMask:
             q_BHLD, k_BGLD, v_BGLD: queries, keys and values, of one type: float32, bfloat16 or float16.
         """
         size = q_BHLD.shape[-1]
-        # The kernels multiply blocks whose sides are powers of two; PyTorch 2.6 and 2.7 take no other head size.
+        # The kernels multiply blocks whose sides are powers of two; PyTorch 2.7 takes no other head size.
         fill = max(16, 1 << (size - 1).bit_length()) - size
         if fill:
             q_BHLD, k_BGLD, v_BGLD = (F.pad(x, (0, fill)) for x in (q_BHLD, k_BGLD, v_BGLD))
@@ -66,12 +66,13 @@ class FlexMask:
 def flex_serves(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether this PyTorch has FlexAttention for rows of any length in `dtype` on this device.
 
-    That is release 2.6 with Triton on a GPU of compute capability 8 or more, whose kernels know bfloat16.
+    That is release 2.7 with Triton on a GPU of compute capability 8 or more, whose kernels know bfloat16. Release 2.6
+    has no kernel for the gradients of 16-bit heads of 128.
     """
     return (
         device.type == "cuda"
         and dtype in (torch.float32, torch.bfloat16, torch.float16)
-        and torch.__version__ >= TorchVersion("2.6")
+        and torch.__version__ >= TorchVersion("2.7")
         and importlib.util.find_spec("triton") is not None
         and torch.cuda.get_device_capability(device)[0] >= 8
     )

@@ -32,7 +32,7 @@ from tests.marks import slow_except
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(
-    torch.__version__ < torch.torch_version.TorchVersion("2.6"), reason="FlexAttention is not used before torch 2.6"
+    torch.__version__ < torch.torch_version.TorchVersion("2.7"), reason="FlexAttention is not used before torch 2.7"
 )
 
 
