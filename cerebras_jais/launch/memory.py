@@ -25,7 +25,7 @@ Origin = Literal["derived", "measured", "assumed"]
 
 GB = 10**9
 LOGITS_AT_ONCE = 2**25  # as model/loss.py has it
-_PROCESS = {"cpu": 400_000_000, "gpu": 2_000_000_000}  # Python and torch; with CUDA's context, its kernels and NCCL
+_PROCESS = {"cpu": 450_000_000, "gpu": 2_000_000_000}  # Python and torch; with CUDA's context, its kernels and NCCL
 
 
 @dataclass(frozen=True)
@@ -258,14 +258,14 @@ class _Sizes:
     def layers_summed(self) -> tuple[Term, ...]:
         """Those, the gradients of the layer at work, and in float32 those of the one before while they are summed.
 
-        gloo holds copies of what it sums: two of its threads have one each.
+        gloo holds copies of what it sums until a thread of its own has other work: at most four, often fewer.
         """
         if not self.run.sharded:
             return ()
         (gathered,) = self.layers_gathered()
         summed = self._padded([t for t in self.layer if t in self.trained])
         at_work = summed * _width(self.run) // 4
-        gloo = [Term("copies of gloo", 2 * summed, "measured")] if self.run.backend == "cpu" else []
+        gloo = [Term("copies of gloo", 4 * summed, "measured")] if self.run.backend == "cpu" else []
         return (Term("layers in flight", gathered.bytes + at_work + summed, "derived"), *gloo)
 
     def root_in_flight(self) -> tuple[Term, ...]:
