@@ -258,14 +258,14 @@ class _Sizes:
     def layers_summed(self) -> tuple[Term, ...]:
         """Those, the gradients of the layer at work, and in float32 those of the one before while they are summed.
 
-        gloo holds copies of what it sums until a thread of its own has other work: at most four, often fewer.
+        gloo holds copies of what it sums until a thread of its own has other work: one to four, most often two.
         """
         if not self.run.sharded:
             return ()
         (gathered,) = self.layers_gathered()
         summed = self._padded([t for t in self.layer if t in self.trained])
         at_work = summed * _width(self.run) // 4
-        gloo = [Term("copies of gloo", 4 * summed, "measured")] if self.run.backend == "cpu" else []
+        gloo = [Term("copies of gloo", 2 * summed, "measured")] if self.run.backend == "cpu" else []
         return (Term("layers in flight", gathered.bytes + at_work + summed, "derived"), *gloo)
 
     def root_in_flight(self) -> tuple[Term, ...]:

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import hashlib
 import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from cerebras_jais.launch.plan import machine_memory
 from cerebras_jais.model.decoder import DecoderLayer
 from cerebras_jais.train.failures import explained
 
+# <malloc.h>; larger pieces of memory than this many bytes are mapped one by one.
+_M_MMAP_THRESHOLD, _MAPPED_BYTES = -3, 1 << 20
 # What the first process says while it writes, beside the number of a tensor.
 _WRITTEN, _FAILED = -1, -2
 
@@ -54,6 +57,8 @@ class DistributedContext:
             self.device = torch.device("cuda" if backend == "gpu" else "cpu")
             return
         self._accelerator = _accelerator(backend, sharding)
+        if backend == "cpu" and sharding == "fsdp":
+            _give_back_freed_memory()
         self.device = self._accelerator.device
 
     @property
@@ -219,7 +224,7 @@ class DistributedContext:
         """What to raise for an error of this process (`failures.explained`)."""
         if self._accelerator is None or not torch.distributed.is_initialized():
             return error
-        store = torch.distributed.distributed_c10d._get_default_store()  # type: ignore[attr-defined]
+        store = torch.distributed.distributed_c10d._get_default_store()
         return explained(error, store, self.rank, self.world_size)
 
     def close(self, *, after_error: bool = False) -> None:
@@ -247,6 +252,16 @@ def _accelerator(backend: str, sharding: str) -> Any:
     from accelerate import Accelerator
 
     return Accelerator(cpu=backend == "cpu", mixed_precision="no")
+
+
+def _give_back_freed_memory() -> None:
+    """Have glibc return the memory of freed tensors to the system at once.
+
+    By default it keeps and reuses pieces of up to 32 MiB. The gathered layers of a divided model, of other sizes than
+    what is needed between them, then take up to twice the memory in use.
+    """
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
 
 
 def is_divided(tensor: Tensor) -> bool:

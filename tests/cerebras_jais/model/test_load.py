@@ -2,10 +2,12 @@
 
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 
-from cerebras_jais.checkpoint import save_checkpoint
+from cerebras_jais.checkpoint import StoredTensor, open_checkpoint, save_checkpoint
+from cerebras_jais.model import load
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.load import WeightsError, describe, load_model
@@ -108,3 +110,27 @@ def test_a_config_that_does_not_fit_is_refused_before_memory_is_taken_for_its_mo
         load_model(path, large)
     with pytest.raises(AssertionError, match="memory was taken"):
         load_model(path)
+
+
+@pytest.mark.parametrize("compression", [None, "lz4"])
+def test_rows_of_a_tensor_are_read_in_bands_that_end_where_what_is_packed_together_does(
+    tmp_path, monkeypatch, compression
+):
+    whole = np.random.default_rng(0).standard_normal((1000, 300), dtype=np.float32)
+    save_checkpoint(tmp_path / "a.mdl", {"x": whole}, compression=compression)
+    asked = []
+    read_rows = StoredTensor.read_rows
+
+    def noting(tensor, start, stop):
+        asked.append((start, stop))
+        return read_rows(tensor, start, stop)
+
+    monkeypatch.setattr(StoredTensor, "read_rows", noting)
+    monkeypatch.setattr(load, "_BAND_BYTES", 300 * 1200)  # 300 rows
+    rows = torch.empty(650, 300)
+    with open_checkpoint(tmp_path / "a.mdl") as checkpoint:
+        load.read_rows_into(rows, checkpoint.tree["x"], 250)
+    assert torch.equal(rows, torch.from_numpy(whole[250:900]))
+    step = 300 if compression is None else 256
+    inner = list(range(step, 900, step))
+    assert asked == list(zip([250, *inner], [*inner, 900], strict=True))

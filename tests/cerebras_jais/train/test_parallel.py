@@ -1,12 +1,14 @@
 """Several processes train what one process trains.
 
-Contract: under torchrun with two gloo processes on the CPU, DDP and FSDP give the losses of one process for the same
-global batch within float tolerance, with masks of different lengths, gradient accumulation and clipping; the checkpoint
-one kind of run writes continues in the other.
+Contract: under torchrun with gloo processes on the CPU, DDP and FSDP give the losses of one process for the same global
+batch within float tolerance, with masks of different lengths, gradient accumulation and clipping; the initial weights
+are the same bit for bit; the checkpoint one kind of run writes continues in the other. What is wrong in any of the
+processes is said in one line, and the run ends.
 """
 
 import csv
 import os
+import resource
 import subprocess
 import sys
 
@@ -15,6 +17,7 @@ import pytest
 import torch
 
 from cerebras_jais.catalog.reader import read_trainer_yaml
+from cerebras_jais.checkpoint import open_checkpoint, save_checkpoint
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.load import load_model
 from tests import tolerances
@@ -22,49 +25,61 @@ from tests.cerebras_jais.train.examples import JAIS, LLAMA, train, trainer_secti
 from tests.process import PATIENCE
 
 has_fsdp = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 6)
+needs_fsdp = pytest.mark.skipif(not has_fsdp, reason="needs PyTorch 2.6")
 
 FROZEN = {**LLAMA, "name": "jais_adapted", "frozen_parameters": [r"transformer_decoder\.", r"ln_f\."]}
 
 
-def torchrun(yaml_path, model_dir, *options):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+def started(yaml_path, model_dir, *options, processes=2, **how):
+    """A finished run of several processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command += ["-m", "cerebras_jais.cli", "fit", str(yaml_path), "--model-dir", str(model_dir), *options]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE, env=environment, check=False, **how
     )
+
+
+def torchrun(yaml_path, model_dir, *options, processes=2):
+    done = started(yaml_path, model_dir, *options, processes=processes)
     assert done.returncode == 0, done.stderr[-3000:]
     return [float(row["loss"]) for row in csv.DictReader((model_dir / "losses.csv").open())]
 
 
+def places(path):
+    """Where a checkpoint has each of its tensors, under which names."""
+    with open_checkpoint(path) as checkpoint:
+        return {k: (t.shape, t.dtype, t.linked_to, t.header.offset) for k, t in checkpoint.tensors.items()}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("sharding", "model"),
+    ("sharding", "model", "processes"),
     [
-        ("ddp", JAIS),
-        pytest.param("fsdp", LLAMA, marks=pytest.mark.skipif(not has_fsdp, reason="needs PyTorch 2.6")),
-        ("ddp", FROZEN),
-        pytest.param("fsdp", FROZEN, marks=pytest.mark.skipif(not has_fsdp, reason="needs PyTorch 2.6")),
+        ("ddp", JAIS, 2),
+        pytest.param("fsdp", JAIS, 4, marks=needs_fsdp),
+        ("ddp", FROZEN, 2),
+        pytest.param("fsdp", FROZEN, 2, marks=needs_fsdp),
     ],
-    ids=["ddp-jais", "fsdp-llama", "ddp-frozen", "fsdp-frozen"],
+    ids=["ddp-jais", "fsdp-jais", "ddp-frozen", "fsdp-frozen"],
 )
-def test_two_processes_train_what_one_trains(tmp_path, sharding, model):
+def test_several_processes_train_what_one_trains(tmp_path, sharding, model, processes):
     write_data(tmp_path / "train")
     write_data(tmp_path / "held_out", samples=10, seed=1)
     section = trainer_section(tmp_path, model, loop={"max_steps": 6, "eval_frequency": 6, "grad_accum_steps": 2})
     section["fit"]["val_dataloader"]["batch_size"] = 1  # one of the processes has no row of it
+    section["init"]["checkpoint"]["save_initial_checkpoint"] = True
     path = write_yaml(tmp_path / "a.yaml", section)
     (config,) = read_trainer_yaml(path)
     alone = train(config, model_dir=tmp_path / "alone")
-    together = torchrun(path, tmp_path / "together", "--sharding", sharding)
+    together = torchrun(path, tmp_path / "together", "--sharding", sharding, processes=processes)
     np.testing.assert_allclose(together, alone.losses, atol=tolerances.LOSS_ACROSS_PROCESSES, rtol=0)
     held_out = float(list(csv.DictReader((tmp_path / "together" / "losses.csv").open()))[-1]["eval_loss"])
     assert held_out == pytest.approx(alone.eval_loss, abs=tolerances.LOSS_ACROSS_PROCESSES)
-    # What two wrote one continues, and what one wrote two continue.
+    # The same weights are drawn, and lie at the same places of the file.
+    assert (tmp_path / "together/checkpoint_0.mdl").read_bytes() == (tmp_path / "alone/checkpoint_0.mdl").read_bytes()
+    assert places(tmp_path / "together/checkpoint_6.mdl") == places(tmp_path / "alone/checkpoint_6.mdl")
+    # What several wrote one continues, and what one wrote two continue.
     continued = train(config, model_dir=tmp_path / "a", checkpoint=tmp_path / "together" / "checkpoint_3.mdl")
     np.testing.assert_allclose(continued.losses, alone.losses[3:], atol=tolerances.LOSS_ACROSS_PROCESSES, rtol=0)
     checkpoint = tmp_path / "alone" / "checkpoint_3.mdl"
@@ -74,7 +89,7 @@ def test_two_processes_train_what_one_trains(tmp_path, sharding, model):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not has_fsdp, reason="needs PyTorch 2.6")
+@needs_fsdp
 @pytest.mark.parametrize("model", [JAIS, LLAMA], ids=["jais", "llama"])
 def test_two_processes_that_gather_bfloat16_train_what_one_trains_in_it(tmp_path, model):
     write_data(tmp_path / "train")
@@ -100,3 +115,34 @@ def test_sharding_among_one_process_and_an_absent_gpu_are_refused(tmp_path, monk
     with pytest.raises(UserError, match="no GPU"):
         train(config, backend="gpu")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@needs_fsdp
+def test_what_is_wrong_in_any_process_is_said_in_one_line_and_ends_the_run(tmp_path):
+    write_data(tmp_path / "train")
+    section = trainer_section(tmp_path)
+    del section["fit"]["val_dataloader"]
+    path = write_yaml(tmp_path / "a.yaml", section)
+    (config,) = read_trainer_yaml(path)
+    train(config, model_dir=tmp_path / "alone", max_steps=3)
+    with open_checkpoint(tmp_path / "alone" / "checkpoint_3.mdl") as checkpoint:
+        tree, name = checkpoint.tree, "model.embedding_layer.word_embeddings.weight"
+        tree["model"][name] = tree["model"]["model.lm_head.weight"] = tree["model"][name].read()
+        tree["model"][name][-1, 0] = np.nan  # of the rows of the last process
+        save_checkpoint(tmp_path / "nan.mdl", tree)
+
+    def errors(*options, **how):
+        done = started(path, tmp_path / "run", "--sharding", "fsdp", *options, **how)
+        assert done.returncode != 0
+        return [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+
+    (line,) = errors("--checkpoint", str(tmp_path / "nan.mdl"))
+    assert line.startswith(f"error: process 1 of 2: {tmp_path / 'nan.mdl'}: model.{name} holds NaN")
+    (line,) = errors(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)))
+    assert "File too large" in line
+    assert not list((tmp_path / "run").glob("*.mdl")) and not list((tmp_path / "run").glob(".*.tmp"))
+    section["fit"]["train_dataloader"]["batch_size"] = 5
+    write_yaml(path, section)
+    (line,) = errors()
+    assert "batch_size 5 cannot be divided among 2 processes" in line
