@@ -138,10 +138,6 @@ def describe_memory(config: DecoderConfig, run: Arrangement) -> Iterator[str]:
 def _remedy(term: Term, run: Arrangement) -> str:
     if term.name in ("weights", "moments", "gradients") and not run.sharded:
         return "--sharding fsdp divides it among processes; or take a smaller model"
-    if term.name == "gradients" and run.accumulates:
-        return (
-            "they stay whole while they accumulate; set grad_accum_steps to 1, with more processes for the same batch"
-        )
     if term.name in ("weights", "moments", "gradients"):
         return "take more processes"
     if term.name in ("activations", "gradients of activations"):
@@ -161,7 +157,7 @@ def saved_bytes(config: DecoderConfig, run: Arrangement) -> int:
 
     Its input, the sum after attention and what the norms keep stay float32; what enters and leaves the matrices is of
     the type they are multiplied in. LayerNorm keeps its input and two numbers per token, RMSNorm a product more and
-    one number. Attention keeps q, k, v, its result and one number per head and token (`model/tiled.py`); behind rotary
+    one number. Attention keeps q, k, v, its result and one number per head and token (`model/kernels`); behind rotary
     angles its result is copied into the order of tokens. A matrix in 16 bits keeps a copy of its input of its own: q,
     k and v, and the two of the feed-forward network, do not share one. SwiGLU keeps both halves, the activation and
     their product.
@@ -224,11 +220,11 @@ class _Sizes:
     def gradients(self, but: Collection[ModelTensor] = ()) -> Term:
         """All of them, but those of a layer whose backward pass is to come. DDP has them in its buckets, too.
 
-        FSDP2 keeps a process's share; where several micro-batches make a step, it keeps them whole until the last.
+        FSDP2 keeps a process's share, also where several micro-batches make a step: each is summed over the processes.
         """
         run, buckets = self.run, self._buckets()
         there = self.trained if run.accumulates else [t for t in self.trained if t not in but]
-        kept = self._share(there) if run.sharded and not run.accumulates else _bytes(there)
+        kept = self._share(there) if run.sharded else _bytes(there)
         return Term("gradients", kept + buckets, "derived")
 
     def gradients_held(self) -> Term:

@@ -11,8 +11,8 @@ import hashlib
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -106,20 +106,15 @@ class DistributedContext:
         wrapped: nn.Module = self._accelerator.prepare(trained)
         return wrapped
 
-    @contextmanager
-    def accumulating(self, model: nn.Module, last: bool) -> Iterator[None]:
-        """Do not synchronise gradients before the last batch of a step."""
-        if self._accelerator is None or last:
-            yield
-        elif self.sharding == "ddp":
-            with self._accelerator.no_sync(model):
-                yield
-        else:
-            model.set_requires_gradient_sync(False)  # type: ignore[operator]  # FSDPModule
-            try:
-                yield
-            finally:
-                model.set_requires_gradient_sync(True)  # type: ignore[operator]
+    def accumulating(self, model: nn.Module, last: bool) -> AbstractContextManager[None]:
+        """A block for a batch of a step: copies of a model sum their gradients over the processes in the last alone.
+
+        A divided model does so in each, because a process would else keep the gradients of the whole model until then.
+        """
+        if self._accelerator is None or last or self.sharding == "fsdp":
+            return nullcontext()
+        context: AbstractContextManager[None] = self._accelerator.no_sync(model)
+        return context
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""

@@ -184,7 +184,6 @@ def test_more_memory_than_there_is_is_refused_before_a_run_and_names_the_largest
         ({"activation_checkpointing": True}, "activations, .* GB: give a smaller batch_size"),
         ({"rows": 1, "processes": 2, "sharded": False}, "moments, .* GB: --sharding fsdp"),
         ({"rows": 1, "processes": 2}, "moments, .* GB: take more processes"),
-        ({"rows": 1, "accumulates": True}, "gradients, .* GB: they stay whole"),
         ({"rows": 1, "processes": 512}, "embedding and head, .* GB: more processes do not make it smaller"),
     ],
 )
