@@ -25,7 +25,7 @@ Origin = Literal["derived", "measured", "assumed"]
 
 GB = 10**9
 LOGITS_AT_ONCE = 2**25  # as model/loss.py has it
-_PROCESS = {"cpu": 400_000_000, "gpu": 2_000_000_000}  # Python and torch; with CUDA's context, its kernels and NCCL
+_PROCESS = {"cpu": 450_000_000, "gpu": 2_000_000_000}  # Python and torch; with CUDA's context, its kernels and NCCL
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ class _Sizes:
     def layers_summed(self) -> tuple[Term, ...]:
         """Those, the gradients of the layer at work, and in float32 those of the one before while they are summed.
 
-        gloo holds copies of what it sums: two of its threads have one each.
+        gloo holds copies of what it sums until a thread of its own has other work: one to four, most often two.
         """
         if not self.run.sharded:
             return ()

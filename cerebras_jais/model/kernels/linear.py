@@ -100,6 +100,17 @@ def _by_onednn(a: Tensor, b: Tensor) -> bool:
 
 
 def _onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    """a b + bias by oneDNN, in float32; without a gradient."""
+    """a b + bias, without a gradient."""
+    return _in_graph(a, b, bias) if torch.compiler.is_compiling() else _call(a, b, bias)
+
+
+def _call(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     out: Tensor = torch.ops.mkldnn._linear_pointwise.default(a, b.t(), bias, "none", [], "")
     return out
+
+
+# torch.compile takes PyTorch's own operation with constant weights alone; one that it does not know it calls as it is.
+_in_graph = torch.library.custom_op(
+    "cerebras_jais::product", _call, mutates_args=(), schema="(Tensor a, Tensor b, Tensor? bias) -> Tensor"
+)
+_in_graph.register_fake(lambda a, b, bias: a.new_empty(a.shape[0], b.shape[1]))

@@ -89,7 +89,7 @@ def test_several_processes_train_what_one_trains(tmp_path, sharding, model, proc
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not has_fsdp, reason="needs PyTorch 2.6")
+@needs_fsdp
 @pytest.mark.parametrize("model", [JAIS, LLAMA], ids=["jais", "llama"])
 def test_two_processes_that_gather_bfloat16_train_what_one_trains_in_it(tmp_path, model):
     write_data(tmp_path / "train")

@@ -100,3 +100,18 @@ def test_other_types_are_torchs_own(dtype):
 def test_no_tokens_are_no_rows():
     (x, weight, bias), _ = _problem(0, 7, inputs=48, outputs=200, bias=True)
     assert linear(x, weight, bias).shape == (0, 7, 200)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("library", ["oneDNN"], indirect=True)
+def test_torch_compile_gives_the_same_layer():
+    (x, weight, bias), grad = _problem(40, inputs=48, outputs=200, bias=True)
+    try:
+        out = torch.compile(linear)(x, weight, bias)
+    except torch._dynamo.exc.BackendCompilerFailed as error:
+        pytest.skip(f"no compiler here: {error}")
+    out.backward(grad)
+    exact = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
+    F.linear(*exact).backward(grad.double())
+    assert _close(out, F.linear(*exact))
+    assert all(_close(t.grad, e.grad) for t, e in zip((x, weight, bias), exact, strict=True))
