@@ -100,7 +100,7 @@ def make_flex_mask(
         *_listed(part),
         *_listed(whole),
         BLOCK_SIZE=BLOCK,
-        mask_mod=_causal if ends_BL is None else _causal_until(ends_BL),
+        mask_mod=_causal if ends_BL is None else _causal_until(ends_BL.to(torch.int32)),
         seq_lengths=(length, length),
     )
     return FlexMask(None if slopes_H is None else _alibi(slopes_H), blocks, kernel or _compiled())
