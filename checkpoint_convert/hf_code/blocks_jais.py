@@ -34,6 +34,7 @@ from .masks_jais import EVERY, Visibility, may_read
 MOST_BIAS = 2**25  # numbers in the bias of one call
 QUERIES = 256  # of one block
 FEW_QUERIES = 64  # texts that are shorter share a block
+CHECKPOINTS_COMPILE = torch.__version__ >= torch.torch_version.TorchVersion("2.6")  # with lengths that vary
 
 
 class Segment(NamedTuple):
@@ -153,19 +154,26 @@ def attend_by_blocks(
         out_BLHD, _ = attend(module, q_BHLD, k_BHSD, v_BHSD, bias_BHLS, scaling=scaling, dropout=dropout)
         return out_BLHD if block.length is None else out_BLHD.flip(1)
 
+    computes_again = torch.is_grad_enabled() and (CHECKPOINTS_COMPILE or not torch.compiler.is_compiling())
     is_fused = is_cpu and module.config._attn_implementation == "sdpa" and not dropout and not slopes_H.requires_grad
+    # Copies, so that the tensor that queries, keys and values are views of is not kept for the backward pass.
+    k_BHSD, v_BHSD = k_BHSD.contiguous(), v_BHSD.contiguous()
     parts = []
     for _, blocks_of_rows in groupby(blocks.blocks, key=lambda block: block.rows.start):
+        group = list(blocks_of_rows)
+        rows = group[0].rows
         row = []
-        for block in blocks_of_rows:
+        for block, part_BHLD in zip(
+            group, q_BHLD[rows].split([_size(block.queries) for block in group], 2), strict=True
+        ):
             inputs = (
-                q_BHLD[block.rows, :, block.queries],
-                k_BHSD[block.rows, :, block.keys],
-                v_BHSD[block.rows, :, block.keys],
+                part_BHLD,
+                k_BHSD[rows, :, block.keys],
+                v_BHSD[rows, :, block.keys],
                 slopes_H if block.length is None else blocks.numbers_of(tables, block),
                 block,
             )
-            if torch.is_grad_enabled() and (block.length is None or not is_fused):
+            if computes_again and (block.length is None or not is_fused):
                 row.append(checkpoint(attend_block, *inputs, use_reentrant=False))
             else:
                 row.append(attend_block(*inputs))
@@ -179,7 +187,7 @@ def _divide(sees: Visibility, past: int) -> Iterator[Block]:
         step = max(1, QUERIES // sees.rows)
         for start in range(0, sees.positions_L.shape[0], step):
             queries = slice(start, min(start + step, sees.positions_L.shape[0]))
-            yield Block(EVERY, queries, slice(0, sees.key_length), None)
+            yield Block(EVERY, queries, EVERY, None)
         return
     for rows, segments in by_row:
         for group in _share(segments):

@@ -36,7 +36,7 @@ VERSIONS: tuple[Version, ...] = (
     },
     {
         "alibi_jais.py": "940ee3cfe9b673e5d2170536a93de78e3aee4d0e25e84cad2ded98413f3989bd",
-        "blocks_jais.py": "8369f8325e38efe4f3b94f4afcec76a742173b6782e97091770a2976245ec3e0",
+        "blocks_jais.py": "282a057f5668dcf1a71ce7d1e7d3ef9d25e04ff999965fb4de609e6b51294221",
         "configuration_jais.py": "feecfe5bb349c353a215f329c66558c4f01b8f21dab23fdc4ef65c5450d235de",
         "layers_jais.py": "83912b761842ec43ef1d9463835b0894127c1385eeca8e73473f951de11aebb9",
         "masks_jais.py": "3743dea4827bcef3a1744eaba053046ea1dc2332c32d7b3dc88837ffcbe0279b",
