@@ -62,6 +62,7 @@ ROTATION = Range(1, 1e12)  # the base of rotary angles
 TEMPERATURE = Range(0, 100)
 PENALTY = Range(0.1, 10)  # of repetition
 PORT = Range(0, 65535, whole=True)  # 0 is any that is free
+GIGABYTES = Range(0.001, 1e6)  # of memory
 SECONDS = Range(0, 86_400)  # that something may take
 
 

@@ -17,6 +17,8 @@ HF_LOSS = 1e-5  # absolute, nats per token
 SAME_IN_FLOAT32 = 2e-5  # absolute; two orders of summing the same float32 terms, values of a few units
 SAME_IN_BFLOAT16 = 2e-2  # two orders of rounding to 8 bits of mantissa (a unit in the last place is 2^-8)
 
+PRODUCT_RELATIVE = 1e-6  # float32 against float64, norm of the difference over the norm; sums of up to 200 terms
+
 # A release in transformers against the reference path of the checkpoint that it was made of.
 RELEASE_LOGITS = 1e-4  # absolute, fp32; logits of these models reach several units
 
@@ -26,6 +28,10 @@ LEARNING_RATE_RELATIVE = 1e-6  # Cerebras computes it in float32
 LOSS_ACROSS_PROCESSES = 1e-5  # absolute, nats per token, each of 6 steps; sums in another order
 EXCHANGED_FIRST_LOSS = 1e-4  # absolute; the first loss after a checkpoint goes from one trainer to the other
 DRAWN_EXTREME = 0.15  # relative; statistical: the largest of over 10^5 values
+
+# The memory that a dry run states.
+MEMORY_COUNTED = 0.001  # relative; activations counted one by one: rotary angles in 16 bits are not stated
+MEMORY_PEAK = 0.1  # relative; of all that torch allocates in a run
 
 # A bfloat16 release in transformers, computed in bfloat16 and in float32.
 RELEASE_LOGITS_BFLOAT16 = 0.05  # of the largest logit; each of two layers rounds a dozen times to 8 bits of mantissa

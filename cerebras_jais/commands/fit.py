@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from cerebras_jais.commandline import Number
-from cerebras_jais.ranges import COUNT
+from cerebras_jais.ranges import COUNT, GIGABYTES
 from cerebras_jais.train.failures import first_process_speaks
 
 if TYPE_CHECKING:
@@ -55,6 +55,15 @@ _CLUSTER_KEYS = {
 @click.option(
     "--dry-run", is_flag=True, help="Say what would run, phase by phase, and start nothing; csx: status 1 if wrong."
 )
+@click.option(
+    "--processes", type=Number(COUNT), help="With --dry-run: the memory of each of so many processes, on GPUs or CPUs."
+)
+@click.option(
+    "--memory-per-process",
+    type=Number(GIGABYTES),
+    metavar="GB",
+    help="With --processes: what each has, of 10^9 bytes; refused if it takes more.",
+)
 @click.option("--lower-only", is_flag=True, help="csx: say what program each phase is (`lower`), and start nothing.")
 @click.option("--num-csx", type=Number(COUNT), help="csx: CS systems to train on.")
 @click.option("--workers-per-csx", type=Number(COUNT), help="csx: processes that feed each system.")
@@ -77,6 +86,8 @@ def fit(
     compile_layers: bool,
     sharding: str,
     dry_run: bool,
+    processes: int | None,
+    memory_per_process: float | None,
     lower_only: bool,
     only: str | None,
     **cluster: Any,
@@ -110,6 +121,8 @@ def fit(
     \b
     Several GPUs or machines:
       torchrun --nproc-per-node 8 -m cerebras_jais.cli fit FILE.yaml --backend gpu --sharding fsdp
+    and before that, whether it fits:
+      cerebras-jais fit FILE.yaml --sharding fsdp --dry-run --processes 8
     """
     import os
 
@@ -120,7 +133,13 @@ def fit(
     from cerebras_jais.train.threads import settle_threads
 
     said = {_CLUSTER_KEYS[name]: value for name, value in cluster.items() if value}
+    if (processes is not None and not dry_run) or (memory_per_process is not None and processes is None):
+        needed = "--dry-run; torchrun says how many run" if processes is not None else "--dry-run --processes"
+        given = "--processes" if processes is not None else "--memory-per-process"
+        raise UserError(f"{given} is for {needed}")
     if backend == "csx":
+        if processes is not None:
+            raise UserError("--processes is for --backend cpu and gpu; --num-csx says how many CS systems")
         if activation_checkpointing or compile_layers or sharding != "ddp":
             raise UserError(
                 "--activation-checkpointing, --compile and --sharding are for --backend cpu and gpu; on CS "
@@ -153,8 +172,25 @@ def fit(
     launch = plan_launch(configs, model_dir=model_dir, max_steps=max_steps, checkpoint=checkpoint)
     if dry_run:
         from cerebras_jais.launch.estimate import describe_launch
+        from cerebras_jais.launch.memory import GB, describe_memory
+        from cerebras_jais.launch.plan import check_memory, planned_arrangement
 
-        for line in describe_launch(launch):
+        def memory(phase: Phase) -> Iterator[str]:
+            if processes is None:
+                return
+            named = (phase.config.init.backend_type or "").lower()
+            run = planned_arrangement(
+                phase.config,
+                processes,
+                sharding,
+                activation_checkpointing=activation_checkpointing,
+                backend=backend or ("cpu" if named == "cpu" else "gpu"),
+            )
+            yield from describe_memory(phase.config.init.model, run)
+            if memory_per_process is not None:
+                check_memory(phase.config, run, int(memory_per_process * GB))
+
+        for line in describe_launch(launch, memory):
             click.echo(line)
         return
     threads = settle_threads()

@@ -198,13 +198,13 @@ class HDF5Samples:
         return {name: np.ascontiguousarray(block[:, i]) for i, name in enumerate(self.features)}
 
     def batch(self, index: int, *, rank: int = 0, world_size: int = 1, start_sample: int = 0) -> dict[str, np.ndarray]:
-        """Return batch `index` of the run, or the rank's equal share of it, as int32 [B, sequence_length] by feature.
+        """Return batch `index` of the run, or the rank's share of it, as int32 [B, sequence_length] by feature.
+
+        Shares are equal where the batch can be divided; otherwise some ranks have a row less, or none.
 
         `start_sample` samples count as consumed before batch 0. Once `check_vocabulary` was called, every batch read
         is checked too.
         """
-        if self.batch_size % world_size:
-            raise DataError(f"batch_size {self.batch_size} (of all processes) cannot be divided among {world_size}")
         indices = self.order.batch_indices(index, start_sample)
         wanted = self.batch_size if self.pad_last else len(indices)
         first, last = rank * wanted // world_size, (rank + 1) * wanted // world_size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from cerebras_jais.launch.phases import Phase
@@ -73,8 +73,13 @@ def evaluation_flops(config: DecoderConfig, size: ModelSize, tokens: int) -> flo
     return float(tokens) * (2 * size.multiplied + attention)
 
 
-def describe_launch(launch: Launch) -> Iterator[str]:
-    """Lines that say what a launch would run: for each phase its size, tokens, steps, FLOPs, checkpoints and start."""
+def describe_launch(launch: Launch, memory: Callable[[Phase], Iterator[str]] = lambda phase: iter(())) -> Iterator[str]:
+    """Lines that say what a launch would run: for each phase its size, tokens, steps, FLOPs, checkpoints and start.
+
+    Args:
+        launch: as planned.
+        memory: more lines about a phase that would run.
+    """
     index = launch.index
     for number, phase in enumerate(launch.phases):
         yield f"{phase.name}: {phase.config.init.model.name}, into {phase.model_dir}"
@@ -86,6 +91,7 @@ def describe_launch(launch: Launch) -> Iterator[str]:
             continue
         begins = launch.start if number == index else predicted_start(launch.phases, number)
         yield from (f"  {line}" for line in _describe(phase, begins))
+        yield from (f"  {line}" for line in memory(phase))
 
 
 def _describe(phase: Phase, start: Start) -> Iterator[str]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from cerebras_jais.config.sections import Loop
 from cerebras_jais.config.trainer import TrainerConfig
 from cerebras_jais.data.dataset import HDF5Samples
-from cerebras_jais.errors import Problem, UserError
-from cerebras_jais.launch.estimate import model_size
+from cerebras_jais.errors import Problem, UserError, dotted
+from cerebras_jais.launch.memory import Arrangement, arrangement_of, memory_problem
 from cerebras_jais.launch.phases import end_of
 from cerebras_jais.launch.saved import nothing_left
 from cerebras_jais.model.config import DecoderConfig
@@ -111,13 +111,28 @@ def _steps_in_epochs(loop: Loop, data: HDF5Samples, source: str) -> int | None:
     return loop.num_epochs * (batches // loop.grad_accum_steps)
 
 
-def check_data(data: HDF5Samples, model: DecoderConfig, where: str, world_size: int) -> None:
-    """Raise PlanError or DataError when samples do not fit a model, or cannot be divided among processes."""
-    if data.batch_size % world_size:
-        raise PlanError(where, f"batch_size {data.batch_size} cannot be divided among {world_size} processes")
+def check_data(data: HDF5Samples, model: DecoderConfig, where: str) -> None:
+    """Raise PlanError or DataError when samples do not fit a model."""
     problem = data_problem(data, model)
     if problem is not None:
         raise PlanError(where, problem)
+
+
+def check_division(config: TrainerConfig, processes: int) -> None:
+    """Raise PlanError where a batch of training cannot be divided among processes; held-out rows need no equal shares.
+
+    A process with fewer rows than others would wait for them in every step.
+    """
+    assert config.fit is not None
+    size = config.fit.train_dataloader.batch_size
+    more = size % processes
+    if more:
+        sizes = " or ".join(str(near) for near in (size - more, size - more + processes) if near)
+        raise PlanError(
+            f"{config.source}: {dotted((*config.at, 'fit', 'train_dataloader', 'batch_size'))}",
+            f"{size} rows cannot be divided among {processes} processes; give {sizes}, or start another number of "
+            "processes",
+        )
 
 
 def data_problem(data: HDF5Samples, model: DecoderConfig) -> str | None:
@@ -153,19 +168,20 @@ def machine_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def memory_problem(model: DecoderConfig, memory: int) -> str | None:
-    """What is wrong where weights, gradients and AdamW's two moments, all float32, are more than `memory` bytes.
+def planned_arrangement(
+    config: TrainerConfig, processes: int, sharding: str, *, activation_checkpointing: bool, backend: str
+) -> Arrangement:
+    """How `processes` processes would train a phase. Raises PlanError where they cannot divide a batch."""
+    for missing in missing_sections(config):
+        raise PlanError(f"{config.source}: {dotted((*config.at, *missing.keys))}", missing.message)
+    check_division(config, processes)
+    return arrangement_of(
+        config, processes, sharding, activation_checkpointing=activation_checkpointing, backend=backend
+    )
 
-    Activations come on top, so a model that passes may still be too large.
-    """
-    needed = model_size(model).training_bytes
-    if needed <= memory:
-        return None
-    return f"training takes {needed / 1e9:,.4g} GB for weights, gradients and moments; there are {memory / 1e9:,.4g} GB"
 
-
-def check_memory(model: DecoderConfig, memory: int, source: str) -> None:
-    """Raise PlanError for a model that cannot be trained in `memory` bytes."""
-    problem = memory_problem(model, memory)
+def check_memory(config: TrainerConfig, run: Arrangement, memory: int) -> None:
+    """Raise PlanError for a model that a process cannot train in `memory` bytes."""
+    problem = memory_problem(config.init.model, run, memory)
     if problem is not None:
-        raise PlanError(source, f"{problem}; use a smaller model, a larger machine, or --sharding fsdp over several")
+        raise PlanError(config.source, problem)

@@ -16,12 +16,12 @@ from cerebras_jais.data.shards import recorded_vocabulary
 from cerebras_jais.data.tokenizer import LARGEST
 from cerebras_jais.errors import Keys, Problem, UserError
 from cerebras_jais.files import parse_json, read_text
+from cerebras_jais.launch.memory import arrangement_of, memory_problem
 from cerebras_jais.launch.phases import Phase
 from cerebras_jais.launch.plan import (
     PlanError,
     data_problem,
     machine_memory,
-    memory_problem,
     missing_sections,
     plan_training,
 )
@@ -57,8 +57,10 @@ def check_surroundings(launch: Launch, tokenizer: Path | None = None) -> tuple[l
         else:
             found += missing_sections(config)
         found += [*_tokenizer_problems(config, tokenizer), *section_problems(config)]
-        if not found and config.init.backend_type != "CSX":
-            memory = memory_problem(config.init.model, machine_memory())
+        if not found and config.fit is not None and config.init.backend_type != "CSX":
+            backend = (config.init.backend_type or "cpu").lower()
+            run = arrangement_of(config, 1, "ddp", activation_checkpointing=False, backend=backend)
+            memory = memory_problem(config.init.model, run, machine_memory())
             notes += [f"{memory} here"] if memory else []
         for keys, loader in config.dataloaders():
             if not loader.is_read_here:

@@ -9,6 +9,7 @@ import ctypes
 import gc
 import hashlib
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -67,28 +68,34 @@ class DistributedContext:
 
     @property
     def memory(self) -> int:
-        """Bytes of memory for one model's weights, gradients and moments: of all devices where it is divided.
-
-        Processes on CPUs share the memory of their machine.
-        """
-        divided = self.world_size > 1 and self.sharding == "fsdp"
+        """Bytes of memory that this process may take; processes on CPUs share the memory of their machine."""
         if self.device.type == "cuda":
-            return (self.world_size if divided else 1) * torch.cuda.get_device_properties(self.device).total_memory
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if self.world_size > 1 else 1
-        return machine_memory() * (self.world_size if divided else 1) // here
+            return int(torch.cuda.get_device_properties(self.device).total_memory)
+        return machine_memory() // (int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if self.world_size > 1 else 1)
 
-    def divide(self, trained: nn.Module) -> None:
+    def divide(self, trained: nn.Module, dtype: torch.dtype | None = None) -> None:
         """Divide a model among the processes of a sharded run, layer by layer, with PyTorch's fully_shard.
+
+        Args:
+            trained: the model.
+            dtype: what its matrices are multiplied in, where that is 16 bits: those of layers are gathered in it, and
+                their gradients summed in float32. Autocast alone would keep a whole 16-bit copy of every layer.
 
         On the meta device, so that each process only ever takes memory for its own rows. (accelerate leaves a model on
         CPUs whole where it is asked for FSDP.)
         """
         if self._accelerator is None or self.sharding == "ddp":
             return
-        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+        # What stands between the matrices stays float32, as under autocast: the norms, and embedding and head, whose
+        # gradient the loss sums.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # nothing is added to it in place
+        policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
         for module in list(trained.modules()):
             if isinstance(module, DecoderLayer):
+                if dtype is not None:
+                    fully_shard([module.self_attn, module.ffn], mp_policy=policy)
                 fully_shard(module)
         fully_shard(trained)
 
@@ -217,8 +224,9 @@ class DistributedContext:
         """What to raise for an error of this process (`failures.explained`)."""
         if self._accelerator is None or not torch.distributed.is_initialized():
             return error
-        store = torch.distributed.distributed_c10d._get_default_store()
-        return explained(error, store, self.rank, self.world_size)
+        from torch.distributed.distributed_c10d import _get_default_store
+
+        return explained(error, _get_default_store(), self.rank, self.world_size)
 
     def close(self, *, after_error: bool = False) -> None:
         """Leave the group of processes; after an error without waiting for the others, who may never come."""

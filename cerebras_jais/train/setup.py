@@ -15,11 +15,13 @@ from cerebras_jais.checkpoint import Checkpoint
 from cerebras_jais.config.modelzoo_only import not_done_here
 from cerebras_jais.config.trainer import TrainerConfig
 from cerebras_jais.data.dataset import HDF5Samples
+from cerebras_jais.launch.memory import arrangement_of
 from cerebras_jais.launch.phases import Phase
 from cerebras_jais.launch.plan import (
     NothingLeft,
     TrainingPlan,
     check_data,
+    check_division,
     check_memory,
     missing_sections,
     plan_training,
@@ -184,10 +186,11 @@ def prepare(
 def _open_data(config: TrainerConfig, processes: DistributedContext) -> tuple[HDF5Samples, list[HDF5Samples]]:
     """The data to train and to evaluate on, checked against the model."""
     assert config.fit is not None
+    check_division(config, processes.world_size)
     data = HDF5Samples(**config.fit.train_dataloader.reader_keys())
     held_out = [HDF5Samples(**section.reader_keys()) for section in config.fit.val_dataloader]
     for samples, key in [(data, "train_dataloader"), *((v, "val_dataloader") for v in held_out)]:
-        check_data(samples, config.init.model, f"{config.source}: trainer.fit.{key}", processes.world_size)
+        check_data(samples, config.init.model, f"{config.source}: trainer.fit.{key}")
     return data, held_out
 
 
@@ -205,7 +208,14 @@ def _build(
     """Model, with the weights of the checkpoint, and optimizer; and the model as several processes train it."""
     init = config.init
     assert init.optimizer is not None
-    check_memory(init.model, processes.memory, config.source)
+    arrangement = arrangement_of(
+        config,
+        processes.world_size,
+        options.sharding,
+        activation_checkpointing=options.activation_checkpointing,
+        backend=options.backend,
+    )
+    check_memory(config, arrangement, processes.memory)
     seed = processes.common_seed(init.seed)
     if seed is not None:
         torch.manual_seed(seed)
@@ -229,7 +239,7 @@ def _build(
         for layer in model.model.transformer_decoder.layers:
             layer.compile()
     trained = TrainedModel(model)
-    processes.divide(trained)
+    processes.divide(trained, precision.dtype)
     allocate(model, processes.device)
     load_weights(
         opened if "model" in states else None,

@@ -141,11 +141,11 @@ def test_shuffled_order_is_pinned():
 def test_ranks_share_the_global_batch_in_order(data_dir):
     samples = HDF5Samples(data_dir, 6, shuffle=True)
     whole = samples.batch(3)
-    parts = [samples.batch(3, rank=r, world_size=3) for r in range(3)]
-    for name in samples.features:
-        assert np.array_equal(np.concatenate([part[name] for part in parts]), whole[name])
-    with pytest.raises(DataError, match="batch_size 6"):
-        samples.batch(0, world_size=4)
+    for ranks, sizes in [(3, [2, 2, 2]), (4, [1, 2, 1, 2]), (9, [0, 1, 1, 0, 1, 1, 0, 1, 1])]:
+        parts = [samples.batch(3, rank=rank, world_size=ranks) for rank in range(ranks)]
+        assert [len(part["labels"]) for part in parts] == sizes
+        for name in samples.features:
+            assert np.array_equal(np.concatenate([part[name] for part in parts]), whole[name])
 
 
 @pytest.mark.slow

@@ -65,12 +65,15 @@ def test_several_processes_train_what_one_trains(tmp_path, sharding, model, proc
     write_data(tmp_path / "train")
     write_data(tmp_path / "held_out", samples=10, seed=1)
     section = trainer_section(tmp_path, model, loop={"max_steps": 6, "eval_frequency": 6, "grad_accum_steps": 2})
+    section["fit"]["val_dataloader"]["batch_size"] = 1  # one of the processes has no row of it
     section["init"]["checkpoint"]["save_initial_checkpoint"] = True
     path = write_yaml(tmp_path / "a.yaml", section)
     (config,) = read_trainer_yaml(path)
     alone = train(config, model_dir=tmp_path / "alone")
     together = torchrun(path, tmp_path / "together", "--sharding", sharding, processes=processes)
     np.testing.assert_allclose(together, alone.losses, atol=tolerances.LOSS_ACROSS_PROCESSES, rtol=0)
+    held_out = float(list(csv.DictReader((tmp_path / "together" / "losses.csv").open()))[-1]["eval_loss"])
+    assert held_out == pytest.approx(alone.eval_loss, abs=tolerances.LOSS_ACROSS_PROCESSES)
     # The same weights are drawn, and lie at the same places of the file.
     assert (tmp_path / "together/checkpoint_0.mdl").read_bytes() == (tmp_path / "alone/checkpoint_0.mdl").read_bytes()
     assert places(tmp_path / "together/checkpoint_6.mdl") == places(tmp_path / "alone/checkpoint_6.mdl")
@@ -81,6 +84,23 @@ def test_several_processes_train_what_one_trains(tmp_path, sharding, model, proc
     continued = torchrun(path, tmp_path / "b", "--sharding", sharding, "--checkpoint", str(checkpoint))
     np.testing.assert_allclose(continued, alone.losses[3:], atol=tolerances.LOSS_ACROSS_PROCESSES, rtol=0)
     assert load_model(tmp_path / "b" / "checkpoint_6.mdl").config == config.init.model
+
+
+@pytest.mark.slow
+@needs_fsdp
+@pytest.mark.parametrize("model", [JAIS, LLAMA], ids=["jais", "llama"])
+def test_two_processes_that_gather_bfloat16_train_what_one_trains_in_it(tmp_path, model):
+    write_data(tmp_path / "train")
+    write_data(tmp_path / "held_out", samples=10, seed=1)
+    precision = {"enabled": True, "fp16_type": "bfloat16", "max_gradient_norm": 1.0}
+    section = trainer_section(tmp_path, model, loop={"max_steps": 6, "grad_accum_steps": 2}, precision=precision)
+    path = write_yaml(tmp_path / "a.yaml", section)
+    (config,) = read_trainer_yaml(path)
+    alone = train(config, model_dir=tmp_path / "alone")
+    together = torchrun(path, tmp_path / "together", "--sharding", "fsdp")
+    np.testing.assert_allclose(together, alone.losses, atol=tolerances.SAME_IN_BFLOAT16, rtol=0)
+    held = load_model(tmp_path / "together" / "checkpoint_6.mdl")
+    assert {tensor.dtype for tensor in held.parameters()} == {torch.float32}
 
 
 def test_sharding_among_one_process_and_an_absent_gpu_are_refused(tmp_path, monkeypatch):
