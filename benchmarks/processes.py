@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 # What differs from configs/MODEL/pretrain.yaml, by name: a small one to try the program with, and one for its test.
 SMALLER = {
     "80m": ("jais-family-590m", {"vocab_size": 32768, "hidden_size": 768, "num_hidden_layers": 8, "filter_size": 2048}),
-    "8m": ("jais-family-590m", {"vocab_size": 8192, "hidden_size": 384, "num_hidden_layers": 4, "filter_size": 1024}),
+    "25m": ("jais-family-590m", {"vocab_size": 512, "hidden_size": 384, "num_hidden_layers": 10, "filter_size": 1536}),
 }
 STEPS, MORE_STEPS = 2, 1
 ACTIVATIONS = 1.5e9  # bytes

@@ -1,9 +1,14 @@
-"""Which cases of a long list `make check` runs; `make test` runs all of them."""
+"""Marks that several tests share: what a test needs, and which cases of a long list `make check` runs."""
 
 from collections.abc import Collection, Iterable
 from typing import Any
 
 import pytest
+import torch
+
+needs_fsdp = pytest.mark.skipif(
+    tuple(int(number) for number in torch.__version__.split(".")[:2]) < (2, 6), reason="needs PyTorch 2.6"
+)
 
 
 def slow_except(fast: Collection[Any], cases: Iterable[Any]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 import cerebras_jais.cli
 from checkpoint_convert.cli import cli
 from checkpoint_convert.load import load_release
+from tests.marks import needs_fsdp
 
 ROOT = Path(__file__).parents[1]
 
@@ -74,3 +76,14 @@ def test_the_evaluation_benchmark_compares_the_same_scores(tmp_path, monkeypatch
     assert ours["scores"] == pytest.approx(theirs["scores"], abs=benchmark.SCORE, rel=benchmark.SCORE_RELATIVE)
     assert ours["tokens"] < theirs["tokens"] / 3
     assert ours["rows"] < theirs["rows"] / 10
+
+
+@pytest.mark.slow
+@needs_fsdp
+def test_no_process_of_a_divided_model_holds_the_whole_of_it(tmp_path):
+    """The layers are small beside the model; with all of its weights and moments a process would be above the bound."""
+    words = ["--model", "25m", "--length", "64", "--activations", "110e6", "--alone", "--folder", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks/processes.py"), *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]

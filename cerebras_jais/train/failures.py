@@ -48,7 +48,9 @@ def explained(error: BaseException, store: Any, rank: int, world_size: int) -> B
         rank: of this process.
         world_size: how many there are.
     """
-    if not isinstance(error, Exception):
+    from cerebras_jais.launch.plan import NothingLeft
+
+    if not isinstance(error, Exception) or isinstance(error, NothingLeft):  # that all processes find alike
         return error
     lost = _is_lost(error)
     if rank == 0:

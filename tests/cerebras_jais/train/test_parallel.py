@@ -22,10 +22,8 @@ from cerebras_jais.errors import UserError
 from cerebras_jais.model.load import load_model
 from tests import tolerances
 from tests.cerebras_jais.train.examples import JAIS, LLAMA, train, trainer_section, write_data, write_yaml
+from tests.marks import needs_fsdp
 from tests.process import PATIENCE
-
-has_fsdp = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 6)
-needs_fsdp = pytest.mark.skipif(not has_fsdp, reason="needs PyTorch 2.6")
 
 FROZEN = {**LLAMA, "name": "jais_adapted", "frozen_parameters": [r"transformer_decoder\.", r"ln_f\."]}
 
