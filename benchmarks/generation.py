@@ -11,6 +11,12 @@ reads (of the embedding one row) times the tokens a second, over the bytes a sec
 measured just before with as many threads. transformers runs its `generate` with the release in this process, and
 llama.cpp a GGUF file of it, made by `checkpoint-convert to-gguf`, in the server of xllamacpp in the given Python; the
 server's own times count.
+
+    python benchmarks/generation.py --profile --models 30m
+
+Where the time of one token goes, the 65th of an answer, in float32 and bfloat16: the parts of the fastest of 100 steps
+a round; the time in which their bytes are read at the memory's rate; and the parts of a model of as many layers and
+heads, each head 8 numbers wide, which is the time of starting operations and threads. The timers are in all three.
 """
 
 from __future__ import annotations
@@ -23,13 +29,16 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 ROOT = Path(__file__).parents[1]
-PROMPT, PREFILL, BATCH = 32, 512, 8
+PROMPT, PREFILL, BATCH, AT = 32, 512, 8, 64
 BITS = {"float32": 32, "bfloat16": 16, "int4": 5}
 GGUF = {"float32": "f32", "bfloat16": "f16", "int4": "q4_0"}
 # Changes to the config of a file of `configs`.
@@ -107,13 +116,13 @@ def fastest(call: Callable[[], object], rounds: int) -> float:
     return min(found)
 
 
-def memory_rate() -> float:
-    """Bytes a second of reading 1 GiB."""
+def memory_rate(reads: int = 10) -> float:
+    """Bytes a second of reading 1 GiB, the fastest of some times."""
     import torch
 
     array = torch.ones(2**28)
     array.sum()
-    return 4 * array.numel() / fastest(array.sum, 10)
+    return 4 * array.numel() / fastest(array.sum, reads)
 
 
 def decoding(times: list[float]) -> float:
@@ -247,6 +256,81 @@ def measure_llama(python: str, release: Path, weights: str, given: argparse.Name
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def timed_step(forward: Any) -> Callable[[], dict[str, float]]:
+    """A step behind 64 tokens that says how many seconds each of its parts took; the model keeps the timers."""
+    import torch
+    import torch.nn.functional as F
+
+    spent: dict[str, float] = defaultdict(float)
+    cache = forward.new_cache(1, 2 * AT)
+
+    def timed(part: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def apply(*arguments: Any, **options: Any) -> Any:
+            start = time.perf_counter()
+            result = call(*arguments, **options)
+            spent[part] += time.perf_counter() - start
+            return result
+
+        return apply
+
+    @torch.inference_mode()
+    def step() -> dict[str, float]:
+        spent.clear()
+        with patch.object(F, attention.__name__, timed("attention", attention)):
+            start = time.perf_counter()
+            forward.step([0], cache, [0], AT)
+            seconds = time.perf_counter() - start
+        return {**spent, "between them": seconds - sum(spent.values()), "the token": seconds}
+
+    attention = F.scaled_dot_product_attention
+    for number, layer in enumerate(forward._layers):
+        parts = {part.name: "norms" if "norm" in part.name else part.name for part in fields(layer)}
+        forward._layers[number] = replace(
+            layer, **{name: timed(part, getattr(layer, name)) for name, part in parts.items()}
+        )
+    forward._last_norm, forward._head = timed("norms", forward._last_norm), timed("head", forward._head)
+    return step
+
+
+def print_profile(name: str, weights: Any, rounds: int) -> None:
+    """The parts of a step, beside the time that their bytes and their start take."""
+    from cerebras_jais.chat import weights as module
+    from cerebras_jais.chat.forward import Forward
+    from cerebras_jais.model.config import DecoderConfig
+    from cerebras_jais.model.decoder import LanguageModel
+
+    def model(section: dict[str, Any]) -> Any:
+        return Forward(LanguageModel(DecoderConfig.from_section(section)), weights)
+
+    config = DecoderConfig.from_section(section_of(name))
+    step = timed_step(model(section_of(name)))
+    sizes = dict.fromkeys(("hidden_size", "filter_size", "vocab_size"), 8 * config.num_heads)
+    # The narrow model's matrices are multiplied as the smallest of the other's, by as many threads.
+    limits = {limit: 0 for limit in ("_SMALL", "_LARGE") if config.hidden_size**2 >= getattr(module, limit)}
+    with patch.multiple(module, _NARROWEST=1, **limits):
+        narrow = timed_step(model({**section_of(name), **sizes}))
+    rate, taken, starting = 0.0, step(), narrow()
+    for _ in range(10 * rounds):
+        rate = max(rate, memory_rate(1))
+        taken = min(taken, *(step() for _ in range(10)), key=lambda parts: parts["the token"])
+        starting = min(starting, *(narrow() for _ in range(10)), key=lambda parts: parts["the token"])
+    hidden, kv, layers = config.hidden_size, config.num_kv_groups * config.head_dim, config.num_hidden_layers
+    numbers = {
+        "qkv": layers * hidden * (hidden + 2 * kv),
+        "out": layers * hidden * hidden,
+        "up_gate": layers * hidden * 2 * config.filter_size,
+        "down": layers * hidden * config.filter_size,
+        "head": hidden * config.vocab_size,
+    }
+    read = {part: count * BITS[weights] / 8 for part, count in numbers.items()}
+    read["attention"] = 4 * layers * 2 * kv * (AT + 1)
+    read["the token"] = sum(read.values())
+    print(f"\n{name}, {weights}: the memory's rate is {rate / 1e9:.1f} GB/s")
+    print(f"{'ms':<14}{'taken':>8}{'to read':>9}{'to start':>10}")
+    for part in sorted(taken, key=lambda part: (part == "the token", -taken[part])):
+        print(f"{part:<14}{taken[part] * 1e3:>8.3f}{read.get(part, 0) / rate * 1e3:>9.3f}{starting[part] * 1e3:>10.3f}")
+
+
 def rows_of(name: str, given: argparse.Namespace) -> Iterator[tuple[str, dict[str, float], float | None]]:
     """What each contestant reached with a model, and the bytes that it reads for a token where that is known."""
     from cerebras_jais.model.config import DecoderConfig
@@ -273,18 +357,23 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--llama-work", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.llama_work:
         llama_work(given.llama_work, given.threads, given.tokens, given.rounds)
         return
-    if given.directory is None:
+    if given.directory is None and not given.profile:
         parser.error("give --directory, for the models")
     sys.path[0] = str(ROOT)
     import torch
 
     torch.set_num_threads(given.threads)
     for name in given.models:
+        if given.profile:
+            for weights in ("float32", "bfloat16"):
+                print_profile(name, weights, given.rounds)
+            continue
         rate = 0.0
         print(f"\n{name}: {given.threads} threads, torch {torch.__version__}")
         print(f"{'':<34}{'tokens/s':>10}{'GB/s':>8}{'of memory':>11}{'batch of 8':>12}{'is':>7}{'prefill of 512':>16}")

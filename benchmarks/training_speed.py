@@ -1,92 +1,110 @@
-"""Training speed on the CPU: the reference path, the Model Zoo and transformers' Llama on one model, in one run.
+"""Training speed on the CPU: the reference path, the Model Zoo and transformers on two models, in one run.
 
-Every contender trains the model of training_speed.yaml, batch 4 of 512 tokens, with AdamW, each in a process of its
-own; rounds alternate between the contenders so that a busy machine slows all alike, and the fastest step counts. The
-limit is the rate of a large float32 matrix product on the same cores, measured in the same rounds.
+Every contender trains the Llama of training_speed.yaml, or the Jais model of the same sizes (ALiBi, LayerNorm, biases),
+with AdamW and clipping, each in a process of its own. transformers' closest to Jais is MPT: ALiBi, and as many FLOPs,
+but no biases and GELU for SwiGLU. A step reads 2,048 tokens, or one row of the length; packed rows are documents of 300
+to 700 tokens. Rounds alternate between the contenders so that a busy machine slows all alike, and the fastest step
+counts. The limit is the rate of a 2048³ matrix product on the same cores, measured in the same rounds: the faster of
+PyTorch's own (MKL in float32) and of oneDNN's.
 
-    python benchmarks/training_speed.py [--modelzoo-python PATH] [--rounds 3]
+    python benchmarks/training_speed.py [--modelzoo-python PATH] [--lengths 512 2048 8192] [--only jais llama]
 
-`--modelzoo-python` is a Python that has the Model Zoo 2.10 and its cerebras_pytorch; without it that row is absent.
+`--modelzoo-python` is a Python that has the Model Zoo 2.10 and its cerebras_pytorch; without it those rows are absent.
+The Model Zoo's attention and MPT's keep every pair of tokens of every layer, which at 8,192 tokens is more memory than
+24 GiB: they are measured up to 4,096.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[1])
+
+from benchmarks.training_work import Work, flops_of_forward, packed_rows, plain_rows, token_batch, training_step
 
 ROOT = Path(__file__).parent.parent
 CONFIG = Path(__file__).with_suffix(".yaml")
-BATCH, LENGTH, STEPS = 4, 512, 5
+TOKENS = 2048  # of a step, or one row
+LONGEST_WITH_PAIRS = 4096
+OURS = ("ours, float32", "ours, bfloat16")
+PAIRS = ("Model Zoo", "MPT")
+CONTENDERS = {
+    "jais": (*OURS, "ours, the Model Zoo's torch", "Model Zoo", "MPT"),
+    "llama": (*OURS, "ours, the Model Zoo's torch", "Model Zoo", "transformers"),
+}
+MATRIX = "matrix product"
 
 
-def section() -> dict:
+def works(lengths: list[int]) -> list[Work]:
+    found = []
+    for length in lengths:
+        rows = max(1, TOKENS // length)
+        found.append(plain_rows(rows, length))
+        if length >= TOKENS:
+            found.append(packed_rows(rows, length))
+    return found
+
+
+def section(kind: str) -> dict:
     import yaml
 
-    return yaml.safe_load(CONFIG.read_text())["trainer"]["init"]["model"]
+    s = yaml.safe_load(CONFIG.read_text())["trainer"]["init"]["model"]
+    if kind == "jais":
+        del s["rotary_dim"]
+        s |= {"name": "jais", "position_embedding_type": "alibi", "norm_type": "layernorm", "use_ffn_bias": True}
+        s |= {"use_projection_bias_in_attention": True, "use_ffn_bias_in_attention": True}
+    return s
 
 
-def token_batch() -> dict:
-    import torch
-
-    ids = torch.randint(0, section()["vocab_size"], (BATCH, LENGTH + 1), dtype=torch.int32)
-    row = {"input_ids": ids[:, :-1].contiguous(), "labels": ids[:, 1:].contiguous()}
-    return row | {"attention_mask": torch.ones_like(row["input_ids"])}
+def batch_of(work: Work) -> dict:
+    return token_batch(work, section("llama")["vocab_size"])
 
 
-def flops_per_step() -> float:
-    """Of the matrix products, forward and backward (3 x 2 per weight and token), with causal attention at half."""
-    s = section()
-    h, f, n, v = s["hidden_size"], s["filter_size"], s["num_hidden_layers"], s["vocab_size"]
-    weights = n * (4 * h * h + 3 * h * f) + v * h
-    attention = n * 2 * h * LENGTH / 2
-    return 6 * (weights + attention) * BATCH * LENGTH
+def flops_of_step(work: Work) -> float:
+    return 3 * flops_of_forward(config_of("llama"), work)
 
 
-def reference(precision: str):
-    import torch
-
+def config_of(kind: str):
     from cerebras_jais.model.config import DecoderConfig
+
+    return DecoderConfig.from_section(section(kind))
+
+
+def reference(kind: str, precision: str) -> Callable:
+    import torch
+
     from cerebras_jais.model.decoder import LanguageModel
-    from cerebras_jais.model.precision import forward_precision, step_precision
-    from cerebras_jais.optimizer.adamw import build_adamw
-    from cerebras_jais.optimizer.groups import named_tensors, parameter_groups
 
-    model = LanguageModel(DecoderConfig.from_section(section()))
-    groups = parameter_groups(model, model.config, weight_decay=0.1)
-    optimizer = build_adamw(
-        groups, named_tensors(model), learning_rate=1e-4, betas=(0.9, 0.95), eps=1e-8, correct_bias=True
-    )
-    dtype = torch.bfloat16 if precision == "bf16" else None
-
-    def step(batch):
-        optimizer.zero_grad()
-        with step_precision("cpu", dtype):
-            with forward_precision("cpu", dtype):
-                loss = model(batch)
-            loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-
-    return step
+    return training_step(LanguageModel(config_of(kind)), "cpu", torch.bfloat16 if precision == "bfloat16" else None)
 
 
-def modelzoo():
+def modelzoo(kind: str) -> Callable:
     import cerebras.pytorch as cstorch
     import torch
     from cerebras.modelzoo.common.optim_utils import configure_param_groups
-    from cerebras.modelzoo.models.nlp.llama.model import LlamaModel, LlamaModelConfig
+
+    if kind == "jais":
+        from cerebras.modelzoo.models.nlp.jais.model import JAISModel as Model
+        from cerebras.modelzoo.models.nlp.jais.model import JAISModelConfig as Config
+    else:
+        from cerebras.modelzoo.models.nlp.llama.model import LlamaModel as Model
+        from cerebras.modelzoo.models.nlp.llama.model import LlamaModelConfig as Config
 
     cstorch.backend("CPU")
     cstorch.amp.enable_mixed_precision(False)
-    model = LlamaModel(LlamaModelConfig(**section()))
+    model = Model(Config(**section(kind)))
     settings = {"betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "correct_bias": True}
     optimizer = cstorch.optim.AdamW(configure_param_groups(model, dict(settings)), lr=1e-4, **settings)
 
-    def step(batch):
+    def step(batch: dict) -> None:
         optimizer.zero_grad()
         model(batch).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -95,26 +113,40 @@ def modelzoo():
     return step
 
 
-def transformers_llama():
+def transformers(kind: str) -> Callable:
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, MptConfig, MptForCausalLM
 
-    s = section()
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=s["vocab_size"],
-            hidden_size=s["hidden_size"],
-            intermediate_size=s["filter_size"],
-            num_hidden_layers=s["num_hidden_layers"],
-            num_attention_heads=s["num_heads"],
-            max_position_embeddings=LENGTH,
-            tie_word_embeddings=True,
-            use_cache=False,
+    s = section(kind)
+    if kind == "jais":
+        model = MptForCausalLM(
+            MptConfig(
+                vocab_size=s["vocab_size"],
+                d_model=s["hidden_size"],
+                n_layers=s["num_hidden_layers"],
+                n_heads=s["num_heads"],
+                expansion_ratio=4,
+                max_seq_len=LONGEST_WITH_PAIRS,
+                use_cache=False,
+            )
         )
-    )
+    else:
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=s["vocab_size"],
+                hidden_size=s["hidden_size"],
+                intermediate_size=s["filter_size"],
+                num_hidden_layers=s["num_hidden_layers"],
+                num_attention_heads=s["num_heads"],
+                max_position_embeddings=16384,
+                tie_word_embeddings=True,
+                use_cache=False,
+            )
+        )
+    model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
-    def step(batch):
+    def step(batch: dict) -> None:
         optimizer.zero_grad()
         ids = batch["input_ids"].long()
         model(input_ids=ids, labels=ids).loss.backward()
@@ -124,41 +156,63 @@ def transformers_llama():
     return step
 
 
-def matrix_product():
+def contender(kind: str, name: str) -> Callable:
+    if name.startswith("ours"):
+        return reference(kind, "bfloat16" if "bfloat16" in name else "float32")
+    return modelzoo(kind) if name == "Model Zoo" else transformers(kind)
+
+
+def runs(name: str, work: Work) -> bool:
+    """Whether a contender can do this work."""
+    if name in PAIRS and work.length > LONGEST_WITH_PAIRS:
+        return False
+    return not (work.packed and name in ("MPT", "transformers"))
+
+
+def matrix_rates() -> dict[str, float]:
+    """FLOP/s of a 2048³ product by type and library."""
     import torch
 
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    return lambda _: a @ b
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
+        products = {"PyTorch's": lambda a=a, b=b: a @ b}
+        if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+            products["oneDNN's"] = lambda a=a, b=b: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+        for library, product in products.items():
+            seconds[f"{str(dtype).removeprefix('torch.')}, {library}"] = min(timed(product) for _ in range(4))
+    return {name: 2 * 2048**3 / value for name, value in seconds.items()}
 
 
-CONTENDERS = {
-    "reference fp32": lambda: reference("fp32"),
-    "reference bf16": lambda: reference("bf16"),
-    "modelzoo fp32": modelzoo,
-    "transformers fp32": transformers_llama,
-    "matrix product": matrix_product,
-}
+def timed(step: Callable) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
 
 
-def work(name: str) -> None:
-    """Serve rounds: for every line read, time STEPS steps and print the fastest in seconds."""
+def serve(kind: str, name: str, lengths: list[int]) -> None:
+    """For every line read, the number of a work, do it and print the fastest step in seconds."""
     import torch
 
     torch.manual_seed(0)
-    batch, step = token_batch(), CONTENDERS[name]()
-    step(batch)
-    print(json.dumps({"torch": torch.__version__}), flush=True)
-    for _ in sys.stdin:
-        seconds = []
-        for _ in range(STEPS):
-            start = time.perf_counter()
-            step(batch)
-            seconds.append(time.perf_counter() - start)
-        print(json.dumps(min(seconds)), flush=True)
+    if name == MATRIX:
+        matrix_rates()
+    else:
+        step, batches = contender(kind, name), {}
+        step(batch_of(plain_rows(1, 512)))
+    print(json.dumps({"torch": torch.__version__, "threads": torch.get_num_threads()}), flush=True)
+    for line in sys.stdin:
+        if name == MATRIX:
+            print(json.dumps(matrix_rates()), flush=True)
+            continue
+        work = works(lengths)[int(line)]
+        batch = batches.setdefault(work, batch_of(work))
+        times = [timed(lambda: step(batch)) for _ in range(3 if work.length < TOKENS else 1)]  # noqa: B023
+        print(json.dumps(min(times)), flush=True)
 
 
-def start(python: str, name: str) -> subprocess.Popen:
-    command = [python, __file__, "--work", name]
+def start(python: str, kind: str, name: str, lengths: list[int]) -> subprocess.Popen:
+    command = [python, __file__, "--serve", kind, name, "--lengths", *map(str, lengths)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     return subprocess.Popen(command, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, **pipes)
 
@@ -170,50 +224,76 @@ def answer(process: subprocess.Popen):
             return json.loads(line)
         except ValueError:
             continue
-    raise SystemExit("a contender failed; run it alone with --work NAME to see why")
+    raise SystemExit(f"a contender failed; to see why, run: {' '.join(process.args)} < /dev/null")
+
+
+def ask(process: subprocess.Popen, line: str):
+    process.stdin.write(f"{line}\n")
+    process.stdin.flush()
+    return answer(process)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--modelzoo-python")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--without-bf16", action="store_true")
-    parser.add_argument("--work", choices=CONTENDERS)
+    parser.add_argument("--modelzoo-python", help="a Python that has the Model Zoo")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048, 8192], help="tokens of a row")
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="the models")
+    parser.add_argument("--without", nargs="+", default=[], help="contenders to leave out, such as MPT")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.work:
-        work(options.work)
+    if options.serve:
+        serve(*options.serve, options.lengths)
         return
-    rows = {name: (sys.executable, name) for name in CONTENDERS if not name.startswith("modelzoo")}
-    if options.without_bf16:
-        del rows["reference bf16"]
-    if options.modelzoo_python:
-        rows["modelzoo fp32"] = (options.modelzoo_python, "modelzoo fp32")
-        rows["reference fp32, the Model Zoo's torch"] = (options.modelzoo_python, "reference fp32")
+    matrix = start(sys.executable, "llama", MATRIX, options.lengths)
+    machine = answer(matrix)
     processes, versions = {}, {}
-    for row, how in rows.items():  # one after another: warming up side by side would take minutes
-        processes[row] = start(*how)
-        versions[row] = answer(processes[row])["torch"]
-    seconds: dict[str, list[float]] = {row: [] for row in rows}
+    for kind in options.only:  # one after another: warming up side by side would take minutes
+        for name in CONTENDERS[kind]:
+            if name in options.without or ("Model Zoo" in name and not options.modelzoo_python):
+                continue
+            python = options.modelzoo_python if "Model Zoo" in name else sys.executable
+            processes[kind, name] = start(python, kind, name, options.lengths)
+            versions[kind, name] = answer(processes[kind, name])["torch"]
+            print(f"{kind}: {name} is ready", file=sys.stderr)
+    rates: dict[str, float] = {}
+    seconds: dict[tuple[str, str, Work], float] = {}
     for _ in range(options.rounds):
-        for row, process in processes.items():
-            process.stdin.write("\n")
-            process.stdin.flush()
-            seconds[row].append(answer(process))
-    for process in processes.values():
+        for number, work in enumerate(works(options.lengths)):
+            for library, rate in ask(matrix, "0").items():
+                rates[library] = max(rate, rates.get(library, 0.0))
+            for (kind, name), process in processes.items():
+                if runs(name, work):
+                    took = ask(process, str(number))
+                    seconds[kind, name, work] = min(took, seconds.get((kind, name, work), took))
+    for process in (matrix, *processes.values()):
         process.stdin.close()
         process.wait()
+    report(machine, rates, versions, seconds)
 
-    limit = 2 * 2048**3 / min(seconds.pop("matrix product"))
-    ours = min(seconds["reference fp32"])
-    print(f"float32 matrix rate: {limit / 1e9:.0f} GFLOP/s; one step: {flops_per_step() / 1e9:.0f} GFLOP")
-    print(f"{'':<40}{'torch':<14}{'s/step':>8}{'tokens/s':>10}{'of matrix rate':>16}{'reference is':>14}")
-    for row, times in seconds.items():
-        best = min(times)
-        share = flops_per_step() / best / limit
-        print(
-            f"{row:<40}{versions[row]:<14}{best:>8.3f}{BATCH * LENGTH / best:>10.0f}{share:>16.0%}"
-            f"{best / ours:>13.2f}x  (rounds to {max(times):.3f}, median {statistics.median(times):.3f})"
-        )
+
+def report(
+    machine: dict, rates: dict[str, float], versions: dict[tuple[str, str], str], seconds: dict[tuple, float]
+) -> None:
+    print(f"{machine['threads']} threads; matrix rates, GFLOP/s: ", end="")
+    print(", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in rates.items()))
+    for work in dict.fromkeys(work for *_, work in seconds):
+        print(f"\n{work.name}: {flops_of_step(work) / 1e9:.0f} GFLOP a step")
+        columns = f"{'s/step':>8}{'tokens/s':>10}{'of matrix rate':>16}{'of our float32':>16}{'of our llama':>14}"
+        print(f"{'':<36}{'torch':<14}{columns}")
+        for (kind, name), version in versions.items():
+            took = seconds.get((kind, name, work))
+            if took is None:
+                continue
+            precision = "bfloat16" if "bfloat16" in name else "float32"
+            limit = max(rate for library, rate in rates.items() if library.startswith(precision))
+            ours = seconds.get((kind, OURS[0], work))
+            llama = seconds.get(("llama", name, work)) if name.startswith("ours") else None
+            print(
+                f"{f'{kind}: {name}':<36}{version:<14}{took:>8.3f}{work.tokens / took:>10.0f}"
+                f"{flops_of_step(work) / took / limit:>16.0%}{ours / took if ours else float('nan'):>15.2f}x"
+                + (f"{llama / took:>13.2f}x" if llama else "")
+            )
 
 
 if __name__ == "__main__":

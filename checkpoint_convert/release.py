@@ -36,7 +36,14 @@ from checkpoint_convert.mapping.plan import Plan
 from checkpoint_convert.mapping.rules import JAIS, architecture_of
 
 CODE_DIRECTORY = Path(__file__).parent / "hf_code"
-CODE_FILES = ("alibi_jais.py", "configuration_jais.py", "modeling_jais.py")
+CODE_FILES = (
+    "alibi_jais.py",
+    "blocks_jais.py",
+    "configuration_jais.py",
+    "layers_jais.py",
+    "masks_jais.py",
+    "modeling_jais.py",
+)
 # Files of a release that are not its tokenizer; a tokenizer taken from a release needs no note about them.
 _OF_A_RELEASE = (CONFIG, GENERATION_CONFIG, MANIFEST, CARD, NOTICE, "LICENSE", *CODE_FILES)
 _VOCABULARIES = (TOKENIZER, "tokenizer.model", "vocab.json")

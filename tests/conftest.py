@@ -43,9 +43,20 @@ signal.signal(signal.SIGTERM, end_the_session)
 signal.signal(signal.SIGHUP, end_the_session)
 
 
+def skip_without_gpu():
+    """Skip a test of the mark `gpu`, or forget the kernels that tests before it compiled."""
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU is visible to PyTorch")
+    torch.compiler.reset()  # PyTorch compiles a function for eight kinds of arguments, and then no more
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """Seed what a test and its fixtures draw without a seed of their own, so that no test before changes it."""
+    if item.get_closest_marker("gpu"):
+        skip_without_gpu()
     random.seed(0)
     for library, seed in (("numpy.random", "seed"), ("torch", "manual_seed")):
         if library in sys.modules:

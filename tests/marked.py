@@ -10,6 +10,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -87,14 +88,24 @@ def run_mark(mark: str, root: Path, jobs: int = 1) -> Counts:
 
 
 def environment() -> str:
-    """Python and the packages that marked tests compare with, where they are installed, with their versions."""
+    """Python, the packages that marked tests compare with, where they are installed, and GPUs."""
     found = {"Python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return ", ".join(f"{name} {version}" for name, version in found.items())
+    return ", ".join([*(f"{name} {version}" for name, version in found.items()), *gpus()])
+
+
+def gpus() -> list[str]:
+    """Names of NVIDIA's cards, as its driver lists them."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(
+        ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, check=False
+    )
+    return listed.stdout.splitlines() if listed.returncode == 0 else []
 
 
 def commit_of(root: Path) -> str:

@@ -10,8 +10,12 @@ import pytest
 from click.testing import CliRunner
 
 import cerebras_jais.cli
+from cerebras_jais.model.config import DecoderConfig
+from cerebras_jais.model.decoder import LanguageModel
 from checkpoint_convert.cli import cli
 from checkpoint_convert.load import load_release
+from tests import tolerances
+from tests.cerebras_jais.model.examples import jais_section
 from tests.marks import needs_fsdp
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +66,39 @@ def test_the_models_of_the_transfer_benchmark_share_the_tokens_that_it_claims(tm
     assert (found["shared"], found["new_tokens"], found["whole_in_donor"]) == (200, 50, 50)
     cosines = {row["method"]: row["cosine"] for row in found["judged"]}
     assert cosines["projection"] > max(cosines["pieces"], cosines["mean"], cosines["random"])
+
+
+def test_the_gpu_benchmark_measures_every_row_at_toy_size(monkeypatch, capsys):
+    load("gpu", monkeypatch).main(["--device", "cpu", "--models", "jais-family-590m"])
+    printed = capsys.readouterr().out
+    assert "left out" not in printed
+    for length, rows in ((64, 4), (128, 2), (256, 1)):
+        for kind in ("plain, forward", "plain, step", "packed, forward", "packed, step"):
+            assert f"jais-family-590m, {rows} x {length}, {kind}" in printed
+    errors = [line.split() for line in printed.splitlines() if line.startswith(("  float32", "  bfloat16"))]
+    assert len(errors) == 8
+    for name, *_, out, q, k, v in errors:
+        bound = tolerances.SAME_IN_FLOAT32 if name.startswith("float32") else tolerances.SAME_IN_BFLOAT16
+        assert max(map(float, (out, q, k, v))) <= bound
+
+
+def test_the_gpu_benchmark_says_what_its_budget_leaves_out(monkeypatch, capsys):
+    load("gpu", monkeypatch).main(["--device", "cpu", "--budget", "0"])
+    printed = capsys.readouterr().out
+    assert printed.count("left out") == 4 + 24
+
+
+def test_work_counts_the_products_of_a_model_and_the_visible_pairs(monkeypatch):
+    work = load("training_work", monkeypatch)
+    config = DecoderConfig.from_section(jais_section(hidden_size=48, filter_size=128, vocab_size=97))
+    weights = sum(p.numel() for p in LanguageModel(config).parameters() if p.dim() == 2 and p.shape[-1] > 1)
+    whole, packed = work.plain_rows(2, 100), work.packed_rows(2, 100, (30, 50))
+    assert packed.documents == (30, 50, 20)
+    for rows, pairs in ((whole, 100**2 / 2), (packed, (30**2 + 50**2 + 20**2) / 2)):
+        scores_and_values = 2 * 2 * 48 * pairs * config.num_hidden_layers * 2
+        assert work.flops_of_forward(config, rows) == 2 * weights * 200 + scores_and_values
+    batch = work.token_batch(packed, 97)
+    assert batch["attention_span"][1].tolist() == [*range(29, -1, -1), *range(49, -1, -1), *range(19, -1, -1)]
 
 
 @pytest.mark.slow

@@ -17,6 +17,8 @@ HF_LOSS = 1e-5  # absolute, nats per token
 SAME_IN_FLOAT32 = 2e-5  # absolute; two orders of summing the same float32 terms, values of a few units
 SAME_IN_BFLOAT16 = 2e-2  # two orders of rounding to 8 bits of mantissa (a unit in the last place is 2^-8)
 
+PRODUCT_RELATIVE = 1e-6  # float32 against float64, norm of the difference over the norm; sums of up to 200 terms
+
 # A release in transformers against the reference path of the checkpoint that it was made of.
 RELEASE_LOGITS = 1e-4  # absolute, fp32; logits of these models reach several units
 

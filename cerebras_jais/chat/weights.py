@@ -20,8 +20,11 @@ WEIGHTS: tuple[Weights, ...] = ("float32", "bfloat16", "int4")
 _GROUP = 32  # numbers of an int4 row that share a scale and a zero
 _ROWS = 4096  # of a matrix that are rounded at once
 _TOKENS = 8  # that oneDNN chooses a layout for: as quick for 1 as its layout for 1, and twice as quick for 8
-# Numbers of a matrix. For one row of a smaller one, oneDNN takes longer to look up its kernel than it saves.
-_LARGE = 2**18
+# Numbers of a matrix. A smaller one is kept in a second layout for one token: in the 10 us in which oneDNN looks up its
+# kernel, 0.2 million float32 numbers are read. The smallest have that of MKL in float32, which starts quickest.
+_LARGE, _SMALL = 2**20, 2**17
+# Numbers of a row of that layout: long enough to be read at full rate, and a sum that fits into AVX512's registers.
+_NARROWEST, _WIDEST = 64, 384
 
 
 def activation_dtype(weights: Weights) -> torch.dtype:
@@ -55,17 +58,51 @@ def linear(weight_NK: Tensor, bias_N: Tensor | None, weights: Weights) -> Callab
     product = torch.ops.mkldnn._linear_pointwise.default
     if weight_NK.numel() >= _LARGE:
         return lambda x: product(x, packed, bias_N, "none", [], "")
-    by_column = weight_NK.t().contiguous().t()  # a product with one row reads it a third quicker than by row
-    inputs = weight_NK.shape[1]
-    return lambda x: (
-        F.linear(x, by_column, bias_N) if x.numel() == inputs else product(x, packed, bias_N, "none", [], "")
-    )
+    one_token, inputs = _for_one_token(weight_NK, bias_N), weight_NK.shape[1]
+    return lambda x: one_token(x) if x.numel() == inputs else product(x, packed, bias_N, "none", [], "")
 
 
 def _has_onednn(weight_NK: Tensor) -> bool:
     if weight_NK.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     return weight_NK.dtype == torch.float32 or cpu_multiplies_bfloat16()
+
+
+def _for_one_token(weight_NK: Tensor, bias_N: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """The function of `linear` for an x of K numbers."""
+    if weight_NK.dtype == torch.float32 and weight_NK.numel() < _SMALL:
+        by_column = weight_NK.t().contiguous().t()  # MKL reads it a third quicker than by row
+        return lambda x: F.linear(x, by_column, bias_N)
+    return _sum_of_columns(weight_NK, bias_N)
+
+
+def _sum_of_columns(weight_NK: Tensor, bias_N: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """x W^T + b as the sum of W's columns times the numbers of x, and of b times 1; one call at a time.
+
+    PyTorch computes weighted sums of a table's rows, as `embedding_bag`, at the rate at which memory is read, and one
+    thread makes one sum. The outputs are therefore cut into blocks, as many for each thread: a block is a table of
+    K + 1 rows, and its outputs are their sum.
+    """
+    outputs, inputs = weight_NK.shape
+    threads = max(1, min(torch.get_num_threads(), outputs // _NARROWEST))
+    fewest = threads * -(-outputs // (threads * _WIDEST))
+    blocks = next((n for n in range(fewest, 2 * fewest, threads) if outputs % n == 0), fewest)
+    width = -(-outputs // blocks)
+    bias_N = weight_NK.new_zeros(outputs) if bias_N is None else bias_N
+    padded = F.pad(torch.cat([weight_NK, bias_N[:, None]], dim=1), (0, 0, 0, blocks * width - outputs))
+    table = padded.view(blocks, width, inputs + 1).transpose(1, 2).contiguous().view(-1, width)
+    rows = torch.arange(len(table), dtype=torch.int32)
+    starts = rows[:: inputs + 1].contiguous()
+    factors = weight_NK.new_ones(blocks, 1, inputs + 1)
+    x_B1K, factors_R = factors[..., :-1], factors.view(-1)
+
+    def apply(x: Tensor) -> Tensor:
+        x_B1K.copy_(x)
+        sums = torch.embedding_bag(table, rows, starts, False, 0, False, factors_R)[0]
+        out = sums.view(*x.shape[:-1], -1)
+        return out if out.shape[-1] == outputs else out[..., :outputs]
+
+    return apply
 
 
 def _int4(weight_NK: Tensor, bias_N: Tensor | None) -> Callable[[Tensor], Tensor]:

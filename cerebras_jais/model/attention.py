@@ -12,20 +12,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cerebras_jais.model.config import DecoderConfig
+from cerebras_jais.model.kernels.flex import FlexMask
+from cerebras_jais.model.kernels.linear import Linear
+from cerebras_jais.model.kernels.tiled import Tiling
 from cerebras_jais.model.positions import rotate_BHLD
-from cerebras_jais.model.tiled import Tiling, tiled_attention
 
 
 @dataclass(frozen=True)
 class Positions:
     """The positions of tokens as attention uses them, computed once per forward pass and shared by all layers.
 
-    tiling: how rows are cut for attention in linear memory, or None.
-    bias: additive float mask [1 or B, 1 or H, L, S]; without it and without a tiling attention is plainly causal.
+    kernel: what attends in linear memory, or None.
+    bias: additive float mask [1 or B, 1 or H, L, S]; without it and without a kernel attention is plainly causal.
     cos, sin: rotary angles, or None under ALiBi.
     """
 
-    tiling: Tiling | None = None
+    kernel: Tiling | FlexMask | None = None
     bias: Tensor | None = None
     cos: Tensor | None = None
     sin: Tensor | None = None
@@ -42,10 +44,10 @@ class SelfAttention(nn.Module):
         self.dropout = config.attention_dropout
         hidden, kv_width = config.hidden_size, config.num_kv_groups * config.head_dim
         bias = config.use_projection_bias_in_attention
-        self.proj_q_dense_layer = nn.Linear(hidden, hidden, bias=bias)
-        self.proj_k_dense_layer = nn.Linear(hidden, kv_width, bias=bias)
-        self.proj_v_dense_layer = nn.Linear(hidden, kv_width, bias=bias)
-        self.proj_output_dense_layer = nn.Linear(hidden, hidden, bias=config.use_ffn_bias_in_attention)
+        self.proj_q_dense_layer = Linear(hidden, hidden, bias=bias)
+        self.proj_k_dense_layer = Linear(hidden, kv_width, bias=bias)
+        self.proj_v_dense_layer = Linear(hidden, kv_width, bias=bias)
+        self.proj_output_dense_layer = Linear(hidden, hidden, bias=config.use_ffn_bias_in_attention)
 
     def forward(self, x_BLM: Tensor, positions: Positions) -> Tensor:
         q_BHLD = self._heads(self.proj_q_dense_layer(x_BLM))
@@ -54,14 +56,14 @@ class SelfAttention(nn.Module):
         if positions.cos is not None and positions.sin is not None:
             q_BHLD = rotate_BHLD(q_BHLD, positions.cos, positions.sin)
             k_BGSD = rotate_BHLD(k_BGSD, positions.cos, positions.sin)
-        if self.num_groups != self.num_heads:
-            # The fused kernels of the oldest supported PyTorch need as many key heads as query heads.
+        if self.num_groups != self.num_heads and not isinstance(positions.kernel, FlexMask):
+            # The other kernels of the oldest supported PyTorch need as many key heads as query heads.
             k_BGSD = k_BGSD.repeat_interleave(self.num_heads // self.num_groups, dim=1)
             v_BGSD = v_BGSD.repeat_interleave(self.num_heads // self.num_groups, dim=1)
         # Autocast would cast the shared bias again in every layer; queries, keys and values are 16-bit already.
         with torch.autocast(x_BLM.device.type, enabled=False):
-            if positions.tiling is not None:
-                out_BHLD = tiled_attention(q_BHLD, k_BGSD, v_BGSD, positions.tiling, self.scale)
+            if positions.kernel is not None:
+                out_BHLD = positions.kernel.attend(q_BHLD, k_BGSD, v_BGSD, self.scale)
             else:
                 out_BHLD = F.scaled_dot_product_attention(
                     q_BHLD,

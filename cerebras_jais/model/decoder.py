@@ -18,6 +18,9 @@ from cerebras_jais.model.alibi import alibi_slopes
 from cerebras_jais.model.attention import Positions, SelfAttention
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.initialize import initialize_weights
+from cerebras_jais.model.kernels.flex import FlexMask, flex_serves, make_flex_mask
+from cerebras_jais.model.kernels.linear import Linear
+from cerebras_jais.model.kernels.tiled import Tiling, make_tiling
 from cerebras_jais.model.loss import next_token_loss
 from cerebras_jais.model.positions import (
     alibi_bias_HLS,
@@ -25,7 +28,6 @@ from cerebras_jais.model.positions import (
     packed_mask_B1LS,
     rotary_angles,
 )
-from cerebras_jais.model.tiled import Tiling, make_tiling
 
 
 class RMSNorm(nn.Module):
@@ -69,8 +71,8 @@ class GatedLinear(nn.Module):
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
-        self.linear_layer = nn.Linear(config.hidden_size, config.filter_size, bias=config.use_ffn_bias)
-        self.linear_layer_for_glu = nn.Linear(config.hidden_size, config.filter_size, bias=config.use_ffn_bias)
+        self.linear_layer = Linear(config.hidden_size, config.filter_size, bias=config.use_ffn_bias)
+        self.linear_layer_for_glu = Linear(config.hidden_size, config.filter_size, bias=config.use_ffn_bias)
 
     def forward(self, x_BLM: Tensor) -> Tensor:
         out_BLF: Tensor = self.linear_layer(x_BLM) * F.silu(self.linear_layer_for_glu(x_BLM))
@@ -82,7 +84,7 @@ class OutputLinear(nn.Module):
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
-        self.linear_layer = nn.Linear(config.filter_size, config.hidden_size, bias=config.use_ffn_bias)
+        self.linear_layer = Linear(config.filter_size, config.hidden_size, bias=config.use_ffn_bias)
         self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(self, x_BLF: Tensor) -> Tensor:
@@ -138,7 +140,7 @@ class Decoder(nn.Module):
         self.drop_embd = nn.Dropout(config.embedding_dropout)
         self.ln_f = _norm(config)
         self.transformer_decoder = TransformerDecoder(config, self.ln_f)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.use_bias_in_output)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=config.use_bias_in_output)
         if config.share_embedding_weights:
             self.lm_head.weight = self.embedding_layer.word_embeddings.weight
         self.activation_checkpointing = False
@@ -179,9 +181,9 @@ class Decoder(nn.Module):
             if attention_span_BL is None:
                 return Positions(cos=cos, sin=sin)  # plain causal attention needs no mask of its own
 
-        tiling = self._tiling(length, device, attention_span_BL)
-        if tiling is not None:
-            return Positions(tiling=tiling, cos=cos, sin=sin)
+        kernel = self._kernel(length, device, attention_span_BL)
+        if kernel is not None:
+            return Positions(kernel=kernel, cos=cos, sin=sin)
         if attention_span_BL is not None:
             visible = packed_mask_B1LS(attention_span_BL)
         else:
@@ -197,18 +199,22 @@ class Decoder(nn.Module):
         bias = bias if device.type == "cpu" else bias.to(self._compute_dtype(device))
         return Positions(bias=bias, cos=cos, sin=sin)
 
-    def _tiling(self, length: int, device: torch.device, attention_span_BL: Tensor | None) -> Tiling | None:
-        """How rows are cut for attention in linear memory; None where the kernel for it has no place."""
+    def _kernel(self, length: int, device: torch.device, attention_span_BL: Tensor | None) -> Tiling | FlexMask | None:
+        """What attends in linear memory; None where neither kernel has a place, as with dropout."""
         config = self.config
-        if device.type != "cpu" or (config.attention_dropout and self.training):
+        if config.attention_dropout and self.training:
             return None
         slopes = None
         if config.position_embedding_type == "alibi":
             slopes = self.embedding_layer.position_embed_helper.slopes[:, 0].float() / config.pos_scaling_factor
         ends = None
         if attention_span_BL is not None:
-            ends = torch.arange(1, length + 1) + attention_span_BL.long()
-        return make_tiling(length, config.num_heads, slopes, ends)
+            ends = torch.arange(1, length + 1, device=device) + attention_span_BL.long()
+        if device.type == "cpu":
+            return make_tiling(length, config.num_heads, slopes, ends)
+        if flex_serves(device, self._compute_dtype(device)):
+            return make_flex_mask(length, slopes, ends, device)
+        return None
 
     def _compute_dtype(self, device: torch.device) -> torch.dtype:
         if torch.is_autocast_enabled(device.type):

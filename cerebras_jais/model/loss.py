@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cerebras_jais.model.kernels.linear import add_product_, matmul
+
 # Rows of logits held at once: 2^25 float32 values are 128 MiB.
 _LOGITS_AT_ONCE = 2**25
 
@@ -42,27 +44,27 @@ class _SlicedCrossEntropy(torch.autograd.Function):
         for start in range(0, x_NM.shape[0], rows):
             part = slice(start, start + rows)
             x = x_NM[part].to(compute_dtype)
-            logits = x @ w_VM.t()
+            logits = matmul(x, w_VM.t())
             if bias_V is not None:
                 logits += bias_V.to(compute_dtype)
-            logits = logits.float().mul_(scale) if compute_dtype == torch.float32 else (logits * scale).float()
+            if scale != 1:
+                logits *= scale
+            logits = logits.float()
             label = labels_N[part, None]
-            log_sum = torch.logsumexp(logits, dim=1, keepdim=True)
+            # The softmax of the largest logit is exp(largest - log_sum): log_sum takes no second pass of exponentials.
+            grad = logits.softmax(1)
+            log_sum = logits.amax(1, keepdim=True) - grad.amax(1, keepdim=True).log()
             total += ((log_sum - logits.gather(1, label))[:, 0] * weights_N[part]).sum()
+            del logits
             if not any(needs_grad):
                 continue
-            grad = logits.sub_(log_sum).exp_()
             grad.scatter_add_(1, label, grad.new_full((), -1.0).expand_as(label))
             grad.mul_((weights_N[part] * scale)[:, None])
             grad = grad.to(compute_dtype)
             if grad_x is not None:
-                grad_x[part] = grad @ w_VM
+                grad_x[part] = matmul(grad, w_VM)
             if grad_w is not None:
-                # addmm_ accumulates in place where the types allow; otherwise one product per slice is added.
-                if grad_w.dtype == compute_dtype:
-                    grad_w.addmm_(grad.t(), x)
-                else:
-                    grad_w += grad.t() @ x
+                add_product_(grad_w, grad.t(), x)
             if grad_b is not None:
                 grad_b += grad.sum(0)
         ctx.save_for_backward(grad_x, grad_w, grad_b)

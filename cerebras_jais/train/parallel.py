@@ -224,8 +224,9 @@ class DistributedContext:
         """What to raise for an error of this process (`failures.explained`)."""
         if self._accelerator is None or not torch.distributed.is_initialized():
             return error
-        store = torch.distributed.distributed_c10d._get_default_store()
-        return explained(error, store, self.rank, self.world_size)
+        from torch.distributed.distributed_c10d import _get_default_store
+
+        return explained(error, _get_default_store(), self.rank, self.world_size)
 
     def close(self, *, after_error: bool = False) -> None:
         """Leave the group of processes; after an error without waiting for the others, who may never come."""

@@ -7,9 +7,10 @@ Mathematics, for token ids t with hidden size M and head size D:
     h = h + c_proj(c_fc(x) * silu(c_fc2(x)))    with x = ln_2(h)
     logits = lm_head(ln_f(h)) * mup_output_alpha * mup_width_scale
 
-bias is ALiBi (alibi_jais.py), and the most negative number where a query may not look. It is built once per forward
-pass, in float32, for all layers, and stays float32 where the attention can add it so (eager everywhere, SDPA on the
-CPU); other kernels want the dtype of the queries.
+bias is ALiBi (alibi_jais.py), and the most negative number where a query may not look (masks_jais.py). It is made of
+distances in float32, and stays float32 where the attention can add it so (eager everywhere, SDPA on the CPU); other
+kernels want the dtype of the queries. Where rows are short it is built once per forward pass for all layers; long rows
+go by blocks (blocks_jais.py), in memory linear in the length, unless attention is eager or its weights are wanted.
 It depends on distances only, so left padding needs no positions; position_ids only tell texts in one row apart.
 
 The cache is `cache` in the newest transformers and `past_key_values` in those before; every class takes both names. A
@@ -28,25 +29,19 @@ from torch import nn
 from torch.nn import functional
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
     SequenceClassifierOutputWithPast,
 )
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .alibi_jais import (
-    JAISRelativePositions,
-    attention_bias,
-    bias_dtype,
-    eager_attention,
-    may_read,
-    one_cache,
-    place_queries,
-)
+from .alibi_jais import JAISRelativePositions
+from .blocks_jais import Blocks, mask_bias, needs_blocks
 from .configuration_jais import JAISConfig, check_config
+from .layers_jais import JAISBlock, bias_dtype
+from .masks_jais import Visibility, may_read, one_cache, place_queries
 
 # What the outputs of this transformers call the cache.
 CACHE_FIELD = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
@@ -54,111 +49,6 @@ CACHE_FIELD = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__
 # Keywords of JAISModel that its signature does not name, since generate warns of remote code that names cache_position.
 # max_length_q and max_length_k are not read: some kernels want them, and they follow from cu_seq_lens_q.
 KEYWORDS = ("cache_position", "seq_idx", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
-
-
-class JAISAttention(nn.Module):
-    """Causal self-attention; c_attn makes q | k | v as three contiguous blocks of M."""
-
-    def __init__(self, config: JAISConfig, layer_idx: int):
-        super().__init__()
-        self.config = config
-        self.layer_idx = layer_idx
-        self.head_dim = config.n_embd // config.n_head
-        self.dropout = config.attn_pdrop
-        self.is_causal = True
-        self.scaling = 1.0
-        if config.scale_attn_weights:
-            self.scaling = 1.0 / self.head_dim if config.mup_scale_qk_dot_by_d else self.head_dim**-0.5
-        if config.scale_attn_by_inverse_layer_idx:
-            self.scaling /= layer_idx + 1
-        self.c_attn = Conv1D(3 * config.n_embd, config.n_embd)
-        self.c_proj = Conv1D(config.n_embd, config.n_embd)
-        self.c_proj.ends_residual_branch = True  # type: ignore[assignment]
-        self.resid_dropout = nn.Dropout(config.resid_pdrop)
-
-    def forward(
-        self,
-        x_BLM: torch.Tensor,
-        bias_BHLS: torch.Tensor,
-        past_key_values: Cache | None,
-        positions_L: torch.Tensor,
-        output_attentions: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        heads = (*x_BLM.shape[:2], -1, self.head_dim)
-        q_BHLD, k_BHSD, v_BHSD = (
-            part.view(heads).transpose(1, 2) for part in self.c_attn(x_BLM).split(self.config.n_embd, dim=2)
-        )
-        if past_key_values is not None:
-            # The last argument places the new keys in a static cache of transformers 4; version 5 counts by itself.
-            k_BHSD, v_BHSD = past_key_values.update(k_BHSD, v_BHSD, self.layer_idx, {"cache_position": positions_L})
-
-        attend = eager_attention  # the fused kernels return no weights
-        if self.config._attn_implementation != "eager" and not output_attentions:
-            attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
-            if q_BHLD.device.type != "cpu":  # cast already, but for queries of another dtype than the hidden states
-                bias_BHLS = bias_BHLS.to(q_BHLD.dtype)
-        out_BLHD, weights_BHLS = attend(
-            self,
-            q_BHLD,
-            k_BHSD,
-            v_BHSD,
-            bias_BHLS,
-            scaling=self.scaling,
-            dropout=self.dropout if self.training else 0.0,
-        )
-        out_BLM = out_BLHD.reshape(*x_BLM.shape[:2], -1)
-        return self.resid_dropout(self.c_proj(out_BLM)), weights_BHLS
-
-
-class JAISMLP(nn.Module):
-    """SwiGLU: c_proj(c_fc(x) * silu(c_fc2(x)))."""
-
-    def __init__(self, config: JAISConfig):
-        super().__init__()
-        n_inner = 4 * config.n_embd if config.n_inner is None else config.n_inner
-        self.c_fc = Conv1D(n_inner, config.n_embd)
-        self.c_fc2 = Conv1D(n_inner, config.n_embd)
-        self.c_proj = Conv1D(config.n_embd, n_inner)
-        self.c_proj.ends_residual_branch = True  # type: ignore[assignment]
-        self.dropout = nn.Dropout(config.resid_pdrop)
-
-    def forward(self, x_BLM: torch.Tensor) -> torch.Tensor:
-        return self.dropout(self.c_proj(self.c_fc(x_BLM) * functional.silu(self.c_fc2(x_BLM))))
-
-
-class JAISBlock(GradientCheckpointingLayer):
-    """One pre-norm decoder block; returns (hidden states, attention weights or None)."""
-
-    def __init__(self, config: JAISConfig, layer_idx: int):
-        super().__init__()
-        self.checkpoints = False
-        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        self.attn = JAISAttention(config, layer_idx)
-        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        self.mlp = JAISMLP(config)
-
-    @property
-    def gradient_checkpointing(self) -> bool:  # type: ignore[override]
-        """Never without gradients: there is nothing to save then, and checkpointing would take the cache away."""
-        return self.checkpoints and torch.is_grad_enabled()
-
-    @gradient_checkpointing.setter
-    def gradient_checkpointing(self, value: bool) -> None:
-        self.checkpoints = value
-
-    def forward(
-        self,
-        h_BLM: torch.Tensor,
-        bias_BHLS: torch.Tensor,
-        past_key_values: Cache | None = None,
-        positions_L: torch.Tensor | None = None,
-        output_attentions: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        attended_BLM, weights_BHLS = self.attn(
-            self.ln_1(h_BLM), bias_BHLS, past_key_values, positions_L, output_attentions
-        )
-        h_BLM = h_BLM + attended_BLM
-        return h_BLM + self.mlp(self.ln_2(h_BLM)), weights_BHLS
 
 
 class JAISPreTrainedModel(PreTrainedModel):
@@ -273,17 +163,24 @@ class JAISModel(JAISPreTrainedModel):
         # Not in place: the embeddings may be a leaf that requires a gradient, or belong to the caller.
         h_BLM = self.drop(inputs_embeds * self.config.mup_embeddings_scale)
         positions_L = place_queries(h_BLM, cache, kwargs.get("cache_position"))
-        bias_BHLS, has_several_texts = attention_bias(
-            self.relative_pe,
+        sees = Visibility(
             h_BLM,
             cache,
             positions_L,
-            torch.float32 if self.config._attn_implementation == "eager" or output_attentions else bias_dtype(h_BLM),
             attention_mask,
             position_ids,
             **{name: kwargs.get(name) for name in ("seq_idx", "cu_seq_lens_q", "cu_seq_lens_k")},
         )
-        if has_several_texts and cache is not None:
+        is_eager = self.config._attn_implementation == "eager" or output_attentions
+        dtype = torch.float32 if is_eager else bias_dtype(h_BLM)
+        if is_eager or not needs_blocks(sees, self.config.n_head):
+            blocks = None
+            bias_BHLS = self.relative_pe(positions_L, sees.positions_of_keys(), sees.lengths())
+            bias = mask_bias(bias_BHLS.to(h_BLM.device), sees, dtype)
+        else:
+            blocks = Blocks(sees, self.relative_pe.train_seq_len, dtype)
+            bias = self.relative_pe.scaled_slopes()
+        if cache is not None and sees.texts and may_read(h_BLM):
             if wants_cache:
                 raise ValueError("a cache holds one text a row, and these rows hold several: set use_cache=False")
             cache = None
@@ -294,10 +191,11 @@ class JAISModel(JAISPreTrainedModel):
             # The bias goes by position, as does all that may need a gradient: re-entrant checkpointing wants it so.
             h_BLM, weights_BHLS = block(
                 h_BLM,
-                bias_BHLS,
+                bias,
                 past_key_values=cache,
                 positions_L=positions_L,
                 output_attentions=output_attentions,
+                blocks=blocks,
             )
             if output_attentions:
                 all_attentions.append(weights_BHLS)

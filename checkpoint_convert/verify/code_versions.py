@@ -34,6 +34,14 @@ VERSIONS: tuple[Version, ...] = (
         "configuration_jais.py": "feecfe5bb349c353a215f329c66558c4f01b8f21dab23fdc4ef65c5450d235de",
         "modeling_jais.py": "75d2be66395872bd34d3763d3f4b44e1caee5378bfbb844fed3ecc366791a756",
     },
+    {
+        "alibi_jais.py": "940ee3cfe9b673e5d2170536a93de78e3aee4d0e25e84cad2ded98413f3989bd",
+        "blocks_jais.py": "8369f8325e38efe4f3b94f4afcec76a742173b6782e97091770a2976245ec3e0",
+        "configuration_jais.py": "feecfe5bb349c353a215f329c66558c4f01b8f21dab23fdc4ef65c5450d235de",
+        "layers_jais.py": "83912b761842ec43ef1d9463835b0894127c1385eeca8e73473f951de11aebb9",
+        "masks_jais.py": "3743dea4827bcef3a1744eaba053046ea1dc2332c32d7b3dc88837ffcbe0279b",
+        "modeling_jais.py": "699398b34c4736cb6d2450bc058d8cd9089744c9cd61d8c1f91502f78aa9004c",
+    },
 )
 
 

@@ -21,6 +21,7 @@ from checkpoint_convert.configs.trainer_yaml import read_model_section
 from checkpoint_convert.convert import convert_to_cerebras, convert_to_hf
 from checkpoint_convert.formats.safetensors import open_model
 from checkpoint_convert.open_model import cerebras_tensors
+from checkpoint_convert.release import CODE_FILES
 from checkpoint_convert.streaming import run as stream
 from checkpoint_convert.verify.compare import compare
 from tests import tolerances
@@ -168,9 +169,7 @@ def test_the_release_is_complete_and_loads_as_other_loaders_expect(tmp_path):
         "config.json",
         "generation_config.json",
         "model.safetensors.index.json",
-        "alibi_jais.py",
-        "configuration_jais.py",
-        "modeling_jais.py",
+        *CODE_FILES,
         "README.md",
     } <= set(names)
     assert any(name.startswith("model-00002-of-") for name in names)

@@ -31,7 +31,7 @@ def seeded():
 
 
 @pytest.mark.parametrize("tokens", [(1, 1), (8, 1), (3, 7)])
-@pytest.mark.parametrize("sizes", [(96, 64), (1024, 512), (1000, 333)])
+@pytest.mark.parametrize("sizes", [(96, 64), (1024, 512), (1000, 333), (1100, 1000)])
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
 def test_a_product_is_that_of_the_matrix_and_its_bias(kind, sizes, tokens):
     weight, bias, dtype = torch.randn(*sizes) / sizes[1] ** 0.5, torch.randn(sizes[0]), activation_dtype(kind)
@@ -40,6 +40,22 @@ def test_a_product_is_that_of_the_matrix_and_its_bias(kind, sizes, tokens):
     with torch.inference_mode():
         found = linear(weight, bias, kind)(x)
     assert found.dtype == dtype
+    tolerance = SAME_IN_FLOAT32 if kind == "float32" else ROUNDING * wanted.abs().max().item()
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("threads", [1, 3, 16])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_blocks_of_a_matrix_for_any_number_of_threads_give_its_product_and_leave_the_last_one_be(
+    kind, threads, monkeypatch
+):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    weight, x = torch.randn(500, 300).to(activation_dtype(kind)) / 300**0.5, torch.randn(2, 1, 1, 300)
+    x = x.to(weight.dtype)
+    wanted = x.double() @ weight.double().t()
+    with torch.inference_mode():
+        product = linear(weight, None, kind)
+        found = torch.stack([product(one) for one in x])
     tolerance = SAME_IN_FLOAT32 if kind == "float32" else ROUNDING * wanted.abs().max().item()
     torch.testing.assert_close(found.double(), wanted, rtol=0, atol=tolerance)
 

@@ -6,7 +6,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from checkpoint_convert.hf_code.modeling_jais import JAISLMHeadModel
-from tests.checkpoint_convert.hf_code.examples import random_ids, slopes_by_hand, tiny_model, write_release_code
+from checkpoint_convert.release import CODE_FILES
+from tests.checkpoint_convert.hf_code.examples import CODE, random_ids, slopes_by_hand, tiny_model, write_release_code
 from tests.checkpoint_convert.hf_code.test_modeling_jais import assert_same
 
 TYING = pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -28,6 +29,10 @@ def save_tensors(model, directory, *, without=(), more=None):
 
 def load_with_report(directory, **options):
     return JAISLMHeadModel.from_pretrained(directory, output_loading_info=True, **options)
+
+
+def test_a_release_carries_every_file_of_the_code():
+    assert sorted(file.name for file in CODE.glob("*.py")) == ["__init__.py", *CODE_FILES]
 
 
 @TYING

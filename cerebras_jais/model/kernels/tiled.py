@@ -90,6 +90,10 @@ class Tiling:
     bias_HL: Tensor | None
     """-slope * distance, float32, of distances L ... 1; None without ALiBi."""
 
+    def attend(self, q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, scale: float) -> Tensor:
+        """See `tiled_attention`."""
+        return tiled_attention(q_BHLD, k_BHLD, v_BHLD, self, scale)
+
     def bias_of(self, part: _Part) -> Tensor | None:
         """What is added to the scores of a part, [1 or B * P, H, Q or 1, K]; of a rectangle, the share of its keys."""
         if not part.is_tile:

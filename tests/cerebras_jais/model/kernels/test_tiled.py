@@ -10,56 +10,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from cerebras_jais.model.alibi import alibi_slopes
-from cerebras_jais.model.positions import alibi_bias_HLS, causal_mask_LS, packed_mask_B1LS
-from cerebras_jais.model.tiled import TILE, make_tiling, tiled_attention
-
-SCALE = 0.3
-
-
-def documents(lengths, total):
-    """Spans [1, total] of documents of these lengths, each token after them a document of its own."""
-    lengths = [*lengths, *[1] * (total - sum(lengths))]
-    return torch.cat([torch.arange(length - 1, -1, -1) for length in lengths])[None]
-
-
-def with_mask(q, k, v, slopes_H, factor, span_BL):
-    length = q.shape[2]
-    visible = causal_mask_LS(length, "cpu")[None, None] if span_BL is None else packed_mask_B1LS(span_BL)
-    bias = torch.zeros(1)
-    if slopes_H is not None:
-        here = torch.arange(length)
-        bias = alibi_bias_HLS(slopes_H[:, None], here, here, factor)[None]
-    bias = torch.where(visible, bias, float("-inf")).to(q.dtype)
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=SCALE)
+from cerebras_jais.model.kernels.tiled import TILE, make_tiling, tiled_attention
+from tests.cerebras_jais.model.kernels.masked import SCALE, Largest, assert_as_exact, documents, ends_of, random_heads
 
 
 def by_tiles(q, k, v, slopes_H, factor, span_BL):
-    ends = None if span_BL is None else span_BL + torch.arange(1, q.shape[2] + 1)
     slopes = None if slopes_H is None else slopes_H / factor
-    return tiled_attention(q, k, v, make_tiling(q.shape[2], q.shape[1], slopes, ends), SCALE)
+    return tiled_attention(q, k, v, make_tiling(q.shape[2], q.shape[1], slopes, ends_of(span_BL)), SCALE)
 
 
-def results(attend, inputs, grad, dtype, *words):
-    leaves = [x.to(dtype).detach().requires_grad_() for x in inputs]
-    out = attend(*leaves, *words)
-    out.backward(grad.to(dtype))
-    return [out.detach(), *(leaf.grad for leaf in leaves)]
-
-
-def assert_as_exact(batch, heads, length, slopes_H, factor, span_BL, head_dim=16):
-    torch.manual_seed(length)
-    # As the decoder has them: views of [B, L, H, D]. Wide scores, so that softmax is neither flat nor one token's.
-    *inputs, grad = (2 * torch.randn(batch, length, heads, head_dim).transpose(1, 2) for _ in range(4))
-    words = (slopes_H, factor, span_BL)
-    exact = results(with_mask, inputs, grad, torch.float64, *words)
-    masked = results(with_mask, inputs, grad, torch.float32, *words)
-    tiled = results(by_tiles, inputs, grad, torch.float32, *words)
-    for name, found, before, right in zip(("out", "q", "k", "v"), tiled, masked, exact, strict=True):
-        allowed = 2 * (before - right).abs().max() + 1e-7 * right.abs().max()
-        assert (found - right).abs().max() <= allowed, name
+def assert_tiles_are_exact(batch, heads, length, slopes_H, factor, span_BL, head_dim=16):
+    assert_as_exact(by_tiles, random_heads(batch, heads, length, head_dim), (slopes_H, factor, span_BL))
 
 
 LENGTHS = st.one_of(
@@ -71,7 +34,7 @@ LENGTHS = st.one_of(
 @settings(max_examples=12)
 def test_whole_rows_of_any_length_are_exact(batch, heads, length, factor):
     slopes = None if factor is None else torch.tensor(alibi_slopes(heads))
-    assert_as_exact(batch, heads, length, slopes, factor, None)
+    assert_tiles_are_exact(batch, heads, length, slopes, factor, None)
 
 
 @given(
@@ -85,13 +48,13 @@ def test_documents_of_packed_rows_are_exact(rows, heads, factor, more):
     total = max(1, max(map(sum, rows)) + more)
     spans = torch.cat([documents(row, total) for row in rows])
     slopes = None if factor is None else torch.tensor(alibi_slopes(heads))
-    assert_as_exact(len(rows), heads, total, slopes, factor, spans)
+    assert_tiles_are_exact(len(rows), heads, total, slopes, factor, spans)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("heads", [12, 20, 40, 56])
 def test_the_heads_of_the_family_are_exact_at_2048_tokens(heads):
-    assert_as_exact(1, heads, 2048, torch.tensor(alibi_slopes(heads)), 1.0, None, head_dim=8)
+    assert_tiles_are_exact(1, heads, 2048, torch.tensor(alibi_slopes(heads)), 1.0, None, head_dim=8)
 
 
 def test_a_token_of_another_document_changes_nothing():
@@ -104,19 +67,6 @@ def test_a_token_of_another_document_changes_nothing():
     assert torch.equal(before[:, :, :200], after[:, :, :200])
     assert torch.equal(before[:, :, 500:], after[:, :, 500:])
     assert not torch.allclose(before[:, :, 200:500], after[:, :, 200:500])
-
-
-class Largest(TorchDispatchMode):
-    """Notes the largest number of elements that an operation makes."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(tensor, torch.Tensor):
-                self.elements = max(self.elements, tensor.untyped_storage().nbytes() // 4)
-        return out
 
 
 @pytest.mark.parametrize("packed", [False, True])
