@@ -161,7 +161,7 @@ def saved_bytes(config: DecoderConfig, run: Arrangement) -> int:
 
     Its input, the sum after attention and what the norms keep stay float32; what enters and leaves the matrices is of
     the type they are multiplied in. LayerNorm keeps its input and two numbers per token, RMSNorm a product more and
-    one number. Attention keeps q, k, v, its result and one number per head and token (`model/tiled.py`); behind rotary
+    one number. Attention keeps q, k, v, its result and one number per head and token (`model/kernels/tiled.py`); behind rotary
     angles its result is copied into the order of tokens. A matrix in 16 bits keeps a copy of its input of its own: q,
     k and v, and the two of the feed-forward network, do not share one. SwiGLU keeps both halves, the activation and
     their product.
