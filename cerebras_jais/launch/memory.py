@@ -146,9 +146,9 @@ def _remedy(term: Term, run: Arrangement) -> str:
         return "take more processes"
     if term.name in ("activations", "gradients of activations"):
         if not run.activation_checkpointing:
-            return "add --activation-checkpointing, or give a smaller batch_size and more grad_accum_steps"
+            return "add --activation-checkpointing, or give a smaller batch_size"
         if run.rows > 1:
-            return "give a smaller batch_size and more grad_accum_steps"
+            return f"give a smaller batch_size, {'or more processes' if run.sharded else 'and more grad_accum_steps'}"
     return "more processes do not make it smaller; take ones with more memory, or a smaller model"
 
 
@@ -161,7 +161,7 @@ def saved_bytes(config: DecoderConfig, run: Arrangement) -> int:
 
     Its input, the sum after attention and what the norms keep stay float32; what enters and leaves the matrices is of
     the type they are multiplied in. LayerNorm keeps its input and two numbers per token, RMSNorm a product more and
-    one number. Attention keeps q, k, v, its result and one number per head and token (`model/kernels/tiled.py`); behind rotary
+    one number. Attention keeps q, k, v, its result and one number per head and token (`model/kernels`); behind rotary
     angles its result is copied into the order of tokens. A matrix in 16 bits keeps a copy of its input of its own: q,
     k and v, and the two of the feed-forward network, do not share one. SwiGLU keeps both halves, the activation and
     their product.
