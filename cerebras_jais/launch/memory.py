@@ -142,9 +142,9 @@ def _remedy(term: Term, run: Arrangement) -> str:
         return "take more processes"
     if term.name in ("activations", "gradients of activations"):
         if not run.activation_checkpointing:
-            return "add --activation-checkpointing, or give a smaller batch_size and more grad_accum_steps"
+            return "add --activation-checkpointing, or give a smaller batch_size"
         if run.rows > 1:
-            return "give a smaller batch_size and more grad_accum_steps"
+            return f"give a smaller batch_size, {'or more processes' if run.sharded else 'and more grad_accum_steps'}"
     return "more processes do not make it smaller; take ones with more memory, or a smaller model"
 
 
@@ -254,15 +254,13 @@ class _Sizes:
     def layers_summed(self) -> tuple[Term, ...]:
         """Those, the gradients of the layer at work, and in float32 those of the one before while they are summed.
 
-        gloo holds copies of what it sums until a thread of its own has other work: one to four, most often two.
+        (gloo may hold copies of what it has summed for a moment, which count in layers of some megabytes only.)
         """
         if not self.run.sharded:
             return ()
         (gathered,) = self.layers_gathered()
         summed = self._padded([t for t in self.layer if t in self.trained])
-        at_work = summed * _width(self.run) // 4
-        gloo = [Term("copies of gloo", 2 * summed, "measured")] if self.run.backend == "cpu" else []
-        return (Term("layers in flight", gathered.bytes + at_work + summed, "derived"), *gloo)
+        return (Term("layers in flight", gathered.bytes + summed * _width(self.run) // 4 + summed, "derived"),)
 
     def root_in_flight(self) -> tuple[Term, ...]:
         """Embedding, head and last norm, which FSDP2 keeps gathered from the forward pass on, and the head's gradient.
@@ -280,10 +278,7 @@ class _Sizes:
         if not self.run.sharded:
             return (Term("embedding and head", _bytes(tables) if tied else 0, "derived"),)
         gradients = _bytes(tables) * (2 if tied else 1)
-        terms = [Term("embedding and head", self._padded(self.root) + gradients, "derived")]
-        if self.run.backend == "cpu":
-            terms.append(Term("copies of gloo", self._padded(tables), "measured"))
-        return tuple(terms)
+        return (Term("embedding and head", self._padded(self.root) + gradients, "derived"),)
 
     def kept(self) -> Term:
         """Activations at the end of the forward pass: of all layers and of the last norm."""

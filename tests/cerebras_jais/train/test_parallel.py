@@ -143,4 +143,4 @@ def test_what_is_wrong_in_any_process_is_said_in_one_line_and_ends_the_run(tmp_p
     section["fit"]["train_dataloader"]["batch_size"] = 5
     write_yaml(path, section)
     (line,) = errors()
-    assert "train_dataloader.batch_size: 5 rows cannot be divided among 2 processes" in line
+    assert "batch_size: 5 rows cannot be divided among 2 processes; give 4 or 6" in line
