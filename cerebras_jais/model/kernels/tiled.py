@@ -257,6 +257,8 @@ class _TiledAttention(torch.autograd.Function):
         return *grads, None, None
 
 
+# The tracer mistakes the strides of the kernel's results.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def tiled_attention(q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, tiling: Tiling, scale: float) -> Tensor:
     """softmax(scale * q.k + bias) v over the visible keys of each query, [B, H, L, D].
 
