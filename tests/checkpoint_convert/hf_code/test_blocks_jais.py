@@ -13,7 +13,7 @@ from transformers import StaticCache
 from checkpoint_convert.hf_code import blocks_jais
 from checkpoint_convert.hf_code.modeling_jais import JAISModel
 from tests import tolerances
-from tests.cerebras_jais.model.test_tiled import Largest
+from tests.cerebras_jais.model.kernels.test_tiled import Largest
 from tests.checkpoint_convert.hf_code.examples import plain_logits, random_ids, tiny_model
 from tests.checkpoint_convert.hf_code.test_modeling_jais import assert_same, left_padded
 from tests.marks import slow_except
