@@ -92,7 +92,8 @@ class Tiling:
 
     def attend(self, q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, scale: float) -> Tensor:
         """See `tiled_attention`."""
-        return tiled_attention(q_BHLD, k_BHLD, v_BHLD, self, scale)
+        out: Tensor = tiled_attention(q_BHLD, k_BHLD, v_BHLD, self, scale)
+        return out
 
     def bias_of(self, part: _Part) -> Tensor | None:
         """What is added to the scores of a part, [1 or B * P, H, Q or 1, K]; of a rectangle, the share of its keys."""
