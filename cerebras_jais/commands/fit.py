@@ -122,7 +122,7 @@ def fit(
     Several GPUs or machines:
       torchrun --nproc-per-node 8 -m cerebras_jais.cli fit FILE.yaml --backend gpu --sharding fsdp
     and before that, whether it fits:
-      cerebras-jais fit FILE.yaml --sharding fsdp --dry-run --processes 8
+      cerebras-jais fit jais-family-13b --sharding fsdp --dry-run --processes 64
     """
     import os
 

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 import h5py
 import pytest
@@ -35,6 +36,7 @@ from tests import tolerances
 from tests.cerebras_jais.train.examples import JAIS, LLAMA, train, trainer_section, write_data, write_yaml
 from tests.process import PATIENCE
 
+ROOT = Path(__file__).parents[3]
 SIZES = {"hidden_size": 192, "num_heads": 4, "filter_size": 480, "vocab_size": 320, "max_position_embeddings": 256}
 ROWS = 3
 has_fsdp = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 6)
@@ -100,7 +102,7 @@ def share_of_sixty_four():
 def test_the_first_of_sixty_four_processes_has_the_share_that_fsdp_gives_it():
     command = "from tests.cerebras_jais.launch.test_memory import share_of_sixty_four as share; share()"
     done = subprocess.run(
-        [sys.executable, "-c", command], capture_output=True, text=True, timeout=PATIENCE, check=False
+        [sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.returncode == 0, done.stderr
     found = {name: 4 * int(size) for name, size in map(str.split, done.stdout.splitlines())}

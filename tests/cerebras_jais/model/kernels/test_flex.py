@@ -93,14 +93,13 @@ def test_a_model_computes_what_it_computes_with_its_other_kernel(plain, monkeypa
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch needs a compiler of C++")
-def test_the_compiled_kernel_computes_the_listed_blocks_alone_and_all_of_them(monkeypatch):
+def test_the_compiled_kernel_computes_the_listed_blocks_alone_and_all_of_them():
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "vec_isa_ok", True)  # what it would compile to find that out takes half the time
-    monkeypatch.setattr(config, "cpp_cache_precompile_headers", False)
     slopes, span = torch.tensor(alibi_slopes(3)), documents([130, 1, 300, 20], 500)
     *inputs, _ = random_heads(1, 3, 500, 16)
-    with torch.no_grad():
+    # What it would compile to find out the vector instructions takes half the time.
+    with torch.no_grad(), config.patch({"cpp.vec_isa_ok": True, "cpp_cache_precompile_headers": False}):
         found, right = (attend(*inputs, slopes, 4.0, span) for attend in (by_flex(None), with_mask))
     torch.testing.assert_close(found, right, atol=tolerances.SAME_IN_FLOAT32, rtol=0)
 
