@@ -1,0 +1,1 @@
+"""Measurements for BENCHMARKS.md: programs, not part of the installed package."""
