@@ -7,7 +7,7 @@ to 700 tokens. Rounds alternate between the contenders so that a busy machine sl
 counts. The limit is the rate of a 2048³ matrix product on the same cores, measured in the same rounds: the faster of
 PyTorch's own (MKL in float32) and of oneDNN's.
 
-    python benchmarks/training_speed.py [--modelzoo-python PATH] [--lengths 512 2048 8192] [--only jais llama]
+    python benchmarks/training_speed.py [--modelzoo-python PATH] [--lengths 512 2048] [--only jais llama]
 
 `--modelzoo-python` is a Python that has the Model Zoo 2.10 and its cerebras_pytorch; without it those rows are absent.
 The Model Zoo's attention and MPT's keep every pair of tokens of every layer, which at 8,192 tokens is more memory than
@@ -33,8 +33,7 @@ from benchmarks.training_work import Work, flops_of_forward, packed_rows, plain_
 ROOT = Path(__file__).parent.parent
 CONFIG = Path(__file__).with_suffix(".yaml")
 TOKENS = 2048  # of a step, or one row
-LONGEST = 16384  # tokens of a row that the Model Zoo's Llama takes
-LONGEST_WITH_PAIRS = 4096
+LONGEST, LONGEST_WITH_PAIRS = 16384, 4096  # tokens of a row
 OURS = ("ours, float32", "ours, bfloat16")
 PAIRS = ("Model Zoo", "MPT")
 CONTENDERS = {
@@ -139,7 +138,7 @@ def transformers(kind: str) -> Callable:
                 intermediate_size=s["filter_size"],
                 num_hidden_layers=s["num_hidden_layers"],
                 num_attention_heads=s["num_heads"],
-                max_position_embeddings=16384,
+                max_position_embeddings=LONGEST,
                 tie_word_embeddings=True,
                 use_cache=False,
             )

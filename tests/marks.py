@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-needs_fsdp = pytest.mark.skipif(
-    tuple(int(number) for number in torch.__version__.split(".")[:2]) < (2, 6), reason="needs PyTorch 2.6"
-)
+HAS_FSDP = torch.__version__ >= torch.torch_version.TorchVersion("2.6")
+needs_fsdp = pytest.mark.skipif(not HAS_FSDP, reason="needs PyTorch 2.6")
 
 
 def slow_except(fast: Collection[Any], cases: Iterable[Any]) -> list[Any]:

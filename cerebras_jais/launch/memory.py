@@ -17,14 +17,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cerebras_jais.config.trainer import TrainerConfig
-from cerebras_jais.model.config import DecoderConfig
+from cerebras_jais.model.config import LOGITS_AT_ONCE, DecoderConfig
 from cerebras_jais.model.freeze import trained_names
 from cerebras_jais.model.tensors import ModelTensor, bare_name, tensors
 
 Origin = Literal["derived", "measured", "assumed"]
 
 GB = 10**9
-LOGITS_AT_ONCE = 2**25  # as model/loss.py has it
 _PROCESS = {"cpu": 450_000_000, "gpu": 2_000_000_000}  # Python and torch; with CUDA's context, its kernels and NCCL
 
 
@@ -81,7 +80,7 @@ class Stage:
 def arrangement_of(
     config: TrainerConfig, processes: int, sharding: str, *, activation_checkpointing: bool, backend: str
 ) -> Arrangement:
-    """How a phase is trained by `processes` processes; its batch must be divisible by them (`plan.undivided`)."""
+    """How a phase is trained by `processes` processes; its batch must be divisible by them (`plan.check_division`)."""
     assert config.fit is not None
     precision = config.init.precision
     return Arrangement(

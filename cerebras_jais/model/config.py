@@ -44,6 +44,9 @@ from cerebras_jais.ranges import (
 )
 from cerebras_jais.wording import suggestion
 
+LOGITS_AT_ONCE = 2**25
+"""What a loss holds at a time, in float32: 128 MiB."""
+
 
 class ModelConfigError(UserError):
     """A `model:` section that does not describe a model of the family.

@@ -10,10 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cerebras_jais.model.config import LOGITS_AT_ONCE
 from cerebras_jais.model.kernels.linear import add_product_, matmul
-
-# Rows of logits held at once: 2^25 float32 values are 128 MiB.
-_LOGITS_AT_ONCE = 2**25
 
 
 class _SlicedCrossEntropy(torch.autograd.Function):
@@ -40,7 +38,7 @@ class _SlicedCrossEntropy(torch.autograd.Function):
         grad_w = torch.zeros_like(weight_VM) if needs_grad[1] else None
         grad_b = torch.zeros_like(bias_V) if bias_V is not None and needs_grad[2] else None
         total = x_NM.new_zeros((), dtype=torch.float32)
-        rows = max(1, _LOGITS_AT_ONCE // weight_VM.shape[0])
+        rows = max(1, LOGITS_AT_ONCE // weight_VM.shape[0])
         for start in range(0, x_NM.shape[0], rows):
             part = slice(start, start + rows)
             x = x_NM[part].to(compute_dtype)

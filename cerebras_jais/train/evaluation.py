@@ -9,10 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cerebras_jais.model.config import LOGITS_AT_ONCE
 from cerebras_jais.model.decoder import LanguageModel
-
-# Logits held at once: 2^25 float32 values are 128 MiB.
-_LOGITS_AT_ONCE = 2**25
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class TrainedModel(nn.Module):
         labels_N = batch["labels"].reshape(-1).long()
         weights_N = batch["attention_mask"].reshape(-1).to(torch.float64)
         total = torch.zeros(3, dtype=torch.float64, device=x_NM.device)
-        rows = max(1, _LOGITS_AT_ONCE // lm.config.vocab_size)
+        rows = max(1, LOGITS_AT_ONCE // lm.config.vocab_size)
         for start in range(0, len(x_NM), rows):
             part = slice(start, start + rows)
             logits = (lm.model.lm_head(x_NM[part]) * lm.config.logits_scale).float()

@@ -34,12 +34,12 @@ from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.tensors import tensors
 from tests import tolerances
 from tests.cerebras_jais.train.examples import JAIS, LLAMA, train, trainer_section, write_data, write_yaml
+from tests.marks import HAS_FSDP, needs_fsdp
 from tests.process import PATIENCE
 
 ROOT = Path(__file__).parents[3]
 SIZES = {"hidden_size": 192, "num_heads": 4, "filter_size": 480, "vocab_size": 320, "max_position_embeddings": 256}
 ROWS = 3
-has_fsdp = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 6)
 
 
 def config_of(section, layers=1, **changes):
@@ -72,7 +72,7 @@ def test_a_layer_keeps_the_activations_that_are_stated(section, half):
     config = config_of(section)
     counted = kept_bytes(config_of(section, layers=3), half=half) - kept_bytes(config_of(section, layers=2), half=half)
     stated = saved_bytes(config, Arrangement(rows=ROWS, half=half))
-    if section is LLAMA and not has_fsdp:  # the kernel of torch 2.4 leaves its result in the order of tokens: no copy
+    if section is LLAMA and not HAS_FSDP:  # the kernel of torch 2.4 leaves its result in the order of tokens: no copy
         copy = ROWS * config.max_position_embeddings * config.hidden_size * (2 if half else 4)
         assert stated - copy <= counted < stated
     else:
@@ -101,7 +101,7 @@ def share_of_sixty_four():
         print(name, tensor.to_local().numel())
 
 
-@pytest.mark.skipif(not has_fsdp, reason="needs PyTorch 2.6")
+@needs_fsdp
 @pytest.mark.slow
 def test_the_first_of_sixty_four_processes_has_the_share_that_fsdp_gives_it():
     command = "from tests.cerebras_jais.launch.test_memory import share_of_sixty_four as share; share()"
