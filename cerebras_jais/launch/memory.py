@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cerebras_jais.config.trainer import TrainerConfig
-from cerebras_jais.model.config import LOGITS_AT_ONCE, DecoderConfig
+from cerebras_jais.model.config import LOGITS_AT_ONCE, SUMMED_AT_ONCE, DecoderConfig
 from cerebras_jais.model.freeze import trained_names
 from cerebras_jais.model.tensors import ModelTensor, bare_name, tensors
 
@@ -295,12 +295,16 @@ class _Sizes:
         return Term("activations", kept, "derived"), Term("gradients of activations", working, "measured")
 
     def logits(self) -> Term:
-        """Of the tokens that the loss takes at once, and their exponentials; the gradients that it makes with them."""
+        """Of the tokens that the loss takes at once, and their exponentials; the gradients that it makes with them.
+
+        The head's gradient grows by a product of which some rows exist at a time.
+        """
         size = self.config.vocab_size
         at_once = size * min(self.tokens, max(1, LOGITS_AT_ONCE // size))
         half_head = 2 * size * self.config.hidden_size if self.run.half else 0
         head = 0 if self.run.sharded else self._head_gradient()  # else with embedding and head
-        return Term("logits", 2 * 4 * at_once + head + half_head + self._layer_input(), "derived")
+        summed = 4 * min(SUMMED_AT_ONCE, size * self.config.hidden_size)
+        return Term("logits", 2 * 4 * at_once + head + half_head + summed + self._layer_input(), "derived")
 
     def while_writing(self) -> Term:
         """The largest tensor whole, and the shares of all that it is put together from; in the first process."""

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from cerebras_jais.model.config import SUMMED_AT_ONCE
+
 # Products of two numbers in a matrix product; below, what oneDNN takes to look up its kernel is not made up for.
 _LARGE = 2**22
 
@@ -63,11 +65,14 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add to `total`, in place, what `matmul` gives."""
+    """Add to `total`, in place, what `matmul` gives; at most SUMMED_AT_ONCE numbers of it exist at a time."""
     if total.dtype == a.dtype and not _by_onednn(a, b):
         total.addmm_(a, b)
-    else:
-        total += matmul(a, b)
+        return
+    rows = max(1, SUMMED_AT_ONCE // b.shape[1])
+    for start in range(0, len(total), rows):
+        part = slice(start, start + rows)
+        total[part] += matmul(a[part].contiguous(), b)
 
 
 class _Linear(torch.autograd.Function):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cerebras_jais.model.kernels import linear as module
 from cerebras_jais.model.kernels.linear import Linear, add_product_, linear, matmul
@@ -67,6 +68,37 @@ def test_products_of_transposed_matrices_and_their_sums_are_those_of_float64(row
     before = total.double()
     add_product_(total, a.t(), b)
     assert _close(total, before + exact)
+
+
+class _Largest(TorchDispatchMode):
+    """Numbers of the largest tensor that an operation returns, but for `known`."""
+
+    def __init__(self, known: torch.Tensor):
+        super().__init__()
+        self.known, self.numbers = known.data_ptr(), 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if result.data_ptr() != self.known:
+            self.numbers = max(self.numbers, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [150, 500, 30])  # of a sum of 500 rows
+def test_a_sum_takes_a_product_in_parts(monkeypatch, dtype, rows):
+    torch.manual_seed(0)
+    a, b, total = torch.randn(20, 500).to(dtype), torch.randn(20, 48).to(dtype), torch.randn(500, 48)
+    monkeypatch.setattr(module, "SUMMED_AT_ONCE", rows * 48)
+    exact = total.double() + a.double().t() @ b.double()
+    turned = a.t()
+    with _Largest(total) as largest:
+        add_product_(total, turned, b)
+    if dtype == torch.float32:
+        assert _close(total, exact)
+    else:
+        assert torch.allclose(total.double(), exact, rtol=2**-8, atol=2**-8 * 20)  # each product rounded to 16 bits
+    assert largest.numbers <= rows * 48
 
 
 def test_a_frozen_weight_gets_no_gradient_and_passes_one_on():
