@@ -143,7 +143,8 @@ def _remedy(term: Term, run: Arrangement) -> str:
         if not run.activation_checkpointing:
             return "add --activation-checkpointing, or give a smaller batch_size"
         if run.rows > 1:
-            return f"give a smaller batch_size, {'or more processes' if run.sharded else 'and more grad_accum_steps'}"
+            more = ", or more processes" if run.sharded else ""
+            return f"give a smaller batch_size and more grad_accum_steps{more}"
     return "more processes do not make it smaller; take ones with more memory, or a smaller model"
 
 

@@ -50,6 +50,7 @@ from cerebras_jais.train.state import (
     load_position,
     load_weights,
     open_for_resume,
+    sampled_digest,
     step_of,
 )
 from cerebras_jais.train.steps import Steps, TrainingError
@@ -141,7 +142,7 @@ def prepare(
         step = 0 if opened is None else step_of(opened, states)
         begins = step if start.begins is None else start.begins
         if not processes.agree(
-            f"{step} {begins} {sorted(states)} {start.checkpoint and start.checkpoint.stat().st_size}"
+            f"{step} {begins} {sorted(states)} {start.checkpoint and sampled_digest(start.checkpoint)}"
         ):
             raise ResumeError(
                 f"{phase.model_dir}: the processes do not begin from the same checkpoint; give all of them one folder "

@@ -187,7 +187,10 @@ def test_more_memory_than_there_is_is_refused_before_a_run_and_names_the_largest
     ("changes", "remedy"),
     [
         ({}, "activations, .* GB: add --activation-checkpointing"),
-        ({"activation_checkpointing": True}, "activations, .* GB: give a smaller batch_size"),
+        (
+            {"activation_checkpointing": True},
+            "activations, .* GB: give a smaller batch_size and more grad_accum_steps, or more",
+        ),
         ({"rows": 1, "processes": 2, "sharded": False}, "moments, .* GB: --sharding fsdp"),
         ({"rows": 1, "processes": 2}, "moments, .* GB: take more processes"),
         ({"rows": 1, "processes": 512}, "embedding and head, .* GB: more processes do not make it smaller"),

@@ -9,6 +9,7 @@ processes is said in one line, and the run ends.
 import csv
 import os
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -113,6 +114,43 @@ def test_sharding_among_one_process_and_an_absent_gpu_are_refused(tmp_path, monk
     with pytest.raises(UserError, match="no GPU"):
         train(config, backend="gpu")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_processes_that_begin_from_other_checkpoints_are_refused(tmp_path):
+    write_data(tmp_path / "train")
+    section = trainer_section(tmp_path)
+    del section["fit"]["val_dataloader"]
+    path = write_yaml(tmp_path / "a.yaml", section)
+    folders = [tmp_path / "0", tmp_path / "1"]  # of processes on machines without a common file system
+    for seed, folder in enumerate(folders):
+        section["init"]["seed"] = seed
+        (config,) = read_trainer_yaml(write_yaml(tmp_path / "b.yaml", section))
+        train(config, model_dir=folder / "run", max_steps=3)
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    fit = f"exec {sys.executable} -m cerebras_jais.cli fit {path} --model-dir run"
+
+    def continued():
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        command = [*start, "sh", "-c", f"cd $RANK && {fit}"]
+        return subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, env=environment, check=False
+        )
+
+    for other in ("of another run", "absent"):
+        if other == "absent":
+            shutil.rmtree(folders[1] / "run")
+            folders[1].joinpath("run").mkdir()
+        before = sorted(tmp_path.rglob("*"))
+        done = continued()
+        assert done.returncode != 0
+        (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert "the processes do not begin from the same checkpoint" in line
+        assert sorted(tmp_path.rglob("*")) == before
+    # Copies of one checkpoint are one checkpoint.
+    shutil.copytree(folders[0] / "run", folders[1] / "run", dirs_exist_ok=True)
+    done = continued()
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.slow
