@@ -45,7 +45,7 @@ from cerebras_jais.ranges import (
 from cerebras_jais.wording import suggestion
 
 LOGITS_AT_ONCE = 2**25  # that the loss holds
-SUMMED_AT_ONCE = 2**22  # numbers of a product on their way into a sum; more are slower
+SUMMED_AT_ONCE = 2**22  # numbers of a product on their way into a sum
 """What a loss holds at a time, in float32: 128 MiB."""
 
 

@@ -8,6 +8,7 @@ N outputs, K inputs, T tokens.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from cerebras_jais.model.config import SUMMED_AT_ONCE
 
 # Products of two numbers in a matrix product; below, what oneDNN takes to look up its kernel is not made up for.
 _LARGE = 2**22
+_ROWS_IN_CACHE = 128  # of a product that `add_product_` adds: twice as quick as all of them
 
 
 def _mkl_lacks_avx512() -> bool:
@@ -65,14 +67,21 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add to `total`, in place, what `matmul` gives; at most SUMMED_AT_ONCE numbers of it exist at a time."""
-    if total.dtype == a.dtype and not _by_onednn(a, b):
+    """Add to `total`, in place, what `matmul` gives, which is never there as a whole where it has to be made first."""
+    if _by_onednn(a, b):
+        # Of a transposed `a` oneDNN makes the transposed product, whose sum is quick while it is in the cache.
+        b_turned = b.t().contiguous()
+        for part in _parts(len(total), _ROWS_IN_CACHE):
+            total[part] += _onednn(b_turned, a[part].t().contiguous(), None).t()
+    elif total.dtype == a.dtype:
         total.addmm_(a, b)
-        return
-    rows = max(1, SUMMED_AT_ONCE // b.shape[1])
-    for start in range(0, len(total), rows):
-        part = slice(start, start + rows)
-        total[part] += matmul(a[part].contiguous(), b)
+    else:
+        for part in _parts(len(total), max(1, SUMMED_AT_ONCE // b.shape[1])):
+            total[part] += a[part] @ b
+
+
+def _parts(rows: int, at_once: int) -> Iterator[slice]:
+    return (slice(start, start + at_once) for start in range(0, rows, at_once))
 
 
 class _Linear(torch.autograd.Function):

@@ -90,6 +90,7 @@ def test_a_sum_takes_a_product_in_parts(monkeypatch, dtype, rows):
     torch.manual_seed(0)
     a, b, total = torch.randn(20, 500).to(dtype), torch.randn(20, 48).to(dtype), torch.randn(500, 48)
     monkeypatch.setattr(module, "SUMMED_AT_ONCE", rows * 48)
+    monkeypatch.setattr(module, "_ROWS_IN_CACHE", rows)
     exact = total.double() + a.double().t() @ b.double()
     turned = a.t()
     with _Largest(total) as largest:
