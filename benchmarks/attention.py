@@ -7,8 +7,8 @@ PyTorch's causal kernel without a bias. The packed row has documents of 300 to 7
 more column of queries and keys, filled up to eight, to that kernel.
 
 Errors: two heads of 128, those with the steepest and the flattest slope of 56, against float64, computed a block of
-queries at a time. An error is the largest difference over the largest magnitude. Beyond 4,096 tokens the mask of every
-pair is left out.
+queries at a time; by tiles, by the blocks of a release's code, and with a mask of every pair, which is left out beyond
+4,096 tokens. An error is the largest difference over the largest magnitude.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])
@@ -125,17 +126,32 @@ def exact(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, slopes: Tensor) -> list
     return [out, dq, dk, dv]
 
 
+def release_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
+    """As the code of a release does it in transformers, by blocks of queries."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    from checkpoint_convert.hf_code.blocks_jais import Blocks, attend_by_blocks
+    from checkpoint_convert.hf_code.masks_jais import Visibility
+
+    module = SimpleNamespace(config=SimpleNamespace(_attn_implementation="sdpa"), is_causal=True)
+    sees = Visibility(q.transpose(1, 2).flatten(2), None, torch.arange(q.shape[2]))
+    blocks = Blocks(sees, None, q.dtype)
+    out_BLHD = attend_by_blocks(sdpa_attention_forward, module, q, k, v, slopes, blocks, scaling=SCALE, dropout=0.0)
+    return out_BLHD.transpose(1, 2)
+
+
 def measure_errors(length: int) -> None:
     *inputs, grad = random_heads(2, length)
     slopes = torch.tensor(sorted(alibi_slopes(56)))[[0, -1]]
     right = exact(*inputs, grad, slopes)
     ways: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
         "tiles": lambda q, k, v: tiled_attention(q, k, v, make_tiling(length, 2, slopes, None), SCALE),
+        "release's blocks": lambda q, k, v: release_attention(q, k, v, slopes),
         "mask": lambda q, k, v: masked_attention(q, k, v, whole_bias(slopes, length)),
     }
     print(f"errors at {length:,} tokens: output and gradients of queries, keys and values")
     for name, attend in ways.items():
-        if name == "tiles" or length <= LONGEST_MASK:
+        if name != "mask" or length <= LONGEST_MASK:
             found = both_ways(attend, inputs, grad)
             errors = ((a - b).abs().max() / b.abs().max() for a, b in zip(found, right, strict=True))
             print(f"  {name:<20}" + "  ".join(f"{error.item():.1e}" for error in errors))
