@@ -11,7 +11,7 @@ PyTorch's own (MKL in float32) and of oneDNN's.
 
 `--modelzoo-python` is a Python that has the Model Zoo 2.10 and its cerebras_pytorch; without it those rows are absent.
 The Model Zoo's attention and MPT's keep every pair of tokens of every layer, which at 8,192 tokens is more memory than
-24 GiB: they are measured up to 4,096.
+24 GiB: they are measured up to 4,096, and there without most of the others (`--without`).
 """
 
 from __future__ import annotations

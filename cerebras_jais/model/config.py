@@ -44,9 +44,10 @@ from cerebras_jais.ranges import (
 )
 from cerebras_jais.wording import suggestion
 
-LOGITS_AT_ONCE = 2**25  # that the loss holds
-SUMMED_AT_ONCE = 2**22  # numbers of a product on their way into a sum
-"""What a loss holds at a time, in float32: 128 MiB."""
+LOGITS_AT_ONCE = 2**25
+"""Logits that a loss holds at a time, in float32: 128 MiB."""
+SUMMED_AT_ONCE = 2**22
+"""Numbers that there are at a time, at most, of a product which is added to a sum: 16 MiB in float32."""
 
 
 class ModelConfigError(UserError):
