@@ -5,10 +5,12 @@ checkpoint and train on. For each process the peak above what its imports take i
 times its share of weights, gradients and moments, and 1.5 GB for activations and the tensors in flight. A folder with
 room for one checkpoint (12 bytes for each weight) is needed, and memory for all processes at once.
 
-    python benchmarks/processes.py [--model jais-family-590m] [--processes 4] [--length 512] [--alone] [--folder DIR]
+    python benchmarks/processes.py [--model jais-family-590m] [--processes 4] [--length 512] [--continued-by 2 1]
+        [--alone] [--folder DIR]
 
-`--alone` trains the same steps in one process, too, and prints the largest difference of a loss. Exit status 1 where a
-process is above the bound or a loss differs by more than 1e-5.
+`--continued-by` has other numbers of processes train on from the same checkpoint, too. `--alone` trains all steps in
+one process. The largest difference of a loss is printed. Exit status 1 where a process is above the bound or a loss
+differs by more than 1e-5.
 """
 
 import argparse
@@ -124,29 +126,30 @@ def run(folder: Path, name: str, processes: int, words: list[str]) -> tuple[list
     return [json.loads((folder / f"{name}.json.{rank}").read_text()) for rank in range(processes)], losses
 
 
-def compare(model: str, processes: int, length: int, folder: Path, alone: bool, activations: float) -> bool:
+def compare(options: argparse.Namespace, folder: Path) -> bool:
     """Print the table; whether all is within its bounds."""
     from cerebras_jais.launch.estimate import model_size
     from cerebras_jais.model.config import DecoderConfig
 
-    content = trainer(model, processes, length, folder / "data")
+    processes, length = options.processes, options.length
+    content = trainer(options.model, processes, length, folder / "data")
     section = content["trainer"]["init"]["model"]
     write_rows(folder / "data", processes * (STEPS + MORE_STEPS), length, section["vocab_size"])
     yaml_file = folder / "run.yaml"
     yaml_file.write_text(yaml.safe_dump(content, sort_keys=False))
     size = model_size(DecoderConfig.from_section(section))
     share = size.training_bytes / processes
-    bound = 1.3 * share + activations
+    bound = 1.3 * share + options.activations
 
     first, losses = run(folder, "first", processes, [str(yaml_file)])
     content["trainer"]["init"]["checkpoint"] = {"steps": 0}
     content["trainer"]["init"]["loop"] = {"max_steps": STEPS + MORE_STEPS}
     yaml_file.write_text(yaml.safe_dump(content, sort_keys=False))
     checkpoint = folder / "first" / f"checkpoint_{STEPS}.mdl"
-    more, more_losses = run(folder, "more", processes, [str(yaml_file), "--checkpoint", str(checkpoint)])
-    losses += more_losses
+    onward = [str(yaml_file), "--checkpoint", str(checkpoint)]
+    more, more_losses = run(folder, "more", processes, onward)
 
-    print(f"{model}: {size.parameters:,} parameters, {processes} processes, rows of {length} tokens; GB above imports")
+    print(f"{options.model}: {size.parameters:,} parameters, {processes} processes, rows of {length} tokens; in GB")
     print(f"share of weights, gradients and moments {share / 1e9:.3f}, bound {bound / 1e9:.3f}")
     good = True
     for stage, reports in [(s, r) for r in (first, more) for s in r[0] if s != "floor"]:
@@ -154,12 +157,20 @@ def compare(model: str, processes: int, length: int, folder: Path, alone: bool, 
         good &= max(peaks) <= bound
         print(f"{stage:9}" + "".join(f" {peak / 1e9:7.3f}" for peak in peaks))
     print("imports  " + "".join(f" {report['floor'] / 1e9:7.3f}" for report in first))
-    if alone:
-        _, expected = run(folder, "alone", 1, [str(yaml_file)])
-        difference = max(abs(a - b) for a, b in zip(losses, expected, strict=True))
-        good &= difference <= 1e-5
-        print(f"losses {losses}, of one process {expected}: at most {difference:.2g} apart")
+    for number in options.continued_by:
+        _, found = run(folder, f"by_{number}", number, onward)
+        good &= compare_losses(f"continued by {processes}", more_losses, f"by {number}", found)
+    if options.alone:
+        _, found = run(folder, "alone", 1, [str(yaml_file)])
+        good &= compare_losses(f"of {processes}", losses + more_losses, "of one", found)
     return good
+
+
+def compare_losses(name: str, losses: list[float], other_name: str, others: list[float]) -> bool:
+    """Print the losses of two runs; whether they are equal within 1e-5."""
+    difference = max(abs(a - b) for a, b in zip(losses, others, strict=True))
+    print(f"losses, {name}: {losses}, {other_name}: {others}: at most {difference:.2g} apart")
+    return difference <= 1e-5
 
 
 def main() -> None:
@@ -168,6 +179,7 @@ def main() -> None:
     parser.add_argument("--model", default="jais-family-590m", help=f"of configs, or of {', '.join(SMALLER)}")
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--length", type=int, default=512, help="tokens of a row; each process has one")
+    parser.add_argument("--continued-by", type=int, nargs="+", default=[], metavar="N", help="numbers of processes")
     parser.add_argument("--alone", action="store_true", help="compare with one process, which needs all the memory")
     parser.add_argument("--folder", type=Path, help="where files go for a while; default: a temporary folder")
     parser.add_argument("--activations", type=float, default=ACTIVATIONS, help="bytes beside 1.3 shares")
@@ -178,14 +190,7 @@ def main() -> None:
         measured(arguments.words, arguments.measure)
         return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        good = compare(
-            arguments.model,
-            arguments.processes,
-            arguments.length,
-            Path(folder),
-            arguments.alone,
-            arguments.activations,
-        )
+        good = compare(arguments, Path(folder))
     sys.exit(0 if good else 1)
 
 

@@ -119,8 +119,11 @@ def test_the_evaluation_benchmark_compares_the_same_scores(tmp_path, monkeypatch
 @needs_fsdp
 def test_no_process_of_a_divided_model_holds_the_whole_of_it(tmp_path):
     """The layers are small beside the model; with all of its weights and moments a process would be above the bound."""
-    words = ["--model", "25m", "--length", "64", "--activations", "110e6", "--alone", "--folder", str(tmp_path)]
+    words = ["--model", "25m", "--length", "64", "--activations", "110e6", "--alone", "--continued-by", "2"]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks/processes.py"), *words], capture_output=True, text=True, check=False
+        [sys.executable, str(ROOT / "benchmarks/processes.py"), *words, "--folder", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
