@@ -166,13 +166,13 @@ def status_of(program: str, work: Callable[[], Any]) -> int:
         status = work()
     except SystemExit as error:
         if error.code in (HUNG_UP, TERMINATED):
-            _say(STATUSES[error.code])
+            say(STATUSES[error.code])
         return error.code if isinstance(error.code, int) else GOOD
     except click.ClickException as error:
         error.show()
         return REFUSED
     except (click.Abort, KeyboardInterrupt):
-        _say(STATUSES[INTERRUPTED])
+        say(STATUSES[INTERRUPTED])
         return INTERRUPTED
     except BaseException as error:  # a panic of a library in Rust is no Exception
         return _said(program, error)
@@ -183,10 +183,10 @@ def _said(program: str, error: BaseException) -> int:
     """Say what an exception means in one line; the exit status."""
     came = interrupted_by()
     if came is not None and _line(error)[0] is None:  # a library in C that calls Python may put its own error there
-        _say(STATUSES[came])
+        say(STATUSES[came])
         return came
     line, status = line_of(program, error)
-    _say(f"error: {line}")
+    say(f"error: {line}")
     return status
 
 
@@ -200,7 +200,7 @@ def line_of(program: str, error: BaseException) -> tuple[str, int]:
     return line, status
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
     """Print a line on standard error, unless that is gone: a terminal that has closed refuses it."""
     with suppress(OSError):
         click.echo(line, err=True)

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 # Folders and modules of cerebras_jais, and the converter; those of one line import neither one another nor later ones.
 ORDER = (
     ("errors", "modelzoo_version", "ranges"),
-    ("encoding", "files", "interrupts", "params", "wording"),
+    ("encoding", "files", "interrupts", "machine", "params", "wording"),
     ("atomic", "commandline"),
     ("endpoint",),
     ("checkpoint",),

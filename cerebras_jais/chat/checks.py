@@ -9,6 +9,7 @@ import torch
 
 from cerebras_jais.data.tokenizer import load_tokenizer, vocabulary_size
 from cerebras_jais.errors import UserError
+from cerebras_jais.machine import available_memory
 from cerebras_jais.model.config import DecoderConfig
 from cerebras_jais.model.tensors import tensors
 from checkpoint_convert.formats.release_directory import TOKENIZER
@@ -62,13 +63,3 @@ def check_memory(path: Path, config: DecoderConfig, dtype: torch.dtype) -> None:
 def cache_bytes(config: DecoderConfig, tokens: int) -> int:
     """Bytes of the keys and values of one prompt with its answer, in float32."""
     return 2 * 4 * config.num_hidden_layers * config.num_kv_groups * config.head_dim * tokens
-
-
-def available_memory() -> int | None:
-    """Bytes of memory that programs can still take, as Linux says; None elsewhere."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    found = next((line for line in lines if line.startswith("MemAvailable:")), None)
-    return None if found is None else int(found.split()[1]) * 1024

@@ -1,7 +1,6 @@
 """The leaves of a checkpoint: a tensor in a file, a tensor still to be made, and a leaf that is refused."""
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from cerebras_jais.checkpoint.errors import CheckpointError, as_checkpoint_error
 from cerebras_jais.checkpoint.hdf5.dataset import DatasetHeader
 from cerebras_jais.checkpoint.hdf5.guarded import GuardedFile
 from cerebras_jais.checkpoint.io import aligned_empty
+from cerebras_jais.machine import machine_memory
 
 Kind = Literal["torch", "numpy"]
 """What `cerebras.pytorch.load` makes of a tensor: a torch.Tensor or a numpy array."""
@@ -90,7 +90,7 @@ class StoredTensor:
     def _read(self, start: int, shape: tuple[int, ...]) -> np.ndarray:
         element = ELEMENT_TYPES[self.dtype]
         needed = math.prod(shape) * element.itemsize
-        if needed > _machine_memory():
+        if needed > machine_memory():
             raise CheckpointError(
                 f"{self.path}: '{self.key}' needs {needed / 2**30:.1f} GiB, more than this machine has; read it in rows"
             )
@@ -130,7 +130,3 @@ class UnreadableLeaf:
         raise CheckpointError(
             f"{self.file.path}: '{self.key}' is {self.reason}; open with on_object=\"skip\" to do without it"
         )
-
-
-def _machine_memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -124,12 +124,11 @@ def fit(
     and before that, whether it fits:
       cerebras-jais fit jais-family-13b --sharding fsdp --dry-run --processes 64
     """
-    import os
-
     from cerebras_jais.catalog.reader import read_trainer_yaml
     from cerebras_jais.config.modelzoo_only import not_done_here
     from cerebras_jais.errors import UserError
     from cerebras_jais.launch.start import plan_launch
+    from cerebras_jais.machine import place_of_process
     from cerebras_jais.train.threads import settle_threads
 
     said = {_CLUSTER_KEYS[name]: value for name, value in cluster.items() if value}
@@ -194,9 +193,10 @@ def fit(
             click.echo(line)
         return
     threads = settle_threads()
-    if threads is not None and os.environ.get("RANK", "0") == "0":
+    speaks = place_of_process().is_first  # under torchrun one process prints for all
+    if threads is not None and speaks:
         click.echo(threads, err=True)
-    log = click.echo if os.environ.get("RANK", "0") == "0" else (lambda line: None)  # under torchrun one prints for all
+    log = click.echo if speaks else (lambda line: None)
     from cerebras_jais.train.setup import FitOptions
 
     options = FitOptions(backend or "", activation_checkpointing, compile_layers, sharding)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from cerebras_jais.launch.memory import gigabytes
 from cerebras_jais.launch.phases import Phase
 from cerebras_jais.launch.start import Launch, Start, predicted_start
 from cerebras_jais.model.config import DecoderConfig
@@ -60,8 +61,9 @@ def training_flops(config: DecoderConfig, size: ModelSize, tokens: int) -> float
     """Floating point operations of training on `tokens` tokens.
 
     A multiply-add counts two. Per token and matrix of n weights: 2n forward, 2n for the gradient of its input, 2n for
-    its own gradient if it trains. Attention: 4 x length x width forward and twice that backward in each layer, the
-    masked half included, as it is computed. (Kaplan et al. 2020, section 2.1, with attention in full.)
+    its own gradient if it trains. Attention: 4 x length x width forward and twice that backward in each layer, with
+    the masked half, as is usual; this package's kernels leave it out. (Kaplan et al. 2020, section 2.1, with attention
+    in full.)
     """
     attention = 12 * config.max_position_embeddings * config.hidden_size * config.num_hidden_layers
     return float(tokens) * (4 * size.multiplied + 2 * size.multiplied_and_trained + attention)
@@ -131,4 +133,4 @@ def _describe_checkpoints(phase: Phase, size: ModelSize, steps: int) -> Iterator
     keep = (phase.config.callback("KeepNCheckpoints") or {}).get("n")
     kept = min(written, keep or written)
     total = kept * size.checkpoint_bytes
-    yield f"checkpoints {kept:,} of {size.checkpoint_bytes:,} bytes each, {total / 1e9:,.3g} GB in all"
+    yield f"checkpoints {kept:,} of {size.checkpoint_bytes:,} bytes each, {gigabytes(total)} GB in all"

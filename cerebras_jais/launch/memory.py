@@ -111,8 +111,8 @@ def memory_problem(config: DecoderConfig, run: Arrangement, available: int) -> s
         return None
     who = "training takes" if run.processes == 1 else f"each of {run.processes} processes takes"
     return (
-        f"{who} {_gigabytes(stage.bytes)} GB of memory and has {_gigabytes(available)}; the largest part is "
-        f"{stage.largest.name}, {_gigabytes(stage.largest.bytes)} GB: {_remedy(stage.largest, run)}"
+        f"{who} {gigabytes(stage.bytes)} GB of memory and has {gigabytes(available)}; the largest part is "
+        f"{stage.largest.name}, {gigabytes(stage.largest.bytes)} GB: {_remedy(stage.largest, run)}"
     )
 
 
@@ -126,11 +126,11 @@ def describe_memory(config: DecoderConfig, run: Arrangement) -> Iterator[str]:
     )
     kind = f"{run.backend}, {'16 bits' if run.half else 'float32'}"
     again = ", activation checkpointing" if run.activation_checkpointing else ""
-    yield f"memory      {_gigabytes(most.bytes)} GB in {how}, {kind}{again}, {run.rows:,} x {length:,} tokens at a time"
+    yield f"memory      {gigabytes(most.bytes)} GB in {how}, {kind}{again}, {run.rows:,} x {length:,} tokens at a time"
     for term in sorted(most.terms, key=lambda term: -term.bytes):
         if term.bytes:
-            yield f"            {_gigabytes(term.bytes):>8} GB  {term.name} ({term.origin})"
-    others = ", ".join(f"{stage.name} {_gigabytes(stage.bytes)}" for stage in stages(config, run) if stage != most)
+            yield f"            {gigabytes(term.bytes):>8} GB  {term.name} ({term.origin})"
+    others = ", ".join(f"{stage.name} {gigabytes(stage.bytes)}" for stage in stages(config, run) if stage != most)
     yield f"            at its most in: {most.name}; GB in other stages: {others}"
 
 
@@ -148,8 +148,9 @@ def _remedy(term: Term, run: Arrangement) -> str:
     return "more processes do not make it smaller; take ones with more memory, or a smaller model"
 
 
-def _gigabytes(size: int) -> str:
-    return f"{size / GB:,.3g}" if size < 1000 * GB else f"{size / GB:,.0f}"
+def gigabytes(size: int) -> str:
+    """A number of bytes in GB of 10^9, of three digits or all that are whole; `1.42e+04` is never written."""
+    return f"{size / GB:,.3g}" if size < 999.5 * GB else f"{size / GB:,.0f}"
 
 
 def saved_bytes(config: DecoderConfig, run: Arrangement) -> int:

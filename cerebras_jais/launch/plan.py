@@ -6,7 +6,6 @@ Source: cerebras.pytorch utils/data/utils.py (compute_num_steps), Model Zoo trai
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -163,15 +162,12 @@ def missing_sections(config: TrainerConfig) -> Iterator[Problem]:
         yield Problem(("init", "optimizer"), "missing; add AdamW")
 
 
-def machine_memory() -> int:
-    """Bytes of memory that this machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def planned_arrangement(
     config: TrainerConfig, processes: int, sharding: str, *, activation_checkpointing: bool, backend: str
 ) -> Arrangement:
-    """How `processes` processes would train a phase. Raises PlanError where they cannot divide a batch."""
+    """How `processes` processes would train a phase. Raises PlanError where they cannot divide a batch or a model."""
+    if sharding == "fsdp" and processes == 1:
+        raise PlanError("--sharding fsdp", "divides the model among processes, and --processes is 1; leave it out")
     for missing in missing_sections(config):
         raise PlanError(f"{config.source}: {dotted((*config.at, *missing.keys))}", missing.message)
     check_division(config, processes)

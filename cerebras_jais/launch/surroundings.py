@@ -21,12 +21,12 @@ from cerebras_jais.launch.phases import Phase
 from cerebras_jais.launch.plan import (
     PlanError,
     data_problem,
-    machine_memory,
     missing_sections,
     plan_training,
 )
 from cerebras_jais.launch.saved import nothing_left
 from cerebras_jais.launch.start import Launch
+from cerebras_jais.machine import machine_memory
 from cerebras_jais.model.config import ModelConfigError
 from cerebras_jais.model.decoder import LanguageModel
 from cerebras_jais.model.freeze import freeze_parameters

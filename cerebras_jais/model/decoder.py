@@ -210,6 +210,7 @@ class Decoder(nn.Module):
         ends = None
         if attention_span_BL is not None:
             ends = torch.arange(1, length + 1, device=device) + attention_span_BL.long()
+            ends = ends.clamp(max=length)  # a span that goes beyond the row sees no more than its rest
         if device.type == "cpu":
             return make_tiling(length, config.num_heads, slopes, ends)
         if flex_serves(device, self._compute_dtype(device)):

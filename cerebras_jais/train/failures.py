@@ -2,7 +2,8 @@
 
 A process that cannot go on leaves its line in the store of the launcher and ends. The connections that break with it
 end the others, and the first one finds the line in the store and says it. The others say nothing. torchrun ends all as
-soon as one has ended, so a process whose error the first one may have, too, leaves it time to speak.
+soon as one has ended, so a process whose error the first one may have, too, leaves it time to speak. Before the
+processes are together there is no store: an error that the first one does not have is then said after that time.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cerebras_jais.commandline import line_of
+from cerebras_jais.commandline import line_of, say
 from cerebras_jais.errors import TERMINATED, UNFORESEEN, UserError
+from cerebras_jais.machine import Place, place_of_process
 from cerebras_jais.train.signals import Stopped
 
 _KEY = "cerebras_jais/failure"
@@ -91,8 +93,12 @@ def _line_of_another(store: Any, seconds: float) -> str | None:
 
 @contextmanager
 def first_process_speaks() -> Iterator[None]:
-    """A block whose errors only the first of several processes lets out; another one ends without a word."""
-    if os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1":
+    """A block whose errors the first of several processes lets out; another one leaves it time for the same one."""
+    try:
+        place = place_of_process()
+    except UserError:  # `DistributedContext` says it
+        place = Place()
+    if place.is_first:
         yield
         return
     try:
@@ -103,4 +109,6 @@ def first_process_speaks() -> Iterator[None]:
             error if isinstance(error, _Silent) else _Silent(getattr(error, "status", UNFORESEEN), _FOR_A_SLOW_FIRST)
         )
         time.sleep(silent.seconds)
+        if silent is not error:  # one that the first process had, too, would have ended this one by now
+            say(f"error: process {place.rank} of {place.processes}: {line_of('cerebras-jais', error)[0]}")
         os._exit(silent.status)  # a group whose connections are broken can keep Python from ending

@@ -10,6 +10,7 @@ import datetime
 import fcntl
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -34,6 +35,8 @@ from cerebras_jais.train.progress import CURVE_FILE, LOSSES_FILE
 
 INDEX_FILE = "checkpoints_index.yaml"
 LOCK_FILE = ".fit.lock"
+_LONGEST_NAME = 255  # bytes (Linux, NAME_MAX)
+_TIME = "%Y%m%d_%H%M%S"
 
 
 class FolderError(UserError):
@@ -68,9 +71,33 @@ class RunFolder:
             return checkpoint_path(self.config, self.model_dir, f"{step}_{INTERRUPTED}")
         path = checkpoint_path(self.config, self.model_dir, step)
         if path.exists():
-            now = f"{step}_{datetime.datetime.now():%Y%m%d_%H%M%S}"
+            now = f"{step}_{datetime.datetime.now():{_TIME}}"
             path = checkpoint_path(self.config, self.model_dir, now)
         return path
+
+    def try_to_write(self, last: int) -> None:
+        """Make the folder of the checkpoints, and in it for a moment a file without a name.
+
+        Raises FolderError where no checkpoint could be written when the time comes.
+
+        Args:
+            last: the step of the last one.
+        """
+        path = checkpoint_path(self.config, self.model_dir, f"{last}_{datetime.datetime.now():{_TIME}}")
+        longest = len(os.fsencode(path.name))
+        if longest > _LONGEST_NAME:
+            raise FolderError(
+                f"{self.config.source}: checkpoint_name makes names of up to {longest} bytes, {path.name[:40]}…; a "
+                f"file's may have {_LONGEST_NAME}, so shorten it"
+            )
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path.parent).close()
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise FolderError(
+                f"{path.parent}: checkpoints cannot be written there ({reason}); give another folder"
+            ) from error
 
     def put_in_order(self, newest: int) -> None:
         """Make files and index as a run leaves them that wrote its last checkpoint at step `newest` and never stopped.

@@ -70,6 +70,8 @@ def _prepare_and_run(
             _lock(phase, processes, until_done, log)
         prepared = prepare(phase, start, options, processes, stop)
         stop.wait()
+        if processes.is_first:
+            prepared.folder.try_to_write(prepared.plan.end)
         if not locked:
             phase.model_dir.mkdir(parents=True, exist_ok=True)
             _lock(phase, processes, until_done, log)

@@ -8,23 +8,27 @@ from __future__ import annotations
 import ctypes
 import gc
 import hashlib
-import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cerebras_jais.errors import UserError
-from cerebras_jais.launch.plan import machine_memory
+from cerebras_jais.machine import Place, machine_memory, place_of_process
 from cerebras_jais.model.decoder import DecoderLayer
 from cerebras_jais.train.failures import explained
+from cerebras_jais.train.signals import ending_at_once
 
 # <malloc.h>; larger pieces of memory than this many bytes are mapped one by one.
 _M_MMAP_THRESHOLD, _MAPPED_BYTES = -3, 1 << 20
+# How long processes wait for one another: the first may flush a checkpoint of 834 GB. One that has died is noticed at
+# once, by its connections or by torchrun.
+_FOR_ONE_ANOTHER = timedelta(hours=2)
 # What the first process says while it writes, beside the number of a tensor.
 _WRITTEN, _FAILED = -1, -2
 
@@ -40,8 +44,8 @@ class DistributedContext:
     """
 
     def __init__(self, backend: str, sharding: str = "ddp"):
-        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        self.rank = int(os.environ.get("RANK", "0")) if self.world_size > 1 else 0
+        self._place = place_of_process()
+        self.world_size, self.rank = self._place.processes, self._place.rank
         self.sharding = sharding
         self._accelerator: Any = None
         self._exchanging = False  # whether the first process is in the middle of `gathered`
@@ -51,12 +55,17 @@ class DistributedContext:
             raise UserError(f"backend {backend!r} is not one of cpu, gpu")
         if backend == "gpu" and not torch.cuda.is_available():
             raise UserError("no GPU is visible to PyTorch; use --backend cpu")
+        if backend == "gpu" and self._place.local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"process {self.rank} is the one of number {self._place.local_rank} on its machine, which has GPUs for "
+                f"{torch.cuda.device_count()}; start as many processes as it has GPUs (torchrun --nproc-per-node)"
+            )
         if self.world_size == 1:
             if sharding == "fsdp":
                 raise UserError("--sharding fsdp divides the model among processes; start several with torchrun")
             self.device = torch.device("cuda" if backend == "gpu" else "cpu")
             return
-        self._accelerator = _accelerator(backend, sharding)
+        self._accelerator = _accelerator(backend, sharding, self._place)
         if backend == "cpu" and sharding == "fsdp":
             _give_back_freed_memory()
         self.device = self._accelerator.device
@@ -64,14 +73,14 @@ class DistributedContext:
     @property
     def is_first(self) -> bool:
         """Whether this process writes files and prints."""
-        return self.rank == 0
+        return self._place.is_first
 
     @property
     def memory(self) -> int:
         """Bytes of memory that this process may take; processes on CPUs share the memory of their machine."""
         if self.device.type == "cuda":
             return int(torch.cuda.get_device_properties(self.device).total_memory)
-        return machine_memory() // (int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if self.world_size > 1 else 1)
+        return machine_memory() // self._place.local_processes
 
     def divide(self, trained: nn.Module, dtype: torch.dtype | None = None) -> None:
         """Divide a model among the processes of a sharded run, layer by layer, with PyTorch's fully_shard.
@@ -240,14 +249,25 @@ class DistributedContext:
             AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def _accelerator(backend: str, sharding: str) -> Any:
+def _accelerator(backend: str, sharding: str, place: Place) -> Any:
+    """What brings the processes together. Raises UserError where one of them does not come."""
     if sharding not in ("ddp", "fsdp"):
         raise UserError(f"sharding {sharding!r} is not one of ddp, fsdp")
     if sharding == "fsdp" and tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
         raise UserError(f"--sharding fsdp needs PyTorch 2.6 or newer (this is {torch.__version__}); use ddp")
     from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
 
-    return Accelerator(cpu=backend == "cpu", mixed_precision="no")
+    patience = InitProcessGroupKwargs(timeout=_FOR_ONE_ANOTHER)
+    try:
+        with ending_at_once():
+            return Accelerator(cpu=backend == "cpu", mixed_precision="no", kwargs_handlers=[patience])
+    except (RuntimeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"the {place.processes} processes do not come together ({reason}); start all of them with torchrun and one "
+            "address"
+        ) from error
 
 
 def _give_back_freed_memory() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -28,6 +30,24 @@ class Stopped(UserError):
 def name_of(signum: int) -> str:
     """For people."""
     return "Ctrl-C (SIGINT)" if signum == signal.SIGINT else signal.Signals(signum).name
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """A block in which the signals end the process as if Python were not there.
+
+    For waiting in a library in C, where there is nothing to save and a handler of Python's would not be called.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for signum in _SIGNALS:
+            if signal.getsignal(signum) is not signal.SIG_IGN:
+                before[signum] = signal.signal(signum, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
 
 
 class StopRequest:

@@ -222,7 +222,7 @@ def _segments(sees: Visibility) -> list[tuple[slice, list[Segment]]] | None:
     marks = [*sees.texts, *([] if sees.is_token_BS is None else [sees.is_token_BS[:, :end].long()])]
     if not marks:
         return [(EVERY, [Segment(sees.past, end, 0, end, end)])]
-    if not may_read(marks[0]) or any(bool((ids_BL.diff(dim=-1) < 0).any()) for ids_BL in sees.texts):
+    if not may_read(marks[0]) or any(bool((ids_BL[:, 1:] < ids_BL[:, :-1]).any()) for ids_BL in sees.texts):
         return None
     marks_BLM = torch.stack([mark.expand(sees.rows, -1) for mark in marks], dim=-1)
     by_row = []

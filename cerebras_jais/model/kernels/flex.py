@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 BLOCK = 128
+# Compiled forms of FlexAttention in one process: whole or packed rows, one row or several, few tokens, the lengths of
+# the phases, with gradients or without. Beyond its limit, 8, PyTorch computes every pair.
+_GRAPHS = 64
 
 
 @dataclass(frozen=True)
@@ -126,8 +129,10 @@ def _causal_until(ends_BL: Tensor) -> Callable[..., Tensor]:
 
 @functools.cache
 def _compiled() -> Callable[..., Any]:
+    import torch._dynamo
     from torch.nn.attention.flex_attention import flex_attention
 
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS)
     return torch.compile(flex_attention)
 
 

@@ -216,6 +216,13 @@ def test_a_dry_run_says_the_memory_of_each_process():
     assert "each of 64 processes, fsdp, gpu, 16 bits, 16 x 4,096 tokens at a time" in said
     weights = sum(share_bytes(t, 64) for t in tensors(read_trainer_yaml("jais-adapted-70b/stage-2")[0].init.model))
     assert f"{weights / 1e9:.3g} GB  weights (derived)" in said
+    # A sum of thousands of GB is written out, too.
+    kept, size, total = re.search(r"checkpoints ([\d,]+) of ([\d,]+) bytes each, ([\d,]+) GB in all", said).groups()
+    assert number(total) == round(number(kept) * number(size) / 1e9)
+
+
+def number(text):
+    return int(text.replace(",", ""))
 
 
 @pytest.mark.parametrize(
@@ -225,6 +232,7 @@ def test_a_dry_run_says_the_memory_of_each_process():
         (["--processes", "2048"], "batch_size: 1024 rows cannot be divided among 2048 processes; give 2048"),
         (["--processes", "64", "--sharding", "fsdp", "--memory-per-process", "80"], "the largest part is activations"),
         (["--processes", "64", "--memory-per-process", "80"], "activations"),
+        (["--processes", "1", "--sharding", "fsdp"], "--sharding fsdp: divides the model among processes"),
         (["--memory-per-process", "80"], "--memory-per-process is for --dry-run --processes"),
         (["--processes", "4", "--backend", "csx"], "--processes is for --backend cpu and gpu"),
     ],

@@ -44,6 +44,16 @@ def test_packed_documents_give_the_logits_they_give_alone(model):
         torch.testing.assert_close(packed[:1, start : start + size], alone, atol=tolerances.SAME_IN_FLOAT32, rtol=0)
 
 
+def test_a_span_that_goes_beyond_its_row_is_as_long_as_the_row(model):
+    batch = batch_of(model.config, packed=True)
+    ids, span, positions = (batch[name] for name in ("input_ids", "attention_span", "position_ids"))
+    longer = span.clone()
+    longer[0, -1] += 1
+    longer[-1] = 2**31 - 1  # a single document
+    assert model.model._positions(ids, longer, positions).bias is None  # no mask of every pair
+    assert torch.equal(model.logits(ids, longer, positions), model.logits(ids, span, positions))
+
+
 def test_activation_checkpointing_gives_the_same_gradients(model):
     batch = batch_of(model.config, packed=True)
     gradients = []

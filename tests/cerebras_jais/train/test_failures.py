@@ -63,19 +63,45 @@ def test_a_run_that_is_complete_is_no_failure(rank):
     assert not store.held
 
 
-def test_another_process_than_the_first_ends_without_a_word(monkeypatch, capfd):
-    class Ended(BaseException):
-        pass
+class Ended(BaseException):
+    """The end of a process."""
+
+
+@pytest.fixture
+def of_two(monkeypatch):
+    """Raise an error in one of two processes, as torchrun starts them; what it lets out."""
 
     def end(status):
         raise Ended(status)
 
     monkeypatch.setattr(os, "_exit", end)
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     monkeypatch.setattr(failures.signal, "signal", lambda *_: None)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    for rank, raised in (("1", Ended), ("0", UserError)):
-        monkeypatch.setenv("RANK", rank)
-        with pytest.raises(raised), first_process_speaks():
-            raise UserError("x.yaml: is wrong")
+    for name, value in (("WORLD_SIZE", "2"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "29500")):
+        monkeypatch.setenv(name, value)
+
+    def failed(rank, error, sleep):
+        monkeypatch.setattr(time, "sleep", sleep)
+        monkeypatch.setenv("RANK", str(rank))
+        with pytest.raises((Ended, UserError)) as out, first_process_speaks():
+            raise error
+        return out.value
+
+    return failed
+
+
+def test_another_process_leaves_the_first_one_time_to_speak(of_two, capfd):
+    def ended_by_torchrun(seconds):
+        raise Ended(seconds)
+
+    assert isinstance(of_two(0, UserError("x.yaml: is wrong"), ended_by_torchrun), UserError)
+    assert of_two(1, UserError("x.yaml: is wrong"), ended_by_torchrun).args == (30.0,)
+    # One that the first finds in the store; it ends the group.
+    left = explained(UserError("x"), Store(), 1, 2)
+    assert of_two(1, left, lambda seconds: None).args == (UserError.status,)
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_the_first_process_does_not_find_wrong_another_says_itself(of_two, capfd):
+    """As where a file is missing on one of two machines, before the processes are together."""
+    assert of_two(1, UserError("x.yaml: no such\nfile"), lambda seconds: None).args == (UserError.status,)
+    assert capfd.readouterr() == ("", "error: process 1 of 2: x.yaml: no such file\n")

@@ -282,6 +282,18 @@ WRONG = {
         "no such group",
     ),
     "missing-checkpoint": (lambda s: s["fit"].update(ckpt_path="nowhere.mdl"), "no such checkpoint"),
+    "no-folder-for-checkpoints": (
+        lambda s: s["init"]["checkpoint"].update(checkpoint_root="/proc/nowhere"),
+        "/proc/nowhere: checkpoints cannot be written there (no such file or directory); give another folder",
+    ),
+    "a-file-for-checkpoints": (
+        lambda s: s["init"]["checkpoint"].update(checkpoint_root=__file__),
+        "checkpoints cannot be written there (file exists)",
+    ),
+    "a-long-name-of-checkpoints": (
+        lambda s: s["init"]["checkpoint"].update(checkpoint_name="x" * 234 + "_{step}.mdl"),
+        "checkpoint_name makes names of up to 256 bytes",
+    ),
     "batches-beyond-the-epoch": (
         lambda s: s["init"].update(loop={"num_epochs": 1, "grad_accum_steps": 99}),
         "grad_accum_steps 99",

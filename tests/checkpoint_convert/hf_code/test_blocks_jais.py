@@ -107,6 +107,17 @@ def test_any_rows_of_texts_and_padding_have_the_results_of_the_whole_bias(rows, 
 
 
 @pytest.mark.usefixtures("blocks_are_small")
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool], ids=str)
+def test_a_number_that_comes_back_is_the_same_text_whatever_its_type(dtype):
+    model, ids = tiny_model(attention="sdpa", n_layer=2), random_ids(1, 12)
+    texts = torch.tensor([[0] * 5 + [1] * 4 + [0] * 3]).to(dtype)
+    found = model(ids, seq_idx=texts, use_cache=False).logits
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(blocks_jais, "MOST_BIAS", 2**40)
+        assert_same(found, model(ids, seq_idx=texts, use_cache=False).logits)
+
+
+@pytest.mark.usefixtures("blocks_are_small")
 @pytest.mark.parametrize("form", ["boolean", "additive"])
 def test_a_mask_of_four_dimensions_is_obeyed(form):
     document = torch.tensor([0] * 5 + [1] * 6)

@@ -7,14 +7,18 @@ compiled kernels themselves.
 """
 
 import shutil
+import warnings
+from itertools import product
 
 import pytest
 import torch
+import torch._dynamo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cerebras_jais.model import decoder
 from cerebras_jais.model.alibi import alibi_slopes
+from cerebras_jais.model.kernels import flex
 from cerebras_jais.model.kernels.flex import BLOCK, flex_serves, make_flex_mask
 from tests import tolerances
 from tests.cerebras_jais.model.examples import batch_of, jais_section, llama_section, sharp_model
@@ -102,6 +106,25 @@ def test_the_compiled_kernel_computes_the_listed_blocks_alone_and_all_of_them():
     with torch.no_grad(), config.patch({"cpp.vec_isa_ok": True, "cpp_cache_precompile_headers": False}):
         found, right = (attend(*inputs, slopes, 4.0, span) for attend in (by_flex(None), with_mask))
     torch.testing.assert_close(found, right, atol=tolerances.SAME_IN_FLOAT32, rtol=0)
+
+
+def test_rows_of_many_sizes_are_all_compiled(monkeypatch):
+    """PyTorch warns where it computes every pair instead, as it does of more forms than it compiles."""
+    compile_it = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f: compile_it(f, backend=lambda graph, inputs: graph.forward))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    torch._dynamo.reset()
+    flex._compiled.cache_clear()
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("error")
+            for length, rows, packed in product((512, 300, 100, 17), (4, 1), (False, True)):
+                *inputs, _ = random_heads(rows, 3, length, 16)
+                span = documents([length // 2], length).expand(rows, -1) if packed else None
+                by_flex(None)(*inputs, torch.rand(3), 1.0, span)
+    finally:
+        flex._compiled.cache_clear()
+        torch._dynamo.reset()
 
 
 def listed(counts, numbers):
