@@ -2,7 +2,7 @@
 
 A run passes through stages, each of which holds other things at once: reading, the loss, the backward pass of the last
 layer (all activations, few gradients), that of the first layer (few activations, all gradients), the root group after
-it, and writing. The stage that holds the most decides.
+it, evaluation and writing. The stage that holds the most decides.
 
 T tokens of a micro-batch in one process, L length, M hidden, F filter, V vocabulary, H heads. Bytes, of float32 unless
 a term says 16 bits. Origins: "derived" from what the code and PyTorch keep (tests count it), "measured" by
@@ -35,6 +35,7 @@ class Arrangement:
         processes: all of them.
         sharded: whether they divide the model (FSDP2), or each has a copy (DDP).
         rows: of a micro-batch, in each process.
+        held_out_rows: of a batch that is evaluated, in each process.
         accumulates: whether several micro-batches make a step.
         half: whether matrices are multiplied in 16 bits.
         activation_checkpointing: whether a layer's activations are computed again in the backward pass.
@@ -44,6 +45,7 @@ class Arrangement:
     processes: int = 1
     sharded: bool = False
     rows: int = 1
+    held_out_rows: int = 0
     accumulates: bool = False
     half: bool = False
     activation_checkpointing: bool = False
@@ -87,6 +89,7 @@ def arrangement_of(
         processes=processes,
         sharded=sharding == "fsdp" and processes > 1,
         rows=-(-config.fit.train_dataloader.batch_size // processes),
+        held_out_rows=max((-(-section.batch_size // processes) for section in config.fit.val_dataloader), default=0),
         accumulates=config.init.loop.grad_accum_steps > 1,
         half=precision is not None and precision.enabled,
         activation_checkpointing=activation_checkpointing,
@@ -112,7 +115,7 @@ def memory_problem(config: DecoderConfig, run: Arrangement, available: int) -> s
     who = "training takes" if run.processes == 1 else f"each of {run.processes} processes takes"
     return (
         f"{who} {gigabytes(stage.bytes)} GB of memory and has {gigabytes(available)}; the largest part is "
-        f"{stage.largest.name}, {gigabytes(stage.largest.bytes)} GB: {_remedy(stage.largest, run)}"
+        f"{stage.largest.name}, {gigabytes(stage.largest.bytes)} GB: {_remedy(stage.largest, config, run)}"
     )
 
 
@@ -134,11 +137,15 @@ def describe_memory(config: DecoderConfig, run: Arrangement) -> Iterator[str]:
     yield f"            at its most in: {most.name}; GB in other stages: {others}"
 
 
-def _remedy(term: Term, run: Arrangement) -> str:
+def _remedy(term: Term, config: DecoderConfig, run: Arrangement) -> str:
     if term.name in ("weights", "moments", "gradients") and not run.sharded:
         return "--sharding fsdp divides it among processes; or take a smaller model"
     if term.name in ("weights", "moments", "gradients"):
         return "take more processes"
+    if term.name == "the mask of attention" or (term.name.endswith("activations") and _pairs(config, run)):
+        return "without attention_dropout_rate, attention takes memory for each token, not for each pair of them"
+    if term.name == "a batch evaluated":
+        return "give val_dataloader a smaller batch_size"
     if term.name in ("activations", "gradients of activations"):
         if not run.activation_checkpointing:
             return "add --activation-checkpointing, or give a smaller batch_size"
@@ -161,14 +168,24 @@ def saved_bytes(config: DecoderConfig, run: Arrangement) -> int:
     one number. Attention keeps q, k, v, its result and one number per head and token (`model/kernels`); behind rotary
     angles its result is copied into the order of tokens. A matrix in 16 bits keeps a copy of its input of its own: q,
     k and v, and the two of the feed-forward network, do not share one. SwiGLU keeps both halves, the activation and
-    their product.
+    their product. Dropout keeps what it multiplies by at two places, and of attention the kernel of a CPU three numbers
+    for each pair of tokens.
     """
     rows, length = run.rows, config.max_position_embeddings
     M, F, H = config.hidden_size, config.filter_size, config.num_heads
     rotary, rms = config.position_embedding_type == "rotary", config.norm_type == "rmsnorm"
     wide = 2 * M + (2 * M if rms else 0) + (2 if rms else 4) + H
     narrow = 4 * M + (M if rotary else 0) + (5 if run.half else 2) * M + 4 * F
-    return rows * length * (4 * wide + _width(run) * narrow)
+    dropped = 2 * M * (_width(run) if run.backend == "cpu" else 1) if config.dropout_rate else 0
+    of_pairs = 3 * _pairs(config, run) if run.backend == "cpu" else 0
+    return rows * length * (4 * wide + _width(run) * narrow + dropped) + of_pairs
+
+
+def _pairs(config: DecoderConfig, run: Arrangement) -> int:
+    """Bytes of a float32 number for each pair of tokens and head, where dropout on attention has need of them."""
+    if not config.attention_dropout:
+        return 0
+    return 4 * run.rows * config.num_heads * config.max_position_embeddings**2
 
 
 def share_bytes(tensor: ModelTensor, processes: int) -> int:
@@ -189,19 +206,23 @@ class _Sizes:
         self.tokens = run.rows * config.max_position_embeddings
 
     def stages(self) -> tuple[Stage, ...]:
-        state = (self.process(), self.weights(), self.moments())
+        state, mask = (self.process(), self.weights(), self.moments()), self.mask()
         held, halves = self.gradients_held(), self.half_weights()
         gathered, flight, root = self.layers_gathered(), self.layers_summed(), self.root_in_flight()
         layers, first = self.config.num_hidden_layers, self.first_gradients()
         return (
             Stage("reading", (*state, self.while_reading())),
-            Stage("the loss", (*state, held, halves, *root, self.kept(), self.logits())),
-            Stage("backward, last layer", (*state, first, halves, *root, *gathered, *self.activations(layers))),
-            Stage("backward, next layer", (*state, first, halves, *root, *flight, *self.activations(layers - 1))),
+            Stage("the loss", (*state, held, halves, *root, self.kept(), *mask, self.logits())),
+            Stage("backward, last layer", (*state, first, halves, *root, *gathered, *mask, *self.activations(layers))),
             Stage(
-                "backward, first layer", (*state, self.gradients(but=self.layer), *root, *flight, *self.activations(1))
+                "backward, next layer", (*state, first, halves, *root, *flight, *mask, *self.activations(layers - 1))
+            ),
+            Stage(
+                "backward, first layer",
+                (*state, self.gradients(but=self.layer), *root, *flight, *mask, *self.activations(1)),
             ),
             Stage("backward, embedding", (*state, self.gradients(), *self.root_at_its_end())),
+            Stage("evaluation", (*state, halves, *gathered, *self.root_gathered(), self.evaluated())),
             Stage("writing", (*state, self.while_writing())),
         )
 
@@ -272,6 +293,10 @@ class _Sizes:
             return ()
         return (Term("embedding and head", self._padded(self.root) + self._head_gradient(), "derived"),)
 
+    def root_gathered(self) -> tuple[Term, ...]:
+        """Embedding, head and last norm, without gradients."""
+        return (Term("embedding and head", self._padded(self.root), "derived"),) if self.run.sharded else ()
+
     def root_at_its_end(self) -> tuple[Term, ...]:
         """The gradients of embedding and head, of which a tied one is the sum, before and while they are summed."""
         tables = [t for t in self.root if t in self.trained and t.kind in ("embedding", "head")]
@@ -284,7 +309,8 @@ class _Sizes:
     def kept(self) -> Term:
         """Activations at the end of the forward pass: of all layers and of the last norm."""
         each = self._layer_input() if self.run.activation_checkpointing else saved_bytes(self.config, self.run)
-        return Term("activations", self.config.num_hidden_layers * each + 2 * self._layer_input(), "derived")
+        once = 2 * self._layer_input() + self._embedding_dropout()
+        return Term("activations", self.config.num_hidden_layers * each + once, "derived")
 
     def activations(self, layers: int) -> tuple[Term, ...]:
         """Those of the layers whose backward pass is to come, and what it needs while it runs.
@@ -294,7 +320,19 @@ class _Sizes:
         every, layer = saved_bytes(self.config, self.run), self._layer_input()
         working = self.tokens * _width(self.run) * 2 * self.config.filter_size + 2 * layer
         kept = every + (layers - 1) * (layer if self.run.activation_checkpointing else every) if layers else 0
+        kept += self._embedding_dropout()
         return Term("activations", kept, "derived"), Term("gradients of activations", working, "measured")
+
+    def mask(self) -> tuple[Term, ...]:
+        """The mask of every pair of tokens, which dropout on attention needs; of each row where rows are packed."""
+        alibi = self.config.position_embedding_type == "alibi"
+        each = _pairs(self.config, self.run) // (1 if alibi else self.config.num_heads)
+        size = each if self.run.backend == "cpu" else each * _width(self.run) // 4
+        return (Term("the mask of attention", size, "derived"),) if size else ()
+
+    def _embedding_dropout(self) -> int:
+        numbers = self.tokens * self.config.hidden_size if self.config.embedding_dropout else 0
+        return numbers * (4 if self.run.backend == "cpu" else 1)
 
     def logits(self) -> Term:
         """Of the tokens that the loss takes at once, and their exponentials; the gradients that it makes with them.
@@ -307,6 +345,14 @@ class _Sizes:
         head = 0 if self.run.sharded else self._head_gradient()  # else with embedding and head
         summed = 4 * min(SUMMED_AT_ONCE, size * self.config.hidden_size)
         return Term("logits", 2 * 4 * at_once + head + half_head + summed + self._layer_input(), "derived")
+
+    def evaluated(self) -> Term:
+        """Of a batch that is evaluated: three residuals and what SwiGLU computes with, or a residual and the logits."""
+        config = self.config
+        tokens = self.run.held_out_rows * config.max_position_embeddings
+        in_layer = tokens * (4 * 3 * config.hidden_size + _width(self.run) * 3 * config.filter_size)
+        at_once = config.vocab_size * min(tokens, max(1, LOGITS_AT_ONCE // config.vocab_size))
+        return Term("a batch evaluated", max(in_layer, 4 * tokens * config.hidden_size + 2 * 4 * at_once), "derived")
 
     def while_writing(self) -> Term:
         """The largest tensor whole, and the shares of all that it is put together from; in the first process."""

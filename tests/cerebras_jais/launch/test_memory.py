@@ -68,9 +68,10 @@ def kept_bytes(config, *, half):
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "16 bits"])
 @pytest.mark.parametrize("section", [JAIS, LLAMA], ids=["jais", "llama"])
-def test_a_layer_keeps_the_activations_that_are_stated(section, half):
-    config = config_of(section)
-    counted = kept_bytes(config_of(section, layers=3), half=half) - kept_bytes(config_of(section, layers=2), half=half)
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_layer_keeps_the_activations_that_are_stated(section, half, dropout):
+    config, three, two = (config_of(section, layers=n, dropout_rate=dropout) for n in (1, 3, 2))
+    counted = kept_bytes(three, half=half) - kept_bytes(two, half=half)
     stated = saved_bytes(config, Arrangement(rows=ROWS, half=half))
     if section is LLAMA and not HAS_FSDP:  # the kernel of torch 2.4 leaves its result in the order of tokens: no copy
         copy = ROWS * config.max_position_embeddings * config.hidden_size * (2 if half else 4)
@@ -141,6 +142,12 @@ RUNS = {
     "gradients": (JAIS, {"vocab_size": 6400, "max_position_embeddings": 32}, {"rows": 1}),
     "checkpointing": (LLAMA, {"num_hidden_layers": 4}, {"activation_checkpointing": True}),
     "accumulation": (JAIS, {"num_hidden_layers": 2}, {"accumulates": True}),
+    "dropout": (JAIS, {"num_hidden_layers": 3, "dropout_rate": 0.1, "attention_dropout_rate": 0.0}, {}),
+    "attention dropout": (JAIS, {"num_hidden_layers": 2, "attention_dropout_rate": 0.1}, {}),
+    "dropout on long rows": (LLAMA, {"attention_dropout_rate": 0.1, "max_position_embeddings": 1024}, {"rows": 1}),
+    "evaluation": (JAIS, {"num_hidden_layers": 2}, {"rows": 1, "held_out_rows": 12}),
+    "evaluation in 16 bits": (LLAMA, {"num_hidden_layers": 2}, {"rows": 1, "held_out_rows": 12, "half": True}),
+    "evaluated logits": (LLAMA, {"vocab_size": 6400}, {"rows": 1, "held_out_rows": 12}),
     "16 bits": (LLAMA, {"num_hidden_layers": 3}, {"half": True}),
 }
 
@@ -156,17 +163,22 @@ def test_a_run_allocates_what_is_stated(tmp_path, name):
     write_data(tmp_path / "train", samples=32, length=length, vocabulary=size)
     with h5py.File(tmp_path / "train" / "a.h5", "r+") as file:
         file["data"][:, 1] = 1  # the loss leaves masked tokens out
-    loop = {"max_steps": 2, "eval_frequency": None, "grad_accum_steps": batches}
+    loop = {"max_steps": 2, "eval_frequency": 2 if "held_out_rows" in run else None, "grad_accum_steps": batches}
     precision = {"enabled": run.get("half", False), "fp16_type": "bfloat16", "max_gradient_norm": 1.0}
     section = trainer_section(tmp_path, model, loop=loop, precision=precision)
     section["fit"]["train_dataloader"]["batch_size"] = run.get("rows", ROWS)
-    section["fit"].pop("val_dataloader")
+    if "held_out_rows" in run:
+        write_data(tmp_path / "held_out", samples=24, seed=1, length=length, vocabulary=size)
+        section["fit"]["val_dataloader"]["batch_size"] = run["held_out_rows"]
+    else:
+        section["fit"].pop("val_dataloader")
     (config,) = read_trainer_yaml(write_yaml(tmp_path / "a.yaml", section))
     again = run.get("activation_checkpointing", False)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         train(config, model_dir=tmp_path / "run", activation_checkpointing=again)
     arranged = arrangement_of(config, 1, "ddp", activation_checkpointing=again, backend="cpu")
     stage = peak(config.init.model, arranged)
+    assert (stage.name == "evaluation") == ("held_out_rows" in run)
     stated = stage.bytes - next(term.bytes for term in stage.terms if term.name == "the process itself")
     assert allocated_peak(profiled) == pytest.approx(stated, rel=tolerances.MEMORY_PEAK)
 
