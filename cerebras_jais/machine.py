@@ -88,8 +88,8 @@ def place_of_process(environment: Mapping[str, str] = os.environ) -> Place:
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environment]
     if missing:
         raise UserError(
-            f"WORLD_SIZE is {processes}, but {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set; "
-            "start the processes with torchrun, or unset WORLD_SIZE"
+            f"WORLD_SIZE is {processes}, and not set are: {', '.join(missing)}; start the processes with torchrun, or "
+            "unset WORLD_SIZE"
         )
     _variable(environment, "MASTER_PORT", 0, below=_PORTS)
     return Place(

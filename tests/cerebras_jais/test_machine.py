@@ -74,8 +74,8 @@ def test_torchrun_says_the_place_of_a_process():
         ({"RANK": "-1"}, "RANK is '-1', not a whole number from 0 to 7"),
         ({"MASTER_PORT": "70000"}, "MASTER_PORT is '70000', not a whole number from 0 to 65535"),
         ({"LOCAL_WORLD_SIZE": ""}, "LOCAL_WORLD_SIZE is '', not a whole number from 1 on"),
-        ({"MASTER_ADDR": None}, "WORLD_SIZE is 8, but MASTER_ADDR is not set; start the processes with torchrun"),
-        ({"RANK": None, "MASTER_PORT": None}, "WORLD_SIZE is 8, but RANK and MASTER_PORT are not set"),
+        ({"MASTER_ADDR": None}, "WORLD_SIZE is 8, and not set are: MASTER_ADDR; start the processes with torchrun"),
+        ({"RANK": None, "MASTER_PORT": None}, "not set are: RANK, MASTER_PORT; "),
     ],
 )
 def test_variables_that_are_missing_or_make_no_sense_are_named(changes, said):

@@ -10,8 +10,12 @@ import csv
 import os
 import resource
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -21,6 +25,7 @@ from cerebras_jais.catalog.reader import read_trainer_yaml
 from cerebras_jais.checkpoint import open_checkpoint, save_checkpoint
 from cerebras_jais.errors import UserError
 from cerebras_jais.model.load import load_model
+from cerebras_jais.train.parallel import DistributedContext
 from tests import tolerances
 from tests.cerebras_jais.train.examples import JAIS, LLAMA, train, trainer_section, write_data, write_yaml
 from tests.marks import needs_fsdp
@@ -113,6 +118,46 @@ def test_sharding_among_one_process_and_an_absent_gpu_are_refused(tmp_path, monk
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="no GPU"):
         train(config, backend="gpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    for name, value in of_two(RANK="5", WORLD_SIZE="8", LOCAL_RANK="4").items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="process 5 is the one of number 4 on its machine, which has GPUs for 4; start"):
+        DistributedContext("gpu")
+
+
+def of_two(**more):
+    """The variables of the first of two processes, at an address that nothing else uses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **more}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_that_waits_for_the_others_hears_signals(tmp_path, signum):
+    write_data(tmp_path / "train")
+    section = trainer_section(tmp_path)
+    del section["fit"]["val_dataloader"]
+    command = [sys.executable, "-m", "cerebras_jais.cli", "fit", str(write_yaml(tmp_path / "a.yaml", section))]
+    variables = of_two()
+    with subprocess.Popen([*command, "--model-dir", str(tmp_path / "run")], env={**os.environ, **variables}) as waiting:
+        until = time.monotonic() + PATIENCE
+        while waiting.poll() is None and time.monotonic() < until:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", int(variables["MASTER_PORT"]))):
+                break  # where the processes meet
+            time.sleep(0.1)
+        time.sleep(1)
+        waiting.send_signal(signum)
+        try:
+            assert waiting.wait(10) == -signum
+        finally:
+            waiting.kill()
     assert not (tmp_path / "run").exists()
 
 
