@@ -142,7 +142,8 @@ def _remedy(term: Term, config: DecoderConfig, run: Arrangement) -> str:
         return "--sharding fsdp divides it among processes; or take a smaller model"
     if term.name in ("weights", "moments", "gradients"):
         return "take more processes"
-    if term.name == "the mask of attention" or (term.name.endswith("activations") and _pairs(config, run)):
+    of_pairs = run.backend == "cpu" and _pairs(config, run) > 0
+    if term.name == "the mask of attention" or (term.name == "activations" and of_pairs):
         return "without attention_dropout_rate, attention takes memory for each token, not for each pair of them"
     if term.name == "a batch evaluated":
         return "give val_dataloader a smaller batch_size"
@@ -324,7 +325,7 @@ class _Sizes:
         return Term("activations", kept, "derived"), Term("gradients of activations", working, "measured")
 
     def mask(self) -> tuple[Term, ...]:
-        """The mask of every pair of tokens, which dropout on attention needs; of each row where rows are packed."""
+        """The mask of every pair of tokens, which dropout on attention needs, of each row, as packed rows have it."""
         alibi = self.config.position_embedding_type == "alibi"
         each = _pairs(self.config, self.run) // (1 if alibi else self.config.num_heads)
         size = each if self.run.backend == "cpu" else each * _width(self.run) // 4

@@ -203,6 +203,7 @@ def test_more_memory_than_there_is_is_refused_before_a_run_and_names_the_largest
             {"activation_checkpointing": True},
             "activations, .* GB: give a smaller batch_size and more grad_accum_steps, or more",
         ),
+        ({"rows": 1, "held_out_rows": 180}, "a batch evaluated, .* GB: give val_dataloader a smaller batch_size"),
         ({"rows": 1, "processes": 2, "sharded": False}, "moments, .* GB: --sharding fsdp"),
         ({"rows": 1, "processes": 2}, "moments, .* GB: take more processes"),
         ({"rows": 1, "processes": 512}, "embedding and head, .* GB: more processes do not make it smaller"),
@@ -216,6 +217,13 @@ def test_what_cannot_fit_is_refused_with_a_remedy_for_its_largest_term(changes, 
     problem = memory_problem(config, run, 10**9)
     assert "\n" not in problem
     assert re.search(remedy, problem), problem
+
+
+@pytest.mark.parametrize(("backend", "largest"), [("cpu", "activations"), ("gpu", "the mask of attention")])
+def test_where_dropout_on_attention_takes_the_memory_the_remedy_is_to_do_without(backend, largest):
+    config = config_of(JAIS, layers=2, attention_dropout_rate=0.1, max_position_embeddings=16384)
+    problem = memory_problem(config, Arrangement(backend=backend), 10**8)
+    assert re.search(f"the largest part is {largest}, .* GB: without attention_dropout_rate", problem), problem
 
 
 def dry_run(*options):
