@@ -112,11 +112,10 @@ def test_rows_of_many_sizes_are_all_compiled(monkeypatch):
     """PyTorch warns where it computes every pair instead, as it does of more forms than it compiles."""
     compile_it = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f: compile_it(f, backend=lambda graph, inputs: graph.forward))
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
     torch._dynamo.reset()
     flex._compiled.cache_clear()
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with torch._dynamo.config.patch(recompile_limit=8), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("error")
             for length, rows, packed in product((512, 300, 100, 17), (4, 1), (False, True)):
                 *inputs, _ = random_heads(rows, 3, length, 16)
