@@ -149,8 +149,8 @@ def compare(options: argparse.Namespace, folder: Path) -> bool:
     onward = [str(yaml_file), "--checkpoint", str(checkpoint)]
     more, more_losses = run(folder, "more", processes, onward)
 
-    print(f"{options.model}: {size.parameters:,} parameters, {processes} processes, rows of {length} tokens; in GB")
-    print(f"share of weights, gradients and moments {share / 1e9:.3f}, bound {bound / 1e9:.3f}")
+    print(f"{options.model}: {size.parameters:,} parameters, {processes} processes, rows of {length} tokens")
+    print(f"share of weights, gradients and moments {share / 1e9:.3f}, bound {bound / 1e9:.3f}; GB above imports")
     good = True
     for stage, reports in [(s, r) for r in (first, more) for s in r[0] if s != "floor"]:
         peaks = [report[stage] for report in reports]

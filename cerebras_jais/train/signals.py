@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -32,30 +32,37 @@ def name_of(signum: int) -> str:
     return "Ctrl-C (SIGINT)" if signum == signal.SIGINT else signal.Signals(signum).name
 
 
-@contextmanager
-def ending_at_once() -> Iterator[None]:
+def ending_at_once() -> AbstractContextManager[None]:
     """A block in which the signals end the process as if Python were not there.
 
     For waiting in a library in C, where there is nothing to save and a handler of Python's would not be called.
+    """
+    return _handled_by(signal.SIG_DFL)
+
+
+@contextmanager
+def _handled_by(handler: Any) -> Iterator[None]:
+    """A block in which the signals have a handler, but those that the process was told to ignore (nohup).
+
+    Outside the main thread, where Python takes no signals, nothing is changed.
     """
     before = {}
     if threading.current_thread() is threading.main_thread():
         for signum in _SIGNALS:
             if signal.getsignal(signum) is not signal.SIG_IGN:
-                before[signum] = signal.signal(signum, signal.SIG_DFL)
+                before[signum] = signal.signal(signum, handler)
     try:
         yield
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+        for signum, earlier in before.items():
+            signal.signal(signum, signal.SIG_DFL if earlier is None else earlier)
 
 
 class StopRequest:
     """A context in which SIGINT, SIGTERM and SIGHUP are noted instead of ending the process.
 
     Until `wait` is called there is nothing to save, and the first one raises Stopped where it comes; afterwards the
-    first one is kept in `signum` for the loop to look at, and the second raises Stopped. A signal that the process was
-    told to ignore (nohup) stays ignored. Outside the main thread, where Python takes no signals, nothing is changed.
+    first one is kept in `signum` for the loop to look at, and the second raises Stopped.
 
     Args:
         several: whether the run has several processes.
@@ -65,19 +72,15 @@ class StopRequest:
         self.signum: int | None = None
         self.saved = "nothing was trained"  # what is reported as kept after a second signal
         self._several, self._waits, self._when = several, False, 0.0
-        self._before: dict[int, Any] = {}
+        self._handled = _handled_by(self._receive)
         self._raised: Stopped | None = None
 
     def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            for signum in _SIGNALS:
-                if signal.getsignal(signum) is not signal.SIG_IGN:
-                    self._before[signum] = signal.signal(signum, self._receive)
+        self._handled.__enter__()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        for signum, handler in self._before.items():
-            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+        self._handled.__exit__(None, None, None)
         if self._raised is not None and not isinstance(error, Stopped):
             raise self._raised from error  # a library in C that calls Python may have put its own error in its place
 

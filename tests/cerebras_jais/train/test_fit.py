@@ -27,7 +27,7 @@ from tests.cerebras_jais.train.examples import JAIS, LLAMA, config_of, train, tr
 
 
 @pytest.mark.parametrize("model", [JAIS, LLAMA], ids=["jais", "llama"])
-def test_the_loss_falls_and_everything_is_left_where_it_says(folder, model):
+def test_the_loss_falls_and_checkpoint_records_and_curve_are_left_where_it_says(folder, model):
     config = config_of(
         folder, model, loop={"max_steps": 30, "eval_frequency": 15}, checkpoint={"steps": 20}, loggers=[]
     )

@@ -30,14 +30,6 @@ NAN = float("nan")
 ARRAYS = [pytest.param(array, marks=pytest.mark.slow) for array in (np.array([1, 2]), np.array(NAN))]
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("cerebras_jais.train.progress.draw_curve", lambda rows, path: None)
-    write_data(tmp_path / "train")
-    write_data(tmp_path / "held_out", samples=10, seed=1)
-    return tmp_path
-
-
 def poison_gradients(monkeypatch, step, value):
     """At one step, a gradient is `value` while the loss is what it was."""
     real, calls = LanguageModel.forward, []

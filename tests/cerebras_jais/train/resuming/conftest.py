@@ -1,4 +1,4 @@
-"""What the tests of stopped runs share: a folder with data, and no picture of the losses."""
+"""What the tests of stopped runs share: a folder with more data."""
 
 import pytest
 
@@ -10,11 +10,3 @@ def folder(tmp_path):
     write_data(tmp_path / "train", samples=28)
     write_data(tmp_path / "held_out", samples=10, seed=1)
     return tmp_path
-
-
-@pytest.fixture(autouse=True)
-def no_curve(request, monkeypatch):
-    """Drawing takes longer than these runs do; tests that look at the picture draw it."""
-    if "curve" not in request.node.name:
-        monkeypatch.setattr("cerebras_jais.train.progress.draw_curve", lambda rows, path: None)
-        monkeypatch.setattr("cerebras_jais.train.setup.draw_curve", lambda rows, path: None)
